@@ -26,7 +26,7 @@ PARAMS_FILE = Path("params.yaml")
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
-Reward = Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"]
+Loss = Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"]
 REFERENCE_FREE: frozenset[str] = frozenset({"orpo", "simpo"})
 
 
@@ -127,7 +127,7 @@ class Train(Section):
     model_config = ConfigDict(frozen=True, extra="allow", strict=False)
 
     beta: Annotated[float, Field(gt=0)]
-    loss: Reward
+    loss: Loss
     gpus: Annotated[int, Field(ge=0)]
 
     @property
@@ -207,7 +207,9 @@ def _explain(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         return f"unknown key '{key}'{nearest(str(location[-1]), _siblings(detail['loc'][:-1]))}"
     if detail["type"] == "missing":
-        return f"key '{key}' is missing"
+        given = [str(name) for name in detail["input"] if name not in _siblings(detail["loc"][:-1])]
+        misspelt = difflib.get_close_matches(str(location[-1]), given, n=1)
+        return f"key '{key}' is missing" + (f"; is '{misspelt[0]}' meant for it?" if misspelt else "")
     if detail["type"] == "train":
         context = detail.get("ctx", {})
         return f"'{key}.{context.get('key')}' {context.get('problem')}"
