@@ -1,0 +1,91 @@
+# Every command of the project; `make` alone lists them. Python 3.11 or newer and git are all it needs.
+# PYTHON=... chooses the interpreter; UV_DEFAULT_INDEX, UV_CACHE_DIR and the like are uv's own.
+
+UV := 0.13.9
+ROOM_GB := 8
+PORT ?= 5000
+export PRESET FORCE PYTHON
+
+# Only .venv counts, whatever is active in the user's shell, and nothing here reports home.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+
+IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
+DIE := die() { echo "$$*" >&2; exit 1; };
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test lint setup use ui lock clean venv
+.SILENT:
+
+help: ## List these commands
+	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+repro: setup ## Run the pipeline: every stage whose inputs changed
+	$(IN_VENV) dvc repro
+
+test: lint ## Lint, check types, run all tests
+	$(IN_VENV) python -m pytest
+
+lint: setup ## Lint and check types only
+	$(IN_VENV) ruff check .
+	$(IN_VENV) mypy
+
+# The copy of the lock file inside .venv says what is installed. It is compared by content, because
+# a checkout changes times, and it is written last, so that an interrupted installation starts again.
+setup: venv ## Create .venv with the locked requirements (the commands above do it when needed)
+	$(DIE) cmp -s requirements.txt .venv/installed.txt || { \
+	rm -f .venv/installed.txt; \
+	.venv/bin/uv pip sync --python .venv/bin/python --require-hashes requirements.txt && \
+	cp requirements.txt .venv/installed.txt || die "Installing failed for the reason above." \
+	"Run the same command again to go on; UV_CACHE_DIR=... moves uv's downloads to another disk."; }
+
+use: ## Switch to a preset: make use PRESET=name
+	$(DIE) names= known=; for file in params/*.yaml; do name=$${file#params/}; names="$$names $${name%.yaml}"; \
+	  cmp -s "$$file" params.yaml && known=yes; done; \
+	case " $$names " in *" $${PRESET:-,} "*) ;; \
+	  *) die "Which preset? make use PRESET=name, with one of:$$names" ;; esac; \
+	[ -n "$$known$$FORCE" ] || [ ! -e params.yaml ] || \
+	  [ -z "$$(git status --porcelain -- params.yaml 2>&1)" ] || \
+	  die "params.yaml has edits that are neither committed nor a preset; FORCE=1 discards them."; \
+	cp "params/$$PRESET.yaml" params.yaml && echo "params.yaml is now params/$$PRESET.yaml."
+
+ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
+	$(IN_VENV) mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+	  --backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts
+
+lock: venv ## Resolve requirements.in into requirements.txt (ARGS=--upgrade for the newest)
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS) \
+	  requirements.in --output-file requirements.txt
+
+clean: ## Delete .venv and the tools' caches; data, models and results stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# A .venv made here, whose Python still runs, with the pinned uv; made anew if anything of that fails.
+venv:
+	$(DIE) found= python=; here=$$(pwd -P); \
+	[ "$$(cat .venv/made-in.txt 2>/dev/null)" = "$$here uv $(UV)" ] && \
+	  .venv/bin/python -c '' 2>/dev/null && exit 0; \
+	command -v git >/dev/null || die "git was not found, and DVC needs it: install git."; \
+	[ -e .git ] || die "This folder is not a Git clone, which DVC needs: use git clone, or git init."; \
+	set -- python3.11 python3.12 python3.13 python3; [ -z "$$PYTHON" ] || set -- "$$PYTHON"; \
+	for name; do version=$$("$$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' \
+	    2>/dev/null) || continue; \
+	  found="$$found, but $$name is $$version"; \
+	  python=$$("$$name" -c 'import sys; assert sys.version_info >= (3, 11); print(sys._base_executable)' \
+	    2>/dev/null) && break; done; \
+	[ -n "$$python" ] || die "Python 3.11 or newer is needed$${found:-, but there is no working $$*}:" \
+	  "install it, or name it with PYTHON=/path/to/python."; \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null || die "$$python lacks the venv module;" \
+	  "on Debian and Ubuntu: apt install python$$version-venv."; \
+	at=.; [ ! -d .venv ] || at=.venv/; old=$$(du -sk .venv/ 2>/dev/null | cut -f 1); \
+	free=$$(df -Pk $$at 2>/dev/null | awk 'NR == 2 { print $$4 }'); \
+	free=$$(( ($${free:-999999999} + $${old:-0}) / 1048576 )); \
+	[ $$free -ge $(ROOM_GB) ] || die "The disk of this folder has $$free GB free;" \
+	  "the installation needs $(ROOM_GB) GB."; \
+	"$$python" -m venv --clear .venv && \
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV) && \
+	echo "$$here uv $(UV)" > .venv/made-in.txt || die "Making .venv failed for the reason above."
