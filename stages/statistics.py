@@ -1,0 +1,470 @@
+"""What the scores of pairs amount to: rewards, rates, intervals, tests, what length explains.
+
+Pure functions of arrays, one number a pair; numpy and scipy only. Log-probs are natural
+logarithms, summed over an answer's tokens (nats) unless said otherwise. Every function refuses an
+empty, wrongly shaped or non-finite input with a ``ValueError`` that names the argument and the
+first bad position: a NaN compares as "not greater", and would pass for a loss.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_CELLS = 2_000_000  # of a chunk of resamples times groups: 16 MB, which stays near the cache
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """A share of ``n`` pairs: ``rate`` = (``wins`` + ``ties`` / 2) / ``n``."""
+
+    rate: float
+    n: int
+    wins: int
+    ties: int
+
+    @property
+    def losses(self) -> int:
+        return self.n - self.wins - self.ties
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over ``n`` pairs in ``groups`` groups, and its interval, all in the mean's unit."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """``gained`` pairs went up, ``lost`` down; ``odds`` = gained / lost or ``None``."""
+
+    gained: int
+    lost: int
+    unchanged: int
+    odds: float | None
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The pairs whose length difference is in [``low``, ``high``), the last bin's end too."""
+
+    low: float
+    high: float
+    result: WinRate
+
+
+@dataclass(frozen=True)
+class LengthControl:
+    """What length explains of the margins; see ``length_control``."""
+
+    slope: float
+    intercept: float
+    explained: float
+    result: WinRate
+    logistic_rate: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A distribution. ``sd`` is the sample's (n - 1), ``None`` for one value."""
+
+    n: int
+    mean: float
+    sd: float | None
+    low: float
+    high: float
+    quantiles: dict[float, float]
+
+
+# rewards and margins, one number a pair
+
+
+def implicit_reward(policy_logps: ArrayLike, reference_logps: ArrayLike, beta: float) -> Floats:
+    """DPO's implicit reward, beta · (log π(y|x) - log π_ref(y|x)), shape (n,), nats times beta.
+
+    The part that depends on the prompt alone is left out; it cancels in every margin. Source:
+    Rafailov et al. 2023 (arXiv 2305.18290), equation 5.
+    """
+    if not (np.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta must be a finite number above 0, not {beta}")
+    return beta * log_prob_change(policy_logps, reference_logps)
+
+
+def log_prob_change(policy_logps: ArrayLike, reference_logps: ArrayLike) -> Floats:
+    """log π(y|x) - log π_ref(y|x), shape (n,), nats; below 0: training made y less likely."""
+    policy, reference = _columns(policy_logps=policy_logps, reference_logps=reference_logps)
+    return policy - reference
+
+
+def reward_margin(
+    policy_chosen: ArrayLike,
+    policy_rejected: ArrayLike,
+    reference_chosen: ArrayLike,
+    reference_rejected: ArrayLike,
+    beta: float,
+) -> Floats:
+    """r(chosen) - r(rejected), shape (n,): the argument of the sigmoid in DPO's loss.
+
+    All four arguments are summed log-probs of shape (n,). Source: arXiv 2305.18290, equation 7.
+    """
+    _columns(
+        policy_chosen=policy_chosen,
+        policy_rejected=policy_rejected,
+        reference_chosen=reference_chosen,
+        reference_rejected=reference_rejected,
+    )
+    chosen = implicit_reward(policy_chosen, reference_chosen, beta)
+    return chosen - implicit_reward(policy_rejected, reference_rejected, beta)
+
+
+def per_token(logps: ArrayLike, tokens: ArrayLike) -> Floats:
+    """Mean log-prob of an answer's tokens, logps / tokens, shape (n,), nats per token."""
+    sums, counts = _columns(logps=logps, tokens=tokens)
+    if (counts < 1).any():
+        at = int(np.argmax(counts < 1))
+        raise ValueError(f"tokens: an answer has at least one token, value {at} is {counts[at]:g}")
+    return sums / counts
+
+
+def preference_margin(
+    chosen_logps: ArrayLike,
+    rejected_logps: ArrayLike,
+    chosen_tokens: ArrayLike | None = None,
+    rejected_tokens: ArrayLike | None = None,
+) -> Floats:
+    """log π(chosen) - log π(rejected), shape (n,), of one model without a reference.
+
+    With token counts both are means per token, which takes away most of the sum's bias to short
+    answers. ``win_rate`` of it is that model's preference accuracy.
+    """
+    if (chosen_tokens is None) != (rejected_tokens is None):
+        raise ValueError("chosen_tokens and rejected_tokens go together: give both or neither")
+    chosen, rejected = _columns(chosen_logps=chosen_logps, rejected_logps=rejected_logps)
+    if chosen_tokens is None or rejected_tokens is None:
+        return chosen - rejected
+    _columns(chosen_logps=chosen, chosen_tokens=chosen_tokens, rejected_tokens=rejected_tokens)
+    return per_token(chosen, chosen_tokens) - per_token(rejected, rejected_tokens)
+
+
+# rates
+
+
+def outcomes(margins: ArrayLike) -> Floats:
+    """1 where a margin is above 0, ½ where it is exactly 0, else 0; shape (n,).
+
+    The mean is the win rate; these are the numbers to hand to ``bootstrap_interval``.
+    """
+    (values,) = _columns(margins=margins)
+    return 0.5 * (np.sign(values) + 1.0)
+
+
+def win_rate(margins: ArrayLike) -> WinRate:
+    """The share of margins above 0, a tie (exactly 0) counted half, and the number of ties.
+
+    Ties are reported because a model that was not trained at all ties everywhere and shows 50%.
+    """
+    (values,) = _columns(margins=margins)
+    wins, ties = int((values > 0).sum()), int((values == 0).sum())
+    return WinRate(rate=(wins + ties / 2) / len(values), n=len(values), wins=wins, ties=ties)
+
+
+# intervals and tests
+
+
+def bootstrap_intervals(
+    columns: Mapping[str, ArrayLike],
+    groups: Sequence[object] | NDArray[np.generic],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> dict[str, Interval]:
+    """Percentile intervals of the means of several columns, from the same resamples of whole
+    groups.
+
+    ``columns``: name to (n,) numbers, one a pair; ``groups``: (n,) labels, the pair's image. G
+    groups are drawn with replacement from the G there are; a resample's mean is the ratio of sums
+    Σ_g c_g S_g / Σ_g c_g N_g (c_g: times drawn, S_g: the group's sum, N_g: its pairs), and the
+    interval runs from the (1 - level)/2 to the (1 + level)/2 quantile of these. Pairs of one
+    image share what makes it hard, so resampling pairs instead would give intervals that are too
+    narrow.
+
+    To compare two models pass the per-pair difference: what both find hard cancels. Below some 30
+    groups a percentile interval is too narrow; where all pairs agree it has no width at all: show
+    ``wilson_interval`` beside it. The order of rows does not matter, nor does the set of columns.
+
+    Raises ``ValueError`` for fewer than two groups, since nothing then says how groups differ.
+    Source: Davison & Hinkley 1997, Bootstrap Methods, 3.8 and 5.3.1; Field & Welsh 2007 for
+    clusters.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, not {level}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, not {resamples}")
+    values = np.stack(_columns(**columns), axis=1)
+    labels = np.asarray(groups)
+    if labels.shape != (len(values),):
+        raise ValueError(f"groups: shape {labels.shape}, but the columns have {len(values)} values")
+    names, member = np.unique(labels, return_inverse=True)
+    count = len(names)
+    if count < 2:
+        raise ValueError(
+            f"groups: an interval needs at least two groups, all {len(values)} are one"
+        )
+
+    # Means are taken about the overall mean, so that large equal values don't cancel badly.
+    centre = values.mean(axis=0)
+    sums = np.zeros((count, values.shape[1] + 1))
+    np.add.at(sums[:, :-1], member, values - centre)
+    sums[:, -1] = np.bincount(member, minlength=count)
+    means = np.empty((resamples, values.shape[1]))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    step = max(1, _CELLS // count)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = generator.integers(0, count, size=(rows, count))
+        drawn += np.arange(rows)[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+        totals = times.astype(np.float64) @ sums
+        means[start : start + rows] = totals[:, :-1] / totals[:, -1:]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0) + centre
+    return {
+        name: Interval(float(centre[i]), float(low[i]), float(high[i]), len(values), count)
+        for i, name in enumerate(columns)
+    }
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    groups: Sequence[object] | NDArray[np.generic],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """``bootstrap_intervals`` of one column."""
+    columns = {"values": values}
+    found = bootstrap_intervals(columns, groups, seed=seed, resamples=resamples, level=level)
+    return found["values"]
+
+
+def wilson_interval(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a share, (low, high); ``successes`` may hold halves from ties.
+
+    (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n), p = successes / n. Right for independent
+    pairs; where images repeat, the honest cautious choice of ``n`` is the number of images.
+    Source: Wilson 1927; Brown, Cai & DasGupta 2001 for small n.
+    """
+    from scipy.special import ndtri  # 0.3 s that importing this module need not cost
+
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must be between 0 and n = {n}, not {successes}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, not {level}")
+    z = float(ndtri((1 + level) / 2))
+    p = successes / n
+    middle = p + z * z / (2 * n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # The ends at 0 and n wins are exactly 0 and 1; rounding would put them a hair beside.
+    low = 0.0 if successes == 0 else max(0.0, (middle - half) / scale)
+    high = 1.0 if successes == n else min(1.0, (middle + half) / scale)
+    return float(low), float(high)
+
+
+def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
+    """Exact two-sided McNemar test that a change gains as many pairs as it loses.
+
+    ``before`` and ``after``: (n,) outcomes (0, ½, 1) of the same pairs. A pair is gained where
+    after is above before, lost where below; under the null gained ~ Binomial(gained + lost, ½). A
+    tie that becomes a win is a gain, and a tie that stays one is unchanged: with ties this is the
+    sign test, without them McNemar's. No discordant pair gives p = 1. Pairs are taken as
+    independent, so where images repeat trust the clustered interval of the difference more.
+    Source: McNemar 1947; Conover 1999, 3.5.
+    """
+    from scipy.stats import binomtest
+
+    first, second = _columns(before=before, after=after)
+    for name, values in (("before", first), ("after", second)):
+        bad = ~np.isin(values, (0.0, 0.5, 1.0))
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise ValueError(f"{name}: outcomes are 0, 0.5 or 1, value {at} is {values[at]:g}")
+    gained, lost = int((second > first).sum()), int((second < first).sum())
+    discordant = gained + lost
+    return McNemar(
+        gained=gained,
+        lost=lost,
+        unchanged=len(first) - discordant,
+        odds=gained / lost if lost else None,
+        p_value=float(binomtest(gained, discordant).pvalue) if discordant else 1.0,
+    )
+
+
+def odds(rate: float) -> float | None:
+    """rate / (1 - rate): wins for each loss; ``None`` at rate 1, since JSON has no infinity."""
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate must be between 0 and 1, not {rate}")
+    return rate / (1 - rate) if rate < 1 else None
+
+
+# what length explains
+
+
+def longer_wins(chosen_lengths: ArrayLike, rejected_lengths: ArrayLike) -> WinRate:
+    """The win rate of a judge that prefers the longer answer: 50% where length gives nothing
+    away.
+    """
+    chosen, rejected = _columns(chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
+    return win_rate(chosen - rejected)
+
+
+def win_rate_by_bin(
+    margins: ArrayLike, length_differences: ArrayLike, bins: int = 5, edges: ArrayLike | None = None
+) -> list[Bin]:
+    """The win rate in each bin of the length difference (chosen - rejected, in any unit), in
+    order.
+
+    Bins hold about equally many pairs: their edges are quantiles, equal ones merged, so there may
+    be fewer than ``bins``; bins without pairs are left out. ``edges`` (increasing, covering all)
+    sets them.
+    """
+    values, lengths = _columns(margins=margins, length_differences=length_differences)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, not {bins}")
+    if edges is None:
+        ends = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)))
+        ends = np.repeat(ends, 2) if len(ends) == 1 else ends
+    else:
+        (ends,) = _columns(edges=edges)
+        if len(ends) < 2 or (np.diff(ends) <= 0).any():
+            raise ValueError("edges: at least two are needed, each above the one before")
+        if lengths.min() < ends[0] or lengths.max() > ends[-1]:
+            raise ValueError(
+                f"edges: they end at {ends[0]:g} and {ends[-1]:g}, but length_differences "
+                f"run from {lengths.min():g} to {lengths.max():g}"
+            )
+    place = np.clip(np.searchsorted(ends, lengths, side="right") - 1, 0, len(ends) - 2)
+    return [
+        Bin(float(ends[i]), float(ends[i + 1]), win_rate(values[place == i]))
+        for i in range(len(ends) - 1)
+        if (place == i).any()
+    ]
+
+
+def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthControl:
+    """How the margin looks after removing what the length difference d (chosen - rejected)
+    explains.
+
+    Least squares: margin = intercept + slope · d. ``intercept`` is the mean margin at equal
+    length, in the margin's unit; ``explained`` the share R² of its variance; ``result`` the win
+    rate of margin - slope · d. Logistic: P(win) = sigmoid(a + b·d/s), s the root mean square of
+    d; ``logistic_rate`` is sigmoid(a), the win rate at equal length. Both coefficients have a
+    Normal(0, 10²) prior, which keeps the fit finite where one side wins everything and moves it
+    by less than 0.001 elsewhere at n ≥ 100.
+
+    Raises ``ValueError`` where every pair has the same difference other than 0: what happens at
+    equal length can't then be known. Source: Dubois et al. 2024 (arXiv 2404.04475) for the
+    logistic form.
+    """
+    values, lengths = _columns(margins=margins, length_differences=length_differences)
+    spread = lengths - lengths.mean()
+    if np.ptp(lengths) == 0:
+        if lengths[0] != 0:
+            raise ValueError(
+                f"length_differences: all are {lengths[0]:g}, so nothing is known at equal lengths"
+            )
+        slope = 0.0
+    else:
+        slope = float(spread @ values / (spread @ spread))
+    intercept = float(values.mean() - slope * lengths.mean())
+    residual = values - slope * lengths
+    # The variance can underflow to 0 for margins that differ in the last bit only.
+    total = float(np.square(values - values.mean()).sum())
+    left = float(np.square(residual - residual.mean()).sum())
+    explained = min(1.0, max(0.0, 1 - left / total)) if total > 0 else 0.0
+    return LengthControl(
+        slope, intercept, explained, win_rate(residual), _rate_at_0(values, lengths)
+    )
+
+
+def summary(values: ArrayLike, quantiles: Sequence[float] = QUANTILES) -> Summary:
+    """Mean, sample standard deviation, extremes and quantiles (linear interpolation) of (n,)
+    numbers.
+    """
+    (numbers,) = _columns(values=values)
+    return Summary(
+        n=len(numbers),
+        mean=float(numbers.mean()),
+        sd=float(numbers.std(ddof=1)) if len(numbers) > 1 else None,
+        low=float(numbers.min()),
+        high=float(numbers.max()),
+        quantiles={q: float(np.quantile(numbers, q)) for q in quantiles},
+    )
+
+
+def _rate_at_0(margins: Floats, lengths: Floats) -> float:
+    """sigmoid(a) of the logistic fit in ``length_control``, by Newton's method on the log
+    posterior.
+    """
+    from scipy.special import expit
+
+    scale = np.sqrt(np.square(lengths / max(1.0, np.abs(lengths).max())).mean())
+    scale *= max(1.0, np.abs(lengths).max())  # two steps, so that no square overflows
+    inputs = np.stack([np.ones_like(lengths), lengths / scale if scale > 0 else lengths], axis=1)
+    target, coefficients, prior = outcomes(margins), np.zeros(2), 1 / 10**2
+
+    def loss(at: Floats) -> float:
+        logits = inputs @ at
+        return float((np.logaddexp(0, logits) - target * logits).sum() + prior / 2 * at @ at)
+
+    for _ in range(100):
+        chances = expit(inputs @ coefficients)
+        slope = inputs.T @ (target - chances) - prior * coefficients
+        curvature = (inputs.T * (chances * (1 - chances))) @ inputs + prior * np.eye(2)
+        step = np.linalg.solve(curvature, slope)
+        size = (
+            1.0  # halved until the loss falls: a full Newton step overshoots far from the optimum
+        )
+        while size > 1e-9 and loss(coefficients + size * step) > loss(coefficients):
+            size /= 2
+        coefficients = coefficients + size * step
+        if np.abs(size * step).max() < 1e-10:
+            break
+    return float(expit(coefficients[0]))
+
+
+def _columns(**columns: ArrayLike) -> list[Floats]:
+    """Each as float64 of one common shape (n,), n ≥ 1, all finite; else ``ValueError`` naming
+    which.
+    """
+    if not columns:
+        raise ValueError("columns: none were given")
+    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
+    first, n = next((name, array.shape) for name, array in arrays.items())
+    for name, array in arrays.items():
+        if array.ndim != 1:
+            raise ValueError(f"{name}: one number a pair is needed, shape (n,), not {array.shape}")
+        if len(array) == 0:
+            raise ValueError(f"{name}: there are no values")
+        if array.shape != n:
+            raise ValueError(f"{name}: {len(array)} values, but {first} has {n[0]}")
+        bad = ~np.isfinite(array)
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise ValueError(f"{name}: value {at} is {array[at]}, {int(bad.sum())} are not finite")
+    return list(arrays.values())
