@@ -58,7 +58,8 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 
 lock: venv ## Resolve requirements.in into requirements.txt (ARGS=--upgrade for the newest)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(ARGS) \
+	  --no-strip-extras --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" $(ARGS) \
 	  requirements.in --output-file requirements.txt
 
 clean: ## Delete .venv and the tools' caches; data, models and results stay
