@@ -43,17 +43,20 @@ setup: venv ## Create .venv with the locked requirements (the commands above do 
 	"Run the same command again to go on; UV_CACHE_DIR=... moves uv's downloads to another disk."; }
 
 use: ## Switch to a preset: make use PRESET=name
-	$(DIE) names= known=; for file in params/*.yaml; do name=$${file#params/}; names="$$names $${name%.yaml}"; \
-	  cmp -s "$$file" params.yaml && known=yes; done; \
-	case " $$names " in *" $${PRESET:-,} "*) ;; \
-	  *) die "Which preset? make use PRESET=name, with one of:$$names" ;; esac; \
+	$(DIE) names= there= known=; for file in params/*.yaml; do \
+	  name=$${file#params/}; name=$${name%.yaml}; names="$$names $$name"; \
+	  [ "$$name" != "$$PRESET" ] || there=yes; \
+	  ! cmp -s "$$file" params.yaml || known=yes; done; \
+	[ -n "$$there" ] || die "Which preset? make use PRESET=name, with one of:$$names"; \
 	[ -n "$$known$$FORCE" ] || [ ! -e params.yaml ] || \
 	  [ -z "$$(git status --porcelain -- params.yaml 2>&1)" ] || \
 	  die "params.yaml has edits that are neither committed nor a preset; FORCE=1 discards them."; \
 	cp "params/$$PRESET.yaml" params.yaml && echo "params.yaml is now params/$$PRESET.yaml."
 
+# The server's job queues, seven more processes, serve functions that this project does not use.
 ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
-	$(IN_VENV) mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(IN_VENV) mlflow server --workers 1 \
+	  --host 127.0.0.1 --port $(PORT) \
 	  --backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts
 
 lock: venv ## Resolve requirements.in into requirements.txt (ARGS=--upgrade for the newest)
