@@ -59,11 +59,17 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 	  --host 127.0.0.1 --port $(PORT) \
 	  --backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts
 
+# To pip 23.2, which Python 3.11 brings, a[x]==1, a[x, y]==1 and a==1 are three packages, each refused
+# if the lock has not got it; so an entry with extras is repeated without them and with each of them.
 lock: venv ## Resolve requirements.in into requirements.txt (ARGS=--upgrade for the newest)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-strip-extras --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock" $(ARGS) \
-	  requirements.in --output-file requirements.txt
+	  --custom-compile-command "make lock" $(ARGS) requirements.in --output-file requirements.txt
+	.venv/bin/python -c 'import pathlib, re; file = pathlib.Path("requirements.txt"); \
+	  forms = lambda m: [m[1] + m[3], *(f"{m[1]}[{x}]{m[3]}" for x in m[2].split(", ")), m[0]]; \
+	  entry = r"(?m)^(\S+?)\[(.+?)\](==.*\\\n(?: +--hash.*\n)+)"; \
+	  text = re.sub(entry, lambda m: "".join(dict.fromkeys(forms(m))), file.read_text()); \
+	  file.write_text(text)'
 
 clean: ## Delete .venv and the tools' caches; data, models and results stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
