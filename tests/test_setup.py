@@ -319,9 +319,10 @@ def lock() -> dict[str, list[Requirement]]:
 
 
 def test_every_direct_requirement_is_pinned_and_locked_at_that_pin():
+    locked = lock()
     for name, requirement in pins().items():
         assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), f"{name} is not pinned"
-        assert [str(entry.specifier) for entry in lock()[name]] == [str(requirement.specifier)]
+        assert [str(entry.specifier) for entry in locked[name]] == [str(requirement.specifier)]
 
 
 def test_the_packages_that_the_project_is_made_of_are_all_required():
