@@ -1,0 +1,478 @@
+"""A real local HTTP server that speaks as much of the Hugging Face Hub's API as downloads need.
+
+``with serve([Repo("owner/name", files={...})]) as url:`` answers the real client, for instance by
+``HF_ENDPOINT=url``: repository information with sizes and digests, trees in pages, ``resolve`` with
+ETag and commit, and, as the Hub does it, large files by a redirect to another address, with Range
+requests. ``Repo.failure`` and its neighbours switch failures on; ``Repo.requests`` says what was
+asked. Nothing leaves the machine.
+"""
+
+import fnmatch
+import hashlib
+import io
+import json
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+Files = Mapping[str, bytes] | Path
+LFS = ("*.parquet", "*.safetensors", "*.bin", "*.pt", "*.png", "*.jpg", "tokenizer.json")
+PAGE_SIZE = 1000  # entries of a tree page, as the Hub's
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request that a repository answered. ``file`` is None unless a file's bytes were asked."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]  # names in lower case
+    file: str | None = None
+    redirected: bool = False  # asked at the address to which ``resolve`` leads
+
+
+@dataclass
+class Repo:
+    """A repository: ``files`` is the head of ``main``; ``tags`` are older states under a tag.
+
+    ``commit`` is main's commit (else made from the content). Failures: ``status`` answers
+    everything with that HTTP status; ``private`` and ``gated`` want ``token``, for everything or
+    for files only; ``wrong`` files are served with their last byte changed; ``cut`` files break
+    off, once, before that byte; ``hang`` files stop there, once, and keep the connection open;
+    ``gone`` files are listed but answer 404; ``stall`` waits that many seconds before every answer.
+    """
+
+    name: str
+    files: Files
+    type: Literal["dataset", "model"] = "model"
+    licence: str | None = "apache-2.0"
+    commit: str | None = None
+    tags: Mapping[str, Files] = field(default_factory=dict)
+    status: int | None = None
+    private: bool = False
+    gated: bool = False
+    token: str | None = None
+    wrong: Sequence[str] = ()
+    cut: dict[str, int] = field(default_factory=dict)
+    hang: dict[str, int] = field(default_factory=dict)
+    gone: Sequence[str] = ()
+    stall: float = 0.0
+    requests: list[Request] = field(default_factory=list)
+
+    def downloads(self, file: str | None = None) -> list[Request]:
+        """The requests that asked for bytes (of one file), not those that were redirected."""
+        return [
+            request
+            for request in self.requests
+            if request.method == "GET" and request.file and file in (None, request.file)
+        ]
+
+    def snapshots(self) -> dict[str, tuple[str, dict[str, bytes]]]:
+        """Every revision that can be asked for: name or commit -> (commit, files)."""
+        head = _contents(self.files)
+        commit = self.commit or _commit(self.name, head)
+        found = {"main": (commit, head), commit: (commit, head)}
+        for tag, files in self.tags.items():
+            older = _contents(files)
+            found[tag] = found[_commit(self.name, older)] = (_commit(self.name, older), older)
+        return found
+
+
+@contextmanager
+def serve(repos: Iterable[Repo]) -> Iterator[str]:
+    """Serve the repositories on a free local port; yields the base address, for ``HF_ENDPOINT``."""
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    storage = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)  # another origin, as the Hub's is
+    threads = []
+    for server in (hub, storage):
+        server.daemon_threads = True
+        server.repos = {(repo.type, repo.name): repo for repo in repos}  # type: ignore[attr-defined]
+        server.storage = _address(storage)  # type: ignore[attr-defined]
+        threads.append(threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True))
+        threads[-1].start()
+    try:
+        yield _address(hub)
+    finally:
+        for server, thread in zip((hub, storage), threads, strict=True):
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+def closed_port() -> str:
+    """An address on this machine where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Repositories to serve
+
+COLUMNS = (
+    *("ds_name", "image", "question", "chosen", "rejected"),
+    *("origin_dataset", "origin_split", "idx", "image_path"),
+)
+
+
+def topic_overwrite_rows(count: int) -> list[dict[str, Any]]:
+    """Rows with topic-overwrite's nine columns; ``image`` is an encoded JPEG.
+
+    Two rows share each image, as there. The rejected answer overwrites one topic of the chosen one.
+    """
+    from PIL import Image, ImageDraw
+
+    colours = ["red", "green", "blue", "yellow", "black", "orange"]
+    shapes = ["circle", "square"]
+    rows = []
+    for i in range(count):
+        picture = i // 2
+        colour, shape = colours[picture % 6], shapes[picture // 6 % 2]
+        width, height = 96 + 8 * (picture % 5), 96 + picture // 5
+        image = Image.new("RGB", (width, height), "white")
+        draw = ImageDraw.Draw(image)
+        box = (16, 16, 72, 72)
+        draw.ellipse(box, colour) if shape == "circle" else draw.rectangle(box, colour)
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=90)
+        other = colours[(picture + 1 + i % 2) % 6]
+        questions = ["What do you see in the picture?", f"What colour is the {shape}?"]
+        rows.append(
+            {
+                "ds_name": "TPO-Dataset",
+                "image": stream.getvalue(),
+                "question": questions[i % 2],
+                "chosen": f"There is a {colour} {shape} on a white ground.",
+                "rejected": f"There is a {other} {shape} on a white ground.",
+                "origin_dataset": ["LCS-558K", "VQAv2", "OK-VQA"][i % 3],
+                "origin_split": '{"split": "train"}',
+                "idx": str(i),
+                "image_path": f"images/{picture:06d}.jpg",
+            }
+        )
+    return rows
+
+
+def topic_overwrite_repo(
+    rows: int | Sequence[Mapping[str, Any]],
+    shards: int = 2,
+    image_as: Literal["struct", "bytes"] = "struct",
+    **options: Any,
+) -> Repo:
+    """A data set laid out as ``helehan/topic-overwrite``: a card and shards named by their length.
+
+    ``rows`` is their number (see ``topic_overwrite_rows``) or the rows themselves. ``image_as``
+    says whether the image column is a struct of bytes and path, as the card has it, or plain bytes.
+    ``options`` go to ``Repo``.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = topic_overwrite_rows(rows) if isinstance(rows, int) else list(rows)
+    struct_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    types = {name: pa.string() for name in COLUMNS}
+    types["image"] = struct_type if image_as == "struct" else pa.binary()
+    size = -(-len(rows) // shards)
+    card = "---\nlicense: cc-by-nc-4.0\n---\n# Topic-level overwriting\n"
+    files = {"README.md": card.encode(), ".gitattributes": b"*.parquet filter=lfs\n"}
+    for shard in range(shards):
+        part = [dict(row) for row in rows[shard * size : (shard + 1) * size]]
+        if image_as == "struct":
+            for row in part:
+                row["image"] = {"bytes": row["image"], "path": row["image_path"]}
+        table = pa.Table.from_pylist(part, schema=pa.schema(list(types.items())))
+        stream = io.BytesIO()
+        pq.write_table(table, stream)
+        files[f"TPO-Dataset_{shard:03d}-{len(part)}.parquet"] = stream.getvalue()
+    options = {"type": "dataset", "licence": "cc-by-nc-4.0", **options}
+    return Repo(options.pop("name", "helehan/topic-overwrite"), files, **options)
+
+
+def model_files(weights: int = 64, shards: int = 1) -> dict[str, bytes]:
+    """The files of a model repository, complete by name; each safetensors holds ``weights`` bytes.
+
+    For fetching only. To load a model, give ``Repo`` the folder of a real one.
+    """
+    config = {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}
+    files = {
+        "README.md": b"---\nlicense: apache-2.0\n---\n",
+        "config.json": json.dumps(config).encode(),
+        "generation_config.json": b"{}",
+        "tokenizer.json": b'{"version": "1.0"}',
+        "tokenizer_config.json": b"{}",
+        "vocab.json": b"{}",
+        "merges.txt": b"#version: 0.2\n",
+        "chat_template.jinja": b"{{ messages }}",
+        "preprocessor_config.json": b"{}",
+        "video_preprocessor_config.json": b"{}",
+    }
+    names = ["model.safetensors"]
+    if shards > 1:
+        names = [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+        index = {"metadata": {}, "weight_map": {f"w{i}": name for i, name in enumerate(names)}}
+        files["model.safetensors.index.json"] = json.dumps(index).encode()
+    for i, name in enumerate(names):
+        files[name] = safetensors_bytes(f"w{i}", weights)
+    return files
+
+
+def safetensors_bytes(tensor: str, size: int) -> bytes:
+    """A safetensors file with one tensor of ``size`` bytes (dtype U8), different for each name."""
+    header = json.dumps({tensor: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    pattern = hashlib.sha256(tensor.encode()).digest()
+    return struct.pack("<Q", len(header)) + header.encode() + (pattern * (size // 32 + 1))[:size]
+
+
+# --------------------------------------------------------------------------------------------------
+# The server
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        address = urlsplit(self.path)
+        query = parse_qs(address.query)
+        path = address.path
+        if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(.*))?", path):
+            self._api(match[1], match[2], match[3] or "", query, body)
+        elif match := re.fullmatch(r"/storage/(model|dataset)/([^/]+/[^/]+)/(\w+)/(.+)", path):
+            self._file(match[1], match[2], match[3], unquote(match[4]), redirected=True)
+        elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            kind = "dataset" if match[1] else "model"
+            self._file(kind, match[2], unquote(match[3]), unquote(match[4]))
+        else:
+            self._error(404, "EntryNotFound", "Not here")
+
+    def _find(self, kind: str, name: str, request: Request, files: bool) -> Repo | None:
+        """The repository, unless it is refused: the refusal is then sent, as the Hub words it."""
+        repo: Repo | None = self.server.repos.get((kind, name))  # type: ignore[attr-defined]
+        given = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if repo is None:
+            # Without a token the Hub does not tell "there is none" from "not for you".
+            self._error(404 if given else 401, "RepoNotFound", "Repository not found")
+            return None
+        repo.requests.append(request)
+        if repo.stall:
+            threading.Event().wait(repo.stall)
+        if repo.status:
+            self._error(repo.status, None, f"Status {repo.status}")
+        elif given and given != repo.token and not request.redirected:
+            self._error(401, None, "Invalid credentials in Authorization header")
+        elif repo.private and not given:
+            self._error(401, "RepoNotFound", "Repository not found")
+        elif repo.gated and files and not given and not request.redirected:
+            self._error(401, "GatedRepo", f"Access to {kind} {name} is restricted")
+        else:
+            return repo
+        return None
+
+    def _request(self, file: str | None = None, redirected: bool = False) -> Request:
+        headers = {key.lower(): value for key, value in self.headers.items()}
+        return Request(self.command, self.path, headers, file, redirected)
+
+    def _api(
+        self, kind: str, name: str, rest: str, query: dict[str, list[str]], body: bytes
+    ) -> None:
+        repo = self._find(kind, name, self._request(), files=False)
+        if repo is None:
+            return
+        what, _, rest = rest.partition("/")
+        revision, _, folder = rest.partition("/")
+        found = repo.snapshots().get(unquote(revision) or "main")
+        if what not in ("", "revision", "tree", "paths-info"):
+            self._error(404, None, "Not here")
+        elif found is None:
+            self._error(404, "RevisionNotFound", f"Invalid rev id: {unquote(revision)}")
+        elif what == "tree":
+            self._tree(found[1], unquote(folder), query)
+        elif what == "paths-info":
+            wanted = parse_qs(body.decode()).get("paths", [])
+            if self.headers.get("Content-Type", "").startswith("application/json"):
+                wanted = json.loads(body)["paths"]
+            self._json([_entry(path, found[1][path]) for path in wanted if path in found[1]])
+        else:
+            commit, files = found
+            siblings = [_sibling(path, files[path], "blobs" in query) for path in sorted(files)]
+            card = {"license": repo.licence} if repo.licence else {}
+            self._json(
+                {
+                    "_id": "0",
+                    "id": name,
+                    "sha": commit,
+                    "private": repo.private,
+                    "gated": "auto" if repo.gated else False,
+                    "tags": [f"license:{repo.licence}"] if repo.licence else [],
+                    "cardData": card,
+                    "siblings": siblings,
+                }
+            )
+
+    def _tree(self, files: Mapping[str, bytes], folder: str, query: dict[str, list[str]]) -> None:
+        prefix = f"{folder.rstrip('/')}/" if folder else ""
+        recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        entries: dict[str, dict[str, Any]] = {}
+        for path in sorted(files):
+            if not path.startswith(prefix):
+                continue
+            below = path.removeprefix(prefix).split("/")
+            for depth in range(1, len(below)):
+                name = prefix + "/".join(below[:depth])
+                if recursive or depth == 1:
+                    entries[name] = {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
+            if recursive or len(below) == 1:
+                entries[path] = _entry(path, files[path])
+        start = int(query.get("cursor", ["0"])[0])
+        headers = {}
+        if start + PAGE_SIZE < len(entries):
+            base = f"http://{self.headers['Host']}{urlsplit(self.path).path}"
+            query_ = f"recursive={recursive}&cursor={start + PAGE_SIZE}"
+            headers["Link"] = f'<{base}?{query_}>; rel="next"'
+        self._json(list(entries.values())[start : start + PAGE_SIZE], headers)
+
+    def _file(
+        self, kind: str, name: str, revision: str, path: str, redirected: bool = False
+    ) -> None:
+        large = any(fnmatch.fnmatch(path, pattern) for pattern in LFS)
+        served = redirected or not large  # else this request only leads to the storage
+        request = self._request(path if served else None, redirected)
+        repo = self._find(kind, name, request, files=True)
+        if repo is None:
+            return
+        found = repo.snapshots().get(revision)
+        if found is None:
+            self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return
+        commit, files = found
+        if path not in files or path in repo.gone:
+            self._error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
+            return
+        content = files[path]
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_blob_id(content)}"'}
+        if large:
+            headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+            if not redirected:
+                headers["X-Linked-Etag"] = headers["ETag"]
+                headers["X-Linked-Size"] = str(len(content))
+                place = f"/storage/{kind}/{name}/{commit}/{quote(path)}?X-Signature=secret"
+                headers["Location"] = self.server.storage + place  # type: ignore[attr-defined]
+                self._send(302, b"", headers)
+                return
+        if path in repo.wrong and content:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        status, start = 200, 0
+        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+            start, status = int(match[1]), 206
+            if start >= len(content):
+                self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+                return
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        headers["Accept-Ranges"] = "bytes"
+        body = content[start:]
+        broken = repo.hang if path in repo.hang else repo.cut
+        cut = None
+        if self.command == "GET" and path in broken:
+            cut = broken.pop(path) - start
+        self._send(status, body, headers, "application/octet-stream", cut, broken is repo.hang)
+
+    def _json(self, value: object, headers: Mapping[str, str] | None = None) -> None:
+        self._send(200, json.dumps(value).encode(), headers or {})
+
+    def _error(
+        self, status: int, code: str | None, message: str, more: Mapping[str, str] | None = None
+    ) -> None:
+        headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
+        self._send(status, json.dumps({"error": message}).encode(), {**headers, **(more or {})})
+
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        headers: Mapping[str, str],
+        kind: str = "application/json",
+        cut: int | None = None,
+        hang: bool = False,
+    ) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, **headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            with suppress(OSError):  # the client may leave at any time
+                self.wfile.write(body if cut is None else body[:cut])
+        if cut is not None:
+            self.close_connection = True
+        if cut is not None and hang:
+            self.connection.settimeout(60)
+            with suppress(OSError):
+                self.rfile.read(1)  # returns when the client has left
+
+
+def _address(server: ThreadingHTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}"
+
+
+def _contents(files: Files) -> dict[str, bytes]:
+    if isinstance(files, Path):
+        return {
+            path.relative_to(files).as_posix(): path.read_bytes()
+            for path in sorted(files.rglob("*"))
+            if path.is_file() and path.name != "SOURCE.json"
+        }
+    return dict(files)
+
+
+def _commit(name: str, files: Mapping[str, bytes]) -> str:
+    listing = "".join(f"{path} {_blob_id(files[path])}\n" for path in sorted(files))
+    return hashlib.sha1(f"{name}\n{listing}".encode()).hexdigest()
+
+
+def _blob_id(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _lfs(path: str, content: bytes) -> str | None:
+    if any(fnmatch.fnmatch(path, pattern) for pattern in LFS):
+        return hashlib.sha256(content).hexdigest()
+    return None
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    """A file as ``/tree`` describes it."""
+    entry = {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
+    if sha256 := _lfs(path, content):
+        return entry | {"lfs": {"oid": sha256, "size": len(content), "pointerSize": 130}}
+    return entry
+
+
+def _sibling(path: str, content: bytes, described: bool) -> dict[str, Any]:
+    """A file as repository information lists it; with ``?blobs=true`` its size and digests."""
+    if not described:
+        return {"rfilename": path}
+    sibling = {"rfilename": path, "size": len(content), "blobId": _blob_id(content)}
+    if sha256 := _lfs(path, content):
+        return sibling | {"lfs": {"sha256": sha256, "size": len(content), "pointerSize": 130}}
+    return sibling
