@@ -46,7 +46,8 @@ class Repo:
     ``commit`` is main's commit (else made from the content). Failures: ``status`` answers
     everything with that HTTP status; ``private`` and ``gated`` want ``token``, for everything or
     for files only; ``wrong`` files are served with their last byte changed; ``cut`` files break
-    off, once, before that byte; ``hang`` files stop there, once, and keep the connection open;
+    off, once, before that byte (with a TCP reset if ``reset``, which may lose what is under way);
+    ``hang`` files stop there, once, and keep the connection open;
     ``gone`` files are listed but answer 404; ``stall`` waits that many seconds before every answer.
     """
 
@@ -62,6 +63,7 @@ class Repo:
     token: str | None = None
     wrong: Sequence[str] = ()
     cut: dict[str, int] = field(default_factory=dict)
+    reset: bool = False
     hang: dict[str, int] = field(default_factory=dict)
     gone: Sequence[str] = ()
     stall: float = 0.0
@@ -395,6 +397,9 @@ class _Handler(BaseHTTPRequestHandler):
         cut = None
         if self.command == "GET" and path in broken:
             cut = broken.pop(path) - start
+        if cut is not None and repo.reset:
+            linger = struct.pack("ii", 1, 0)  # on, 0 seconds: closing sends RST
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._send(status, body, headers, "application/octet-stream", cut, broken is repo.hang)
 
     def _json(self, value: object, headers: Mapping[str, str] | None = None) -> None:
@@ -425,7 +430,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body if cut is None else body[:cut])
         if cut is not None:
             self.close_connection = True
-        if cut is not None and hang:
+        if cut is not None and self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
+            with suppress(OSError):
+                self.connection.close()
+        elif cut is not None and hang:
             self.connection.settimeout(60)
             with suppress(OSError):
                 self.rfile.read(1)  # returns when the client has left

@@ -197,6 +197,16 @@ def test_a_connection_cut_half_way_is_resumed_from_the_byte_where_it_broke(tmp_p
     assert (tmp_path / "base" / "model.safetensors").read_bytes() == files["model.safetensors"]
 
 
+def test_a_reset_connection_is_resumed_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**16)
+    files = model_files(weights=12_000_000)
+    repo = Repo("owner/model", files, cut={"model.safetensors": 11_000_000}, reset=True)
+    fetch_model(repo, tmp_path / "base")
+    _, second = repo.downloads("model.safetensors")
+    assert int(second.headers["range"].removeprefix("bytes=").removesuffix("-")) > 0
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
 def test_a_killed_download_goes_on_in_the_next_process(tmp_path):
     data = safetensors_bytes("rows", 12_000_000)
     repo = Repo("owner/big", {"rows.parquet": data}, "dataset", hang={"rows.parquet": 11_000_000})
