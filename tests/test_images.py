@@ -1,0 +1,348 @@
+"""Every kind of image that a data set may hold, made with Pillow and read back."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageSequence
+
+from stages import images
+from stages.pairs import REASONS, Refusal
+
+LIMITS = images.Limits(min_side=28, max_pixels=40_000, max_input_pixels=250_000, jpeg_quality=95)
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def halves(size=(80, 40), left=RED, right=BLUE):
+    """An image whose left half has one colour and whose right half another."""
+    image = Image.new("RGB", size, right)
+    image.paste(left, (0, 0, size[0] // 2, size[1]))
+    return image
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def normal(data, limits=LIMITS):
+    result = images.normalise(data, limits)
+    assert isinstance(result, images.Normal), result
+    image = Image.open(io.BytesIO(result.jpeg))
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (result.width, result.height))
+    return result, image
+
+
+def refused(data, limits=LIMITS):
+    result = images.normalise(data, limits)
+    assert isinstance(result, Refusal), result
+    assert result.reason in REASONS
+    return result.reason
+
+
+def assert_colour(image, place, colour, within=6):
+    assert np.abs(np.subtract(image.getpixel(place), colour)).max() <= within
+
+
+def jpeg(size=(80, 40), **options):
+    return encoded(halves(size), "JPEG", quality=90, **options)
+
+
+def exif(orientation):
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": exif(1)}])
+def test_an_rgb_jpeg_within_limits_stays_byte_for_byte(options):
+    data = jpeg(**options)
+    assert images.normalise(data, LIMITS) == images.Normal(data, 80, 40)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "PPM"])
+def test_other_formats_become_jpeg(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    result, image = normal(encoded(halves(), kind, **options))
+    assert (result.width, result.height) == (80, 40)
+    assert_colour(image, (10, 10), RED)
+    assert_colour(image, (70, 10), BLUE)
+
+
+def test_colours_stay_sharp_at_an_edge():
+    _, image = normal(encoded(halves((82, 40)), "PNG"))  # the edge falls inside a block of pixels
+    assert_colour(image, (39, 20), RED, within=40)
+    assert_colour(image, (42, 20), BLUE, within=40)
+
+
+def test_encoding_is_deterministic_and_carries_no_metadata():
+    source = halves()
+    data = encoded(source, "PNG", exif=exif(1), icc_profile=b"profile", dpi=(300, 300))
+    result, image = normal(data)
+    assert images.normalise(data, LIMITS) == result
+    assert not image.getexif()
+    assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+    assert images.normalise(encoded(source, "BMP"), LIMITS) == result
+
+
+def test_a_comment_in_the_file_is_not_kept():
+    _, image = normal(encoded(halves(), "GIF", comment=b"taken by"))
+    assert "comment" not in image.info
+
+
+# The corner to which a viewer that turns the image brings a mark at the stored top left.
+@pytest.mark.parametrize(
+    ("orientation", "corner"),
+    [(1, "tl"), (2, "tr"), (3, "br"), (4, "bl"), (5, "tl"), (6, "tr"), (7, "br"), (8, "bl")],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied_once(kind, orientation, corner):
+    stored = Image.new("RGB", (96, 48), WHITE)
+    stored.paste(RED, (0, 0, 24, 24))
+    result, image = normal(encoded(stored, kind, exif=exif(orientation)))
+    width, height = (48, 96) if orientation >= 5 else (96, 48)
+    assert (result.width, result.height) == (width, height)
+    x, y = (4 if corner[1] == "l" else width - 5), (4 if corner[0] == "t" else height - 5)
+    assert_colour(image, (x, y), RED, within=12)
+    assert_colour(image, (width - 1 - x, height - 1 - y), WHITE)
+    assert image.getexif().get(0x0112, 1) == 1
+
+
+def test_damaged_exif_data_counts_as_none():
+    data = jpeg(exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert images.normalise(data, LIMITS) == images.Normal(data, 80, 40)
+
+
+def test_alpha_is_flattened_onto_white():
+    image = halves().convert("RGBA")
+    image.paste((0, 0, 0, 0), (40, 0, 80, 40))
+    _, flat = normal(encoded(image, "PNG"))
+    assert_colour(flat, (10, 10), RED)
+    assert_colour(flat, (70, 10), WHITE)
+
+
+def test_half_transparent_pixels_are_mixed_with_white():
+    _, flat = normal(encoded(Image.new("RGBA", (40, 40), (0, 0, 0, 128)), "PNG"))
+    assert_colour(flat, (20, 20), (127, 127, 127))
+
+
+def test_a_palette_with_transparency_is_flattened_onto_white():
+    image = Image.new("P", (80, 40), 0)
+    image.putpalette([*RED, *BLUE])
+    image.paste(1, (40, 0, 80, 40))
+    _, opaque = normal(encoded(image, "PNG"))
+    assert_colour(opaque, (70, 10), BLUE)
+    _, flat = normal(encoded(image, "PNG", transparency=bytes([255, 0])))
+    assert_colour(flat, (10, 10), RED)
+    assert_colour(flat, (70, 10), WHITE)
+
+
+def test_a_transparent_colour_of_an_rgb_png_is_white():
+    _, flat = normal(encoded(halves(), "PNG", transparency=BLUE))
+    assert_colour(flat, (10, 10), RED)
+    assert_colour(flat, (70, 10), WHITE)
+
+
+def test_grey_with_alpha_is_flattened_onto_white():
+    image = Image.new("LA", (80, 40), (100, 255))
+    image.paste((0, 0), (40, 0, 80, 40))
+    _, flat = normal(encoded(image, "PNG"))
+    assert_colour(flat, (10, 10), (100, 100, 100))
+    assert_colour(flat, (70, 10), WHITE)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("L", "PNG"), ("1", "PNG")])
+def test_grey_becomes_rgb(mode, kind):
+    image = Image.new("L", (80, 40), 0)
+    image.paste(255, (40, 0, 80, 40))
+    _, rgb = normal(encoded(image.convert(mode), kind))
+    assert_colour(rgb, (10, 10), (0, 0, 0))
+    assert_colour(rgb, (70, 10), WHITE)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bit_grey_is_scaled_and_not_cut(kind):
+    samples = np.zeros((40, 80), np.uint16)
+    samples[:, 40:] = 32768
+    _, image = normal(encoded(Image.fromarray(samples), kind))
+    assert_colour(image, (10, 10), (0, 0, 0))
+    assert_colour(image, (70, 10), (128, 128, 128))
+
+
+def test_sixteen_bit_rgb_is_scaled():
+    row = b"\0" + struct.pack(">HHH", 65535, 32768, 0) * 40
+    _, image = normal(png(40, 40, zlib.compress(row * 40), depth=16, colour=2))
+    assert_colour(image, (20, 20), (255, 128, 0))
+
+
+def test_cmyk_becomes_rgb():
+    _, image = normal(encoded(halves().convert("CMYK"), "JPEG", quality=95))
+    assert_colour(image, (10, 10), RED, within=12)
+    assert_colour(image, (70, 10), BLUE, within=12)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_of_a_moving_image_is_taken(kind):
+    frames = [Image.new("RGB", (40, 40), colour) for colour in (GREEN, RED, BLUE)]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert len(list(ImageSequence.Iterator(Image.open(io.BytesIO(data))))) == 3
+    _, image = normal(data)
+    assert_colour(image, (20, 20), GREEN, within=12)
+
+
+def test_the_first_picture_of_a_phones_multi_picture_file_is_taken():
+    data = encoded(
+        halves(), "MPO", save_all=True, append_images=[Image.new("RGB", (80, 40), GREEN)]
+    )
+    result, image = normal(data)
+    assert len(result.jpeg) < len(data)
+    assert_colour(image, (10, 10), RED)
+
+
+def test_pillow_knows_every_format_that_is_allowed():
+    Image.init()
+    assert set(images.FORMATS) <= set(Image.OPEN)
+
+
+def test_too_many_pixels_are_scaled_down_with_the_shape_kept():
+    for kind in ("PNG", "JPEG"):
+        result, image = normal(encoded(halves((600, 300)), kind))
+        assert result.width * result.height <= LIMITS.max_pixels
+        assert (result.width, result.height) == (282, 141)
+        assert_colour(image, (20, 20), RED)
+        assert_colour(image, (260, 20), BLUE)
+
+
+def test_a_turned_image_is_scaled_down_in_its_own_orientation():
+    result, _ = normal(encoded(halves((600, 300)), "JPEG", exif=exif(6)))
+    assert (result.width, result.height) == (141, 282)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 10**8))
+def test_a_fitted_size_is_within_bounds_and_of_the_same_shape(width, height, most):
+    w, h = images.fitted(width, height, most)
+    assert 1 <= w <= min(width, images.LONGEST_JPEG_SIDE)
+    assert 1 <= h <= min(height, images.LONGEST_JPEG_SIDE)
+    assert w * h <= most
+    if min(w, h) >= 100:
+        assert w / h == pytest.approx(width / height, rel=0.011)
+    if width * height <= most and max(width, height) <= images.LONGEST_JPEG_SIDE:
+        assert (w, h) == (width, height)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 10**6))
+def test_a_fitted_size_turns_with_the_image(width, height, most):
+    assert images.fitted(height, width, most) == images.fitted(width, height, most)[::-1]
+
+
+def test_a_small_image_is_refused_and_the_smallest_allowed_is_not():
+    assert refused(encoded(halves((80, 27)), "PNG")) == "image_too_small"
+    normal(encoded(halves((28, 28)), "PNG"))
+
+
+def test_an_image_that_scaling_makes_too_narrow_is_refused():
+    assert refused(encoded(halves((8000, 30)), "PNG")) == "image_too_small"
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width, height, data, *, depth=8, colour=2):
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_a_decompression_bomb_is_refused_without_decoding(monkeypatch):
+    def decoded(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    bomb = png(60_000, 60_000, zlib.compress(b"\0" * 10_000))
+    assert refused(bomb) == "image_too_large"
+    giant = jpeg().replace(struct.pack(">HH", 40, 80), struct.pack(">HH", 65_000, 65_000), 1)
+    assert refused(giant) == "image_too_large"
+
+
+def test_a_limit_above_pillows_own_is_ours_to_set():
+    data = encoded(Image.new("1", (15_000, 13_000)), "PNG")  # Pillow alone refuses 179 million
+    limits = images.Limits(28, 10_000, 200_000_000, 95)
+    result, _ = normal(data, limits)
+    assert result.width * result.height <= 10_000
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_truncated_file_is_refused(kind, part):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    normal(data)
+    assert refused(data[: int(len(data) * part)]) == "undecodable_image"
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_is_read_to_its_end_before_it_is_kept(progressive):
+    noise = np.random.default_rng(0).integers(0, 256, (180, 180, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), "JPEG", progressive=progressive)
+    assert refused(data[:-200]) == "undecodable_image"
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_image_is_refused(data):
+    assert refused(data) == "undecodable_image"
+
+
+def test_a_png_with_a_damaged_piece_is_refused():
+    data = bytearray(encoded(halves(), "PNG"))
+    data[-20] ^= 0xFF
+    assert refused(bytes(data)) == "undecodable_image"
+
+
+def test_float_samples_are_refused_because_their_white_is_unknown():
+    image = Image.fromarray(np.full((40, 40), 0.5, np.float32))
+    assert refused(encoded(image, "TIFF")) == "undecodable_image"
+
+
+def test_the_reason_is_the_same_each_time():
+    assert images.normalise(b"nothing", LIMITS) == images.normalise(b"nothing", LIMITS)
+
+
+@settings(deadline=None)  # other processes may hold the processor
+@given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]), st.data())
+def test_damaged_bytes_give_an_image_or_a_reason_and_never_an_error(kind, draw):
+    data = bytearray(encoded(halves((40, 30)), kind))
+    for _ in range(draw.draw(st.integers(1, 8))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    result = images.normalise(bytes(data), LIMITS)
+    assert isinstance(result, images.Normal) or result.reason in REASONS
+
+
+def test_running_out_of_memory_is_not_called_a_damaged_image(monkeypatch):
+    def load(_):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(MemoryError):
+        images.normalise(encoded(halves(), "BMP"), LIMITS)
+
+
+def test_equal_images_are_stored_once_under_their_content(tmp_path):
+    data = jpeg()
+    first = images.store(data, folder=tmp_path, limits=LIMITS)
+    assert images.store(data, folder=tmp_path, limits=LIMITS) == first
+    assert isinstance(first, images.Stored)
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+    assert (tmp_path / first.name).read_bytes() == data
+    assert first.name == f"{first.group}.jpg"
+    assert len(first.group) == 32
+
+
+def test_a_refused_image_leaves_no_file(tmp_path):
+    assert isinstance(images.store(b"x", folder=tmp_path, limits=LIMITS), Refusal)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,118 @@
+"""The split and the checks of a row's fields."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import pairs
+from stages.pairs import Question, Record
+
+FRACTIONS = st.tuples(st.floats(0, 0.5), st.floats(0, 0.49))
+TEXT = st.text(st.characters(codec="utf-8"))
+KEYS = st.text(st.characters(codec="ascii"), min_size=1, max_size=64)
+
+
+def record(**changes):
+    fields = {"image": b"i", "question": "q?", "chosen": "yes", "rejected": "no"} | changes
+    return Record("file row 1", **fields)
+
+
+def reason(**changes):
+    refusal = pairs.text_refusal(record(**changes))
+    return refusal and refusal.reason
+
+
+@given(st.sets(TEXT), st.sets(TEXT), KEYS, FRACTIONS)
+def test_adding_data_moves_no_group_to_another_split(groups, more, key, fractions):
+    def sides(names):
+        validation, test = fractions
+        return {
+            name: pairs.split_of(name, key=key, validation=validation, test=test) for name in names
+        }
+
+    before, after = sides(groups), sides(groups | more)
+    assert before == {name: after[name] for name in before}
+
+
+@given(TEXT, KEYS, FRACTIONS, st.floats(0, 0.3))
+def test_raising_a_fraction_never_takes_a_group_out_of_the_test_split(group, key, fractions, more):
+    validation, test = fractions
+    if pairs.split_of(group, key=key, validation=validation, test=test) == "test":
+        assert pairs.split_of(group, key=key, validation=validation, test=test + more) == "test"
+
+
+def test_splits_have_the_sizes_asked_for():
+    names = [f"image {i}" for i in range(20_000)]
+    sides = [pairs.split_of(name, key="k", validation=0.1, test=0.2) for name in names]
+    # Four standard deviations of a binomial count: 0.011 at most.
+    assert abs(sides.count("test") / len(names) - 0.2) < 0.0115
+    assert abs(sides.count("validation") / len(names) - 0.1) < 0.0086
+    assert set(sides) == set(pairs.SPLITS)
+
+
+def test_a_fraction_of_zero_gives_an_empty_split():
+    sides = {pairs.split_of(str(i), key="k", validation=0, test=0.5) for i in range(1000)}
+    assert sides == {"train", "test"}
+
+
+def test_another_key_gives_another_split():
+    def side(key):
+        return [pairs.split_of(str(i), key=key, validation=0.2, test=0.2) for i in range(100)]
+
+    assert side("a") != side("b")
+
+
+def test_the_split_of_a_known_image_is_pinned():
+    # A change here would move every user's test images into training.
+    sides = [pairs.split_of(str(i), key="k", validation=0.3, test=0.3) for i in range(8)]
+    assert "".join(side[:2] for side in sides) == "trtrtetrvatrtrva"
+
+
+@given(st.lists(TEXT), st.lists(TEXT))
+def test_rows_have_the_same_id_only_if_all_fields_are_equal(a, b):
+    assert (pairs.row_id(*a) == pairs.row_id(*b)) == (a == b)
+
+
+def test_fields_that_run_together_alike_have_different_ids():
+    assert pairs.row_id("ab", "c") != pairs.row_id("a", "bc")
+
+
+def test_a_good_row_is_not_refused():
+    assert reason() is None
+
+
+def test_each_missing_field_is_named():
+    refusal = pairs.text_refusal(record(image=None, rejected=None, note="no file a.png"))
+    assert refusal == pairs.Refusal("missing_field", "image, rejected (no file a.png)")
+
+
+def test_blank_texts_are_refused():
+    assert reason(question=" \n") == "missing_field"
+    assert reason(chosen="") == "empty_answer"
+    assert reason(rejected="\t ") == "empty_answer"
+
+
+def test_answers_that_differ_in_white_space_alone_are_identical():
+    assert reason(chosen="no \n", rejected=" no") == "identical_answers"
+    assert reason(chosen="no", rejected="No") is None
+
+
+def test_half_a_surrogate_pair_is_no_text():
+    assert reason(chosen="\ud800 yes") == "missing_field"
+    assert reason(origin="\udfff") == "missing_field"
+
+
+def test_a_question_with_one_answer_is_not_compared_with_itself():
+    assert pairs.text_refusal(Question("w", b"i", "q?", "yes")) is None
+    blank = Question("w", b"i", "q?", " ")
+    assert pairs.text_refusal(blank) == pairs.Refusal("empty_answer", "answer")
+
+
+@given(
+    *[st.one_of(st.none(), st.text(), st.sampled_from(["", " ", "a", "\ud800"])) for _ in range(3)],
+    st.one_of(st.none(), st.binary()),
+)
+def test_whatever_the_fields_a_refusal_is_in_the_vocabulary(question, chosen, rejected, image):
+    found = reason(question=question, chosen=chosen, rejected=rejected, image=image)
+    assert found is None or found in pairs.REASONS
+    if None in (question, chosen, rejected, image):
+        assert found == "missing_field"

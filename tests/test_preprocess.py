@@ -1,0 +1,485 @@
+"""The stage as a whole: what is kept, what is counted, and what a failure leaves behind."""
+
+import gc
+import hashlib
+import io
+import json
+import multiprocessing.forkserver
+import os
+import random
+import subprocess
+import sys
+import time
+import types
+import weakref
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import stages
+from stages import images, pairs, params, preprocess
+from stages.errors import UserError
+from stages.pairs import Question, Record, Refusal
+
+PROJECT = Path(__file__).parent.parent
+COLUMNS = params.Columns(
+    image="image",
+    question="question",
+    chosen="chosen",
+    rejected="rejected",
+    origin="origin_dataset",
+    kind="kind",
+)
+SETTINGS = {
+    "split_key": "k",
+    "validation": 0.2,
+    "test": 0.2,
+    "min_side": 28,
+    "max_pixels": 10_000,
+    "max_input_pixels": 100_000,
+    "jpeg_quality": 90,
+    "workers": 2,
+}
+
+
+def picture(number, kind="PNG", size=(40, 32)):
+    """A small image of its own for each number."""
+    pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(file, kind)
+    return file.getvalue()
+
+
+def row(number, **changes):
+    return {
+        "image": picture(number, "JPEG" if number % 2 else "PNG"),
+        "question": f"question {number}?",
+        "chosen": "yes",
+        "rejected": "no",
+        "origin_dataset": "coco/v1.0",
+        "kind": "presence",
+    } | changes
+
+
+def raw_folder(folder, rows):
+    folder.mkdir()
+    (folder / "SOURCE.json").write_text('{"kind": "path"}')
+    table = {name: [row[name] for row in rows] for name in rows[0]}
+    pq.write_table(pa.table(table), folder / "a.parquet", row_group_size=7)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_workers():
+    """Each worker imports the main module again, which under test is pytest; here once for all."""
+    multiprocessing.forkserver.set_forkserver_preload(["pytest", "stages.preprocess"])
+    multiprocessing.forkserver.ensure_running()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the stage in ``tmp_path``; gives the report."""
+
+    def run(raw, **changes):
+        settings = types.SimpleNamespace(
+            data=types.SimpleNamespace(columns=COLUMNS),
+            preprocess=params.Preprocess.model_validate(SETTINGS | changes),
+        )
+        monkeypatch.setattr(params, "load", lambda: settings)
+        preprocess.main(raw, tmp_path / "pairs", tmp_path / "reports" / "preprocess.json")
+        return json.loads((tmp_path / "reports" / "preprocess.json").read_text())
+
+    return run
+
+
+def everything(folder):
+    """Digests of all files below, by path."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def awkward_rows():
+    """Forty good rows, and one for each reason to leave a row out."""
+    good = [row(number) for number in range(40)]
+    good[21] = row(20, question="another question about image 20")
+    bad = {
+        "missing_field": row(50, chosen=None),
+        "empty_answer": row(51, rejected=" "),
+        "identical_answers": row(52, chosen="no"),
+        "undecodable_image": row(53, image=picture(53, "JPEG")[:-300]),
+        "image_too_large": row(54, image=picture(54, size=(400, 300))),
+        "image_too_small": row(55, image=picture(55, size=(400, 20))),
+        "exact_duplicate": row(7, origin_dataset="elsewhere"),
+    }
+    return good, bad
+
+
+def test_each_row_is_kept_or_counted_under_its_reason(run, tmp_path):
+    good, bad = awkward_rows()
+    report = run(raw_folder(tmp_path / "raw", good[:20] + list(bad.values()) + good[20:]))
+    assert report["rows_in"] == len(good) + len(bad)
+    assert report["rows_kept"] == len(good)
+    assert report["rows_left_out"] == len(bad)
+    assert report["unique_images"] == len(good) - 1
+    assert list(report["left_out"]) == list(pairs.REASONS)
+    assert report["left_out"] == {reason: int(reason in bad) for reason in pairs.REASONS}
+    assert sum(report["pairs_by_split"].values()) == len(good)
+    assert sum(report["images_by_split"].values()) == len(good) - 1
+    assert report["pairs_by_origin"] == {"coco_v1_0": len(good)}
+    assert report["pairs_by_kind"] == {"presence": len(good)}
+
+    left_out = pq.read_table(tmp_path / "pairs" / "left_out.parquet")
+    assert left_out.schema.equals(pairs.LEFT_OUT)
+    assert left_out["reason"].to_pylist() == list(bad)
+    assert left_out["where"].to_pylist() == [f"a.parquet row {21 + i}" for i in range(len(bad))]
+    assert all(left_out["detail"].to_pylist())
+
+
+def test_the_table_of_pairs_holds_what_later_stages_read(run, tmp_path):
+    good, bad = awkward_rows()
+    run(raw_folder(tmp_path / "raw", good + list(bad.values())))
+    table = pq.read_table(tmp_path / "pairs" / "pairs.parquet")
+    assert table.schema.equals(pairs.PAIRS)
+    found = table.to_pylist()
+    assert [pair["question"] for pair in found] == [row["question"] for row in good]
+    folder = tmp_path / "pairs" / "images"
+    assert {pair["image"] for pair in found} == {path.name for path in folder.iterdir()}
+    for pair in found:
+        data = (folder / pair["image"]).read_bytes()
+        assert pair["image"] == hashlib.sha256(data).hexdigest()[:32] + ".jpg"
+        assert pair["group"] + ".jpg" == pair["image"]
+        assert Image.open(io.BytesIO(data)).size == (pair["width"], pair["height"])
+        assert pair["split"] == pairs.split_of(pair["group"], key="k", validation=0.2, test=0.2)
+        fields = [pair[name] for name in ("image", "question", "chosen", "rejected")]
+        assert pair["id"] == pairs.row_id(*fields)
+    assert len({pair["id"] for pair in found}) == len(found)
+    assert found[20]["image"] == found[21]["image"]
+    assert (folder / found[1]["image"]).read_bytes() == good[1]["image"]  # a JPEG stays as it is
+    assert pq.read_table(tmp_path / "pairs" / "questions.parquet").schema.equals(pairs.QUESTIONS)
+
+
+def test_outputs_are_the_same_bytes_whatever_the_number_of_workers(run, tmp_path):
+    good, bad = awkward_rows()
+    rows = good + list(bad.values())
+    random.Random(0).shuffle(rows)
+    raw = raw_folder(tmp_path / "raw", rows)
+    found = []
+    for workers in (1, 3):
+        run(raw, workers=workers)
+        found.append(everything(tmp_path / "pairs") | everything(tmp_path / "reports"))
+    assert found[0] == found[1]
+    assert len(found[0]) == 39 + 4
+
+
+def test_adding_rows_moves_no_pair_to_another_split(run, tmp_path):
+    def sides():
+        table = pq.read_table(tmp_path / "pairs" / "pairs.parquet").to_pylist()
+        return {pair["id"]: pair["split"] for pair in table}
+
+    run(raw_folder(tmp_path / "less", [row(number) for number in range(40)]))
+    before = sides()
+    run(raw_folder(tmp_path / "more", [row(number) for number in range(10, 60)]))
+    after = sides()
+    common = before.keys() & after.keys()
+    assert len(common) == 30
+    assert all(before[name] == after[name] for name in common)
+
+
+# Questions with known answers
+
+
+def easy_vqa(monkeypatch, records, questions):
+    fake = types.ModuleType("stages.easy_vqa")
+    fake.records = lambda raw: iter(records)  # type: ignore[attr-defined]
+    fake.questions = lambda raw: iter(questions)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stages.easy_vqa", fake)
+    monkeypatch.setattr(stages, "easy_vqa", fake, raising=False)
+
+
+def test_an_image_of_the_held_out_questions_is_in_no_pair(run, tmp_path, monkeypatch):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "SOURCE.json").write_text('{"kind": "easy-vqa"}')
+    rows = [Record(f"train {i}", picture(i), f"q{i}", "yes", "no", "easy") for i in range(40)]
+    questions = [
+        Question("test 1", picture(5), "colour?", "red", "colour"),
+        Question("test 2", picture(5), "shape?", "circle", "shape"),
+        Question("test 3", picture(5), "shape?", "circle", "shape"),
+        Question("test 4", b"broken", "shape?", "circle", "shape"),
+        Question("test 5", picture(100), "shape?", "", "shape"),
+    ]
+    easy_vqa(monkeypatch, rows, questions)
+    report = run(tmp_path / "raw")
+    assert report["rows_kept"] == 39
+    assert report["left_out"]["image_in_held_out_questions"] == 1
+    assert report["rows_in"] == report["rows_kept"] + sum(report["left_out"].values())
+    assert (report["questions_in"], report["questions_kept"]) == (5, 2)
+    assert report["question_images"] == 1
+    found = pq.read_table(tmp_path / "pairs" / "questions.parquet").to_pylist()
+    assert [(question["answer"], question["kind"]) for question in found] == [
+        ("red", "colour"),
+        ("circle", "shape"),
+    ]
+    used = pq.read_table(tmp_path / "pairs" / "pairs.parquet")["image"].to_pylist()
+    assert found[0]["image"] not in used
+    assert len(list((tmp_path / "pairs" / "images").iterdir())) == 40
+    left_out = pq.read_table(tmp_path / "pairs" / "left_out.parquet").to_pylist()
+    assert [(row["where"], row["reason"]) for row in left_out] == [
+        ("test 3", "exact_duplicate"),
+        ("test 4", "undecodable_image"),
+        ("test 5", "empty_answer"),
+        ("train 5", "image_in_held_out_questions"),
+    ]
+
+
+# Mistakes
+
+
+def mistake(run, raw, **changes):
+    with pytest.raises(UserError) as error:
+        run(raw, **changes)
+    return str(error.value)
+
+
+def test_a_missing_source_file_says_to_fetch(run, tmp_path):
+    assert "fetch@data" in mistake(run, tmp_path)
+
+
+def test_nothing_kept_says_why(run, tmp_path):
+    raw = raw_folder(tmp_path / "raw", [row(i, image=b"x") for i in range(5)])
+    message = mistake(run, raw)
+    assert "none of the 5 rows" in message
+    assert "5 undecodable_image" in message
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_an_empty_split_names_the_split_and_the_fix(run, tmp_path):
+    raw = raw_folder(tmp_path / "raw", [row(0), row(0, question="q2")])
+    message = mistake(run, raw, validation=0.001, test=0.998)
+    assert "no pair fell into the train split: 1 distinct images" in message
+    assert "lower preprocess.validation" in message
+    message = mistake(run, raw, validation=0.001, test=0.001)
+    assert "no pair fell into the validation split" in message
+    assert "raise preprocess.validation" in message
+
+
+def test_a_split_that_was_not_asked_for_may_be_empty(run, tmp_path):
+    raw = raw_folder(tmp_path / "raw", [row(number) for number in range(40)])
+    assert run(raw, validation=0)["pairs_by_split"]["validation"] == 0
+
+
+# What a failure leaves behind
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, UserError("x"), RuntimeError])
+def test_a_failure_leaves_the_old_output_and_nothing_half_made(run, tmp_path, monkeypatch, failure):
+    raw = raw_folder(tmp_path / "raw", [row(number) for number in range(40)])
+    run(raw)
+    before = everything(tmp_path)
+
+    def interrupted(*_):
+        yield Record("row 1", picture(1), "q", "yes", "no")
+        raise failure
+
+    monkeypatch.setattr("stages.records.records", interrupted)
+    with pytest.raises(type(failure) if isinstance(failure, Exception) else failure):
+        run(raw)
+    assert everything(tmp_path) == before
+
+
+def test_the_remains_of_a_killed_run_are_cleared(run, tmp_path):
+    (tmp_path / ".pairs.partial" / "images").mkdir(parents=True)
+    (tmp_path / ".pairs.partial" / "images" / "old.jpg").write_bytes(b"old")
+    run(raw_folder(tmp_path / "raw", [row(number) for number in range(40)]))
+    assert not (tmp_path / ".pairs.partial").exists()
+    assert not (tmp_path / "pairs" / "images" / "old.jpg").exists()
+
+
+def test_a_full_disk_is_said_in_one_sentence(tmp_path):
+    with (
+        pytest.raises(UserError, match="disk is full"),
+        preprocess.whole_or_nothing(tmp_path / "out"),
+    ):
+        raise OSError(28, "No space left on device")
+
+
+# Workers
+
+
+def fragile(data):
+    """Stands in for ``images.store``: the image says what happens."""
+    if data == b"die":
+        os._exit(9)
+    if data == b"memory":
+        raise MemoryError
+    if data == b"bug":
+        raise ZeroDivisionError
+    return images.Stored(f"{data.decode()}.jpg", 1, 1)
+
+
+def records(*contents):
+    return [Record(f"row {i}", data, "q", "yes", "no") for i, data in enumerate(contents, start=1)]
+
+
+def decode(rows, work=fragile):
+    decoder = preprocess.Decoder(work, workers=2)
+    try:
+        return list(decoder.decode(rows))
+    finally:
+        decoder.close()
+
+
+def test_a_crash_of_a_worker_names_the_row():
+    with pytest.raises(UserError, match=r"^row 5: .* kills the worker"):
+        decode(records(*[b"%d" % i for i in range(4)], b"die", *[b"9%d" % i for i in range(30)]))
+
+
+def test_a_worker_without_memory_names_the_row_and_the_parameter():
+    with pytest.raises(UserError, match=r"^row 3: not enough memory.*preprocess\.workers"):
+        decode(records(b"a", b"b", b"memory", b"c"))
+
+
+def test_an_unexpected_error_in_a_worker_notes_the_row():
+    with pytest.raises(ZeroDivisionError) as error:
+        decode(records(b"a", b"bug", b"c"))
+    assert "while decoding the image of row 2" in error.value.__notes__
+
+
+def test_workers_of_a_killed_stage_end_by_themselves(tmp_path):
+    script = """if __name__ == "__main__":
+        import os, signal, time
+        from stages import preprocess
+        pool = preprocess._pool(1)
+        print(pool.submit(os.getpid).result(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, str(path)]
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False).stdout
+    worker = int(output)
+    deadline = time.monotonic() + 10
+    while _runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(worker)
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat")
+        return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+class Later:
+    """A pool whose work ends only when asked for, last in first out."""
+
+    def __init__(self):
+        self.submitted = 0
+
+    def submit(self, data):
+        self.submitted += 1
+        future: Future[images.Stored | Refusal] = Future()
+        result = future.result
+
+        def when_asked(timeout=None):
+            if not future.done():
+                future.set_result(images.Stored(f"{data.decode()}.jpg", 1, 1))
+            return result(timeout)
+
+        future.result = when_asked  # type: ignore[method-assign]
+        return future
+
+
+@settings(deadline=None)  # other processes may hold the processor
+@given(st.lists(st.sampled_from([None, b"a", b"b", b"c", b"d"])), st.integers(1, 5))
+def test_rows_come_back_in_order_and_each_image_is_decoded_once(contents, window):
+    pool, rows = Later(), records(*contents)
+    found = list(preprocess.in_order(rows, pool.submit, window=window))
+    assert [row for row, _ in found] == rows
+    for row, outcome in found:
+        if row.image is None:
+            assert outcome == Refusal("missing_field", "image")
+        else:
+            assert outcome == images.Stored(f"{row.image.decode()}.jpg", 1, 1)
+    assert pool.submitted == len(set(contents) - {None})
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_the_rows_held_at_once_are_bounded_whatever_their_number(tmp_path, repeat):
+    window, alive, peak = 6, [0], [0]
+
+    def source():
+        for number in range(2000):
+            data = b"%d" % (number % 3 if repeat else number)
+            row = Record(f"row {number}", data, f"q{number}", "yes", "no")
+            alive[0] += 1
+            peak[0] = max(peak[0], alive[0])
+            weakref.finalize(row, lambda: alive.__setitem__(0, alive[0] - 1))
+            yield row
+            del row
+
+    gc.disable()  # nothing may depend on the collector of cycles
+    try:
+        counts = preprocess.write_tables(
+            source(),
+            [],
+            tmp_path,
+            decode=lambda rows: preprocess.in_order(rows, Later().submit, window=window),
+            split=lambda group: "train",
+        )
+    finally:
+        gc.enable()
+    assert counts["rows_kept"] == 2000
+    assert peak[0] <= window + 2  # one being read, one being written
+
+
+# The report
+
+
+@settings(deadline=None)  # other processes may hold the processor
+@given(st.dictionaries(st.text(), st.integers(1, 1000)))
+def test_label_counts_lose_no_pair_and_are_safe_names(counts):
+    named = preprocess.label_counts(counts)
+    assert sum(named.values()) == sum(counts.values())
+    assert all(name and not set(name) & set("./\\: \n") for name in named)
+    shuffled = dict(random.Random(1).sample(list(counts.items()), len(counts)))
+    assert preprocess.label_counts(shuffled) == named
+
+
+def test_label_counts_keep_like_names_apart_and_sum_up_rare_ones():
+    assert preprocess.label_counts({"a.b": 2, "a/b": 3, "": 1}) == {"none": 1, "a_b": 2, "a_b_2": 3}
+    many = preprocess.label_counts({f"origin{i:02}": i + 1 for i in range(60)})
+    assert len(many) == 51
+    assert many["other"] == sum(range(1, 11))
+
+
+def test_dvc_shows_every_number_of_the_report(run, tmp_path):
+    rows = [row(number, origin_dataset=f"set/{number % 2}.x") for number in range(40)]
+    report = run(raw_folder(tmp_path / "raw", rows))
+
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    command = [sys.executable, "-m", "dvc", "metrics", "show", "reports/preprocess.json"]
+    done = subprocess.run(
+        [*command, "--json"], cwd=tmp_path, stdout=subprocess.PIPE, check=True, text=True
+    )
+    assert json.loads(done.stdout)[""]["data"]["reports/preprocess.json"]["data"] == report
+    assert report["pairs_by_origin"] == {"set_0_x": 20, "set_1_x": 20}
+
+
+def test_progress_is_shown_on_standard_error_with_the_total(capsys):
+    assert list(preprocess.progress(records(b"a", b"b"), 2, "preprocess"))
+    assert "2/2" in capsys.readouterr().err
