@@ -28,6 +28,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -70,15 +71,16 @@ class Dataset:
 class RunRecord:
     """What a run is completed with.
 
-    ``parameters`` may be nested; ``metrics`` is flat, numbers only. ``curves`` is a folder with
-    one CSV a split (``train.csv``), or one CSV with a column ``split``: the column ``step``, then
-    one a metric. Column ``loss`` of split ``train`` becomes the MLflow metric ``train/loss``; an
-    empty cell is no point, and ``epoch`` is left out. ``artifacts`` are files or folders.
+    ``parameters`` may be nested; ``metrics`` is flat, with ``None`` left out. ``curves`` is a
+    folder with one CSV a split (``train.csv``), or one CSV with a column ``split``: the column
+    ``step``, then one a metric. Column ``loss`` of split ``train`` becomes the MLflow metric
+    ``train/loss``; an empty cell is no point, and ``epoch`` is left out. ``artifacts`` are files
+    or folders.
     """
 
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     curves: Path | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     artifacts: tuple[Path, ...] = ()
@@ -129,21 +131,12 @@ def provenance(root: Path = Path()) -> dict[str, str]:
     commit, licence) from the SOURCE.json files.
     """
     outputs = _outputs(root)
-    state = "clean"
     changed = [
-        line[3:].split(" -> ")[-1].strip('"')
-        for line in _git(root, "status", "--porcelain", "--untracked-files=no", ".").splitlines()
+        path
+        for path in _changed(root)
+        if path != "dvc.lock" and not any(f"{path}/".startswith(f"{out}/") for out in outputs)
     ]
-    prefix = _git(
-        root, "rev-parse", "--show-prefix"
-    )  # where the project is not the repository's root
-    changed = sorted(
-        name
-        for name in (path.removeprefix(prefix) for path in changed)
-        if name != "dvc.lock" and not any(name == o or name.startswith(f"{o}/") for o in outputs)
-    )
-    if changed:
-        state = "dirty: " + ", ".join(changed)
+    state = "dirty: " + ", ".join(changed) if changed else "clean"
     commit = _git(root, "rev-parse", "HEAD")
     found = {
         "git.commit": commit,
@@ -258,7 +251,7 @@ def complete_run(fingerprint: str, record: RunRecord, root: Path = Path()) -> No
         if not path.exists():
             raise FileNotFoundError(path)
     for key, value in record.metrics.items():
-        if not isinstance(value, int | float):
+        if value is not None and not isinstance(value, int | float):
             raise ValueError(f"metric {key} is not a number: {value!r}")
     record = _fit_to_show(record, root)
     try:
@@ -280,13 +273,14 @@ def main() -> None:
     if not waiting:
         print("MLflow: nothing waits to be logged")
     for file in waiting:
+        folder = PENDING / file.parent.name
         fingerprint, record = _kept(file)
         try:
             where = _log(fingerprint, record, root)
         except Exception as error:
             raise UserError(
-                f"MLflow: {PENDING / file.parent.name} could not be logged, {_reason(error, root)}; it "
-                "is still there: start the server or set MLFLOW_TRACKING_URI, and run this again"
+                f"MLflow: {folder} could not be logged, {_reason(error, root)}; "
+                "it is still there: start the server or set MLFLOW_TRACKING_URI, and run this again"
             ) from error
         shutil.rmtree(file.parent)
         print(f"MLflow: logged as {record.name} ({where})")
@@ -331,9 +325,9 @@ def _log(fingerprint: str, record: RunRecord, root: Path) -> str:
     now = int(time.time() * 1000)
     present = client.get_run(run_id).data.metrics
     points = [
-        Metric(_key(key), float(value), now, 0)
+        Metric(_key(key), value, now, 0)
         for key, value in record.metrics.items()
-        if not _same(present.get(_key(key)), float(value))
+        if value is not None and not _same(present.get(_key(key)), value)
     ]
     if record.curves:
         known: dict[str, set[int]] = {}
@@ -626,9 +620,10 @@ def _curves(path: Path) -> Iterator[tuple[str, int, float]]:
 
 
 def _fit_to_show(record: RunRecord, root: Path) -> RunRecord:
-    """The record with flat parameters and every text in it ``redacted``."""
+    """The record with flat parameters, numbers for metrics, and every text ``redacted``."""
     return replace(
         record,
+        metrics={key: float(value) for key, value in record.metrics.items() if value is not None},
         parameters={key: redacted(value, root) for key, value in _flat(record.parameters).items()},
         tags={key: redacted(value, root) for key, value in record.tags.items()},
         datasets=tuple(replace(d, source=redacted(d.source, root)) for d in record.datasets),
@@ -740,20 +735,33 @@ def _outputs(root: Path) -> dict[str, str]:
     }
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _changed(root: Path) -> list[str]:
+    """Tracked files that differ from the last commit, relative to ``root``.
+
+    Compared through an index made for this: in DVC's temporary copies the repository's own may hold
+    the times and sizes of files as DVC changed them, and a changed params.yaml then looks clean.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        index = str(Path(folder, "index"))
+        _git(root, "read-tree", "HEAD", index=index)
+        names = _git(root, "diff", "--name-only", "--relative", "-z", index=index)
+    return sorted(name for name in names.split("\0") if name)
+
+
+def _git(root: Path, *arguments: str, index: str | None = None) -> str:
     """What git prints, or nothing where there is no git or no repository."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments],
+            env={**os.environ, **({"GIT_INDEX_FILE": index} if index else {})},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    # A line of `git status` may begin with a blank that says something.
-    return done.stdout.rstrip("\n") if done.returncode == 0 else ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _without_credentials(uri: str) -> str:
