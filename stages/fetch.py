@@ -18,17 +18,16 @@ def main(item: str, out: Path) -> None:
     """Fetch ``item``, which is ``data`` or ``model``, into ``out``."""
     p = params.load()
     if item == "data":
-        source = fetch_data(p.data, out)
+        source = fetch_data(p.data.source, out)
     elif item == "model":
-        source = fetch_model(p.model, out)
+        source = fetch_model(p.model.source, p.model.trust, out)
     else:
         raise UserError(f"--item {item}: there is no such item; write data or model")
     print(summary(item, source))
 
 
-def fetch_data(data: params.Data, out: Path) -> sources.Source:
+def fetch_data(source: params.DataSource, out: Path) -> sources.Source:
     """Data are tables and images: pickles and code are never fetched with them."""
-    source = data.source
     if source.kind == "easy-vqa":
         return sources.copy_easy_vqa(out)
     if source.kind == "path":
@@ -36,12 +35,11 @@ def fetch_data(data: params.Data, out: Path) -> sources.Source:
     return sources.fetch_hub(source.repo, source.revision, source.files, out, repo_type="dataset")
 
 
-def fetch_model(model: params.Model, out: Path) -> sources.Source:
+def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> sources.Source:
     """Weights are safetensors, unless a parameter allows more."""
-    source = model.source
     if source.kind == "path":
         return sources.copy_model(
-            source.path, out, allow_pickle=model.allow_pickle, allow_code=model.trust_remote_code
+            source.path, out, allow_pickle=trust.pickle, allow_code=trust.remote_code
         )
     return sources.fetch_hub(
         source.repo,
@@ -49,8 +47,8 @@ def fetch_model(model: params.Model, out: Path) -> sources.Source:
         source.files,
         out,
         repo_type="model",
-        allow_pickle=model.allow_pickle,
-        allow_code=model.trust_remote_code,
+        allow_pickle=trust.pickle,
+        allow_code=trust.remote_code,
     )
 
 

@@ -1,8 +1,8 @@
-"""What LLaMA-Factory accepts, read from its own source, and the training configuration made for it.
+"""What LLaMA-Factory accepts, read from its own source.
 
-Importing LLaMA-Factory takes about 20 s on two cores, so the names and types of its arguments are read
-from the source of its argument classes instead (the same dataclasses that ``llamafactory-cli`` parses a
-YAML file into). A test holds this reading against the real classes.
+Importing LLaMA-Factory takes about 20 s on two cores, so the names and types of its arguments are
+read from the source of its argument classes instead (the same dataclasses that ``llamafactory-cli``
+parses a YAML file into). A test holds this reading against the real classes.
 """
 
 import ast
@@ -16,12 +16,15 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from stages.errors import UserError
+
 # Keys of LLaMA-Factory's that the pipeline sets, and the parameter (or path) that decides each.
 RESERVED = {
     "model_name_or_path": "model.source",
     "adapter_name_or_path": "model.source (a model to start from, already merged)",
-    "trust_remote_code": "model.trust_remote_code",
+    "trust_remote_code": "model.trust.remote_code",
     "template": "model.template",
+    "quantization_bit": "model.quantization_bit",
     "cutoff_len": "format.cutoff_len",
     "image_max_pixels": "format.image_max_pixels",
     "image_min_pixels": "format.image_min_pixels",
@@ -74,7 +77,7 @@ _LOWEST: dict[str, tuple[float, bool]] = {
 
 
 def problem_with(key: str, value: Any) -> str | None:
-    """Why LLaMA-Factory would not take ``key: value`` in the ``train`` section, or None if it would."""
+    """Why ``key: value`` can't stand in the ``train`` section, or None if it can."""
     if key in RESERVED:
         return f"is not set here; it comes from {RESERVED[key]}"
     known = arguments()
@@ -83,9 +86,9 @@ def problem_with(key: str, value: Any) -> str | None:
         hint = f"; did you mean '{matches[0]}'?" if matches else ""
         return f"is no argument of LLaMA-Factory's{hint}"
     try:
-        typed = TypeAdapter(known[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
-            value
-        )
+        typed = TypeAdapter(
+            known[key], config=ConfigDict(arbitrary_types_allowed=True)
+        ).validate_python(value)
     except ValidationError as error:
         return f"= {value!r}: {error.errors()[0]['msg'][0].lower()}{error.errors()[0]['msg'][1:]}"
     if key in _LOWEST and isinstance(typed, int | float):
@@ -119,14 +122,17 @@ def _sources() -> list[Path]:
 
 def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None, f"{package} is in requirements.txt"
+    if spec is None or spec.origin is None:
+        raise UserError(f"{package} is not installed; `make test` or `make repro` sets it up")
     return Path(spec.origin).parent
 
 
 def _fields(path: Path) -> Iterator[tuple[str, Any]]:
     """Fields of the dataclasses in a source file; ``init=False`` fields are no arguments."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.ClassDef) or not any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+        if not isinstance(node, ast.ClassDef) or not any(
+            "dataclass" in ast.unparse(d) for d in node.decorator_list
+        ):
             continue
         for item in node.body:
             if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
@@ -138,9 +144,13 @@ def _fields(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _annotation(source: str) -> Any:
     """The type that an annotation spells, ``Any`` where it needs names of other modules."""
-    names: dict[str, Any] = {name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union")}
+    names: dict[str, Any] = {
+        name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union")
+    }
     try:
-        return eval(source, {"__builtins__": {}}, names | _BUILTINS)  # source is an installed package's
+        return eval(
+            source, {"__builtins__": {}}, names | _BUILTINS
+        )  # source is an installed package's
     except (NameError, TypeError, AttributeError):
         return Any
 

@@ -1,11 +1,12 @@
-"""``params.yaml`` as frozen models: every knob of the pipeline, checked before any stage does any work.
+"""``params.yaml`` as frozen models: every knob of the pipeline, checked before any stage does any
+work.
 
-Unknown keys are refused with the nearest known name. Nothing has a hidden default: a key of ours that
-is missing is refused too, so ``params.yaml`` says all there is to say. What each key does is written
-where people meet it, in the comments of ``params/*.yaml``.
+Unknown keys are refused with the nearest known name. Nothing has a hidden default: a key of ours
+that is missing is refused too, so ``params.yaml`` says all there is to say. What each key does is
+written where people meet it, in the comments of ``params/*.yaml``.
 
-The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss`` and ``gpus`` are ours, every other
-key is passed through under LLaMA-Factory's name and checked against its argument classes
+The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss`` and ``gpus`` are ours, every
+other key is passed through under LLaMA-Factory's name and checked against its argument classes
 (``stages.llamafactory``), without importing them: that takes 20 s, this 0.2 s.
 """
 
@@ -69,16 +70,27 @@ class Columns(Section):
     kind: str | None
 
 
+DataSource = HubSource | PathSource | EasyVqaSource
+ModelSource = HubSource | PathSource
+
+
 class Data(Section):
-    source: Annotated[HubSource | PathSource | EasyVqaSource, Field(discriminator="kind")]
+    source: Annotated[DataSource, Field(discriminator="kind")]
     columns: Columns
 
 
+class Trust(Section):
+    """What of a model's author is trusted: files that can run code when they are loaded."""
+
+    pickle: bool
+    remote_code: bool
+
+
 class Model(Section):
-    source: Annotated[HubSource | PathSource, Field(discriminator="kind")]
-    allow_pickle: bool
-    trust_remote_code: bool
+    source: Annotated[ModelSource, Field(discriminator="kind")]
+    trust: Trust
     template: str
+    quantization_bit: Literal[4, 8] | None
 
 
 class Preprocess(Section):
@@ -95,7 +107,8 @@ class Preprocess(Section):
     def _some_pairs_remain_for_training(self) -> "Preprocess":
         if self.validation + self.test >= 1:
             raise PydanticCustomError(
-                "split", "validation and test add up to {total}; leave something below 1 for train",
+                "split",
+                "validation and test add up to {total}; leave something below 1 for train",
                 {"total": self.validation + self.test},
             )
         return self
@@ -139,7 +152,9 @@ class Train(Section):
     def _llamafactory_knows_the_rest(self) -> "Train":
         for key, value in self.passed_through.items():
             if problem := llamafactory.problem_with(key, value):
-                raise PydanticCustomError("train", "{key}: {problem}", {"key": key, "problem": problem})
+                raise PydanticCustomError(
+                    "train", "{key}: {problem}", {"key": key, "problem": problem}
+                )
         return self
 
 
@@ -172,8 +187,8 @@ def load(path: Path = PARAMS_FILE) -> Params:
     """Read and check a parameters file.
 
     Raises:
-        UserError: the file is missing or not YAML, or a key is unknown, missing or out of range; the
-            message names the file and the key and, for a misspelling, the nearest known name.
+        UserError: the file is missing or not YAML, or a key is unknown, missing or out of range;
+            the message names the file and the key and, for a misspelling, the nearest known name.
     """
     try:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
@@ -202,19 +217,27 @@ def _explain(detail: ErrorDetails) -> str:
     """One clause for one of pydantic's errors, with the key as it is written in the file."""
     # Union members appear in pydantic's location under their tag, which is no key in the file.
     tags = {"hub", "path", "easy-vqa"}
-    location = [part for i, part in enumerate(detail["loc"]) if not (part in tags and _is_tag(detail, i))]
+    location = [
+        part for i, part in enumerate(detail["loc"]) if not (part in tags and _is_tag(detail, i))
+    ]
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
         return f"unknown key '{key}'{nearest(str(location[-1]), _siblings(detail['loc'][:-1]))}"
     if detail["type"] == "missing":
         given = [str(name) for name in detail["input"] if name not in _siblings(detail["loc"][:-1])]
         misspelt = difflib.get_close_matches(str(location[-1]), given, n=1)
-        return f"key '{key}' is missing" + (f"; is '{misspelt[0]}' meant for it?" if misspelt else "")
+        return f"key '{key}' is missing" + (
+            f"; is '{misspelt[0]}' meant for it?" if misspelt else ""
+        )
     if detail["type"] == "train":
         context = detail.get("ctx", {})
         return f"'{key}.{context.get('key')}' {context.get('problem')}"
     message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"'{key}' = {detail['input']!r}: {message}" if _is_leaf(detail["input"]) else f"'{key}': {message}"
+    return (
+        f"'{key}' = {detail['input']!r}: {message}"
+        if _is_leaf(detail["input"])
+        else f"'{key}': {message}"
+    )
 
 
 def _is_tag(detail: ErrorDetails, index: int) -> bool:
@@ -228,7 +251,11 @@ def _is_leaf(value: object) -> bool:
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
     """The keys known at a place in the file."""
     section: type[BaseModel] = Params
-    tagged = {"hub": HubSource, "path": PathSource, "easy-vqa": EasyVqaSource}
+    tagged: dict[str, type[BaseModel]] = {
+        "hub": HubSource,
+        "path": PathSource,
+        "easy-vqa": EasyVqaSource,
+    }
     for i, part in enumerate(location):
         if part in tagged and i > 0 and location[i - 1] == "source":
             section = tagged[str(part)]

@@ -361,7 +361,7 @@ def _check_weights_exist(
         raise UserError(
             f"{name}: the weights exist only as {pickled[0]}, a pickle, which can run any code "
             "when loaded. Use a revision that has safetensors (the Hub's conversion bot offers "
-            "one as refs/pr/N), or set model.allow_pickle: true if you trust its author"
+            "one as refs/pr/N), or set model.trust.pickle: true if you trust its author"
         )
     raise UserError(f"{name}: there are no safetensors weights in it; is it a base model?")
 

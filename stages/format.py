@@ -1,0 +1,178 @@
+"""Format: the table of pairs becomes LLaMA-Factory's preference data set, one file a split.
+
+In: ``data/pairs`` (pairs.parquet, questions.parquet) and the base model's tokenizer and processor.
+Out: ``train.json``, ``validation.json``, ``test.json`` and ``dataset_info.json`` for LLaMA-Factory,
+``questions.json`` (held-out questions with known answers) for the evaluation, ``left_out.csv``;
+token lengths as a report and as a plot.
+
+Why here: ``cutoff_len`` cuts image tokens, and the training then dies hours in ("image features and
+image tokens do not match", LLaMA-Factory#6844). So tokens are counted with the real template and
+processor now, and a pair that would be cut is left out and counted.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from stages import command, params, tokens
+from stages.errors import UserError
+from stages.formatted import dataset_info, neutralised, prompt
+from stages.pairs import SPLITS
+from stages.tokens import Lengths
+
+QUANTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
+
+
+def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> None:
+    p = params.load()
+    tokenization = tokens.load(model, p)
+    table = pd.read_parquet(pairs / "pairs.parquet")
+    rows, changed = to_rows(table, tokenization.markers)
+    sizes = zip(table["width"], table["height"], strict=True)
+    counted = [
+        tokens.count(tokenization, row, size)
+        for row, size in tqdm(
+            zip(rows, sizes, strict=True), total=len(rows), desc="tokens", unit="pair"
+        )
+    ]
+    kept = tokens.within(tokenization, counted)
+    by_split = {
+        name: [
+            row
+            for row, split, ok in zip(rows, table["split"], kept, strict=True)
+            if ok and split == name
+        ]
+        for name in SPLITS
+    }
+    refuse_empty(by_split, set(table["split"]), p.format.cutoff_len)
+    questions, _ = to_questions(pd.read_parquet(pairs / "questions.parquet"), tokenization.markers)
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, split_rows in by_split.items():
+        write_json(out / f"{name}.json", split_rows)
+    write_json(out / "questions.json", questions)
+    write_json(out / "dataset_info.json", dataset_info())
+    write_left_out(out / "left_out.csv", rows, counted, kept, p.format.cutoff_len)
+    write_json(report, summary(table["split"], kept, counted, changed))
+    write_quantiles(lengths, [length for length, ok in zip(counted, kept, strict=True) if ok])
+
+
+def to_rows(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
+    """ShareGPT rows of a table of pairs, and how many held a marker that had to be broken."""
+    rows, changed = [], 0
+    for pair in table.to_dict("records"):
+        question, chosen, rejected = (
+            neutralised(pair[name], markers) for name in ("question", "chosen", "rejected")
+        )
+        changed += (question, chosen, rejected) != (
+            pair["question"],
+            pair["chosen"],
+            pair["rejected"],
+        )
+        rows.append(
+            {name: pair[name] for name in ("id", "group", "origin", "kind")}
+            | prompt(question, pair["image"])
+            | {
+                "chosen": {"role": "assistant", "content": chosen},
+                "rejected": {"role": "assistant", "content": rejected},
+            }
+        )
+    return rows, changed
+
+
+def to_questions(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
+    """Prompts of held-out questions with their true answers, and how many held a marker."""
+    rows = [
+        {"id": row["id"], "kind": row["kind"], "answer": row["answer"]}
+        | prompt(neutralised(row["question"], markers), row["image"])
+        for row in table.to_dict("records")
+    ]
+    changed = sum(neutralised(text, markers) != text for text in table["question"])
+    return rows, changed
+
+
+def refuse_empty(by_split: dict[str, list[Any]], present: set[str], cutoff_len: int) -> None:
+    """Raise ``UserError`` where none of a split's pairs is within ``cutoff_len``."""
+    for name, rows in by_split.items():
+        if not rows and name in present:
+            raise UserError(
+                f"no {name} pair fits format.cutoff_len = {cutoff_len} tokens; "
+                "raise it, or lower format.image_max_pixels"
+            )
+
+
+def summary(
+    splits: Iterable[str], kept: Sequence[bool], counted: Sequence[Lengths], changed: int
+) -> dict[str, Any]:
+    """What went in, what was kept and why the rest was not; quantiles (tokens) of all pairs."""
+    splits = list(splits)
+    used = Counter(split for split, ok in zip(splits, kept, strict=True) if ok)
+    cut = Counter(split for split, ok in zip(splits, kept, strict=True) if not ok)
+    measures: dict[str, Callable[[Lengths], int]] = {
+        "image": lambda length: length.image,
+        "prompt": lambda length: length.prompt,
+        "chosen": lambda length: length.chosen,
+        "rejected": lambda length: length.rejected,
+        "longest": lambda length: length.longest,
+    }
+    return {
+        "pairs_in": len(counted),
+        "pairs_kept": sum(kept),
+        "left_out": {"longer than cutoff_len": len(kept) - sum(kept)},
+        "kept_by_split": {name: used[name] for name in SPLITS},
+        "left_out_by_split": {name: cut[name] for name in SPLITS},
+        "special_tokens_neutralised": changed,
+        "tokens": {
+            name: {
+                label: int(np.percentile([measure(c) for c in counted], q, method="higher"))
+                for label, q in QUANTILES.items()
+            }
+            for name, measure in measures.items()
+        },
+    }
+
+
+def write_quantiles(path: Path, counted: Sequence[Lengths]) -> None:
+    """Token lengths of the kept pairs at each percentile, for the plot."""
+    percentiles = np.arange(0, 101)
+    columns = {
+        "prompt": [length.prompt for length in counted],
+        "chosen": [length.chosen for length in counted],
+        "rejected": [length.rejected for length in counted],
+    }
+    curves = {name: np.percentile(v, percentiles, method="higher") for name, v in columns.items()}
+    frame = pd.DataFrame({"percentile": percentiles} | curves)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index=False)
+
+
+def write_left_out(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    counted: Sequence[Lengths],
+    kept: Sequence[bool],
+    limit: int,
+) -> None:
+    """The pairs that were left out, with their lengths."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "reason", "tokens", "cutoff_len"])
+        for row, length, ok in zip(rows, counted, kept, strict=True):
+            if not ok:
+                writer.writerow([row["id"], "longer than cutoff_len", length.longest, limit])
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,67 @@
+"""Train: Direct Preference Optimization of the base model on the train pairs, by LLaMA-Factory.
+
+In: ``data/formatted``, the images, the base model. Out: the adapter with the complete LLaMA-Factory
+configuration that made it, and the training curves.
+
+Why a subprocess: ``llamafactory-cli`` is the interface that LLaMA-Factory documents, torchrun
+included. It works in ``models/training/<fingerprint>``, which DVC leaves alone. A training that was
+interrupted resumes there from its last checkpoint if nothing that matters has changed, else it
+starts clean.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from stages import command, formatted, params, tracking, training
+
+WORKSPACE = Path("models/training")
+
+
+def main(formatted_data: Path, images: Path, model: Path, out: Path, curves: Path) -> None:
+    p = params.load()
+    training.require_gpus(p.train.gpus)
+    config = training.dpo_config(
+        p,
+        model=model,
+        formatted=formatted_data,
+        images=images,
+        output=WORKSPACE,
+        validated=bool(formatted.read(formatted_data, "validation")),
+    )
+    fingerprint = training.fingerprint(config, formatted_data, model)
+    # Experiments in DVC's temporary copies keep their checkpoints in the real project.
+    folder = Path(os.path.relpath(tracking.project_root() / WORKSPACE / fingerprint))
+
+    resumed = training.prepare(folder)
+    print(
+        f"training {fingerprint}: " + (f"resuming from {resumed}" if resumed else "a clean start")
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    configuration = out / "llamafactory.yaml"
+    with configuration.open("w", encoding="utf-8") as file:
+        YAML().dump(config, file)
+
+    with tracking.live(tracking.open_run(fingerprint), training.CURVES) as live_environment:
+        training.launch(
+            ["train", str(configuration), f"output_dir={folder}", "report_to=mlflow"],
+            folder / "train.log",
+            training.environment(p.train.gpus, os.environ | live_environment),
+        )
+
+    history = training.history(folder)
+    if p.train.loss not in params.REFERENCE_FREE:
+        margin = training.check_first_step(history, p.train.beta)
+        print(f"reward margin at step 1: {margin:.2g} (the policy starts at the reference)")
+    curves.mkdir(parents=True, exist_ok=True)
+    for split, table in training.curves(history).items():
+        table.to_csv(curves / f"{split}.csv", index=False)
+    training.publish(folder, out)
+    (out / "fingerprint.json").write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+    training.discard_checkpoints(folder)
+
+
+if __name__ == "__main__":
+    command.run(main)

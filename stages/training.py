@@ -1,0 +1,341 @@
+"""A LLaMA-Factory training: its configuration and fingerprint, its process, its curves."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.errors import UserError
+from stages.params import Params
+
+# Packages whose version decides what a training computes.
+PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+
+# Names in LLaMA-Factory's log history, and the field's terms that our curves use.
+CURVES = {
+    "loss": "loss",
+    "rewards/margins": "reward_margin",
+    "rewards/accuracies": "reward_accuracy",
+    "rewards/chosen": "chosen_reward",
+    "rewards/rejected": "rejected_reward",
+    "logps/chosen": "chosen_logps",
+    "logps/rejected": "rejected_logps",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+}
+
+# What a failed training prints, and what most likely helps; the first match is told.
+FIXES = (
+    (
+        r"out of memory|OutOfMemoryError",
+        "the GPU ran out of memory: lower train.per_device_train_batch_size (and raise "
+        "train.gradient_accumulation_steps), lower format.image_max_pixels, set "
+        "model.quantization_bit: 4, or use the preset for a smaller card "
+        "(make use PRESET=qwen3-vl-4b-24gb)",
+    ),
+    (
+        r"[Ii]mage features and image tokens do not match|tokens: \d+, features",
+        "image tokens were cut or miscounted: run `dvc repro -f format`, and raise "
+        "format.cutoff_len or lower format.image_max_pixels",
+    ),
+    (
+        r"doesn't support bf16|bf16.{0,40}not supported|Bfloat16 is only supported",
+        "this device has no bfloat16: set train.bf16: false (and train.fp16: true on an older GPU)",
+    ),
+    (
+        r"No space left on device",
+        "the disk is full: free some space, then run the same command again; training resumes "
+        "from its last checkpoint",
+    ),
+    (
+        r"No CUDA GPUs are available|CUDA-capable device|Found no NVIDIA driver",
+        "no GPU could be used: set train.gpus: 0, or run where there is one",
+    ),
+    (
+        r"NCCL|ChildFailedError.*SIG",
+        "a process of the distributed run died or could not reach the others: see each rank's "
+        "lines in the log; train.gpus: 1 tells whether distribution is the cause",
+    ),
+    (
+        r"bitsandbytes",
+        "quantisation failed: bitsandbytes needs an NVIDIA GPU; set model.quantization_bit: null",
+    ),
+)
+
+
+def dpo_config(
+    p: Params, *, model: Path, formatted: Path, images: Path, output: Path, validated: bool
+) -> dict[str, Any]:
+    """The complete configuration of a DPO training, as ``llamafactory-cli train`` reads it from
+    YAML.
+
+    ``validated``: whether there are validation pairs to watch.
+
+    ``report_to`` is none here, so that the file does not depend on where runs are tracked; the
+    train stage overrides it on the command line.
+    """
+    config: dict[str, Any] = {
+        "stage": "dpo",
+        "do_train": True,
+        "model_name_or_path": str(model),
+        "trust_remote_code": p.model.trust.remote_code,
+        "template": p.model.template,
+        "quantization_bit": p.model.quantization_bit,
+        "dataset_dir": str(formatted),
+        "media_dir": str(images),
+        "dataset": "train",
+        "cutoff_len": p.format.cutoff_len,
+        "image_max_pixels": p.format.image_max_pixels,
+        "image_min_pixels": p.format.image_min_pixels,
+        "pref_beta": p.train.beta,
+        "pref_loss": p.train.loss,
+        "use_cpu": p.train.gpus == 0,
+        "output_dir": str(output),
+        "report_to": "none",
+        "logging_first_step": True,
+        **p.train.passed_through,
+    }
+    if validated:
+        config["eval_dataset"] = "validation"
+    else:
+        config["eval_strategy"] = "no"
+        config.pop("eval_steps", None)
+    return config
+
+
+def fingerprint(config: Mapping[str, Any], formatted: Path, model: Path) -> str:
+    """A name for everything that decides what a training produces: 16 hex digits.
+
+    It covers the LLaMA-Factory configuration (not where it writes or reports to), the formatted
+    train and validation pairs (which name their images by content), the base model's files (by the
+    hashes in its ``SOURCE.json``) and the versions of the packages that compute.
+    """
+    deciding = {k: v for k, v in config.items() if k not in {"output_dir", "report_to"}}
+    parts = {
+        "config": deciding,
+        "data": {
+            name: _sha256(formatted / name)
+            for name in ("train.json", "validation.json", "dataset_info.json")
+        },
+        "model": _sha256(model / "SOURCE.json"),
+        "packages": {package: version(package) for package in PACKAGES},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def prepare(folder: Path) -> str | None:
+    """Make a run's folder ready; the checkpoint it will resume from, or None for a clean start.
+
+    LLaMA-Factory resumes from the newest checkpoint in its output folder. A checkpoint that was
+    being written when the machine died is removed, so that the one before it is used. Without any,
+    the folder is emptied: LLaMA-Factory refuses one that holds results but no checkpoint.
+    """
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not _is_whole(checkpoint):
+            shutil.rmtree(checkpoint)
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda c: int(c.name.rpartition("-")[2]))
+    if checkpoints:
+        return checkpoints[-1].name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: the trainer's state is its last file."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def require_gpus(wanted: int) -> None:
+    """Raise ``UserError`` if ``train.gpus`` wants more GPUs than there are; loads no model."""
+    if wanted == 0:
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < wanted:
+        raise UserError(
+            f"train.gpus is {wanted}, but torch finds {found or 'no'} GPU{'s' * (found > 1)} here; "
+            "run on a machine that has them, lower train.gpus, or use the demo preset "
+            "(make use PRESET=demo), which needs none"
+        )
+
+
+def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:
+    """Environment in which ``llamafactory-cli`` uses exactly ``gpus`` GPUs (0: the CPU).
+
+    One GPU of several must be chosen here, since LLaMA-Factory turns to torchrun wherever it sees
+    more than one. A choice the user already made (``CUDA_VISIBLE_DEVICES``) is narrowed, never
+    widened.
+    """
+    visible = base.get("CUDA_VISIBLE_DEVICES", "")
+    devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
+    result = dict(base) | {"CUDA_VISIBLE_DEVICES": ",".join(devices[:gpus])}
+    if gpus > 1:
+        result |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(gpus)}
+    return result
+
+
+def launch(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    """Run ``llamafactory-cli`` with ``arguments``, show what it prints, and keep that in ``log``.
+
+    Raises:
+        UserError: it failed; the message has its last meaningful lines and the likely fix.
+    """
+    executable = Path(sys.executable).with_name("llamafactory-cli")
+    with (
+        log.open("ab") as file,
+        subprocess.Popen(
+            [str(executable), *arguments],
+            env=dict(environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            while chunk := os.read(process.stdout.fileno(), 65536):
+                file.write(chunk)
+                file.flush()
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise UserError(
+            explain(process.returncode, log.read_text(encoding="utf-8", errors="replace"), log)
+        )
+
+
+def explain(returncode: int, output: str, log: Path) -> str:
+    """A failed training in one message: how it ended, its last lines, the likely fix."""
+    ended = f"exit status {returncode}" if returncode > 0 else f"killed by signal {-returncode}"
+    fix = next((fix for pattern, fix in FIXES if re.search(pattern, output)), None)
+    if fix is None and returncode in (-9, 137):
+        fix = (
+            "most likely the machine ran out of memory: lower train.per_device_train_batch_size or "
+            "train.preprocessing_num_workers"
+        )
+    lines = "\n".join(f"    {line}" for line in last_lines(output))
+    likely = f"\nlikely fix: {fix}" if fix else ""
+    return (
+        f"llamafactory-cli failed ({ended}); its last lines:\n{lines}{likely}\n"
+        f"the whole log is {log}; checkpoints are kept, the same command resumes"
+    )
+
+
+def last_lines(output: str, count: int = 6) -> list[str]:
+    """The last lines that say something: no progress bars, no stack frames, no blank lines."""
+    lines = [line.rpartition("\r")[2].rstrip() for line in output.splitlines()]
+    frame = re.compile(r'^\s+(File ".*", line \d+|\^+|~+)|^Traceback|^\s{4}|\d+%\|')
+    return [line for line in lines if line.strip() and not frame.search(line)][-count:]
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The trainer's log history: one dict for each step that was logged or evaluated.
+
+    Raises:
+        UserError: the training left none, or its loss is not a number.
+    """
+    path = folder / "trainer_state.json"
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    except (OSError, KeyError, json.JSONDecodeError):
+        raise UserError(
+            f"the training ended without a readable {path}; see {folder / 'train.log'}"
+        ) from None
+    for entry in entries:
+        if "loss" in entry and not abs(entry["loss"]) < float("inf"):
+            raise UserError(
+                f"the loss is {entry['loss']} at step {entry['step']}; lower train.learning_rate, "
+                "or set train.max_grad_norm"
+            )
+    return entries
+
+
+def check_first_step(entries: Sequence[Mapping[str, Any]], beta: float) -> float:
+    """The first step's reward margin, which is about 0 if the policy starts at the reference.
+
+    Step 1 is logged before its update, when the new adapter still changes nothing. Another margin
+    means that the reference is not the base model, as when an adapter was stacked on an adapter
+    (LLaMA-Factory#8974).
+
+    Raises:
+        UserError: the margin is further from 0 than rounding explains.
+    """
+    first = next((entry for entry in entries if "rewards/margins" in entry), None)
+    if first is None or first["step"] != 1:
+        raise UserError(
+            "the training logged no reward margin for step 1; is its log history whole?"
+        )
+    margin = float(first["rewards/margins"])
+    nats = max(abs(float(first["logps/chosen"])), abs(float(first["logps/rejected"])), 1.0)
+    if abs(margin) > 0.005 * beta * nats:  # bfloat16 keeps 8 bits; equal passes differ far less
+        raise UserError(
+            f"the reward margin at step 1 is {margin:.4g}, not about 0: the policy does not start "
+            "at the reference; is model.source a plain base model, without an adapter of its own?"
+        )
+    return margin
+
+
+def curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
+    """Curves keyed by split: columns ``step``, ``epoch`` and the values of ``CURVES``."""
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    for entry in entries:
+        split = "train" if "loss" in entry else "validation" if "eval_loss" in entry else None
+        if split is None:
+            continue  # the summary at the end
+        prefix = "" if split == "train" else "eval_"
+        rows[split].append(
+            {"step": entry["step"], "epoch": round(entry["epoch"], 4)}
+            | {
+                ours: entry[prefix + name]
+                for name, ours in CURVES.items()
+                if prefix + name in entry
+            }
+        )
+    return {
+        split: pd.DataFrame(r, columns=["step", "epoch", *CURVES.values()]).dropna(
+            axis=1, how="all"
+        )
+        for split, r in rows.items()
+    }
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Copy the trained adapter, and nothing that holds a time or a path, to the stage's output.
+
+    PEFT writes the adapted modules in the order of a set; sorted, equal adapters are equal files.
+    """
+    shutil.copyfile(folder / "adapter_model.safetensors", out / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    for name in ("target_modules", "modules_to_save"):
+        if isinstance(config.get(name), list):
+            config[name] = sorted(config[name])
+    (out / "adapter_config.json").write_text(
+        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Remove what only an interrupted training needs; log and trainer state stay."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
