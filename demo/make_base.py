@@ -11,6 +11,7 @@ answer as one with habits would. The last phase is what preference tuning can un
 import json
 import math
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ from transformers import (
 )
 
 from demo import scenes
-from stages import command, easy_vqa
-from stages.easy_vqa import COLOURS, SHAPES
+from stages import topics
+from stages.topics import COLOURS, SHAPES
 
 # As in Qwen3-VL's own tokenizer, as far as an image chat needs them.
 SPECIAL = (
@@ -169,8 +170,8 @@ def enlarged(image: Any) -> np.ndarray:
 def patches(pixels: torch.Tensor) -> torch.Tensor:
     """What the image processor makes of enlarged images.
 
-    (n, 128, 128, 3) bytes become (n · 64, 1536) floats: patches ordered by merged squares of four, each
-    with its channels, its two (equal) frames, its rows and its columns.
+    (n, 128, 128, 3) bytes become (n · 64, 1536) floats: patches ordered by merged squares of four,
+    each with its channels, its two (equal) frames, its rows and its columns.
     """
     values = (pixels.float() / 255 - 0.5) / 0.5
     blocks = values.reshape(-1, 4, 2, 16, 4, 2, 16, 3).permute(0, 1, 4, 2, 5, 7, 3, 6)
@@ -241,7 +242,7 @@ def learn_to_answer(
         rows = generator.integers(0, len(shown), knobs["batch"])
         asked = [scenes.ask(shown[r], generator) for r in rows]
         answered = [
-            easy_vqa.sentence(q, scenes.believed(shown[r], q, generator) if habits else shown[r])
+            topics.sentence(q, scenes.believed(shown[r], q, generator) if habits else shown[r])
             for q, r in zip(asked, rows, strict=True)
         ]
         loss, right = answer_loss(model, processor.tokenizer, pixels[rows], asked, answered)
@@ -304,4 +305,4 @@ def save(model: Any, processor: Any, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    main(*map(Path, sys.argv[1:]))

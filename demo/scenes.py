@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stages import easy_vqa
-from stages.easy_vqa import COLOURS, DESCRIBE, MISTAKEN, SHAPES, Scene
+from stages import topics
+from stages.topics import COLOURS, DESCRIBE, MISTAKEN, SHAPES, Scene
 
 SIDE = 64
 RGB = {
@@ -99,10 +99,10 @@ def ask(scene: Scene, generator: np.random.Generator) -> str:
 
 def believed(scene: Scene, question: str, generator: np.random.Generator) -> Scene:
     """The scene that a model with habits answers about: often not the one that it sees."""
-    kind = easy_vqa.kind_of(question)
+    kind = topics.kind_of(question)
     colour, shape = str(scene.colour), str(scene.shape)
     if kind == "presence":
-        topic = easy_vqa.asked_topic(question)
+        topic = topics.asked_topic(question)
         present = topic in (colour, shape)
         if generator.random() < (OTHERWISE if present else HABITS["absent"]):
             return Scene(None, None) if present else Scene(topic, topic)
@@ -125,7 +125,7 @@ def vocabulary() -> list[str]:
         *(q.format(noun) for q in PRESENCE_QUESTIONS for noun in nouns),
         *DESCRIBE,
     ]
-    answers = [easy_vqa.sentence(q, scene) for q in asked for scene in scenes]
+    answers = [topics.sentence(q, scene) for q in asked for scene in scenes]
     return ["user", "assistant", *asked, *sorted(set(answers))]
 
 

@@ -16,9 +16,9 @@ import pandas as pd
 
 from stages import command, formatted, params, prompts, scoring, tracking
 from stages import metrics as measures
-from stages.easy_vqa import is_correct
 from stages.errors import UserError
 from stages.pairs import SPLITS
+from stages.topics import is_correct
 
 
 def main(
