@@ -183,7 +183,9 @@ def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:
     """
     visible = base.get("CUDA_VISIBLE_DEVICES", "")
     devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
-    result = dict(base) | {"CUDA_VISIBLE_DEVICES": ",".join(devices[:gpus])}
+    # Else every file and argument is listed, and the progress bar is hard to find.
+    result = {"LLAMAFACTORY_VERBOSITY": "WARN"} | dict(base)
+    result["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:gpus])
     if gpus > 1:
         result |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(gpus)}
     return result

@@ -1,0 +1,90 @@
+"""Runs the whole pipeline in a fresh clone and prints what it took, stage by stage.
+
+    python -m benchmarks.pipeline
+    python -m benchmarks.pipeline train.gpus=1 train.bf16=true scoring.device=cuda \\
+        scoring.dtype=bfloat16
+
+Arguments are parameters, as after ``dvc exp run -S``. The clone has no cache of DVC's, so every
+stage runs; it uses this environment and is removed afterwards. Committed work only.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+PACKAGES = ("torch", "transformers", "llamafactory", "peft", "trl")
+
+
+def main() -> None:
+    overrides = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder, "clone")
+        run("git", "clone", "-q", str(Path.cwd()), str(clone))
+        set_parameters(clone / "params.yaml", overrides)
+        seconds = {stage: timed(clone, stage) for stage in stages(clone)}
+        metrics = json.loads((clone / "reports" / "metrics.json").read_text())
+    print(f"\ncommand: python -m benchmarks.pipeline {' '.join(overrides)}".rstrip())
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(f"device: {device()}; {versions}\n")
+    print("| stage | seconds |\n|---|---|")
+    for stage, taken in seconds.items():
+        print(f"| {stage} | {taken:.0f} |")
+    print(f"| all | {sum(seconds.values()):.0f} |\n")
+    shown = ("win_rate", "base_accuracy", "tuned_accuracy", "base_correct", "tuned_correct")
+    print(", ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics))
+
+
+def set_parameters(path: Path, overrides: list[str]) -> None:
+    yaml = YAML()
+    document = yaml.load(path)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        *sections, name = key.split(".")
+        place = document
+        for section in sections:
+            place = place[section]
+        place[name] = YAML(typ="safe").load(value)
+    with path.open("w") as file:
+        yaml.dump(document, file)
+
+
+def stages(clone: Path) -> list[str]:
+    """Names of the stages, in the order of dvc.yaml, which is the order in which they run."""
+    declared = YAML(typ="safe").load(clone / "dvc.yaml")["stages"]
+    return [
+        name if "foreach" not in stage else f"{name}@{item}"
+        for name, stage in declared.items()
+        for item in stage.get("foreach", [None])
+    ]
+
+
+def timed(clone: Path, stage: str) -> float:
+    start = time.perf_counter()
+    run("dvc", "repro", "--force", "--single-item", stage, cwd=clone)
+    return time.perf_counter() - start
+
+
+def run(*command: str, cwd: Path | None = None) -> None:
+    # The tools of this environment, whatever PATH says.
+    binaries = Path(sys.executable).parent
+    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(command, cwd=cwd, check=True, env=os.environ | {"PATH": path})
+
+
+def device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    main()

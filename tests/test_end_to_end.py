@@ -1,0 +1,162 @@
+"""The whole pipeline, as a user runs it: in a fresh clone, through DVC, without its cache."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages import params
+from tests.hub_server import Repo, serve, topic_overwrite_repo
+
+ROOT = Path(__file__).parent.parent
+# Stages whose results are the same bits wherever they run: no floating point in what they write.
+BIT_FOR_BIT = ("fetch@data", "fetch@model", "preprocess", "format")
+
+pytestmark = pytest.mark.slow
+
+
+def fresh_clone(folder: Path) -> Path:
+    """A clone of this project with the working tree's tracked files, edits included."""
+    clone = folder / "a clone"  # with a space, as paths have them
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).exists():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, clone / name)
+    return clone
+
+
+def dvc(clone: Path, *arguments: str, **environment: str) -> str:
+    """Run dvc with this environment's tools; its output, which the test shows if it fails."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"PATH": path, "DVC_NO_ANALYTICS": "1", "MLFLOW_TRACKING_URI": ""}
+    result = subprocess.run(
+        ["dvc", *arguments],
+        cwd=clone,
+        env=os.environ | settings | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-5000:]
+    return result.stdout
+
+
+def outputs(lock: Path, stage: str) -> dict[str, str]:
+    """Paths and hashes of what a stage wrote, by ``dvc.lock``."""
+    document: dict[str, Any] = YAML(typ="safe").load(lock)
+    return {out["path"]: out["md5"] for out in document["stages"][stage]["outs"]}
+
+
+def change(path: Path, **values: Any) -> None:
+    """Set dotted parameters of a params file (a double underscore stands for the dot)."""
+    yaml = YAML()
+    document = yaml.load(path)
+    for key, value in values.items():
+        *sections, name = key.split("__")
+        place = document
+        for section in sections:
+            place = place[section]
+        place[name] = value
+    with path.open("w") as file:
+        yaml.dump(document, file)
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clone = fresh_clone(tmp_path_factory.mktemp("demo"))
+    dvc(clone, "repro")
+    return clone
+
+
+def test_a_fresh_clone_reproduces_the_data_bit_for_bit(reproduced: Path):
+    for stage in BIT_FOR_BIT:
+        assert outputs(reproduced / "dvc.lock", stage) == outputs(ROOT / "dvc.lock", stage), stage
+
+
+def test_a_fresh_clone_reproduces_the_committed_metrics(reproduced: Path):
+    # Another processor rounds differently, and training amplifies that: equal within noise.
+    committed = json.loads((ROOT / "reports" / "metrics.json").read_text())
+    found = json.loads((reproduced / "reports" / "metrics.json").read_text())
+    assert list(found) == list(committed)
+    assert found["pairs"] == committed["pairs"]
+    assert found["base_accuracy"] == pytest.approx(committed["base_accuracy"], abs=0.005)
+    assert found["base_correct"] == pytest.approx(committed["base_correct"], abs=0.005)
+    for name in ("win_rate", "tuned_accuracy", "tuned_correct"):
+        assert found[name] == pytest.approx(committed[name], abs=0.05), name
+
+
+def test_the_demo_shows_what_it_promises(reproduced: Path):
+    found = json.loads((reproduced / "reports" / "metrics.json").read_text())
+    assert 0.50 <= found["base_accuracy"] <= 0.75
+    assert found["win_rate_low"] > 0.90
+    assert found["correct_change_low"] > 0.10
+
+
+def test_a_second_run_has_nothing_to_do(reproduced: Path):
+    assert "Running stage" not in dvc(reproduced, "repro")
+
+
+def test_a_new_beta_reruns_train_and_evaluate_alone(reproduced: Path):
+    path = reproduced / "params.yaml"
+    before = path.read_text()
+    change(path, train__beta=0.2)
+    planned = dvc(reproduced, "repro", "--dry")
+    path.write_text(before)
+    running = [line.split("'")[1] for line in planned.splitlines() if "Running stage" in line]
+    assert running == ["train", "evaluate"]
+
+
+def test_mlflow_holds_one_finished_run_with_the_same_win_rate(reproduced: Path):
+    metrics = json.loads((reproduced / "reports" / "metrics.json").read_text())
+    with sqlite3.connect(reproduced / "mlflow.db") as database:
+        runs = database.execute("select run_uuid, status from runs").fetchall()
+        assert [status for _, status in runs] == ["FINISHED"]
+        logged = dict(database.execute("select key, value from latest_metrics").fetchall())
+        tags = dict(database.execute("select key, value from tags").fetchall())
+    assert logged["win_rate"] == pytest.approx(metrics["win_rate"])
+    assert "train/reward_margin" in logged
+    assert len(tags["git.commit"]) == 40
+
+
+def test_no_result_names_this_machine(reproduced: Path):
+    home = str(reproduced.parent)
+    for path in [reproduced / "dvc.lock", *sorted((reproduced / "reports").glob("*.json"))]:
+        assert home not in path.read_text(), path
+    for path in sorted((reproduced / "models" / "adapter").iterdir()):
+        assert home.encode() not in path.read_bytes(), path
+
+
+def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
+    """The Hub replaced by a local server, the model by the small one, the GPU by the CPU."""
+    clone = fresh_clone(tmp_path)
+    preset = clone / "params.yaml"
+    shutil.copyfile(clone / "params" / "qwen3-vl-4b.yaml", preset)
+    p = params.load(preset)
+    assert isinstance(p.data.source, params.HubSource)
+    assert isinstance(p.model.source, params.HubSource)
+    on_cpu = {"train__gpus": 0, "train__bf16": False, "train__num_train_epochs": 1.0}
+    change(preset, **on_cpu, scoring__device="cpu", scoring__dtype="float32")
+    change(preset, evaluate__generation__max_new_tokens=16, evaluate__resamples=200)
+    data = topic_overwrite_repo(
+        120, 3, "struct", name=p.data.source.repo, commit=p.data.source.revision
+    )
+    model = Repo(p.model.source.repo, ROOT / "demo" / "model", commit=p.model.source.revision)
+    with serve([data, model]) as url:
+        dvc(clone, "repro", HF_ENDPOINT=url, NO_PROXY="127.0.0.1", HF_HOME=str(tmp_path / "hf"))
+    source = json.loads((clone / "data" / "raw" / "SOURCE.json").read_text())
+    assert source["commit"] == p.data.source.revision
+    found = json.loads((clone / "reports" / "metrics.json").read_text())
+    assert found["pairs"] > 0
+    assert 0 <= found["win_rate"] <= 1
