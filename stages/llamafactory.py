@@ -50,7 +50,7 @@ RESERVED = {
     "push_to_hub": "nothing here: publish models/adapter yourself",
     "hub_token": "HF_TOKEN in the environment",
     "hf_hub_token": "HF_TOKEN in the environment",
-    "plot_loss": "reports/training.csv, which `dvc plots show` draws",
+    "plot_loss": "reports/curves, which `dvc plots show` draws",
     "logging_first_step": "this project (step 1 shows that the policy starts at the reference)",
 }
 
@@ -85,12 +85,13 @@ def problem_with(key: str, value: Any) -> str | None:
         matches = difflib.get_close_matches(key, [*known, "beta", "loss", "gpus"], n=1, cutoff=0.6)
         hint = f"; did you mean '{matches[0]}'?" if matches else ""
         return f"is no argument of LLaMA-Factory's{hint}"
+    # Strict, because LLaMA-Factory gets the value as it stands here: to it, the text 'no' is true.
+    settings = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
     try:
-        typed = TypeAdapter(
-            known[key], config=ConfigDict(arbitrary_types_allowed=True)
-        ).validate_python(value)
+        typed = TypeAdapter(known[key], config=settings).validate_python(value)
     except ValidationError as error:
-        return f"= {value!r}: {error.errors()[0]['msg'][0].lower()}{error.errors()[0]['msg'][1:]}"
+        message = error.errors()[0]["msg"]
+        return f"= {value!r}: {message[0].lower()}{message[1:]}"
     if key in _LOWEST and isinstance(typed, int | float):
         lowest, included = _LOWEST[key]
         if typed < lowest or (typed == lowest and not included):

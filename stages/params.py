@@ -34,7 +34,7 @@ REFERENCE_FREE: frozenset[str] = frozenset({"orpo", "simpo"})
 class Section(BaseModel):
     """A part of ``params.yaml``: immutable, complete, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class HubSource(Section):
@@ -137,7 +137,7 @@ class Scoring(Section):
 class Train(Section):
     """Our own keys; the rest (``extra``) is LLaMA-Factory's, under its own names."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=False)
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     beta: Annotated[float, Field(gt=0)]
     loss: Loss
@@ -196,6 +196,8 @@ def load(path: Path = PARAMS_FILE) -> Params:
         raise UserError(
             f"{path} is missing; run from the project's root, or `make use PRESET=demo` makes it"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read: {_one_line(error)}") from None
     except YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(document, dict):
@@ -223,6 +225,17 @@ def _explain(detail: ErrorDetails) -> str:
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
         return f"unknown key '{key}'{nearest(str(location[-1]), _siblings(detail['loc'][:-1]))}"
+    if detail["type"] == "union_tag_not_found":
+        return f"key '{key}.kind' is missing"
+    if detail["type"] == "union_tag_invalid":
+        context = detail["ctx"]
+        known = context["expected_tags"].replace("'", "").split(", ")
+        hint = nearest(context["tag"], known)
+        return f"'{key}.kind' = {context['tag']!r}: must be one of {', '.join(known)}{hint}"
+    if detail["type"] == "model_attributes_type":
+        return f"'{key}' must hold keys, one of them kind"
+    if detail["type"] == "model_type":
+        return f"'{key}' must hold keys, such as {_siblings(detail['loc'])[0]}"
     if detail["type"] == "missing":
         given = [str(name) for name in detail["input"] if name not in _siblings(detail["loc"][:-1])]
         misspelt = difflib.get_close_matches(str(location[-1]), given, n=1)
