@@ -55,10 +55,12 @@ def neutralised(text: str, markers: Iterable[str]) -> str:
     """``text`` with every marker broken by a space after its first character.
 
     Markers are the template's special tokens and LLaMA-Factory's placeholders. Left whole inside a
-    question or an answer they would end the turn, or ask for an image that isn't there.
+    question or an answer they would end the turn, or ask for an image that isn't there. A marker of
+    one character cannot be broken, and stays.
     """
-    pattern = re.compile("|".join(re.escape(m) for m in sorted(markers, key=len, reverse=True)))
-    while pattern.search(text):
+    breakable = sorted((m for m in markers if len(m) > 1), key=len, reverse=True)
+    pattern = re.compile("|".join(re.escape(m) for m in breakable))
+    while breakable and pattern.search(text):
         text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
     return text
 
@@ -74,7 +76,7 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `dvc repro format` makes it") from None
-    except json.JSONDecodeError as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); `dvc repro -f format` makes it again"
         ) from None

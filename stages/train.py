@@ -31,7 +31,7 @@ def main(formatted_data: Path, images: Path, model: Path, out: Path, curves: Pat
         output=WORKSPACE,
         validated=bool(formatted.read(formatted_data, "validation")),
     )
-    fingerprint = training.fingerprint(config, formatted_data, model)
+    fingerprint = training.fingerprint(config, formatted_data, model, p.train.gpus)
     # Experiments in DVC's temporary copies keep their checkpoints in the real project.
     folder = Path(os.path.relpath(tracking.project_root() / WORKSPACE / fingerprint))
 

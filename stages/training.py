@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ from stages.params import Params
 
 # Packages whose version decides what a training computes.
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+
+# Values of finetuning_type that leave the base model as it is and train an adapter beside it.
+ADAPTERS = ("lora", "oft")
 
 # Names in LLaMA-Factory's log history, and the field's terms that our curves use.
 CURVES = {
@@ -61,12 +67,20 @@ FIXES = (
         "no GPU could be used: set train.gpus: 0, or run where there is one",
     ),
     (
-        r"NCCL|ChildFailedError.*SIG",
+        r"Signal 9 \(SIGKILL\)|DefaultCPUAllocator: .*memory|Cannot allocate memory",
+        "the machine ran out of memory: lower train.per_device_train_batch_size or "
+        "train.preprocessing_num_workers",
+    ),
+    (
+        # Not the bare name: every distributed run mentions NCCL.
+        r"nccl[A-Z]\w*Error|NCCL error|collective operation timeout|Signal \d+ \(SIG\w+\)",
         "a process of the distributed run died or could not reach the others: see each rank's "
         "lines in the log; train.gpus: 1 tells whether distribution is the cause",
     ),
     (
-        r"bitsandbytes",
+        # Not the bare name: every quantised run says "with bitsandbytes".
+        r"bitsandbytes.{0,80}(requires?\b|not (found|available|supported|compiled)|[Nn]o module)"
+        r"|([Nn]o module named|supported by).{0,20}bitsandbytes",
         "quantisation failed: bitsandbytes needs an NVIDIA GPU; set model.quantization_bit: null",
     ),
 )
@@ -82,7 +96,16 @@ def dpo_config(
 
     ``report_to`` is none here, so that the file does not depend on where runs are tracked; the
     train stage overrides it on the command line.
+
+    Raises:
+        UserError: ``train.finetuning_type`` makes no adapter, which is what the pipeline passes on.
     """
+    method = p.train.passed_through.get("finetuning_type", "lora")
+    if method not in ADAPTERS:
+        raise UserError(
+            f"train.finetuning_type is {method}, which makes no adapter; set it to "
+            f"{' or '.join(ADAPTERS)}"
+        )
     config: dict[str, Any] = {
         "stage": "dpo",
         "do_train": True,
@@ -112,16 +135,18 @@ def dpo_config(
     return config
 
 
-def fingerprint(config: Mapping[str, Any], formatted: Path, model: Path) -> str:
+def fingerprint(config: Mapping[str, Any], formatted: Path, model: Path, gpus: int) -> str:
     """A name for everything that decides what a training produces: 16 hex digits.
 
-    It covers the LLaMA-Factory configuration (not where it writes or reports to), the formatted
-    train and validation pairs (which name their images by content), the base model's files (by the
-    hashes in its ``SOURCE.json``) and the versions of the packages that compute.
+    It covers the LLaMA-Factory configuration (not where it writes or reports to), the number of
+    processes (the effective batch follows from it), the formatted train and validation pairs (which
+    name their images by content), the base model's files (by the hashes in its ``SOURCE.json``) and
+    the versions of the packages that compute.
     """
     deciding = {k: v for k, v in config.items() if k not in {"output_dir", "report_to"}}
     parts = {
         "config": deciding,
+        "processes": max(gpus, 1),
         "data": {
             name: _sha256(formatted / name)
             for name in ("train.json", "validation.json", "dataset_info.json")
@@ -139,12 +164,15 @@ def prepare(folder: Path) -> str | None:
     being written when the machine died is removed, so that the one before it is used. Without any,
     the folder is emptied: LLaMA-Factory refuses one that holds results but no checkpoint.
     """
+    checkpoints = {}
     for checkpoint in folder.glob("checkpoint-*"):
-        if not _is_whole(checkpoint):
+        step = checkpoint.name.removeprefix("checkpoint-")
+        if step.isdecimal() and _is_whole(checkpoint):
+            checkpoints[int(step)] = checkpoint.name
+        else:
             shutil.rmtree(checkpoint)
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda c: int(c.name.rpartition("-")[2]))
     if checkpoints:
-        return checkpoints[-1].name
+        return checkpoints[max(checkpoints)]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return None
@@ -186,6 +214,9 @@ def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:
     # Else every file and argument is listed, and the progress bar is hard to find.
     result = {"LLAMAFACTORY_VERBOSITY": "WARN"} | dict(base)
     result["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:gpus])
+    # LLaMA-Factory looks for torchrun on the path, also where .venv was never activated.
+    tools = [str(Path(sys.executable).parent), *filter(None, [base.get("PATH")])]
+    result["PATH"] = os.pathsep.join(tools)
     if gpus > 1:
         result |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(gpus)}
     return result
@@ -198,13 +229,18 @@ def launch(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) 
         UserError: it failed; the message has its last meaningful lines and the likely fix.
     """
     executable = Path(sys.executable).with_name("llamafactory-cli")
+    if not executable.exists():
+        raise UserError(f"{executable} is missing; `make repro` installs the locked requirements")
+    earlier = log.stat().st_size if log.exists() else 0
     with (
         log.open("ab") as file,
         subprocess.Popen(
             [str(executable), *arguments],
             env=dict(environment),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            process_group=0,  # torchrun and its workers can then be ended with it
         ) as process,
     ):
         assert process.stdout is not None
@@ -215,12 +251,14 @@ def launch(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) 
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
         except BaseException:
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             raise
     if process.returncode:
-        raise UserError(
-            explain(process.returncode, log.read_text(encoding="utf-8", errors="replace"), log)
-        )
+        with log.open("rb") as file:
+            file.seek(earlier)  # what an earlier attempt died of is not what this one did
+            output = file.read().decode("utf-8", errors="replace")
+        raise UserError(explain(process.returncode, output, log))
 
 
 def explain(returncode: int, output: str, log: Path) -> str:
@@ -251,7 +289,8 @@ def history(folder: Path) -> list[dict[str, Any]]:
     """The trainer's log history: one dict for each step that was logged or evaluated.
 
     Raises:
-        UserError: the training left none, or its loss is not a number.
+        UserError: the training left none, or its loss is not a number. The trainer replaces such a
+            loss by the mean of those before (``logging_nan_inf_filter``), so the log-probs tell.
     """
     path = folder / "trainer_state.json"
     try:
@@ -261,11 +300,13 @@ def history(folder: Path) -> list[dict[str, Any]]:
             f"the training ended without a readable {path}; see {folder / 'train.log'}"
         ) from None
     for entry in entries:
-        if "loss" in entry and not abs(entry["loss"]) < float("inf"):
-            raise UserError(
-                f"the loss is {entry['loss']} at step {entry['step']}; lower train.learning_rate, "
-                "or set train.max_grad_norm"
-            )
+        for name in ("loss", "logps/chosen", "logps/rejected"):
+            for key in (name, f"eval_{name}"):
+                if not math.isfinite(entry.get(key, 0.0)):
+                    raise UserError(
+                        f"the training diverged: {key} is {entry[key]} at step {entry['step']}; "
+                        "lower train.learning_rate or train.max_grad_norm"
+                    )
     return entries
 
 
@@ -310,11 +351,14 @@ def curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
                 if prefix + name in entry
             }
         )
-    return {
-        split: pd.DataFrame(r, columns=["step", "epoch", *CURVES.values()]).dropna(
-            axis=1, how="all"
-        )
+    tables = {
+        split: pd.DataFrame(r, columns=["step", "epoch", *CURVES.values()])
         for split, r in rows.items()
+    }
+    # A table without rows keeps its columns: a plot of none of its points still names them.
+    return {
+        split: table if table.empty else table.dropna(axis=1, how="all")
+        for split, table in tables.items()
     }
 
 
