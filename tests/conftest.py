@@ -1,0 +1,193 @@
+"""What several test files share: the demo's parameters and model, a small data set, and everything
+that has to be loaded through LLaMA-Factory, once for the whole session (importing it takes 20 s or
+more).
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw
+from ruamel.yaml import YAML
+
+from stages.pairs import row_id
+from stages.params import Params
+
+ROOT = Path(__file__).parent.parent
+COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """A real Qwen3-VL of a few million parameters, with its processor."""
+    committed = ROOT / "demo" / "model"
+    return committed if committed.exists() else Path(os.environ["TEST_MODEL"])
+
+
+@pytest.fixture(scope="session")
+def params_with() -> Callable[..., Params]:
+    """``params_with(**{"train.beta": 0.2})``: the demo preset with other values, checked."""
+
+    def changed(**values: Any) -> Params:
+        return Params.model_validate(document(**values))
+
+    return changed
+
+
+@pytest.fixture(scope="session")
+def write_params() -> Callable[..., None]:
+    """``write_params(path, **{"train.beta": 0.2})``: the same as a file."""
+
+    def write(path: Path, **values: Any) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            YAML().dump(document(**values), file)
+
+    return write
+
+
+def document(**values: Any) -> dict[str, Any]:
+    result: dict[str, Any] = YAML(typ="safe", pure=True).load(
+        (ROOT / "params" / "demo.yaml").read_text(encoding="utf-8")
+    )
+    for dotted, value in values.items():
+        *sections, key = dotted.split(".")
+        section = result
+        for name in sections:
+            section = section[name]
+        section[key] = value
+    return result
+
+
+@pytest.fixture(scope="session")
+def pairs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``data/pairs`` as preprocess leaves it: 40 images, 60 pairs, 4 questions."""
+    folder: Path = tmp_path_factory.mktemp("data") / "pairs"
+    (folder / "images").mkdir(parents=True)
+    rows = [row for i in range(40) for row in _pairs_of(folder / "images", i)]
+    pd.DataFrame(rows).to_parquet(folder / "pairs.parquet", index=False)
+    questions = [
+        {
+            "id": row_id(f"q{i}"),
+            "image": f"{i:032x}.jpg",
+            "question": "What color is the shape?",
+            "answer": COLOURS[i % len(COLOURS)],
+            "kind": "color",
+        }
+        for i in range(4)
+    ]
+    pd.DataFrame(questions).to_parquet(folder / "questions.parquet", index=False)
+    return folder
+
+
+def _pairs_of(images: Path, i: int) -> list[dict[str, Any]]:
+    """One image, with one pair or two."""
+    width, height = 40 + 7 * (i % 9), 40 + 11 * (i % 5)
+    colour, other, third = (COLOURS[(i + k) % len(COLOURS)] for k in range(3))
+    image = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(image).rectangle((8, 8, 20 + i % 12, 26), fill=colour)
+    name = f"{i:032x}.jpg"
+    image.save(images / name, quality=95)
+    texts = [
+        ("What color is the shape?", f"The shape is {colour}.", f"The shape is {other}."),
+        (
+            "Describe the image.",
+            f"A {colour} rectangle stands on a white ground, and nothing else.",
+            f"There is a {third} circle.",
+        ),
+    ]
+    split = ("test", "validation", "train", "train")[i % 4]
+    return [
+        {
+            "id": row_id(name, *text),
+            "image": name,
+            "width": width,
+            "height": height,
+            "question": text[0],
+            "chosen": text[1],
+            "rejected": text[2],
+            "origin": f"set{i % 2}",
+            "kind": "",
+            "group": f"{i:032x}",
+            "split": split,
+        }
+        for text in texts[: 1 + i % 2]
+    ]
+
+
+# LLaMA-Factory
+
+
+@pytest.fixture(scope="session")
+def llamafactory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Import LLaMA-Factory: its data sets' cache goes to a temporary folder."""
+    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import llamafactory.train.tuner  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def formatted_dir(
+    llamafactory: None,
+    pairs_dir: Path,
+    model_dir: Path,
+    write_params: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """``data/formatted`` as the format stage writes it, reports beside it."""
+    from stages import format as format_stage
+
+    folder: Path = tmp_path_factory.mktemp("formatted")
+    write_params(folder / "params.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        format_stage.main(
+            pairs_dir,
+            model_dir,
+            folder / "formatted",
+            folder / "format.json",
+            folder / "token_lengths.csv",
+        )
+    return folder / "formatted"
+
+
+@pytest.fixture(scope="session")
+def base(llamafactory: None, model_dir: Path, params_with: Callable[..., Params]) -> Any:
+    """The base model as a policy."""
+    from stages import scoring
+
+    return scoring.load(model_dir, params_with())
+
+
+@pytest.fixture(scope="session")
+def adapter_dir(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter with random weights, large enough to change every log-prob."""
+    import copy
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    folder: Path = tmp_path_factory.mktemp("adapter")
+    config = LoraConfig(
+        r=4,
+        target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)",
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(copy.deepcopy(base.model), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tuned(adapter_dir: Path, model_dir: Path, params_with: Callable[..., Params]) -> Any:
+    """The base model with the adapter."""
+    from stages import scoring
+
+    return scoring.load(model_dir, params_with(), adapter_dir)

@@ -1,0 +1,95 @@
+"""The formatted data set: nothing in the data can break a prompt, and reading back is checked."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import formatted
+from stages.errors import UserError
+
+MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<image>", "<video>")
+pieces = st.sampled_from(
+    [*MARKERS, "<", ">", "|", "<|", "|>", "im_end", "image", " ", "<ima", "ge>"]
+)
+texts = st.lists(pieces | st.text(max_size=4), max_size=12).map("".join)
+
+
+@given(texts)
+def test_no_marker_survives(text):
+    assert not any(marker in formatted.neutralised(text, MARKERS) for marker in MARKERS)
+
+
+@given(texts)
+def test_only_spaces_are_added_and_doing_it_twice_changes_nothing(text):
+    once = formatted.neutralised(text, MARKERS)
+    assert once.replace(" ", "") == text.replace(" ", "")
+    assert formatted.neutralised(once, MARKERS) == once
+
+
+@given(st.text())
+def test_text_without_markers_stays_as_it_is(text):
+    if not any(marker in text for marker in MARKERS):
+        assert formatted.neutralised(text, MARKERS) == text
+
+
+def test_a_marker_inside_another_is_broken_too():
+    # Breaking the outer one of "<|im_<image>end|>" must not leave "<image>" or make a new marker.
+    text = formatted.neutralised("<|im_<image>end|> a<image>b", MARKERS)
+    assert text == "<|im_< image>end|> a< image>b"
+
+
+def test_a_marker_of_one_character_or_none_is_no_endless_loop():
+    assert formatted.neutralised("a<image>b", ("a", "", "<image>")) == "a< image>b"
+
+
+def test_every_split_is_a_ranking_dataset_of_a_file_of_its_name():
+    info = formatted.dataset_info()
+    assert set(info) == {"train", "validation", "test"}
+    for split, entry in info.items():
+        assert entry["ranking"] is True
+        assert entry["file_name"] == f"{split}.json"
+        assert entry["columns"]["images"] == "images"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "is missing"),
+        (b'[{"id": 1},', "not valid JSON"),
+        (b'{"id": 1}', "holds no list of rows"),
+        (b'["\xff"]', "not valid JSON"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_fix(tmp_path, content, complaint):
+    if content is not None:
+        (tmp_path / "train.json").write_bytes(content)
+    with pytest.raises(UserError, match=complaint) as error:
+        formatted.read(tmp_path, "train")
+    assert "train.json" in str(error.value)
+    assert "dvc repro" in str(error.value)
+
+
+def test_rows_are_read_back_as_they_were_written(tmp_path):
+    rows = [{"id": "ä", "messages": []}]
+    (tmp_path / "test.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert formatted.read(tmp_path, "test") == rows
+
+
+ids = st.lists(st.text(max_size=8), unique=True, max_size=30)
+
+
+@given(ids, st.randoms(), st.integers(0, 30), st.integers(0, 30))
+def test_a_sample_is_free_of_order_and_a_larger_one_holds_every_smaller(names, random, one, other):
+    rows = [{"id": name} for name in names]
+    shuffled = random.sample(rows, len(rows))
+    small, large = sorted((one, other))
+    assert formatted.sample(rows, small) == formatted.sample(shuffled, small)
+    assert formatted.sample(rows, large)[:small] == formatted.sample(rows, small)
+    assert len(formatted.sample(rows, small)) == min(small, len(rows))
+
+
+def test_a_sample_is_not_the_first_rows():
+    rows = [{"id": f"{i:03}"} for i in range(100)]
+    assert formatted.sample(rows, 10) != rows[:10]
