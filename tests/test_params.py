@@ -222,4 +222,4 @@ def test_options_of_llamafactory_pass_through_as_they_are(tmp_path):
 def test_parameters_cannot_be_changed_once_loaded(tmp_path):
     p = loaded(tmp_path, "  gpus: 0", "  gpus: 0 ")
     with pytest.raises(ValidationError, match="frozen"):
-        p.train.beta = 1.0  # type: ignore[misc]
+        p.train.beta = 1.0
