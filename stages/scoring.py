@@ -143,16 +143,27 @@ def _processing_images_once(template: Any) -> Any:
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel
+    """The model with an adapter, all of it; PEFT alone only warns of tensors that have no place."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return PeftModel.from_pretrained(model, str(adapter))
-    except (RuntimeError, ValueError, OSError) as error:
+        adapted = PeftModel.from_pretrained(model, str(adapter))
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            stored = set(file.keys())
+        wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        if stored != wanted:
+            raise ValueError(
+                f"{len(wanted - stored)} of its tensors are missing, and {len(stored - wanted)} "
+                f"belong to no layer, such as {min(stored ^ wanted)}"
+            )
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"the adapter in {adapter} does not fit the base model: {reason}; "
             "`dvc repro train` makes one that does"
         ) from None
+    return adapted
 
 
 def log_probs(
