@@ -56,12 +56,15 @@ def test_a_training_that_would_leave_no_adapter_is_refused(params_with):
         config(params_with(**{"train.finetuning_type": "full"}))
 
 
+def mark(p, inputs, gpus=0, **changes):
+    formatted, model = inputs
+    return training.fingerprint(config(p) | changes, formatted, model, gpus)
+
+
 def test_the_fingerprint_does_not_depend_on_where_results_go(params_with, inputs):
     p = params_with()
-    one = training.fingerprint(config(p), *inputs, 0)
-    other = training.fingerprint(
-        config(p, output="elsewhere") | {"report_to": "mlflow"}, *inputs, 0
-    )
+    one = mark(p, inputs)
+    other = mark(p, inputs, output_dir="elsewhere", report_to="mlflow")
     assert one == other
     assert len(one) == 16
     assert int(one, 16) >= 0
@@ -69,17 +72,17 @@ def test_the_fingerprint_does_not_depend_on_where_results_go(params_with, inputs
 
 @pytest.mark.parametrize("file", ["train.json", "validation.json", "dataset_info.json"])
 def test_the_fingerprint_changes_with_the_data(params_with, inputs, file):
-    before = training.fingerprint(config(params_with()), *inputs, 0)
+    before = mark(params_with(), inputs)
     (inputs[0] / file).write_text("[]")
-    assert training.fingerprint(config(params_with()), *inputs, 0) != before
+    assert mark(params_with(), inputs) != before
 
 
 def test_the_fingerprint_changes_with_the_model_and_the_packages(params_with, inputs, monkeypatch):
-    seen = {training.fingerprint(config(params_with()), *inputs, 0)}
+    seen = {mark(params_with(), inputs)}
     (inputs[1] / "SOURCE.json").write_text('{"commit": "2"}')
-    seen.add(training.fingerprint(config(params_with()), *inputs, 0))
+    seen.add(mark(params_with(), inputs))
     monkeypatch.setattr(training, "version", lambda package: f"{package} of another day")
-    seen.add(training.fingerprint(config(params_with()), *inputs, 0))
+    seen.add(mark(params_with(), inputs))
     assert len(seen) == 3
 
 
@@ -88,12 +91,12 @@ def test_the_fingerprint_changes_with_the_model_and_the_packages(params_with, in
     [{"train.beta": 0.11}, {"train.seed": 7}, {"train.lora_rank": 4}, {"format.cutoff_len": 99}],
 )
 def test_the_fingerprint_changes_with_what_decides_the_result(params_with, inputs, change):
-    before = training.fingerprint(config(params_with()), *inputs, 0)
-    assert training.fingerprint(config(params_with(**change)), *inputs, 0) != before
+    before = mark(params_with(), inputs)
+    assert mark(params_with(**change), inputs) != before
 
 
 def test_the_fingerprint_changes_with_the_processes_that_share_a_batch(params_with, inputs):
-    one, eight = (training.fingerprint(config(params_with()), *inputs, n) for n in (1, 8))
+    one, eight = (mark(params_with(), inputs, gpus=n) for n in (1, 8))
     assert one != eight
 
 
