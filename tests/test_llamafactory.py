@@ -1,0 +1,81 @@
+"""What LLaMA-Factory accepts, as read from its source, is what its own classes accept."""
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+
+from stages import llamafactory, training
+
+
+def test_known_keys_with_fitting_values_pass():
+    for key, value in {
+        "lora_rank": 8,
+        "learning_rate": 5.0e-5,
+        "lora_target": "all",
+        "finetuning_type": "lora",
+        "bf16": True,
+        "deepspeed": "examples/ds_z2.json",
+        "save_total_limit": None,
+        "max_steps": 10,
+    }.items():
+        assert llamafactory.problem_with(key, value) is None, key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("lora_rnak", 8, "no argument of LLaMA-Factory's; did you mean 'lora_rank'?"),
+        ("betaa", 0.1, "did you mean 'beta'?"),
+        ("zzzzzz", 0.1, "no argument of LLaMA-Factory's"),
+        ("learning_rate", 0, "must be greater than 0"),
+        ("learning_rate", "fast", "'fast'"),
+        ("lora_rank", 0, "must be at least 1"),
+        ("lora_rank", 2.5, "2.5"),
+        ("finetuning_type", "lara", "'lara'"),
+        ("output_dir", "x", "it comes from dvc.yaml"),
+        ("pref_beta", 0.1, "it comes from train.beta"),
+    ],
+)
+def test_a_wrong_key_or_value_is_told(key, value, told):
+    assert told in (llamafactory.problem_with(key, value) or "no problem")
+
+
+def test_what_the_pipeline_sets_is_an_argument_or_was_one():
+    # Names that other versions have are refused under their old reason, not as misspellings.
+    gone = {"overwrite_output_dir", "hf_hub_token"}
+    assert set(llamafactory.RESERVED) - set(llamafactory.arguments()) <= gone
+
+
+def test_every_key_of_the_configuration_is_an_argument(params_with):
+    made = training.dpo_config(
+        params_with(),
+        model=Path("m"),
+        formatted=Path("f"),
+        images=Path("i"),
+        output=Path("o"),
+        validated=True,
+    )
+    assert set(made) <= set(llamafactory.arguments())
+
+
+def test_every_bound_is_of_an_argument():
+    assert set(llamafactory._LOWEST) <= set(llamafactory.arguments())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("llamafactory")
+def test_the_reading_of_the_source_holds_against_the_real_classes():
+    from llamafactory.hparams import parser
+
+    real = {field.name: hint for cls in parser._TRAIN_ARGS for field, hint in _init_fields(cls)}
+    assert set(llamafactory.arguments()) == set(real)
+    for name, read in llamafactory.arguments().items():
+        if read is not typing.Any and not isinstance(real[name], str):
+            assert read == real[name], name
+
+
+def _init_fields(cls):
+    hints = typing.get_type_hints(cls)
+    return [(field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
