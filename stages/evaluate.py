@@ -98,8 +98,9 @@ def beside_each_other(
         for row in asked_rows
     ]
     table = pd.DataFrame(rows, columns=["id", "of", "image", "kind", "question", "truth"])
+    asked_for = set(map(tuple, table[["id", "of"]].to_numpy()))
     for name, given in (("base", base), ("tuned", tuned)):
-        if set(given["id"]) != set(table["id"]):
+        if set(map(tuple, given[["id", "of"]].to_numpy())) != asked_for:
             raise UserError(
                 f"the {name} model answered other prompts; `dvc repro -f reference` answers anew"
             )
