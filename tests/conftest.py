@@ -74,7 +74,7 @@ def pairs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "image": f"{i:032x}.jpg",
             "question": "What color is the shape?",
             "answer": COLOURS[i % len(COLOURS)],
-            "kind": "color",
+            "kind": "colour",
         }
         for i in range(4)
     ]
@@ -98,6 +98,8 @@ def _pairs_of(images: Path, i: int) -> list[dict[str, Any]]:
             f"There is a {third} circle.",
         ),
     ]
+    if i // 4 % 2:  # so that neither side is always the longer or the better known one
+        texts = [(question, rejected, chosen) for question, chosen, rejected in texts]
     split = ("test", "validation", "train", "train")[i % 4]
     return [
         {
@@ -113,7 +115,7 @@ def _pairs_of(images: Path, i: int) -> list[dict[str, Any]]:
             "group": f"{i:032x}",
             "split": split,
         }
-        for text in texts[: 1 + i % 2]
+        for text in texts[: 1 + (i // 4 + i) % 2]
     ]
 
 
@@ -121,7 +123,7 @@ def _pairs_of(images: Path, i: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def llamafactory(tmp_path_factory: pytest.TempPathFactory) -> None:
+def llamafactory(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Import LLaMA-Factory: its data sets' cache goes to a temporary folder."""
     os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
