@@ -397,7 +397,7 @@ def test_llamafactory_accepts_every_preset(preset):
     known = HfArgumentParser(parser._TRAIN_ARGS).parse_dict(config | {"use_cpu": True})
     for name, value in p.train.passed_through.items():
         (given,) = (getattr(a, name) for a in known if hasattr(a, name))
-        assert given == value, name
+        assert given in (value, [value]), name  # its classes make lists of some texts
 
 
 def test_the_keys_that_the_pipeline_sets_are_arguments_of_llamafactory():
