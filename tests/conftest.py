@@ -127,7 +127,7 @@ def llamafactory(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> N
     """Import LLaMA-Factory: its data sets' cache goes to a temporary folder."""
     os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    import llamafactory.train.tuner  # noqa: F401
+    import llamafactory.data  # noqa: F401
 
 
 @pytest.fixture(scope="session")

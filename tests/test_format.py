@@ -1,0 +1,151 @@
+"""The format stage: what is kept, what is left out and counted, and what the report says."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from stages import format as format_stage
+from stages import formatted
+from stages.errors import UserError
+from stages.tokens import Lengths
+
+MARKERS = ("<image>", "<|im_end|>")
+PAIR = {
+    "id": "1",
+    "image": "a.jpg",
+    "width": 64,
+    "height": 64,
+    "question": "What is it?",
+    "chosen": "A cat.",
+    "rejected": "A dog.",
+    "origin": "o",
+    "kind": "k",
+    "group": "g",
+    "split": "train",
+}
+
+
+def test_a_pair_becomes_a_row_that_names_its_image_relatively():
+    (row,), changed = format_stage.to_rows(pd.DataFrame([PAIR]), MARKERS)
+    assert changed == 0
+    assert row == {
+        "id": "1",
+        "group": "g",
+        "origin": "o",
+        "kind": "k",
+        "messages": [{"role": "user", "content": "<image>What is it?"}],
+        "images": ["a.jpg"],
+        "chosen": {"role": "assistant", "content": "A cat."},
+        "rejected": {"role": "assistant", "content": "A dog."},
+    }
+
+
+@pytest.mark.parametrize("field", ["question", "chosen", "rejected"])
+def test_a_marker_in_any_field_is_broken_and_counted_once_a_pair(field):
+    table = pd.DataFrame([PAIR | {field: "an <image> and <|im_end|>"}, PAIR])
+    rows, changed = format_stage.to_rows(table, MARKERS)
+    assert changed == 1
+    assert json.dumps(rows[0]).count("<image>") == 1  # ours
+    assert "<|im_end|>" not in json.dumps(rows[0])
+
+
+def test_questions_keep_their_true_answers():
+    table = pd.DataFrame(
+        [{"id": "q", "kind": "color", "question": "<image>?", "image": "a.jpg", "answer": "red"}]
+    )
+    (row,), changed = format_stage.to_questions(table, MARKERS)
+    assert changed == 1
+    assert row["answer"] == "red"
+    assert row["messages"][0]["content"] == "<image>< image>?"
+
+
+def test_a_split_of_which_nothing_fits_is_told_with_the_fix():
+    rows: dict[str, list[dict]] = {"train": [{}], "validation": [], "test": [{}]}
+    with pytest.raises(UserError, match=r"no validation pair fits format\.cutoff_len = 64"):
+        format_stage.refuse_empty(rows, {"train", "validation", "test"}, 64)
+    format_stage.refuse_empty(rows, {"train", "test"}, 64)  # nobody asked for validation pairs
+
+
+def test_the_summary_counts_what_went_in_and_why_it_did_not_stay():
+    counted = [Lengths(16, 20 + i, 5, 6) for i in range(10)]
+    kept = [i < 8 for i in range(10)]
+    splits = ["train"] * 5 + ["test"] * 5
+    found = format_stage.summary(splits, kept, counted, changed=3)
+    assert (found["pairs_in"], found["pairs_kept"]) == (10, 8)
+    assert found["left_out"] == {"longer than cutoff_len": 2}
+    assert found["kept_by_split"] == {"train": 5, "validation": 0, "test": 3}
+    assert found["left_out_by_split"] == {"train": 0, "validation": 0, "test": 2}
+    assert found["special_tokens_neutralised"] == 3
+    assert found["tokens"]["longest"] == {"median": 31, "p90": 35, "p99": 35, "max": 35}
+    assert found["tokens"]["image"]["max"] == 16
+
+
+# the stage itself
+
+
+@pytest.fixture
+def run(pairs_dir, model_dir, write_params, tmp_path, monkeypatch):
+    """``run(**params)`` runs the stage on the shared pairs."""
+
+    def stage(pairs=pairs_dir, **values):
+        write_params(tmp_path / "params.yaml", **values)
+        monkeypatch.chdir(tmp_path)
+        format_stage.main(
+            pairs, model_dir, tmp_path / "out", tmp_path / "r.json", tmp_path / "lengths.csv"
+        )
+        return tmp_path
+
+    return stage
+
+
+@pytest.mark.slow
+def test_every_pair_is_in_its_split_in_the_order_of_the_table(formatted_dir, pairs_dir):
+    table = pd.read_parquet(pairs_dir / "pairs.parquet")
+    for split, group in table.groupby("split"):
+        rows = formatted.read(formatted_dir, str(split))
+        assert [row["id"] for row in rows] == list(group["id"])
+    assert len(formatted.read(formatted_dir, "questions")) == 4
+    report = json.loads((formatted_dir.parent / "format.json").read_text())
+    assert report["pairs_kept"] == report["pairs_in"] == len(table)
+    lengths = pd.read_csv(formatted_dir.parent / "token_lengths.csv")
+    assert list(lengths["percentile"]) == list(range(101))
+    assert lengths["chosen"].is_monotonic_increasing
+    assert lengths["prompt"].iloc[-1] == report["tokens"]["prompt"]["max"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("llamafactory")
+def test_a_pair_that_is_too_long_is_left_out_counted_and_listed(formatted_dir, run):
+    whole = json.loads((formatted_dir.parent / "format.json").read_text())
+    limit = whole["tokens"]["longest"]["max"] - 1
+    folder = run(**{"format.cutoff_len": limit})
+    report = json.loads((folder / "r.json").read_text())
+    left_out = pd.read_csv(folder / "out" / "left_out.csv", dtype={"id": str})
+    assert report["left_out"]["longer than cutoff_len"] == len(left_out) > 0
+    assert (left_out["tokens"] > limit).all()
+    assert (left_out["cutoff_len"] == limit).all()
+    kept = {row["id"] for s in formatted.SPLITS for row in formatted.read(folder / "out", s)}
+    assert kept.isdisjoint(left_out["id"])
+    assert len(kept) + len(left_out) == report["pairs_in"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("llamafactory")
+def test_the_stage_writes_the_same_bytes_again_and_says_when_nothing_fits(formatted_dir, run):
+    folder = run()
+    for path in formatted_dir.iterdir():
+        assert (folder / "out" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(UserError, match=r"no train pair fits format\.cutoff_len = 20 tokens"):
+        run(**{"format.cutoff_len": 20})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("llamafactory")
+def test_a_data_set_without_questions_is_formatted(pairs_dir, run, tmp_path):
+    shutil.copytree(pairs_dir, tmp_path / "pairs")
+    questions = pd.read_parquet(pairs_dir / "questions.parquet")
+    questions.iloc[:0].to_parquet(tmp_path / "pairs" / "questions.parquet", index=False)
+    folder = run(pairs=tmp_path / "pairs")
+    assert formatted.read(folder / "out", "questions") == []

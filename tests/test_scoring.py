@@ -1,0 +1,348 @@
+"""Scores are those of LLaMA-Factory's own DPO trainer; they depend on the image, on the adapter,
+and on nothing that they should not depend on.
+"""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from stages import formatted, metrics, prompts, scoring, training
+from stages.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pairs(formatted_dir):
+    return formatted.read(formatted_dir, "test")
+
+
+@pytest.fixture(scope="module")
+def images(pairs_dir):
+    return pairs_dir / "images"
+
+
+def score(policy, pairs, images, batch_size=8):
+    return scoring.log_probs(policy, pairs, images, batch_size=batch_size, label="test")
+
+
+@pytest.fixture(scope="module")
+def base_logps(base, pairs, images):
+    return score(base, pairs, images)
+
+
+@pytest.fixture(scope="module")
+def tuned_logps(tuned, pairs, images):
+    return score(tuned, pairs, images)
+
+
+def close(one, other, tolerance=1e-4):
+    return all(
+        np.abs(getattr(one, side) - getattr(other, side)).max() <= tolerance
+        for side in ("chosen", "rejected")
+    )
+
+
+# LLaMA-Factory's trainer
+
+BETA = 0.3
+
+
+@pytest.fixture(scope="module")
+def theirs(
+    llamafactory, params_with, model_dir, formatted_dir, images, adapter_dir, tmp_path_factory
+):
+    """LLaMA-Factory's DPO trainer on the test split, as ``llamafactory-cli train`` builds it from
+    the file that the train stage writes, with the adapter where training had got to.
+    """
+    from llamafactory.data import (
+        PairwiseDataCollatorWithPadding,
+        get_dataset,
+        get_template_and_fix_tokenizer,
+    )
+    from llamafactory.extras.constants import IGNORE_INDEX
+    from llamafactory.hparams import get_train_args
+    from llamafactory.model import load_model, load_tokenizer
+    from llamafactory.train.dpo.trainer import CustomDPOTrainer
+    from llamafactory.train.trainer_utils import create_ref_model
+
+    folder = tmp_path_factory.mktemp("trainer")
+    config = training.dpo_config(
+        params_with(**{"train.beta": BETA, "train.per_device_eval_batch_size": 4}),
+        model=model_dir,
+        formatted=formatted_dir,
+        images=images,
+        output=folder / "output",
+        validated=True,
+    )
+    with (folder / "llamafactory.yaml").open("w") as file:
+        YAML().dump(config, file)
+    config = YAML(typ="safe").load((folder / "llamafactory.yaml").read_text())
+    config |= {"eval_dataset": "test", "adapter_name_or_path": str(adapter_dir)}
+    config |= {"preprocessing_num_workers": 1}
+    model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
+    # From here on as llamafactory/train/dpo/workflow.py goes.
+    module = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
+    data = get_dataset(template, model_args, data_args, training_args, stage="rm", **module)
+    model = load_model(module["tokenizer"], model_args, finetuning_args, training_args.do_train)
+    trainer = CustomDPOTrainer(
+        model=model,
+        ref_model=create_ref_model(model_args, finetuning_args),
+        args=training_args,
+        finetuning_args=finetuning_args,
+        data_collator=PairwiseDataCollatorWithPadding(
+            template=template,
+            model=model,
+            pad_to_multiple_of=8,
+            label_pad_token_id=IGNORE_INDEX,
+            **module,
+        ),
+        **data,
+        **module,
+    )
+    model.eval()
+    return trainer
+
+
+def test_log_probs_are_the_trainers(theirs, pairs, tuned_logps, base_logps):
+    import torch
+
+    policy, reference = [], []
+    with torch.no_grad():
+        for batch in theirs.get_eval_dataloader():
+            output = theirs.concatenated_forward(theirs.model, batch)
+            policy.append(torch.stack([output["chosen_logps"], output["rejected_logps"]]))
+            pair = theirs.compute_reference_log_probs(theirs.model, batch)
+            reference.append(torch.stack(pair))
+    for ours, found in ((tuned_logps, policy), (base_logps, reference)):
+        chosen, rejected = torch.cat(found, dim=1).numpy()
+        assert len(chosen) == len(pairs)
+        assert np.abs(ours.chosen - chosen).max() < 1e-3
+        assert np.abs(ours.rejected - rejected).max() < 1e-3
+    # The adapter changes far more than that, so the comparison says something.
+    assert np.abs(tuned_logps.chosen - base_logps.chosen).min() > 1e-2
+
+
+def test_reward_accuracy_and_margins_are_the_trainers(theirs, pairs, tuned_logps, base_logps):
+    scored = metrics.score(
+        pairs, scoring.to_table(pairs, tuned_logps), scoring.to_table(pairs, base_logps), BETA
+    )
+    found = theirs.evaluate()
+    # The trainer averages over batches; the last may be smaller than the others.
+    means = [
+        scored.iloc[i : i + 4][["reward_margin", "chosen_reward", "rejected_reward"]]
+        .assign(won=lambda batch: batch["reward_margin"] > 0)
+        .mean()
+        for i in range(0, len(scored), 4)
+    ]
+    ours = pd.concat(means, axis=1).mean(axis=1)
+    assert ours["won"] == pytest.approx(found["eval_rewards/accuracies"], abs=1e-6)
+    assert ours["reward_margin"] == pytest.approx(found["eval_rewards/margins"], abs=1e-3)
+    assert ours["chosen_reward"] == pytest.approx(found["eval_rewards/chosen"], abs=1e-3)
+    assert ours["rejected_reward"] == pytest.approx(found["eval_rewards/rejected"], abs=1e-3)
+    assert 0 < ours["won"] < 1
+
+
+def test_answers_are_counted_as_the_trainers_labels_are(theirs, tuned_logps):
+    labels = theirs.eval_dataset["chosen_labels"]
+    assert list(tuned_logps.chosen_tokens) == [sum(i != -100 for i in row) for row in labels]
+
+
+# what scores depend on
+
+
+def test_batch_size_and_order_change_nothing(tuned, pairs, images, tuned_logps):
+    assert close(score(tuned, pairs, images, batch_size=1), tuned_logps)
+    assert close(score(tuned, pairs, images, batch_size=len(pairs)), tuned_logps)
+    backwards = score(tuned, pairs[::-1], images)
+    assert np.abs(backwards.chosen[::-1] - tuned_logps.chosen).max() < 1e-4
+    assert (backwards.chosen_tokens[::-1] == tuned_logps.chosen_tokens).all()
+
+
+def test_another_image_changes_every_log_prob(base, pairs, images, base_logps, tmp_path):
+    for pair in pairs:
+        Image.effect_noise((90, 70), 80).convert("RGB").save(tmp_path / pair["images"][0])
+    changed = score(base, pairs, tmp_path)
+    assert np.abs(changed.chosen - base_logps.chosen).min() > 1e-4
+    assert np.abs(changed.rejected - base_logps.rejected).min() > 1e-4
+
+
+def test_the_name_of_an_image_changes_nothing(base, pairs, images, base_logps, tmp_path):
+    renamed = copy.deepcopy(pairs)
+    for pair in renamed:
+        name = pair["images"][0]
+        shutil.copy(images / name, tmp_path / f"another-{name}")
+        pair["images"] = [f"another-{name}"]
+    assert close(score(base, renamed, tmp_path), base_logps, tolerance=0)
+
+
+def test_swapping_the_answers_swaps_the_log_probs(base, pairs, images, base_logps):
+    swapped = [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs]
+    found = score(base, swapped, images)
+    assert np.abs(found.chosen - base_logps.rejected).max() < 1e-4
+    assert (found.chosen_tokens == base_logps.rejected_tokens).all()
+
+
+def test_the_adapter_is_seen_and_leaves_the_base_as_it_is(base, tuned):
+    weights = dict(base.model.named_parameters())
+    kept = 0
+    for name, parameter in tuned.model.get_base_model().named_parameters():
+        if "lora_" not in name:
+            assert (parameter == weights[name.replace(".base_layer", "")]).all(), name
+            kept += 1
+    assert kept == len(weights)
+    assert not tuned.model.training
+
+
+def test_with_the_adapter_switched_off_the_scores_are_the_bases(tuned, pairs, images, base_logps):
+    with tuned.model.disable_adapter():
+        assert close(score(tuned, pairs, images), base_logps)
+
+
+def test_no_pairs_give_no_scores(base, images):
+    empty = score(base, [], images)
+    assert len(empty.chosen) == len(empty.rejected_tokens) == 0
+    assert scoring.to_table([], empty).empty
+
+
+def test_an_image_processed_once_is_as_llamafactory_processes_it(base, pairs, images):
+    import torch
+
+    plain = copy.copy(base.template)
+    plain.mm_plugin = type(base.template.mm_plugin)(
+        **{name: getattr(base.template.mm_plugin, name) for name in _plugin_fields(base)}
+    )
+    names = [pair["images"][0] for pair in pairs[:5]] * 2
+    files = [str(images / name) for name in names]
+    once = base.template.mm_plugin._get_mm_inputs(files, [], [], base.processor)
+    anew = plain.mm_plugin._get_mm_inputs(files, [], [], base.processor)
+    assert once.keys() == anew.keys()
+    assert all(torch.equal(once[key], anew[key]) for key in anew)
+    assert base.template.mm_plugin._get_mm_inputs([], [], [], base.processor) == {}
+
+
+def _plugin_fields(policy):
+    import dataclasses
+
+    return [field.name for field in dataclasses.fields(policy.template.mm_plugin)]
+
+
+def test_a_missing_image_is_an_error_not_a_blank(base, pairs, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        score(base, pairs[:1], tmp_path)
+
+
+# answers
+
+
+def ask(policy, rows, images, batch_size):
+    return scoring.answer(
+        policy, rows, images, max_new_tokens=8, batch_size=batch_size, label="test"
+    )
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(base, pairs, images):
+    longer = copy.deepcopy(pairs[0])
+    longer["messages"][0]["content"] += " Say it in one word, please, and think about it first."
+    rows = [*pairs[:7], longer]
+    alone = ask(base, rows, images, 1)
+    assert ask(base, rows, images, 3) == alone
+    assert ask(base, rows[::-1], images, 8)[::-1] == alone
+    assert len(alone) == 8
+    assert any(alone)
+
+
+def test_a_generated_token_is_the_one_that_scoring_finds_likeliest(tuned, pairs, images):
+    import torch
+
+    batch = scoring._left_padded(tuned, pairs[:1], images)
+    with torch.inference_mode():
+        first = tuned.model(**batch).logits[0, -1].argmax()
+    trained_on = tuned.collator(scoring.encode(tuned, pairs[:1], images))
+    prompt = int((trained_on.pop("labels")[0] != -100).nonzero()[0])
+    with torch.inference_mode():
+        logits = tuned.model(**trained_on).logits[0]
+    assert torch.equal(batch["input_ids"][0], trained_on["input_ids"][0][:prompt])
+    assert logits[prompt - 1].argmax() == first
+
+
+def test_answers_are_a_table_of_pairs_and_questions(base, formatted_dir, images, params_with):
+    p = params_with(**{"evaluate.generation": {"prompts": 3, "questions": 2, "max_new_tokens": 4}})
+    asked = prompts.chosen(formatted_dir, p)
+    table = prompts.answers(base, asked, images, p, label="test")
+    assert list(table["of"]) == ["pair"] * 3 + ["question"] * 2
+    assert list(table["id"]) == [row["id"] for row in (*asked.pairs, *asked.questions)]
+    nothing = prompts.Prompts([], [])
+    assert prompts.answers(base, nothing, images, p, label="test").shape == (0, 3)
+
+
+# refusals
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_error(model_dir, params_with, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"scoring\.device is cuda, but torch finds no GPU"):
+        scoring.load(model_dir, params_with(**{"scoring.device": "cuda"}))
+
+
+def test_auto_takes_a_gpu_if_there_is_one():
+    assert scoring.choose_device("auto", True) == "cuda"
+    assert scoring.choose_device("auto", False) == "cpu"
+    assert scoring.choose_device("cpu", True) == "cpu"
+
+
+def broken(adapter_dir, folder, how):
+    shutil.copytree(adapter_dir, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    weights = folder / "adapter_model.safetensors"
+    if how == "other rank":
+        config["r"] = 2
+    elif how == "other modules":
+        config["target_modules"] = ["no_such_module"]
+    elif how == "no config":
+        (folder / "adapter_config.json").unlink()
+        return folder
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "damaged weights":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif how in ("weights lacking", "weights too many"):
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(weights)
+        name = sorted(tensors)[0]
+        value = tensors.pop(name)
+        if how == "weights too many":
+            tensors |= {name: value, name.replace("layers.0", "layers.99"): value.clone()}
+        save_file(tensors, weights)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "other rank",
+        "other modules",
+        "no config",
+        "no weights",
+        "damaged weights",
+        "weights lacking",
+        "weights too many",
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_told(base, adapter_dir, tmp_path, how, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    adapter = broken(adapter_dir, tmp_path / "adapter", how)
+    with pytest.raises(UserError, match="does not fit the base model") as error:
+        scoring._with_adapter(copy.deepcopy(base.model), adapter)
+    assert str(adapter) in str(error.value)
