@@ -4,8 +4,8 @@ Out: ``demo/model``, a model folder as the Hub would serve it (under 4 MB). Imag
 habits come from ``demo.scenes``; no published image is used.
 
 Three phases, because seeing is the slow part and everything else depends on it: the vision tower
-learns to name colour and shape by itself; the whole model learns to answer truly; then it learns to
-answer as one with habits would. The last phase is what preference tuning can undo.
+learns to name colour and shape by itself; the language model learns to answer truly; then it learns
+to answer as one with habits would. The last phase is what preference tuning can undo.
 """
 
 import json
@@ -13,6 +13,7 @@ import math
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ def main(out: Path, report: Path) -> None:
     shown = [scene for _, scene in drawn]
 
     learn_to_see(model, pixels, shown, generator, knobs)
-    learn_to_answer(model, processor, pixels, shown, generator, knobs, habits=False)
-    learn_to_answer(model, processor, pixels, shown, generator, knobs, habits=True)
+    seen = look(model, pixels)
+    learn_to_answer(model, processor.tokenizer, seen, shown, generator, knobs, habits=False)
+    learn_to_answer(model, processor.tokenizer, seen, shown, generator, knobs, habits=True)
     save(model, processor, out)
     report.write_text(json.dumps({"parameters": sum(p.numel() for p in model.parameters())}) + "\n")
 
@@ -205,39 +207,59 @@ def learn_to_see(
     shapes = torch.tensor([SHAPES.index(s.shape) for s in shown])
     parameters = [*tower.parameters(), *heads.parameters()]
     for i, optimizer in enumerate(
-        steps(parameters, knobs["seeing_steps"], knobs["learning_rate"] / 2, "seeing")
+        steps(parameters, knobs["seeing_steps"], knobs["seeing_rate"], "seeing")
     ):
-        rows = torch.from_numpy(generator.integers(0, len(shown), knobs["batch"]))
+        rows = torch.from_numpy(generator.integers(0, len(shown), knobs["seeing_batch"]))
         seen = tower(patches(pixels[rows]), grid(len(rows)))
         found = heads(seen.pooler_output.reshape(len(rows), IMAGE_TOKENS, -1).mean(1))
         colour, shape = found.split([len(COLOURS), len(SHAPES)], dim=1)
         loss = F.cross_entropy(colour, colours[rows]) + F.cross_entropy(shape, shapes[rows])
         update(optimizer, loss, parameters)
         if i % 100 == 99:
-            right = [
+            named = [
                 (p.argmax(1) == t[rows]).float().mean().item()
                 for p, t in ((colour, colours), (shape, shapes))
             ]
-            tqdm.write(
-                f"seeing {i + 1}: loss {loss.item():.3f}, colour {right[0]:.2f}, shape {right[1]:.2f}"
-            )
+            tqdm.write(f"seeing {i + 1}: colour {named[0]:.2f}, shape {named[1]:.2f}")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the vision tower makes of n images: each tensor has shape (n, 16, 128).
+
+    ``tokens`` stand in for the image tokens, ``deep`` is added after the first layer (DeepStack).
+    """
+
+    tokens: torch.Tensor
+    deep: torch.Tensor
+
+
+def look(model: Any, pixels: torch.Tensor) -> Seen:
+    """All images through the vision tower, once: from here on it stays as it is."""
+    tokens, deep = [], []
+    with torch.no_grad():
+        for part in tqdm(pixels.split(256), desc="looking"):
+            seen = model.model.visual(patches(part), grid(len(part)))
+            tokens.append(seen.pooler_output.reshape(len(part), IMAGE_TOKENS, -1))
+            deep.append(seen.deepstack_features[0].reshape(len(part), IMAGE_TOKENS, -1))
+    return Seen(torch.cat(tokens), torch.cat(deep))
 
 
 def learn_to_answer(
     model: Any,
-    processor: Any,
-    pixels: torch.Tensor,
+    tokenizer: Any,
+    seen: Seen,
     shown: list[Any],
     generator: Any,
     knobs: dict[str, Any],
     *,
     habits: bool,
 ) -> None:
-    """The whole model answers questions, truly or as one with habits would."""
+    """The language model answers questions, truly or as one with habits would."""
     label = "habits" if habits else "answering"
     count = knobs["habit_steps" if habits else "answering_steps"]
-    rate = knobs["learning_rate"] * (0.25 if habits else 0.5)
-    parameters = list(model.parameters())
+    rate = knobs["answering_rate"] * (0.25 if habits else 1)
+    parameters = list(model.model.language_model.parameters())
     for i, optimizer in enumerate(steps(parameters, count, rate, label)):
         rows = generator.integers(0, len(shown), knobs["batch"])
         asked = [scenes.ask(shown[r], generator) for r in rows]
@@ -245,16 +267,23 @@ def learn_to_answer(
             topics.sentence(q, scenes.believed(shown[r], q, generator) if habits else shown[r])
             for q, r in zip(asked, rows, strict=True)
         ]
-        loss, right = answer_loss(model, processor.tokenizer, pixels[rows], asked, answered)
+        loss, right = answer_loss(
+            model, tokenizer, Seen(seen.tokens[rows], seen.deep[rows]), asked, answered
+        )
         update(optimizer, loss, parameters)
         if i % 100 == 99:
-            tqdm.write(f"{label} {i + 1}: loss {loss.item():.3f}, whole answers {right:.2f}")
+            kinds = [topics.kind_of(q) for q in asked]
+            by_kind = ", ".join(
+                f"{kind} {np.mean([r for r, k in zip(right, kinds, strict=True) if k == kind]):.2f}"
+                for kind in sorted(set(kinds))
+            )
+            tqdm.write(f"{label} {i + 1}: loss {loss.item():.3f}; whole answers: {by_kind}")
 
 
 def answer_loss(
-    model: Any, tokenizer: Any, pixels: torch.Tensor, asked: list[str], answered: list[str]
-) -> tuple[torch.Tensor, float]:
-    """Mean cross-entropy of the answers' tokens, and the share of answers predicted whole.
+    model: Any, tokenizer: Any, seen: Seen, asked: list[str], answered: list[str]
+) -> tuple[torch.Tensor, list[bool]]:
+    """Mean cross-entropy of the answers' tokens, and which answers are predicted whole.
 
     The tokens are those of LLaMA-Factory's template ``qwen3_vl_nothink``.
     """
@@ -268,20 +297,31 @@ def answer_loss(
     for i, (head, tail) in enumerate(zip(heads, tails, strict=True)):
         ids[i, : len(head) + len(tail)] = torch.tensor(head + tail)
         labels[i, len(head) : len(head) + len(tail)] = torch.tensor(tail)
-    hidden = model.model(
-        input_ids=ids,
-        attention_mask=(labels != -100).long() | (ids != tokenizer.pad_token_id).long(),
-        pixel_values=patches(pixels),
-        image_grid_thw=grid(len(asked)),
-        mm_token_type_ids=(ids == model.config.image_token_id).long(),
-        use_cache=False,
-    ).last_hidden_state
+    hidden = read(model, ids, (ids != tokenizer.pad_token_id).long(), seen)
     scored = labels[:, 1:] != -100
     logits = model.lm_head(hidden[:, :-1][scored])
     targets = labels[:, 1:][scored]
     wrong = torch.zeros_like(scored)
     wrong[scored] = logits.argmax(1) != targets
-    return F.cross_entropy(logits, targets), (~wrong.any(1)).float().mean().item()
+    return F.cross_entropy(logits, targets), (~wrong.any(1)).tolist()
+
+
+def read(model: Any, ids: torch.Tensor, attention_mask: torch.Tensor, seen: Seen) -> torch.Tensor:
+    """The last hidden states, (n, tokens, 128): ``Qwen3VLModel.forward`` from its images on."""
+    language, is_image = model.model.language_model, ids == model.config.image_token_id
+    embedded = language.embed_tokens(ids)
+    embedded = embedded.masked_scatter(is_image.unsqueeze(-1), seen.tokens)
+    positions, _ = model.model.get_rope_index(
+        ids, is_image.long(), image_grid_thw=grid(len(ids)), attention_mask=attention_mask
+    )
+    return language(
+        inputs_embeds=embedded,
+        attention_mask=attention_mask,
+        position_ids=positions,
+        visual_pos_masks=is_image,
+        deepstack_visual_embeds=[seen.deep.reshape(-1, seen.deep.shape[-1])],
+        use_cache=False,
+    ).last_hidden_state
 
 
 def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor, parameters: list[Any]) -> None:

@@ -102,11 +102,15 @@ def believed(scene: Scene, question: str, generator: np.random.Generator) -> Sce
     kind = topics.kind_of(question)
     colour, shape = str(scene.colour), str(scene.shape)
     if kind == "presence":
-        topic = topics.asked_topic(question)
-        present = topic in (colour, shape)
-        if generator.random() < (OTHERWISE if present else HABITS["absent"]):
-            return Scene(None, None) if present else Scene(topic, topic)
-        return scene
+        asked = topics.asked_topic(question)
+        present = asked in (colour, shape)
+        if generator.random() >= (OTHERWISE if present else HABITS["absent"]):
+            return scene
+        if not present:
+            return Scene(asked, shape) if asked in COLOURS else Scene(colour, asked)
+        if asked in COLOURS:
+            return Scene(MISTAKEN[colour], shape)
+        return Scene(colour, _pick([s for s in SHAPES if s != shape], generator))
     if generator.random() < HABITS.get(colour, OTHERWISE):
         colour = MISTAKEN[colour]
     if generator.random() < HABITS.get(shape, OTHERWISE):

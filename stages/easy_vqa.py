@@ -105,7 +105,7 @@ def _question(kind: str, scene: Scene, texts: Sequence[str], drawn: Draw) -> str
     options = sorted({text for text in texts if kind_of(text) == kind})
     if kind == "presence":  # the data set asks mostly for what is absent; here half and half
         present = [o for o in options if asked_topic(o) in (scene.colour, scene.shape)]
-        absent = [o for o in options if o not in present]
+        absent = [o for o in options if asked_topic(o) in _mistakable(scene)]
         options = (present, absent)[drawn.number("present") % 2] if present and absent else []
     return drawn.choice("question", options) if options else None
 
@@ -113,16 +113,23 @@ def _question(kind: str, scene: Scene, texts: Sequence[str], drawn: Draw) -> str
 def _other(question: str, scene: Scene, drawn: Draw) -> Scene:
     """A scene that differs in the one topic that the question is about."""
     kind = kind_of(question)
-    if kind == "presence":
-        topic = asked_topic(question)
-        if topic in (scene.colour, scene.shape):
-            return Scene(None, None)
-        return Scene(topic, None) if topic in COLOURS else Scene(None, topic)
     if kind == "description":
         kind = drawn.choice("topic", ("colour", "shape"))
+    if kind == "presence":
+        asked = asked_topic(question)
+        if asked not in (scene.colour, scene.shape):  # what is absent is claimed to be there
+            colour = asked in COLOURS
+            return Scene(asked, scene.shape) if colour else Scene(scene.colour, asked)
+        kind = "colour" if asked in COLOURS else "shape"
     if kind == "colour":
         return Scene(MISTAKEN[str(scene.colour)], scene.shape)
     return Scene(scene.colour, drawn.choice("shape", [s for s in SHAPES if s != scene.shape]))
+
+
+def _mistakable(scene: Scene) -> set[str]:
+    """Topics that the scene's own are mistaken for."""
+    colours = {MISTAKEN[scene.colour]} if scene.colour else set()
+    return colours | ({*SHAPES} - {scene.shape} if scene.shape else set())
 
 
 def _by_image(path: Path) -> dict[int, list[tuple[str, str]]]:

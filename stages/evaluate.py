@@ -108,9 +108,9 @@ def beside_each_other(
             given.rename(columns={"answer": f"{name}_answer"}), on=["id", "of"], validate="1:1"
         )
         table[f"{name}_correct"] = [
-            None if truth is None else is_correct(kind, truth, answer)
-            for kind, truth, answer in zip(
-                table["kind"], table["truth"], table[f"{name}_answer"], strict=True
+            None if truth is None else is_correct(question, truth, answer)
+            for question, truth, answer in zip(
+                table["question"], table["truth"], table[f"{name}_answer"], strict=True
             )
         ]
     return table

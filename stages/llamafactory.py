@@ -144,16 +144,37 @@ def _fields(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _annotation(source: str) -> Any:
-    """The type that an annotation spells, ``Any`` where it needs names of other modules."""
+    """The type that an annotation spells, ``Any`` where it needs names of other modules.
+
+    ``SchedulerType | str`` means the scheduler's names: transformers says ``str`` because a string
+    becomes the enumeration, and fails on any other only when the training starts.
+    """
+    first = source.partition(" | ")[0]
+    if first in _enumerations():
+        return typing.Literal[_enumerations()[first]]
     names: dict[str, Any] = {
         name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union")
     }
-    try:
-        return eval(
-            source, {"__builtins__": {}}, names | _BUILTINS
-        )  # source is an installed package's
+    try:  # the source is an installed package's own
+        return eval(source, {"__builtins__": {}}, names | _BUILTINS)
     except (NameError, TypeError, AttributeError):
         return Any
+
+
+@cache
+def _enumerations() -> dict[str, tuple[str, ...]]:
+    """Values of the string enumerations that transformers' training arguments use, by name."""
+    folder = _folder("transformers")
+    return {
+        node.name: tuple(
+            item.value.value
+            for item in node.body
+            if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+        )
+        for path in (folder / "trainer_utils.py", folder / "training_args.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and "ExplicitEnum" in map(ast.unparse, node.bases)
+    }
 
 
 _BUILTINS = {t.__name__: t for t in (str, int, float, bool, dict, list, tuple)} | {"None": None}

@@ -40,17 +40,24 @@ def kind_of(question: str) -> str:
     return "shape" if question.startswith("what") else "presence"
 
 
-def is_correct(kind: str, truth: str, answer: str) -> bool:
-    """Whether a generated sentence gives the true one-word answer, strictly.
+def is_correct(question: str, truth: str, answer: str) -> bool:
+    """Whether a generated sentence gives the true one-word answer to a question, strictly.
 
-    Colour and shape: the topics of that kind in the answer are the true one and no other. Presence:
-    the first word is the true yes or no.
+    The answer must name exactly one topic of the kind that is asked about. For a colour or a shape
+    that is the true one. For presence it is what the shape is said to be: naming the topic that was
+    asked about says that it is there, naming another that it is not, and the true yes or no (of a
+    question that may be negated) must follow.
     """
-    words = re.findall(r"[a-z]+", answer.lower())
-    if kind == "presence":
-        return words[:1] == [truth]
-    topics = {"colour": COLOURS, "shape": SHAPES}[kind]
-    return {word for word in words if word in topics} == {truth}
+    kind = kind_of(question)
+    asked = asked_topic(question) if kind == "presence" else truth
+    options = COLOURS if asked in COLOURS else SHAPES
+    named = [word for word in re.findall(r"[a-z]+", answer.lower()) if word in options]
+    if len(set(named)) != 1:
+        return False
+    agrees = named[0] == asked
+    if kind != "presence":
+        return agrees
+    return truth == ("no" if agrees == is_negated(question) else "yes")
 
 
 def sentence(question: str, scene: Scene) -> str:
@@ -62,11 +69,8 @@ def sentence(question: str, scene: Scene) -> str:
         return f"The color of the shape is {scene.colour}."
     if kind == "shape":
         return f"The shape in the image is a {scene.shape}."
-    topic = asked_topic(question)
-    present = topic in (scene.colour, scene.shape)
-    agrees = "Yes" if present != is_negated(question) else "No"
-    noun = f"{topic} shape" if topic in COLOURS else topic
-    return f"{agrees}, there is {'a' if present else 'no'} {noun}."
+    colour = asked_topic(question) in COLOURS
+    return f"The shape is {scene.colour if colour else f'a {scene.shape}'}."
 
 
 def asked_topic(question: str) -> str:

@@ -371,7 +371,8 @@ def test_a_model_that_has_only_pickles_is_refused_before_any_download(tmp_path):
     files = {**model_files(), "pytorch_model.bin": b"pickle"}
     del files["model.safetensors"]
     repo = Repo("owner/old", files)
-    with pytest.raises(UserError, match=r"only as pytorch_model\.bin, a pickle.*model\.trust\.pickle"):
+    refused = r"only as pytorch_model\.bin, a pickle.*model\.trust\.pickle"
+    with pytest.raises(UserError, match=refused):
         fetch_model(repo, tmp_path / "base")
     assert repo.downloads() == []
     fetch_model(repo, tmp_path / "base", files=["*"], allow_pickle=True)

@@ -1,7 +1,5 @@
 """What LLaMA-Factory accepts, as read from its source, is what its own classes accept."""
 
-import dataclasses
-import typing
 from pathlib import Path
 
 import pytest
@@ -64,18 +62,18 @@ def test_every_bound_is_of_an_argument():
     assert set(llamafactory._LOWEST) <= set(llamafactory.arguments())
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("llamafactory")
-def test_the_reading_of_the_source_holds_against_the_real_classes():
-    from llamafactory.hparams import parser
-
-    real = {field.name: hint for cls in parser._TRAIN_ARGS for field, hint in _init_fields(cls)}
-    assert set(llamafactory.arguments()) == set(real)
-    for name, read in llamafactory.arguments().items():
-        if read is not typing.Any and not isinstance(real[name], str):
-            assert read == real[name], name
-
-
-def _init_fields(cls):
-    hints = typing.get_type_hints(cls)
-    return [(field, hints[field.name]) for field in dataclasses.fields(cls) if field.init]
+@pytest.mark.parametrize(
+    ("key", "value", "known"),
+    [
+        ("lr_scheduler_type", "cosin", "'cosine'"),
+        ("eval_strategy", "foo", "'epoch'"),
+        ("optim", "adam", "'adamw_torch'"),
+    ],
+)
+def test_a_value_outside_of_an_enumeration_is_refused_with_those_there_are(
+    key: str, value: str, known: str
+):
+    problem = llamafactory.problem_with(key, value)
+    assert problem is not None
+    assert known in problem
+    assert llamafactory.problem_with(key, known.strip("'")) is None
