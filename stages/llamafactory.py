@@ -167,7 +167,7 @@ def _enumerations() -> dict[str, tuple[str, ...]]:
     folder = _folder("transformers")
     return {
         node.name: tuple(
-            item.value.value
+            str(item.value.value)
             for item in node.body
             if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
         )
