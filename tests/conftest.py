@@ -23,8 +23,7 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
 @pytest.fixture(scope="session")
 def model_dir() -> Path:
     """A real Qwen3-VL of a few million parameters, with its processor."""
-    committed = ROOT / "demo" / "model"
-    return committed if committed.exists() else Path(os.environ["TEST_MODEL"])
+    return ROOT / "demo" / "model"
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +84,7 @@ def pairs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _pairs_of(images: Path, i: int) -> list[dict[str, Any]]:
     """One image, with one pair or two."""
     width, height = 40 + 7 * (i % 9), 40 + 11 * (i % 5)
-    colour, other, third = (COLOURS[(i + k) % len(COLOURS)] for k in range(3))
+    colour, other, third = (COLOURS[(i + i // 8 + k) % 8] for k in range(3))
     image = Image.new("RGB", (width, height), "white")
     ImageDraw.Draw(image).rectangle((8, 8, 20 + i % 12, 26), fill=colour)
     name = f"{i:032x}.jpg"
@@ -98,7 +97,7 @@ def _pairs_of(images: Path, i: int) -> list[dict[str, Any]]:
             f"There is a {third} circle.",
         ),
     ]
-    if i // 4 % 2:  # so that neither side is always the longer or the better known one
+    if i // 8 % 2:  # so that neither side is always the longer or the better known one
         texts = [(question, rejected, chosen) for question, chosen, rejected in texts]
     split = ("test", "validation", "train", "train")[i % 4]
     return [
@@ -115,7 +114,7 @@ def _pairs_of(images: Path, i: int) -> list[dict[str, Any]]:
             "group": f"{i:032x}",
             "split": split,
         }
-        for text in texts[: 1 + (i // 4 + i) % 2]
+        for text in texts[: 1 + i // 4 % 2]
     ]
 
 

@@ -27,7 +27,11 @@ def row(name, kind="", **more):
 
 
 PAIRS = [row(name) for name in "abcd"]
-QUESTIONS = [row("q", "colour", answer="red"), row("a", "colour", answer="blue")]
+COLOUR = [{"role": "user", "content": "<image>what color is the shape?"}]
+QUESTIONS = [
+    row("q", "colour", answer="red", messages=COLOUR),
+    row("a", "colour", answer="blue", messages=COLOUR),
+]
 ASKED = Prompts(PAIRS[:2], QUESTIONS)
 
 
@@ -44,7 +48,7 @@ def test_answers_stand_beside_each_other_and_are_graded_where_the_truth_is_known
     table = evaluate.beside_each_other(ASKED, BASE.iloc[::-1], TUNED)
     assert list(table["id"]) == ["a", "b", "q", "a"]
     assert list(table["of"]) == ["pair", "pair", "question", "question"]
-    assert list(table["question"])[2] == "What is q?"
+    assert list(table["question"])[1:3] == ["What is b?", "what color is the shape?"]
     assert list(table["image"]) == ["a.jpg", "b.jpg", "q.jpg", "a.jpg"]
     assert list(table["base_answer"]) == list(BASE["answer"])
     assert list(table["tuned_answer"]) == list(TUNED["answer"])
