@@ -13,7 +13,7 @@ import json
 import os
 from pathlib import Path
 
-from ruamel.yaml import YAML
+from omegaconf import OmegaConf
 
 from stages import command, formatted, params, tracking, training
 
@@ -41,8 +41,8 @@ def main(formatted_data: Path, images: Path, model: Path, out: Path, curves: Pat
     )
     out.mkdir(parents=True, exist_ok=True)
     configuration = out / "llamafactory.yaml"
-    with configuration.open("w", encoding="utf-8") as file:
-        YAML().dump(config, file)
+    # By the library that LLaMA-Factory reads it with: to YAML 1.1, a bare `no` is false.
+    OmegaConf.save(OmegaConf.create(config), configuration)
 
     with tracking.live(tracking.open_run(fingerprint), training.CURVES) as live_environment:
         training.launch(
