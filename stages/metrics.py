@@ -188,9 +188,9 @@ def _with_intervals(
 
 
 def _ordered(values: Mapping[str, float]) -> dict[str, float]:
-    """The metrics in the order of ``MEANING``, each followed by its interval; 6 decimals."""
+    """The metrics in the order of ``MEANING``, each followed by its interval; 6 digits."""
     return {
-        key: round(values[key], 6) if isinstance(values[key], float) else values[key]
+        key: float(f"{values[key]:.6g}") if isinstance(values[key], float) else values[key]
         for name in MEANING
         for key in (name, f"{name}_low", f"{name}_high")
         if key in values

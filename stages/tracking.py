@@ -33,7 +33,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -205,7 +205,9 @@ def open_run(fingerprint: str, name: str | None = None, root: Path = Path()) -> 
 
 @contextmanager
 def live(
-    run_id: str | None, names: Mapping[str, str] | None = None, root: Path = Path()
+    run_id: str | Callable[[], str | None] | None,
+    names: Mapping[str, str] | None = None,
+    root: Path = Path(),
 ) -> Iterator[dict[str, str]]:
     """The environment in which a ``report_to: mlflow`` subprocess writes its curves to the run.
 
@@ -220,8 +222,11 @@ def live(
     ``train/loss`` and its ``eval_loss`` becomes ``validation/loss``; ``names`` says which of its
     names are passed on and what each is called after the slash (default: all, unchanged).
 
-    Without a run (``None``) the environment is good too, and the metrics go nowhere. On leaving,
-    the run is tagged as trained, or marked as failed or killed where an exception passes through.
+    ``run_id`` may be a function that opens the run (``partial(open_run, fingerprint)``): it is
+    called in the relay's thread, so that the 20 s of MLflow's import and of a new database pass
+    while the subprocess starts. Without a run (``None``) the environment is good too, and the
+    metrics go nowhere. On leaving, the run is tagged as trained, or marked as failed or killed
+    where an exception passes through.
     """
     relay = _Relay(run_id, names, root)
     try:
@@ -453,14 +458,23 @@ def _probe(uri: str) -> None:
 
 # live curves
 
+_ANY_RUN = "0" * 32  # what the subprocess calls the run; the relay knows which one it is
+
 
 class _Relay:
     """An MLflow server in miniature for one run: takes metrics at once, passes them on in a
     thread.
     """
 
-    def __init__(self, run_id: str | None, names: Mapping[str, str] | None, root: Path) -> None:
-        self._run_id, self._names, self._root = run_id, names, root
+    def __init__(
+        self,
+        run_id: str | Callable[[], str | None] | None,
+        names: Mapping[str, str] | None,
+        root: Path,
+    ) -> None:
+        self._open = run_id if callable(run_id) else lambda: run_id
+        self._run_id: str | None = None
+        self._names, self._root = names, root
         self._points: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._waiting: list[dict[str, Any]] = []
         self._stop, self._warned = threading.Event(), False
@@ -508,7 +522,7 @@ class _Relay:
         return {
             **_QUIET,
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self._server.server_port}",
-            "MLFLOW_RUN_ID": self._run_id or "0" * 32,
+            "MLFLOW_RUN_ID": _ANY_RUN,
             "MLFLOW_EXPERIMENT_NAME": "",  # given, the callback asks the server to make it
             "MLFLOW_MAX_LOG_PARAMS": "0",
             "HF_MLFLOW_LOG_ARTIFACTS": "false",
@@ -521,8 +535,8 @@ class _Relay:
         """What the callback's client reads: the run wherever one is asked for."""
         if "/runs/get" in path or "/runs/update" in path:
             info = {
-                "run_id": self._run_id or "0" * 32,
-                "run_uuid": self._run_id or "0" * 32,
+                "run_id": _ANY_RUN,
+                "run_uuid": _ANY_RUN,
                 "run_name": "live",
                 "experiment_id": "0",
                 "user_id": "",
@@ -558,6 +572,7 @@ class _Relay:
             self._warn(error)
 
     def _pass_on_until_stopped(self) -> None:
+        self._run_id = self._open()
         client, pause = None, FLUSH_SECONDS
         while True:
             last = self._stop.wait(pause)

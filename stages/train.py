@@ -11,6 +11,7 @@ starts clean.
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -44,7 +45,8 @@ def main(formatted_data: Path, images: Path, model: Path, out: Path, curves: Pat
     # By the library that LLaMA-Factory reads it with: to YAML 1.1, a bare `no` is false.
     OmegaConf.save(OmegaConf.create(config), configuration)
 
-    with tracking.live(tracking.open_run(fingerprint), training.CURVES) as live_environment:
+    run = partial(tracking.open_run, fingerprint)
+    with tracking.live(run, training.CURVES) as live_environment:
         training.launch(
             ["train", str(configuration), f"output_dir={folder}", "report_to=mlflow"],
             folder / "train.log",
