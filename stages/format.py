@@ -125,7 +125,7 @@ def summary(
     return {
         "pairs_in": len(counted),
         "pairs_kept": sum(kept),
-        "left_out": {"longer than cutoff_len": len(kept) - sum(kept)},
+        "left_out": {"longer_than_cutoff_len": len(kept) - sum(kept)},
         "kept_by_split": {name: used[name] for name in SPLITS},
         "left_out_by_split": {name: cut[name] for name in SPLITS},
         "special_tokens_neutralised": changed,
@@ -166,7 +166,7 @@ def write_left_out(
         writer.writerow(["id", "reason", "tokens", "cutoff_len"])
         for row, length, ok in zip(rows, counted, kept, strict=True):
             if not ok:
-                writer.writerow([row["id"], "longer than cutoff_len", length.longest, limit])
+                writer.writerow([row["id"], "longer_than_cutoff_len", length.longest, limit])
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -568,7 +568,5 @@ def test_data_are_fetched_without_pickles_whatever_the_model_may(tmp_path):
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(constants, "ENDPOINT", url)
-        columns = params.load(PROJECT / "params.yaml").data.columns
-        data = params.Data(source=source, columns=columns)
-        fetched = fetch.fetch_data(data, tmp_path / "raw")
+        fetched = fetch.fetch_data(source, tmp_path / "raw")
     assert [file.path for file in fetched.files] == ["rows.jsonl"]

@@ -74,7 +74,7 @@ def test_the_summary_counts_what_went_in_and_why_it_did_not_stay():
     splits = ["train"] * 5 + ["test"] * 5
     found = format_stage.summary(splits, kept, counted, changed=3)
     assert (found["pairs_in"], found["pairs_kept"]) == (10, 8)
-    assert found["left_out"] == {"longer than cutoff_len": 2}
+    assert found["left_out"] == {"longer_than_cutoff_len": 2}
     assert found["kept_by_split"] == {"train": 5, "validation": 0, "test": 3}
     assert found["left_out_by_split"] == {"train": 0, "validation": 0, "test": 2}
     assert found["special_tokens_neutralised"] == 3
@@ -123,7 +123,7 @@ def test_a_pair_that_is_too_long_is_left_out_counted_and_listed(formatted_dir, r
     folder = run(**{"format.cutoff_len": limit})
     report = json.loads((folder / "r.json").read_text())
     left_out = pd.read_csv(folder / "out" / "left_out.csv", dtype={"id": str})
-    assert report["left_out"]["longer than cutoff_len"] == len(left_out) > 0
+    assert report["left_out"]["longer_than_cutoff_len"] == len(left_out) > 0
     assert (left_out["tokens"] > limit).all()
     assert (left_out["cutoff_len"] == limit).all()
     kept = {row["id"] for s in formatted.SPLITS for row in formatted.read(folder / "out", s)}
