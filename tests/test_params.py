@@ -81,8 +81,8 @@ def test_an_extra_key_in_train_is_compared_with_our_own_names_too(refusal):
         ("  device: cpu", "  device: gpu", "scoring.device", "'cuda'"),
         ("bit: null", "bit: 5", "model.quantization_bit", "4 or 8"),
         ("_min_pixels: 16384", "_min_pixels: 16385", "format", "image_min_pixels is larger"),
-        ("  learning_rate: 5.0e-3", "  learning_rate: 0", "train.learning_rate", "greater than 0"),
-        ("  learning_rate: 5.0e-3", "  learning_rate: .nan", "train.learning_rate", "finite"),
+        ("  learning_rate: 1.0e-3", "  learning_rate: 0", "train.learning_rate", "greater than 0"),
+        ("  learning_rate: 1.0e-3", "  learning_rate: .nan", "train.learning_rate", "finite"),
         ("  lora_rank: 8", "  lora_rank: 0", "train.lora_rank", "at least 1"),
     ],
 )
@@ -207,15 +207,15 @@ def test_every_mistake_is_told_at_once(refusal):
 @pytest.mark.parametrize("written", ["5e-06", "5e-6", "5.0e-6", "0.000005"])
 def test_every_way_to_write_a_small_number_is_read_as_a_number(tmp_path, written):
     """DVC writes 5e-06; YAML 1.1 readers take 5e-6 for text."""
-    p = loaded(tmp_path, "  learning_rate: 5.0e-3", f"  learning_rate: {written}")
+    p = loaded(tmp_path, "  learning_rate: 1.0e-3", f"  learning_rate: {written}")
     rate = p.train.passed_through["learning_rate"]
     assert isinstance(rate, float)
     assert rate == pytest.approx(5e-6)
 
 
 def test_options_of_llamafactory_pass_through_as_they_are(tmp_path):
-    p = loaded(tmp_path, "  gpus: 0", "  pref_ftx: 0.5\n  gpus: 0")
-    assert p.train.passed_through["pref_ftx"] == 0.5
+    p = loaded(tmp_path, "  gpus: 0", "  dpo_label_smoothing: 0.1\n  gpus: 0")
+    assert p.train.passed_through["dpo_label_smoothing"] == 0.1
     assert not {"beta", "loss", "gpus"} & p.train.passed_through.keys()
 
 
