@@ -14,8 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -27,7 +29,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone")
         run("git", "clone", "-q", str(Path.cwd()), str(clone))
-        set_parameters(clone / "params.yaml", overrides)
+        given = (override.partition("=")[::2] for override in overrides)
+        values = {key: YAML(typ="safe").load(value) for key, value in given}
+        set_parameters(clone / "params.yaml", values)
         seconds = {stage: timed(clone, stage) for stage in stages(clone)}
         metrics = json.loads((clone / "reports" / "metrics.json").read_text())
     print(f"\ncommand: python -m benchmarks.pipeline {' '.join(overrides)}".rstrip())
@@ -41,16 +45,16 @@ def main() -> None:
     print(", ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics))
 
 
-def set_parameters(path: Path, overrides: list[str]) -> None:
+def set_parameters(path: Path, values: Mapping[str, Any]) -> None:
+    """Set dotted parameters of a parameters file, which keeps its comments."""
     yaml = YAML()
     document = yaml.load(path)
-    for override in overrides:
-        key, _, value = override.partition("=")
+    for key, value in values.items():
         *sections, name = key.split(".")
         place = document
         for section in sections:
             place = place[section]
-        place[name] = YAML(typ="safe").load(value)
+        place[name] = value
     with path.open("w") as file:
         yaml.dump(document, file)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from benchmarks.pipeline import set_parameters
 from stages import params
 from tests.hub_server import Repo, serve, topic_overwrite_repo
 
@@ -59,20 +60,6 @@ def outputs(lock: Path, stage: str) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in document["stages"][stage]["outs"]}
 
 
-def change(path: Path, **values: Any) -> None:
-    """Set dotted parameters of a params file (a double underscore stands for the dot)."""
-    yaml = YAML()
-    document = yaml.load(path)
-    for key, value in values.items():
-        *sections, name = key.split("__")
-        place = document
-        for section in sections:
-            place = place[section]
-        place[name] = value
-    with path.open("w") as file:
-        yaml.dump(document, file)
-
-
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clone = fresh_clone(tmp_path_factory.mktemp("demo"))
@@ -111,7 +98,7 @@ def test_a_second_run_has_nothing_to_do(reproduced: Path):
 def test_a_new_beta_reruns_train_and_evaluate_alone(reproduced: Path):
     path = reproduced / "params.yaml"
     before = path.read_text()
-    change(path, train__beta=0.2)
+    set_parameters(path, {"train.beta": 0.2})
     planned = dvc(reproduced, "repro", "--dry")
     path.write_text(before)
     running = [line.split("'")[1] for line in planned.splitlines() if "Running stage" in line]
@@ -146,9 +133,15 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
     p = params.load(preset)
     assert isinstance(p.data.source, params.HubSource)
     assert isinstance(p.model.source, params.HubSource)
-    on_cpu = {"train__gpus": 0, "train__bf16": False, "train__num_train_epochs": 1.0}
-    change(preset, **on_cpu, scoring__device="cpu", scoring__dtype="float32")
-    change(preset, evaluate__generation__max_new_tokens=16, evaluate__resamples=200)
+    on_cpu = {
+        "train.gpus": 0,
+        "train.bf16": False,
+        "train.num_train_epochs": 1.0,
+        "scoring.device": "cpu",
+        "scoring.dtype": "float32",
+    }
+    shorter = {"evaluate.generation.max_new_tokens": 16, "evaluate.resamples": 200}
+    set_parameters(preset, on_cpu | shorter)
     data = topic_overwrite_repo(
         120, 3, "struct", name=p.data.source.repo, commit=p.data.source.revision
     )
