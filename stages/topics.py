@@ -40,26 +40,6 @@ def kind_of(question: str) -> str:
     return "shape" if question.startswith("what") else "presence"
 
 
-def is_correct(question: str, truth: str, answer: str) -> bool:
-    """Whether a generated sentence gives the true one-word answer to a question, strictly.
-
-    The answer must name exactly one topic of the kind that is asked about. For a colour or a shape
-    that is the true one. For presence it is what the shape is said to be: naming the topic that was
-    asked about says that it is there, naming another that it is not, and the true yes or no (of a
-    question that may be negated) must follow.
-    """
-    kind = kind_of(question)
-    asked = asked_topic(question) if kind == "presence" else truth
-    options = COLOURS if asked in COLOURS else SHAPES
-    named = [word for word in re.findall(r"[a-z]+", answer.lower()) if word in options]
-    if len(set(named)) != 1:
-        return False
-    agrees = named[0] == asked
-    if kind != "presence":
-        return agrees
-    return truth == ("no" if agrees == is_negated(question) else "yes")
-
-
 def sentence(question: str, scene: Scene) -> str:
     """The full-sentence answer to a question about a scene, true of it."""
     kind = kind_of(question)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import easy_vqa, topics
+from stages import easy_vqa, grading, topics
 from stages.errors import UserError
 from stages.pairs import Record
 from stages.topics import COLOURS, MISTAKEN, SHAPES, Scene
@@ -96,8 +96,8 @@ def test_presence_answers_agree_with_the_data_set(raw: Path, pairs: list[Record]
     checked = [p for p in pairs if p.kind == "presence"]
     for pair in checked:
         truth = published[pair.where, str(pair.question)]
-        assert topics.is_correct(str(pair.question), truth, str(pair.chosen)), pair
-        assert not topics.is_correct(str(pair.question), truth, str(pair.rejected)), pair
+        assert grading.is_correct(str(pair.question), truth, str(pair.chosen)), pair
+        assert not grading.is_correct(str(pair.question), truth, str(pair.rejected)), pair
     assert len(checked) > 700
 
 
@@ -146,32 +146,6 @@ def test_the_test_questions_are_the_published_ones(raw: Path):
 
 
 WHICH_COLOUR, WHICH_SHAPE = "what color is the shape?", "what shape is present?"
-
-
-@pytest.mark.parametrize(
-    ("question", "truth", "answer", "right"),
-    [
-        (WHICH_COLOUR, "red", "The color of the shape is red.", True),
-        (WHICH_COLOUR, "red", "The color of the shape is blue.", False),
-        (WHICH_COLOUR, "red", "The color of the shape is red or blue.", False),
-        (WHICH_COLOUR, "red", "", False),
-        (WHICH_COLOUR, "red", "It is reddish.", False),
-        (WHICH_SHAPE, "circle", "The red shape is a circle.", True),
-        (WHICH_SHAPE, "circle", "The shape is a triangle.", False),
-        ("is there a red shape?", "yes", "The shape is red.", True),
-        ("is there a red shape?", "no", "The shape is red.", False),
-        ("is there a red shape?", "no", "The shape is teal.", True),
-        ("is there a red shape?", "yes", "The shape is teal.", False),
-        ("is there not a red shape?", "no", "The shape is red.", True),
-        ("is no red shape present?", "yes", "The shape is blue.", True),
-        ("is no red shape present?", "yes", "The shape is red.", False),
-        ("does the image contain a circle?", "no", "The shape is a triangle.", True),
-        ("does the image contain a circle?", "no", "The shape is red.", False),
-        ("does the image contain a circle?", "no", "", False),
-    ],
-)
-def test_grading_is_strict(question: str, truth: str, answer: str, right: bool):
-    assert topics.is_correct(question, truth, answer) is right
 
 
 @pytest.mark.parametrize(
