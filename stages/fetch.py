@@ -31,7 +31,7 @@ def fetch_data(source: params.DataSource, out: Path) -> sources.Source:
     if source.kind == "easy-vqa":
         return sources.copy_easy_vqa(out)
     if source.kind == "path":
-        return sources.copy_data(source.path, out)
+        return sources.copy_data(source.path, out, source.licence)
     return sources.fetch_hub(source.repo, source.revision, source.files, out, repo_type="dataset")
 
 
@@ -39,7 +39,11 @@ def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> s
     """Weights are safetensors, unless a parameter allows more."""
     if source.kind == "path":
         return sources.copy_model(
-            source.path, out, allow_pickle=trust.pickle, allow_code=trust.remote_code
+            source.path,
+            out,
+            allow_pickle=trust.pickle,
+            allow_code=trust.remote_code,
+            licence=source.licence,
         )
     return sources.fetch_hub(
         source.repo,

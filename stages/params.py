@@ -47,10 +47,11 @@ class HubSource(Section):
 
 
 class PathSource(Section):
-    """A local file or folder."""
+    """A local file or folder; its licence is what the user says, null where unknown."""
 
     kind: Literal["path"]
     path: Path
+    licence: str | None
 
 
 class EasyVqaSource(Section):
@@ -168,7 +169,9 @@ class Evaluate(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     resamples: Annotated[int, Field(ge=100)]
     seed: Annotated[int, Field(ge=0)]
+    controls: Annotated[int, Field(ge=0)]
     generation: Generation
+    lm_eval: dict[str, Positive | None]
 
 
 class Params(Section):

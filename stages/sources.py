@@ -158,7 +158,7 @@ def _select(
     return safe
 
 
-def copy_data(path: Path, out: Path) -> Source:
+def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
     """Copy a local table, or a local folder's tables, and the images beside them, into ``out``.
 
     Of a folder: all parquet, JSON and JSONL files, and all images if there is JSON. Of a single
@@ -190,7 +190,7 @@ def copy_data(path: Path, out: Path) -> Source:
             f"data.source.path: {path} is not and does not hold a parquet, JSON or JSONL file"
             + ("; unpack the archive first" if packed else "")
         )
-    return _copy_all(root, tables + images, out, kind="path")
+    return _copy_all(root, tables + images, out, kind="path", licence=licence)
 
 
 def copy_model(
@@ -200,6 +200,7 @@ def copy_model(
     files: Sequence[str] = MODEL_FILES,
     allow_pickle: bool = False,
     allow_code: bool = False,
+    licence: str | None = None,
 ) -> Source:
     """Copy a local model folder's own files (no subfolders) that match ``files`` into ``out``.
 
@@ -227,7 +228,7 @@ def copy_model(
     check_model(path, names, name=str(path), allow_pickle=allow_pickle)
     _check_weights_exist(str(path), names, found, allow_pickle)
     check_weights(path, names, name=str(path))
-    return _copy_all(path, names, out, kind="path")
+    return _copy_all(path, names, out, kind="path", licence=licence)
 
 
 def copy_easy_vqa(out: Path) -> Source:

@@ -34,6 +34,8 @@ TOKEN = "hf_" + "s3cret" * 6
 GONE = "0123456789abcdef0123456789abcdef01234567"
 PATTERNS = ["*.parquet"]
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_proxy():
@@ -454,6 +456,17 @@ def test_a_local_json_file_brings_the_images_it_names_and_no_other(tmp_path):
     assert [file.path for file in source.files] == ["images/a.jpg", "images/b.png", "pairs.json"]
     assert (source.kind, source.repo, source.commit, source.licence) == ("path", None, None, None)
     assert str(tmp_path) not in (tmp_path / "raw" / "SOURCE.json").read_text()
+
+
+def test_the_licence_of_a_local_source_is_the_one_that_params_name(tmp_path):
+    (tmp_path / "pairs.json").write_text("[]")
+    data = {"kind": "path", "path": tmp_path / "pairs.json", "licence": "CC0-1.0"}
+    fetch.fetch_data(params.PathSource.model_validate(data), tmp_path / "raw")
+    assert json.loads((tmp_path / "raw" / "SOURCE.json").read_text())["licence"] == "CC0-1.0"
+    model = params.load(ROOT / "params" / "demo.yaml").model
+    assert isinstance(model.source, params.PathSource)
+    here = model.source.model_copy(update={"path": ROOT / model.source.path})
+    assert fetch.fetch_model(here, model.trust, tmp_path / "base").licence == "Apache-2.0"
 
 
 def test_a_local_folder_brings_its_tables_and_images_and_follows_no_link_out(tmp_path):
