@@ -13,6 +13,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -21,7 +22,9 @@ from stages import command, formatted, params, tracking, training
 WORKSPACE = Path("models/training")
 
 
-def main(formatted_data: Path, images: Path, model: Path, out: Path, curves: Path) -> None:
+def main(
+    formatted_data: Path, images: Path, model: Path, out: Path, curves: Path
+) -> dict[str, Any]:
     p = params.load()
     training.require_gpus(p.train.gpus)
     config = training.dpo_config(
@@ -63,6 +66,7 @@ def main(formatted_data: Path, images: Path, model: Path, out: Path, curves: Pat
     training.publish(folder, out)
     (out / "fingerprint.json").write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
     training.discard_checkpoints(folder)
+    return training.cost(history, p.train.gpus, resumed is not None)
 
 
 if __name__ == "__main__":

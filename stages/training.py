@@ -310,6 +310,20 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def cost(entries: Sequence[Mapping[str, Any]], gpus: int, resumed: bool) -> dict[str, Any]:
+    """What the diary tells of a training: its device, and pairs/s.
+
+    Of a resumed one the trainer divides all pairs by the time since it resumed; no rate then.
+    """
+    device = "cpu"
+    if gpus:
+        import torch
+
+        device = f"{gpus} x {torch.cuda.get_device_name(0)}"
+    rates = [entry["train_samples_per_second"] for entry in entries if "train_runtime" in entry]
+    return {"device": device} | ({"pairs_per_second": rates[-1]} if rates and not resumed else {})
+
+
 def check_first_step(entries: Sequence[Mapping[str, Any]], beta: float) -> float:
     """The first step's reward margin, which is about 0 if the policy starts at the reference.
 

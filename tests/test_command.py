@@ -1,5 +1,6 @@
 """A stage's command line: a user's mistake is one message, anything else keeps its trace."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -101,3 +102,41 @@ def test_being_ended_unwinds_and_says_what_to_do(stage, number):
     assert out == "cleaned up\n"
     assert error.startswith("interrupted;")
     assert "Traceback" not in error
+
+
+# the diary
+
+
+def diary_of(stage, folder, body, name="train"):
+    done = subprocess.run(
+        stage(body, "--raw-data", "a"),
+        env={"PYTHONPATH": str(ROOT), **({"DVC_STAGE": name} if name else {})},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    files = list((folder / "reports" / "diary").glob("*"))
+    return done, {file.name: json.loads(file.read_text()) for file in files}
+
+
+def test_a_stage_that_dvc_runs_leaves_a_note_of_what_it_cost(stage, tmp_path):
+    body = "time.sleep(0.3); return {'device': 'cpu', 'pairs_per_second': 12.5}"
+    done, notes = diary_of(stage, tmp_path, body, "demo/dvc.yaml:fetch@data")
+    assert done.returncode == 0
+    ((name, note),) = notes.items()
+    assert name == "fetch@data.json"
+    assert (note["stage"], note["device"], note["pairs_per_second"]) == ("fetch@data", "cpu", 12.5)
+    assert 0.3 <= note["seconds"] < 20
+    assert 0 < note["peak_memory_gb"] < 2
+
+
+def test_what_failed_or_was_not_run_by_dvc_leaves_no_note(stage, tmp_path):
+    assert diary_of(stage, tmp_path, "raise UserError('no')")[1] == {}
+    assert diary_of(stage, tmp_path, "pass", name=None)[1] == {}
+
+
+def test_a_diary_that_cannot_be_written_costs_nothing_else(stage, tmp_path):
+    (tmp_path / "reports").write_text("a file in the way")
+    done, notes = diary_of(stage, tmp_path, "print('done')")
+    assert (done.returncode, done.stdout, notes) == (0, "done\n", {})
