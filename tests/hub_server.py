@@ -198,6 +198,64 @@ def topic_overwrite_repo(
     return Repo(options.pop("name", "helehan/topic-overwrite"), files, **options)
 
 
+POPE_COLUMNS = ("id", "question_id", "question", "answer", "image_source", "image", "category")
+POPE_CARD = """---
+configs:
+- config_name: Full
+  data_files:
+  - split: adversarial
+    path: Full/adversarial-*
+  - split: popular
+    path: Full/popular-*
+  - split: random
+    path: Full/random-*
+---
+"""
+
+
+def pope_rows(category: str, images: int = 3) -> list[dict[str, Any]]:
+    """POPE's questions of one setting: six of each image in a row, a yes and a no in turn."""
+    from PIL import Image
+
+    rows = []
+    for i in range(6 * images):
+        stream = io.BytesIO()
+        Image.new("RGB", (64 + 8 * (i // 6), 48), (40 * (i // 6), 90, 150)).save(stream, "JPEG")
+        rows.append(
+            {
+                "id": str(i),
+                "question_id": str(i + 1),
+                "question": f"Is there a {category} object {i % 6} in the image?",
+                "answer": ("yes", "no")[i % 2],
+                "image_source": f"COCO_val2014_{i // 6:012d}",
+                "image": {"bytes": stream.getvalue(), "path": None},
+                "category": category,
+            }
+        )
+    return rows
+
+
+def pope_repo(images: int = 3, **options: Any) -> Repo:
+    """A data set laid out as ``lmms-lab/POPE``: a card that names splits, and a shard for each."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    struct_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    types = {name: pa.string() for name in POPE_COLUMNS} | {"image": struct_type}
+    features = {name: {"dtype": "string", "_type": "Value"} for name in POPE_COLUMNS}
+    features["image"] = {"_type": "Image"}
+    schema = pa.schema(
+        list(types.items()), {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    files = {"README.md": POPE_CARD.encode()}
+    for category in ("adversarial", "popular", "random"):
+        stream = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(pope_rows(category, images), schema=schema), stream)
+        files[f"Full/{category}-00000-of-00001.parquet"] = stream.getvalue()
+    options = {"name": "lmms-lab/POPE", "type": "dataset", "licence": None, **options}
+    return Repo(options.pop("name"), files, **options)
+
+
 def model_files(weights: int = 64, shards: int = 1) -> dict[str, bytes]:
     """The files of a model repository, complete by name; each safetensors holds ``weights`` bytes.
 
