@@ -11,16 +11,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages import statistics
+from stages import grading, statistics
 from stages.params import Evaluate
 
+ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
+
 # Every key of metrics.json but the _low and _high of those in WITH_INTERVAL, in the file's order.
+# After them come the results of lm-eval's tasks, see stages.tasks.
 MEANING = {
+    # of all test pairs
     "pairs": "test pairs scored",
     "images": "distinct images among them; the bootstrap draws these",
     "win_rate": "share of pairs whose reward margin is above 0, a tie counted half",
+    "win_rate_wilson_low": "lower end of Wilson's interval of win_rate, each image one trial",
+    "win_rate_wilson_high": "upper end; the interval to read below some 30 images, and near 0 or 1",
     "ties": "pairs whose reward margin is exactly 0",
     "reward_margin": "mean of beta·[(log π - log π_ref)(chosen) - (log π - log π_ref)(rejected)]",
+    "reward_margin_p05": "5% of the reward margins are below this",
+    "reward_margin_p25": "25% are below this",
+    "reward_margin_p50": "the median reward margin",
+    "reward_margin_p75": "75% are below this",
+    "reward_margin_p95": "95% are below this",
     "chosen_logps_change": "mean of (log π - log π_ref)(chosen); below 0 chosen lost probability",
     "rejected_logps_change": "mean of (log π - log π_ref)(rejected)",
     "base_accuracy": "share of pairs where the base gives chosen the higher log-prob per token",
@@ -31,11 +42,43 @@ MEANING = {
     "accuracy_p_value": "exact two-sided McNemar test that gained and lost are equally likely",
     "base_accuracy_summed": "as base_accuracy, by summed log-prob, which favours short answers",
     "tuned_accuracy_summed": "as tuned_accuracy, by summed log-prob",
+    "accuracy_change_summed": "tuned_accuracy_summed - base_accuracy_summed, pair by pair",
+    "accuracy_p_value_summed": "McNemar's test of that change",
+    # controls: length
     "longer_wins": "share of pairs whose chosen has more tokens: what preferring length scores",
+    "pairs_chosen_shorter": "pairs whose chosen has fewer tokens than rejected",
+    "win_rate_chosen_shorter": "their win rate",
+    "pairs_equal_length": "pairs of answers with equally many tokens",
+    "win_rate_equal_length": "their win rate",
+    "pairs_chosen_longer": "pairs whose chosen has more tokens",
+    "win_rate_chosen_longer": "their win rate",
+    "win_rate_without_length": "win rate of what remains of the margins after a fit to length",
+    "length_explained": "share of the margins' variance that the difference in length explains",
+    # controls: the image
+    "control_pairs": "test pairs that were scored again with another image in place of their own",
+    "win_rate_blank": "their win rate with a grey image of the same size",
+    "win_rate_over_blank": "win rate with the own image - win_rate_blank, pair by pair",
+    "tuned_accuracy_blank": "tuned_accuracy with the grey image",
+    "win_rate_shuffled": "their win rate with the image of another pair",
+    "win_rate_over_shuffled": "win rate with the own image - win_rate_shuffled, pair by pair",
+    "tuned_accuracy_shuffled": "tuned_accuracy with the image of another pair",
+    # generated answers
+    "answers": "questions of test pairs that both models answered greedily",
+    "base_answer_tokens": "mean length of the base's answers in tokens",
+    "tuned_answer_tokens": "mean length of the tuned model's",
+    "base_repetition": "mean share of the base's word 4-grams that its answer had already said",
+    "tuned_repetition": "the same for the tuned model",
+    "base_unfinished": "share of the base's answers that max_new_tokens cut",
+    "tuned_unfinished": "share of the tuned model's",
+    "same_answers": "share of questions to which both gave the same answer",
+    # graded answers
     "questions": "held-out questions with known answers that both models answered",
     "base_correct": "share of them that the base answers correctly",
     "tuned_correct": "share that the tuned model answers correctly",
     "correct_change": "tuned_correct - base_correct, question by question",
+    "correct_gained": "questions that only the tuned model answers correctly",
+    "correct_lost": "questions that only the base answers correctly",
+    "correct_p_value": "exact two-sided McNemar test that gained and lost are equally likely",
 }
 WITH_INTERVAL = (
     "win_rate",
@@ -45,11 +88,40 @@ WITH_INTERVAL = (
     "base_accuracy",
     "tuned_accuracy",
     "accuracy_change",
+    "base_accuracy_summed",
+    "tuned_accuracy_summed",
+    "accuracy_change_summed",
+    "win_rate_blank",
+    "win_rate_over_blank",
+    "tuned_accuracy_blank",
+    "win_rate_shuffled",
+    "win_rate_over_shuffled",
+    "tuned_accuracy_shuffled",
+    "base_answer_tokens",
+    "tuned_answer_tokens",
+    "base_repetition",
+    "tuned_repetition",
     "base_correct",
     "tuned_correct",
     "correct_change",
 )
-QUESTION_KEYS = ("questions", "base_correct", "tuned_correct", "correct_change")
+# Keys that a run can lack: it has no such pairs, or was told to make none.
+OPTIONAL = frozenset(
+    {
+        *("win_rate_chosen_shorter", "win_rate_equal_length", "win_rate_chosen_longer"),
+        *("win_rate_without_length", "length_explained"),
+        *(
+            key
+            for key in MEANING
+            if key.endswith(("_blank", "_shuffled")) or key == "control_pairs"
+        ),
+        *(key for key in MEANING if key.endswith(("_answer_tokens", "_repetition", "_unfinished"))),
+        *("answers", "same_answers"),
+        *("questions", *(key for key in MEANING if "correct" in key)),
+    }
+)
+MODELS = ("base", "tuned")
+MARGIN_QUANTILES = {f"reward_margin_p{q:02}": q / 100 for q in (5, 25, 50, 75, 95)}
 
 
 def score(
@@ -57,8 +129,8 @@ def score(
 ) -> pd.DataFrame:
     """One row a pair: both models' log-probs, the rewards and the reward margin.
 
-    ``policy`` and ``reference`` have columns ``id``, ``chosen_logps``, ``rejected_logps``,
-    ``chosen_tokens``, ``rejected_tokens``; rows of ``reference`` may stand in any order.
+    ``policy`` and ``reference`` are tables of ``scoring.to_table``; rows of ``reference`` may stand
+    in any order. ``base_margin`` and ``tuned_margin`` are each model's preference margin per token.
 
     Raises:
         ValueError: the reference lacks a pair or counted other tokens: it was made from other data.
@@ -67,7 +139,7 @@ def score(
         [{k: pair[k] for k in ("id", "group", "origin", "kind")} for pair in pairs]
     )
     logps = ["chosen_logps", "rejected_logps"]
-    lengths = ["chosen_tokens", "rejected_tokens"]
+    lengths = ["chosen_tokens", "rejected_tokens", "image_tokens"]
     table = about.merge(
         policy.rename(columns={c: f"policy_{c}" for c in logps}), on="id", validate="1:1"
     )
@@ -96,43 +168,59 @@ def score(
         table["reference_rejected_logps"],
         beta,
     )
+    for model, prefix in (("base", "reference"), ("tuned", "policy")):
+        table[f"{model}_margin"] = statistics.preference_margin(
+            table[f"{prefix}_chosen_logps"],
+            table[f"{prefix}_rejected_logps"],
+            table["chosen_tokens"],
+            table["rejected_tokens"],
+        )
     return table
 
 
-def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
-    """Metrics of scored pairs: every key of ``MEANING`` but the ``QUESTION_KEYS``."""
-    accuracy = {
-        model: statistics.outcomes(
-            statistics.preference_margin(
-                scores[f"{prefix}_chosen_logps"],
-                scores[f"{prefix}_rejected_logps"],
-                scores["chosen_tokens"],
-                scores["rejected_tokens"],
-            )
+def with_controls(scores: pd.DataFrame, controlled: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The scores with columns ``reward_margin_<way>`` and ``tuned_margin_<way>`` from scores of a
+    sample of the same pairs shown another image; NaN outside the sample.
+    """
+    for way, table in controlled.items():
+        margins = table[["id", "reward_margin", "tuned_margin"]]
+        scores = scores.merge(
+            margins.set_index("id").add_suffix(f"_{way}").reset_index(),
+            on="id",
+            how="left",
+            validate="1:1",
         )
-        for model, prefix in (("base", "reference"), ("tuned", "policy"))
-    }
+    return scores
+
+
+def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
+    """Metrics of scored pairs: the keys of ``MEANING`` up to those of length."""
+    accuracy = {model: statistics.outcomes(scores[f"{model}_margin"]) for model in MODELS}
     summed = {
-        model: statistics.win_rate(
+        model: statistics.outcomes(
             scores[f"{prefix}_chosen_logps"] - scores[f"{prefix}_rejected_logps"]
         )
-        for model, prefix in (("base", "reference"), ("tuned", "policy"))
+        for model, prefix in zip(MODELS, ("reference", "policy"), strict=True)
     }
     wins = statistics.win_rate(scores["reward_margin"])
-    test = statistics.mcnemar(accuracy["base"], accuracy["tuned"])
+    images = scores["group"].nunique()
+    low, high = statistics.wilson_interval(wins.rate * images, images, settings.confidence)
+    test, test_summed = (
+        statistics.mcnemar(accuracy["base"], accuracy["tuned"]),
+        statistics.mcnemar(summed["base"], summed["tuned"]),
+    )
+    margins = statistics.summary(scores["reward_margin"], tuple(MARGIN_QUANTILES.values()))
     values: dict[str, float] = {
         "pairs": len(scores),
-        "images": scores["group"].nunique(),
+        "images": images,
+        "win_rate_wilson_low": low,
+        "win_rate_wilson_high": high,
         "ties": wins.ties,
         "accuracy_gained": test.gained,
         "accuracy_lost": test.lost,
         "accuracy_p_value": test.p_value,
-        "base_accuracy_summed": summed["base"].rate,
-        "tuned_accuracy_summed": summed["tuned"].rate,
-        "longer_wins": statistics.longer_wins(
-            scores["chosen_tokens"], scores["rejected_tokens"]
-        ).rate,
-    }
+        "accuracy_p_value_summed": test_summed.p_value,
+    } | {name: margins.quantiles[q] for name, q in MARGIN_QUANTILES.items()}
     means = {
         "win_rate": statistics.outcomes(scores["reward_margin"]),
         "reward_margin": scores["reward_margin"],
@@ -142,26 +230,93 @@ def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         "base_accuracy": accuracy["base"],
         "tuned_accuracy": accuracy["tuned"],
         "accuracy_change": accuracy["tuned"] - accuracy["base"],
+        "base_accuracy_summed": summed["base"],
+        "tuned_accuracy_summed": summed["tuned"],
+        "accuracy_change_summed": summed["tuned"] - summed["base"],
     }
-    return _ordered(values | _with_intervals(means, scores["group"], settings))
+    return ordered(values | _with_intervals(means, scores["group"], settings))
+
+
+def of_length(scores: pd.DataFrame) -> dict[str, float]:
+    """What length could explain of the win rate. No rate where a group has too few images, and no
+    fit where all pairs have the same difference in length.
+    """
+    difference = scores["chosen_tokens"] - scores["rejected_tokens"]
+    values: dict[str, float] = {
+        "longer_wins": statistics.longer_wins(
+            scores["chosen_tokens"], scores["rejected_tokens"]
+        ).rate
+    }
+    for name, those in (
+        ("chosen_shorter", scores[difference < 0]),
+        ("equal_length", scores[difference == 0]),
+        ("chosen_longer", scores[difference > 0]),
+    ):
+        values[f"pairs_{name}"] = len(those)
+        if those["group"].nunique() >= ENOUGH_IMAGES:
+            values[f"win_rate_{name}"] = statistics.win_rate(those["reward_margin"]).rate
+    if difference.nunique() > 1 or (difference == 0).all():
+        control = statistics.length_control(scores["reward_margin"], difference)
+        values |= {
+            "win_rate_without_length": control.result.rate,
+            "length_explained": control.explained,
+        }
+    return ordered(values)
+
+
+def of_images(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
+    """What the win rate is when another image is shown, from the columns of ``with_controls``."""
+    ways = [way for way in ("blank", "shuffled") if f"reward_margin_{way}" in scores]
+    if not ways:
+        return {}
+    sample = scores.dropna(subset=[f"reward_margin_{way}" for way in ways])
+    own = statistics.outcomes(sample["reward_margin"])
+    means = {}
+    for way in ways:
+        other = statistics.outcomes(sample[f"reward_margin_{way}"])
+        means[f"win_rate_{way}"] = other
+        means[f"win_rate_over_{way}"] = own - other
+        means[f"tuned_accuracy_{way}"] = statistics.outcomes(sample[f"tuned_margin_{way}"])
+    values: dict[str, float] = {"control_pairs": len(sample)}
+    return ordered(values | _with_intervals(means, sample["group"], settings))
+
+
+def of_answers(answers: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
+    """Length and repetition of both models' answers to the questions of test pairs: columns
+    ``image``, and ``answer``, ``tokens`` and ``finished`` of base and tuned.
+    """
+    if answers.empty:
+        return {}
+    means = {f"{model}_answer_tokens": answers[f"{model}_tokens"].astype(float) for model in MODELS}
+    means |= {
+        f"{model}_repetition": answers[f"{model}_answer"].map(grading.repetition)
+        for model in MODELS
+    }
+    values: dict[str, float] = {"answers": len(answers)}
+    values |= {
+        f"{model}_unfinished": float(1 - answers[f"{model}_finished"].mean()) for model in MODELS
+    }
+    values["same_answers"] = float((answers["base_answer"] == answers["tuned_answer"]).mean())
+    return ordered(values | _with_intervals(means, answers["image"], settings))
 
 
 def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
-    """The ``QUESTION_KEYS`` from graded answers: columns ``image``, ``base_correct``,
-    ``tuned_correct``.
+    """Right answers, from graded ones: columns ``image``, ``base_correct``, ``tuned_correct``.
 
     Empty where the data set knows no true answers.
     """
     if graded.empty:
         return {}
-    means = {
-        "base_correct": graded["base_correct"].astype(float),
-        "tuned_correct": graded["tuned_correct"].astype(float),
-        "correct_change": graded["tuned_correct"].astype(float)
-        - graded["base_correct"].astype(float),
+    base, tuned = (graded[f"{model}_correct"].astype(float) for model in MODELS)
+    test = statistics.mcnemar(base, tuned)
+    means = {"base_correct": base, "tuned_correct": tuned, "correct_change": tuned - base}
+    values: dict[str, float] = {
+        "questions": len(graded),
+        "correct_gained": test.gained,
+        "correct_lost": test.lost,
+        "correct_p_value": test.p_value,
     }
-    values: dict[str, float] = {"questions": len(graded)}
-    return _ordered(values | _with_intervals(means, graded["image"], settings))
+    return ordered(values | _with_intervals(means, graded["image"], settings))
 
 
 def _with_intervals(
@@ -187,7 +342,7 @@ def _with_intervals(
     return flat
 
 
-def _ordered(values: Mapping[str, float]) -> dict[str, float]:
+def ordered(values: Mapping[str, float]) -> dict[str, float]:
     """The metrics in the order of ``MEANING``, each followed by its interval; 6 digits."""
     return {
         key: float(f"{values[key]:.6g}") if isinstance(values[key], float) else values[key]
@@ -198,7 +353,9 @@ def _ordered(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
-    """The headline, and a warning where the chosen answers lost probability."""
+    """The headline, and a note where chosen answers lost probability, or where the image is of no
+    matter.
+    """
     interval = (
         f" [{metrics['win_rate_low']:.3f}, {metrics['win_rate_high']:.3f}]"
         if "win_rate_low" in metrics
@@ -220,4 +377,10 @@ def in_words(metrics: Mapping[str, float]) -> str:
             "widens the margin that way too (LLaMA-Factory#7643). train.pref_ftx adds a term that "
             "holds them up"
         )
+    for way, what in (("blank", "a blank image"), ("shuffled", "another pair's image")):
+        if metrics.get(f"win_rate_over_{way}_low", 1) <= 0:
+            lines.append(
+                f"note: with {what} the win rate is {metrics[f'win_rate_{way}']:.3f}, which can't "
+                "be told from the real one: the policy may prefer chosen without looking"
+            )
     return "\n".join(lines)

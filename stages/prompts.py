@@ -1,4 +1,4 @@
-"""The prompts that base and tuned both answer, and their answers as a table."""
+"""The prompts that base and tuned both answer, and their answers side by side."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 
 from stages import formatted, scoring
+from stages.errors import UserError
+from stages.grading import is_correct
 from stages.params import Params
 
 
@@ -31,9 +33,11 @@ def chosen(formatted_data: Path, p: Params) -> Prompts:
 def answers(
     policy: scoring.Policy, asked: Prompts, images: Path, p: Params, *, label: str
 ) -> pd.DataFrame:
-    """Greedy answers, one row a prompt: ``id``, ``of`` ("pair" or "question"), ``answer``."""
+    """Greedy answers, one row a prompt: ``id``, ``of`` ("pair" or "question"), ``answer``, its
+    ``tokens``, and whether it ``finished`` within ``max_new_tokens``.
+    """
     rows = [*asked.pairs, *asked.questions]
-    texts = scoring.answer(
+    given = scoring.answer(
         policy,
         rows,
         images,
@@ -42,4 +46,49 @@ def answers(
         label=label,
     )
     of = ["pair"] * len(asked.pairs) + ["question"] * len(asked.questions)
-    return pd.DataFrame({"id": [row["id"] for row in rows], "of": of, "answer": texts}, dtype="str")
+    return pd.DataFrame(
+        {
+            "id": pd.Series([row["id"] for row in rows], dtype="str"),
+            "of": pd.Series(of, dtype="str"),
+            "answer": pd.Series([answer.text for answer in given], dtype="str"),
+            "tokens": pd.Series([answer.tokens for answer in given], dtype="int64"),
+            "finished": pd.Series([answer.finished for answer in given], dtype="bool"),
+        }
+    )
+
+
+def beside_each_other(asked: Prompts, base: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
+    """One row a prompt: what was asked, both answers, and whether each is right where that is
+    known.
+
+    Raises:
+        UserError: base and tuned did not answer the same prompts.
+    """
+    rows = [
+        {
+            "id": row["id"],
+            "of": of,
+            "image": row["images"][0],
+            "kind": row["kind"],
+            "question": row["messages"][0]["content"].removeprefix(formatted.IMAGE_PLACEHOLDER),
+            "truth": row.get("answer"),
+        }
+        for of, asked_rows in (("pair", asked.pairs), ("question", asked.questions))
+        for row in asked_rows
+    ]
+    table = pd.DataFrame(rows, columns=["id", "of", "image", "kind", "question", "truth"])
+    asked_for = set(map(tuple, table[["id", "of"]].to_numpy()))
+    for name, given in (("base", base), ("tuned", tuned)):
+        if set(map(tuple, given[["id", "of"]].to_numpy())) != asked_for:
+            raise UserError(
+                f"the {name} model answered other prompts; `dvc repro -f reference` answers anew"
+            )
+        named = given.set_index(["id", "of"]).add_prefix(f"{name}_").reset_index()
+        table = table.merge(named, on=["id", "of"], validate="1:1")
+        table[f"{name}_correct"] = [
+            None if truth is None else is_correct(question, truth, answer)
+            for question, truth, answer in zip(
+                table["question"], table["truth"], table[f"{name}_answer"], strict=True
+            )
+        ]
+    return table

@@ -35,15 +35,26 @@ class Policy:
 
 @dataclass(frozen=True)
 class PairLogProbs:
-    """Summed log-probs (nats) and answer lengths (tokens) of n pairs; each array has shape (n,).
+    """Summed log-probs (nats) and lengths (tokens) of n pairs; each array has shape (n,).
 
     An answer's tokens are those LLaMA-Factory trains on: the answer itself and the end of turn.
+    ``image_tokens`` are the places in the prompt that hold the image.
     """
 
     chosen: np.ndarray
     rejected: np.ndarray
     chosen_tokens: np.ndarray
     rejected_tokens: np.ndarray
+    image_tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer: its text, its length in tokens without the end of turn, whether it ended."""
+
+    text: str
+    tokens: int
+    finished: bool
 
 
 def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
@@ -109,6 +120,14 @@ def choose_device(wanted: str, has_gpu: bool) -> str:
     if wanted == "auto":
         return "cuda" if has_gpu else "cpu"
     return wanted
+
+
+def device_name(policy: Policy) -> str:
+    """``cpu``, or the GPU's name."""
+    import torch
+
+    device = policy.model.device
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device)
 
 
 def _processing_images_once(template: Any) -> Any:
@@ -184,7 +203,9 @@ def log_probs(
     import torch
     from llamafactory.train.trainer_utils import get_batch_logps
 
-    result = np.zeros((4, len(pairs)))
+    sums = np.zeros((2, len(pairs)))
+    counts = np.zeros((3, len(pairs)), dtype=np.int64)
+    image_token = policy.model.config.image_token_id
     for rows, batch in _batches(policy, pairs, images, batch_size, label):
         labels = batch.pop("labels")
         with torch.inference_mode():
@@ -192,16 +213,16 @@ def log_probs(
                 torch.float32
             )
             summed, lengths = get_batch_logps(logits=logits, labels=labels)
-        chosen, rejected = summed.double().cpu().numpy().reshape(2, -1)
-        chosen_tokens, rejected_tokens = lengths.cpu().numpy().reshape(2, -1)
-        result[:, rows] = chosen, rejected, chosen_tokens, rejected_tokens
-    return PairLogProbs(
-        result[0], result[1], result[2].astype(np.int64), result[3].astype(np.int64)
-    )
+        # The collator puts all chosen rows first, then all rejected ones.
+        sums[:, rows] = summed.double().cpu().numpy().reshape(2, -1)
+        counts[:2, rows] = lengths.cpu().numpy().reshape(2, -1)
+        seen = (batch["input_ids"] == image_token).sum(dim=1)
+        counts[2, rows] = seen.cpu().numpy()[: len(rows)]
+    return PairLogProbs(*sums, *counts)
 
 
 def to_table(pairs: Sequence[dict[str, Any]], logps: PairLogProbs) -> pd.DataFrame:
-    """One row a pair: ``id`` and the four measurements."""
+    """One row a pair: ``id`` and the measurements."""
     return pd.DataFrame(
         {
             "id": [pair["id"] for pair in pairs],
@@ -209,6 +230,7 @@ def to_table(pairs: Sequence[dict[str, Any]], logps: PairLogProbs) -> pd.DataFra
             "rejected_logps": logps.rejected,
             "chosen_tokens": logps.chosen_tokens,
             "rejected_tokens": logps.rejected_tokens,
+            "image_tokens": logps.image_tokens,
         }
     )
 
@@ -260,7 +282,7 @@ def answer(
     max_new_tokens: int,
     batch_size: int,
     label: str,
-) -> list[str]:
+) -> list[Answer]:
     """Greedy answers to formatted prompts (``messages`` and ``images``), in their order.
 
     Prompts are padded on the left, so that answers of a batch start together. An answer ends at the
@@ -271,23 +293,24 @@ def answer(
     from transformers import GenerationConfig
 
     model, tokenizer = policy.model, policy.tokenizer
+    stops = policy.template.get_stop_token_ids(tokenizer)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=policy.template.get_stop_token_ids(tokenizer),
+        eos_token_id=stops,
     )
-    answers: list[str] = []
+    answers: list[Answer] = []
     with tqdm(total=len(prompts), desc=label, unit="answer") as progress:
         for start in range(0, len(prompts), batch_size):
             batch = _left_padded(policy, prompts[start : start + batch_size], images)
             with torch.inference_mode():
                 sequences = model.generate(**batch, generation_config=config)
-            new = sequences[:, batch["input_ids"].shape[1] :]
-            answers += [
-                text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)
-            ]
-            progress.update(len(new))
+            for new in sequences[:, batch["input_ids"].shape[1] :].tolist():
+                end = next((i for i, token in enumerate(new) if token in stops), None)
+                text = tokenizer.decode(new[:end], skip_special_tokens=True).strip()
+                answers.append(Answer(text, len(new) if end is None else end, end is not None))
+            progress.update(len(sequences))
     return answers
 
 

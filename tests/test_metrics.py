@@ -5,13 +5,15 @@ import math
 import pandas as pd
 import pytest
 
-from stages import metrics
+from stages import metrics, statistics
 from stages.params import Evaluate, Generation
 
 SETTINGS = Evaluate(
     confidence=0.95,
     resamples=500,
     seed=0,
+    controls=0,
+    lm_eval={},
     generation=Generation(prompts=0, questions=0, max_new_tokens=8),
 )
 BETA = 0.5
@@ -20,7 +22,11 @@ PAIRS = [
     for name, group in (("a", "g1"), ("b", "g1"), ("c", "g2"), ("d", "g3"))
 ]
 # Answers of 5 and 4 tokens, but d's: 2 and 4.
-LENGTHS = {"chosen_tokens": [5, 5, 5, 2], "rejected_tokens": [4, 4, 4, 4]}
+LENGTHS = {
+    "chosen_tokens": [5, 5, 5, 2],
+    "rejected_tokens": [4, 4, 4, 4],
+    "image_tokens": [16, 16, 16, 20],
+}
 REFERENCE = pd.DataFrame(
     {
         "id": list("abcd"),
@@ -71,7 +77,84 @@ def test_metrics_by_hand(scores):
     # Summed, base: a and d tie, b and c lose; tuned: a and d win.
     assert found["base_accuracy_summed"] == (0.5 + 0.5) / 4
     assert found["tuned_accuracy_summed"] == 2 / 4
-    assert found["longer_wins"] == 3 / 4
+    # a goes from a tie to a win, d likewise; b and c lose before and after.
+    assert found["accuracy_change_summed"] == (0.5 + 0.5) / 4
+    assert found["accuracy_p_value_summed"] == 0.5
+    assert found["reward_margin_p50"] == (0 + 1.5) / 2
+    assert found["reward_margin_p05"] == pytest.approx(-1.5 + 0.15 * 1.5)
+
+
+def test_wilsons_interval_counts_images_as_trials(scores):
+    found = metrics.of_pairs(scores, SETTINGS)
+    expected = statistics.wilson_interval(0.625 * 3, 3)
+    assert (found["win_rate_wilson_low"], found["win_rate_wilson_high"]) == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def many(images, differences, margins):
+    """Scores of one pair an image, as far as ``of_length`` reads them."""
+    tokens = {"chosen_tokens": 5 + pd.Series(differences), "rejected_tokens": 5}
+    groups = [f"g{i}" for i in range(images)]
+    return pd.DataFrame({"group": groups, "reward_margin": margins, **tokens})
+
+
+def test_length_controls_by_hand():
+    # 10 shorter (8 won), 10 equal (5 won, 5 tied), 9 longer, which are too few for a rate.
+    wins = [1.0] * 8 + [-1.0] * 2 + [1.0] * 5 + [0.0] * 5 + [1.0] * 9
+    found = metrics.of_length(many(29, [-1] * 10 + [0] * 10 + [1] * 9, wins))
+    assert found["longer_wins"] == pytest.approx((9 + 5) / 29, abs=1e-6)
+    assert found["pairs_chosen_shorter"] == found["pairs_equal_length"] == 10
+    assert found["win_rate_chosen_shorter"] == 0.8
+    assert found["win_rate_equal_length"] == 0.75
+    assert found["pairs_chosen_longer"] == 9
+    assert "win_rate_chosen_longer" not in found
+
+
+def test_what_length_explains_is_taken_away():
+    """Margins that are exactly the difference in length, and nothing else."""
+    differences = [-2, -1, 1, 2, 3] * 4
+    found = metrics.of_length(many(20, differences, [float(d) for d in differences]))
+    assert found["length_explained"] == 1.0
+    assert found["win_rate_without_length"] == 0.5  # every remainder is a tie
+
+
+def test_where_all_pairs_differ_alike_in_length_nothing_is_fitted():
+    found = metrics.of_length(many(20, [1] * 20, [1.0] * 20))
+    assert found["win_rate_chosen_longer"] == 1.0
+    assert "win_rate_without_length" not in found
+
+
+def shown_other(scores):
+    """Pairs a and c again: a ties with a grey image, and c wins with another pair's."""
+    sample = scores[scores["id"].isin(["a", "c"])]
+    return metrics.with_controls(
+        scores,
+        {
+            "blank": sample.assign(reward_margin=[0.0, -1.0], tuned_margin=[1.0, -1.0]),
+            "shuffled": sample.assign(reward_margin=[1.0, 1.0], tuned_margin=[-1.0, -1.0]),
+        },
+    )
+
+
+def test_image_controls_compare_the_same_pairs(scores):
+    table = shown_other(scores)
+    assert list(table["reward_margin_blank"].isna()) == [False, True, False, True]
+    found = metrics.of_images(table, SETTINGS)
+    assert found["control_pairs"] == 2
+    assert found["win_rate_blank"] == 0.25
+    assert found["win_rate_over_blank"] == 0.25  # a: 1 - 0.5; c: 0 - 0
+    assert found["win_rate_shuffled"] == 1.0
+    assert found["win_rate_over_shuffled"] == -0.5
+    assert found["tuned_accuracy_blank"] == 0.5
+    assert found["tuned_accuracy_shuffled"] == 0.0
+    assert metrics.of_images(scores, SETTINGS) == {}
+
+
+def test_a_policy_that_does_not_look_is_named_in_words(scores):
+    found = metrics.of_pairs(scores, SETTINGS) | metrics.of_images(shown_other(scores), SETTINGS)
+    words = metrics.in_words(found)
+    assert "with another pair's image the win rate is 1.000, which can't be told" in words
 
 
 def test_the_order_of_the_reference_is_of_no_matter(scores):
@@ -112,6 +195,17 @@ GRADED = pd.DataFrame(
         "tuned_correct": [True, True, False],
     }
 )
+ANSWERED = pd.DataFrame(
+    {
+        "image": ["g1", "g2"],
+        "base_answer": ["a red shape", "so so so so so so"],
+        "tuned_answer": ["a red shape", "it is teal"],
+        "base_tokens": [3, 24],
+        "tuned_tokens": [3, 4],
+        "base_finished": [True, False],
+        "tuned_finished": [True, True],
+    }
+)
 
 
 def test_right_answers_are_counted():
@@ -120,20 +214,50 @@ def test_right_answers_are_counted():
     assert found["base_correct"] == pytest.approx(1 / 3, abs=1e-6)
     assert found["tuned_correct"] == pytest.approx(2 / 3, abs=1e-6)
     assert found["correct_change"] == pytest.approx(1 / 3, abs=1e-6)
+    assert (found["correct_gained"], found["correct_lost"]) == (1, 0)
+    assert found["correct_p_value"] == 1.0
     assert metrics.of_questions(GRADED.iloc[:0], SETTINGS) == {}
 
 
-def test_every_key_has_a_meaning_and_every_meaning_a_key_in_its_order(scores):
-    found = metrics.of_pairs(scores, SETTINGS) | metrics.of_questions(GRADED, SETTINGS)
-    bare = [key for key in found if not key.endswith(("_low", "_high"))]
-    assert bare == list(metrics.MEANING)
-    bounds = {key for key in found if key.endswith(("_low", "_high"))}
-    assert bounds == {f"{key}_{end}" for key in metrics.WITH_INTERVAL for end in ("low", "high")}
-    assert set(metrics.QUESTION_KEYS) == set(metrics.of_questions(GRADED, SETTINGS)) - bounds
+def test_answers_are_measured():
+    found = metrics.of_answers(ANSWERED, SETTINGS)
+    assert found["answers"] == 2
+    assert (found["base_answer_tokens"], found["tuned_answer_tokens"]) == (13.5, 3.5)
+    # "so" six times: three 4-grams, all the same, so two of three were said before.
+    assert found["base_repetition"] == pytest.approx((0 + 2 / 3) / 2, abs=1e-6)
+    assert found["tuned_repetition"] == 0
+    assert (found["base_unfinished"], found["tuned_unfinished"]) == (0.5, 0.0)
+    assert found["same_answers"] == 0.5
+    assert metrics.of_answers(ANSWERED.iloc[:0], SETTINGS) == {}
 
 
-def test_values_are_plain_numbers_within_their_intervals(scores):
-    found = metrics.of_pairs(scores, SETTINGS) | metrics.of_questions(GRADED, SETTINGS)
+@pytest.fixture
+def all_metrics(scores):
+    enough = many(30, [-1] * 10 + [0] * 10 + [1] * 10, [1.0] * 30)
+    return (
+        metrics.of_pairs(scores, SETTINGS)
+        | metrics.of_length(enough)
+        | metrics.of_images(shown_other(scores), SETTINGS)
+        | metrics.of_answers(ANSWERED, SETTINGS)
+        | metrics.of_questions(GRADED, SETTINGS)
+    )
+
+
+def test_every_key_has_a_meaning_and_every_meaning_a_key_in_its_order(all_metrics):
+    bounds = {f"{key}_{end}" for key in metrics.WITH_INTERVAL for end in ("low", "high")}
+    assert [key for key in all_metrics if key not in bounds] == list(metrics.MEANING)
+    assert bounds <= set(all_metrics)
+
+
+def test_what_a_run_can_lack_is_known_to_be_optional(scores):
+    least = metrics.of_pairs(scores, SETTINGS) | metrics.of_length(scores)
+    bounds = {f"{key}_{end}" for key in metrics.WITH_INTERVAL for end in ("low", "high")}
+    fitted = {"win_rate_without_length", "length_explained"}
+    assert set(least) - bounds - fitted == set(metrics.MEANING) - metrics.OPTIONAL
+
+
+def test_values_are_plain_numbers_within_their_intervals(all_metrics):
+    found = all_metrics
     assert all(type(value) in (int, float) for value in found.values()), found
     for key in metrics.WITH_INTERVAL:
         assert found[f"{key}_low"] <= found[key] <= found[f"{key}_high"]
@@ -143,7 +267,7 @@ def test_one_image_gives_no_intervals_instead_of_a_crash(scores):
     found = metrics.of_pairs(scores.assign(group="g1"), SETTINGS)
     assert found["images"] == 1
     assert found["win_rate"] == 0.625
-    assert not [key for key in found if key.endswith(("_low", "_high"))]
+    assert not [key for key in found if key.endswith(("_low", "_high")) and "wilson" not in key]
     assert "win rate 0.625 on 4 held-out pairs" in metrics.in_words(found)
 
 

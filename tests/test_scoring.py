@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages import formatted, metrics, prompts, scoring, training
+from stages import controls, formatted, metrics, prompts, scoring, tokens, training
 from stages.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -256,7 +256,7 @@ def test_greedy_answers_do_not_depend_on_the_batch(base, pairs, images):
     assert ask(base, rows, images, 3) == alone
     assert ask(base, rows[::-1], images, 8)[::-1] == alone
     assert len(alone) == 8
-    assert any(alone)
+    assert any(answer.text for answer in alone)
 
 
 def test_a_generated_token_is_the_one_that_scoring_finds_likeliest(tuned, pairs, images):
@@ -280,7 +280,45 @@ def test_answers_are_a_table_of_pairs_and_questions(base, formatted_dir, images,
     assert list(table["of"]) == ["pair"] * 3 + ["question"] * 2
     assert list(table["id"]) == [row["id"] for row in (*asked.pairs, *asked.questions)]
     nothing = prompts.Prompts([], [])
-    assert prompts.answers(base, nothing, images, p, label="test").shape == (0, 3)
+    assert prompts.answers(base, nothing, images, p, label="test").shape == (0, 5)
+
+
+def test_an_answer_says_how_long_it_is_and_whether_it_ended(base, pairs, images):
+    whole = scoring.answer(base, pairs, images, max_new_tokens=64, batch_size=8, label="test")
+    cut = scoring.answer(base, pairs, images, max_new_tokens=4, batch_size=8, label="test")
+    ended = [answer for answer in whole if answer.finished]
+    assert ended
+    for answer in ended:
+        again = base.tokenizer.encode(answer.text, add_special_tokens=False)
+        assert abs(len(again) - answer.tokens) <= 1  # white space at the ends is stripped
+    for before, after in zip(cut, whole, strict=True):
+        assert after.text.startswith(before.text)
+        assert before.finished is (after.finished and after.tokens < 4)
+        assert before.tokens == min(after.tokens, 4)
+
+
+def test_controls_have_the_tokens_of_the_pair_and_another_image(base, pairs, images, params_with):
+    p = params_with(**{"evaluate.controls": 6, "scoring.batch_size": 4})
+    table = controls.log_probs(base, pairs, images, p, label="test")
+    sample = formatted.sample(pairs, 6)
+    own = scoring.to_table(sample, score(base, sample, images))
+    assert sorted(table["shown"].unique()) == ["blank", "shuffled"]
+    for _, shown in table.groupby("shown"):
+        lengths = ["id", "chosen_tokens", "rejected_tokens", "image_tokens"]
+        pd.testing.assert_frame_equal(shown[lengths].reset_index(drop=True), own[lengths])
+        assert (shown["chosen_logps"].to_numpy() != own["chosen_logps"].to_numpy()).all()
+
+
+def test_image_tokens_are_those_that_format_counted(
+    base_logps, pairs, images, model_dir, params_with
+):
+    tokenization = tokens.load(model_dir, params_with())
+    expected = []
+    for pair in pairs:
+        with Image.open(images / pair["images"][0]) as image:
+            expected.append(tokens.image_tokens(tokenization, *image.size))
+    assert list(base_logps.image_tokens) == expected
+    assert min(expected) > 0
 
 
 # refusals
