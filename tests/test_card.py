@@ -1,0 +1,467 @@
+"""The model card: metadata that the Hub's library reads back, licences, and texts that try to break
+it."""
+
+import re
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+from ruamel.yaml import YAML
+
+from stages import card, params
+from stages.card import Licence
+from stages.metrics import MEANING, WITH_INTERVAL
+
+ROOT = Path(__file__).parent.parent
+EASY_VQA = {
+    "kind": "easy-vqa",
+    "repo": "easy-vqa",
+    "revision": None,
+    "commit": "1.0",
+    "licence": "MIT",
+    "files": [{"path": "a.png", "size": 100, "sha256": "0"}],
+}
+TOPICS = EASY_VQA | {
+    "kind": "hub",
+    "repo": "helehan/topic-overwrite",
+    "commit": "8" * 40,
+    "licence": "cc-by-nc-4.0",
+}
+LOCAL = {
+    "kind": "path",
+    "repo": None,
+    "revision": None,
+    "commit": None,
+    "licence": None,
+    "files": [
+        {"path": "config.json", "size": 1_000, "sha256": "0"},
+        {"path": "model.safetensors", "size": 2_906_512, "sha256": "0"},
+    ],
+}
+QWEN = LOCAL | {
+    "kind": "hub",
+    "repo": "Qwen/Qwen3-VL-4B-Instruct",
+    "commit": "e" * 40,
+    "licence": "apache-2.0",
+}
+METRICS: dict[str, float] = {
+    "pairs": 799,
+    "images": 799,
+    "win_rate": 0.98373,
+    "win_rate_low": 0.973717,
+    "win_rate_high": 0.992491,
+    "base_accuracy": 0.724656,
+    "tuned_accuracy": 0.98373,
+    "accuracy_change": 0.259074,
+    "accuracy_change_low": 0.227785,
+    "accuracy_change_high": 0.290363,
+}
+MORE = {
+    "chosen_logps_change": -1.5,
+    "rejected_logps_change": -7.9,
+    "questions": 1000,
+    "base_correct": 0.395,
+    "tuned_correct": 0.929,
+    "correct_change": 0.534,
+    "control_pairs": 400,
+    "win_rate_blank": 0.61,
+    "win_rate_blank_low": 0.56,
+    "win_rate_blank_high": 0.66,
+    "win_rate_over_blank": 0.37,
+    "longer_wins": 0.5,
+    "lm_eval/pope_random/acc/base": 0.8,
+    "lm_eval/pope_random/acc/tuned": 0.85,
+    "lm_eval/pope_random/acc/change": 0.05,
+}
+PREPROCESS = {"rows_in": 4000, "rows_kept": 3932, "rows_left_out": 68}
+FORMATTED = {
+    "kept_by_split": {"train": 2713, "validation": 420, "test": 799},
+    "left_out": {"longer_than_cutoff_len": 7},
+}
+ADAPTER = {
+    "base_model_name_or_path": "models/base",
+    "peft_type": "LORA",
+    "peft_version": "0.18.1",
+    "r": 8,
+}
+HEADINGS = [
+    "Use",
+    "What was measured",
+    "Controls",
+    "Training data",
+    "Training",
+    "Intended use and limits",
+    "Licence",
+    "Reproduction",
+    "Citation",
+]
+Render = Callable[..., str]
+
+
+@pytest.fixture
+def rendered(params_with: Callable[..., params.Params]) -> Render:
+    """``rendered(parameters, metrics=…)``: the demo's card with other inputs."""
+
+    def render(parameters: Mapping[str, Any] | None = None, **inputs: Any) -> str:
+        plain: dict[str, Any] = {
+            "metrics": METRICS,
+            "preprocess": PREPROCESS,
+            "formatted": FORMATTED,
+            "data": EASY_VQA,
+            "model": LOCAL,
+            "configuration": "stage: dpo\npref_beta: 0.1\n",
+            "adapter": ADAPTER,
+        }
+        return card.render(params_with(**(parameters or {})), **(plain | inputs))
+
+    return render
+
+
+@pytest.fixture
+def four_b(rendered: Render) -> Render:
+    """The same for Qwen3-VL-4B on topic-overwrite."""
+    preset = params.load(ROOT / "params" / "qwen3-vl-4b.yaml")
+    source = preset.model.source.model_dump(mode="json")
+
+    def render(**inputs: Any) -> str:
+        return rendered({"model.source": source}, **({"data": TOPICS, "model": QWEN} | inputs))
+
+    return render
+
+
+def metadata(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = ModelCard(text).data.to_dict()
+    return found
+
+
+def headings(text: str) -> list[str]:
+    """Of the page, not of comments in blocks of code."""
+    body = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", ModelCard(text).text)
+    return re.findall(r"(?m)^#+ (.*)$", body)
+
+
+def measured(text: str) -> dict[str, float]:
+    """Metric names and values of model-index."""
+    return {
+        metric["name"]: metric["value"]
+        for result in metadata(text)["model-index"][0]["results"]
+        for metric in result["metrics"]
+    }
+
+
+# metadata
+
+
+def test_the_hub_reads_the_facts_of_the_4b_model(four_b):
+    found = metadata(four_b(metrics=METRICS | MORE))
+    assert found["base_model"] == "Qwen/Qwen3-VL-4B-Instruct"
+    assert found["datasets"] == ["helehan/topic-overwrite"]
+    assert found["license"] == "cc-by-nc-4.0"
+    assert found["library_name"] == "peft"
+    assert found["pipeline_tag"] == "image-text-to-text"
+    assert found["language"] == ["en"]
+    assert {"dpo", "lora", "llama-factory", "preference-tuning", "qwen3-vl"} <= set(found["tags"])
+    index = found["model-index"][0]
+    assert index["name"] == "Qwen3-VL-4B-Instruct-dpo-adapter"
+    assert index["results"][0]["dataset"]["revision"] == "8" * 40
+
+
+def test_the_index_has_the_measured_values_and_only_those(rendered):
+    assert measured(rendered()) == {
+        "Win rate over the base model": 0.98373,
+        "Preference accuracy, log-prob per token": 0.98373,
+    }
+    more = measured(rendered(metrics=METRICS | MORE))
+    assert more["Right answers to held-out questions"] == 0.929
+    assert more["pope_random acc"] == 0.85
+    assert len(more) == 4
+
+
+def test_the_demo_is_called_what_it_is_and_no_data_set_of_the_hub_is_named(rendered):
+    text = rendered()
+    found = metadata(text)
+    assert found["base_model"] == "demo/model"
+    assert "datasets" not in found
+    assert "**The base is a local model.**" in text
+    assert "2 files, 2.9 MB" in text
+    assert "say nothing about the Qwen3-VL" in text
+
+
+def test_a_model_of_the_hub_is_not_called_local(four_b):
+    text = four_b()
+    assert "local model" not in text
+    assert "`Qwen/Qwen3-VL-4B-Instruct` on the Hugging Face Hub, at commit `eeee" in text
+
+
+@pytest.mark.parametrize("loss", typing.get_args(params.Loss))
+def test_every_loss_has_its_name_and_tag(rendered, loss):
+    text = rendered({"train.loss": loss})
+    assert metadata(text)["tags"][0] == card.METHODS[loss][1]
+    assert card.METHODS[loss][0] in text
+
+
+def test_there_is_no_method_that_the_pipeline_lacks():
+    assert card.METHODS.keys() == set(typing.get_args(params.Loss))
+
+
+# licences
+
+
+@pytest.mark.parametrize(
+    ("data", "base", "expected"),
+    [
+        ("cc-by-nc-4.0", "apache-2.0", Licence("cc-by-nc-4.0")),
+        ("MIT", "apache-2.0", Licence("apache-2.0")),
+        ("apache-2.0", "mit", Licence("apache-2.0")),
+        ("CC BY-NC 4.0", "Apache-2.0", Licence("cc-by-nc-4.0")),
+        ("MIT", "MIT", Licence("mit")),
+        (None, "apache-2.0", Licence("unknown")),
+        ("cc-by-nc-4.0", None, Licence("unknown")),
+        (None, None, Licence("unknown")),
+        ("", "mit", Licence("unknown")),
+        ("mit", "qwen-research", Licence("other", "mit and qwen-research")),
+        ("cc-by-sa-4.0", "cc-by-nc-4.0", Licence("other", "cc-by-sa-4.0 and cc-by-nc-4.0")),
+        ("gemma", "gemma", Licence("other", "gemma")),
+        ("mit, apache-2.0", "mit", Licence("other", "mit,-apache-2.0 and mit")),
+    ],
+)
+def test_the_more_restrictive_licence_holds_and_what_is_unknown_stays_unknown(data, base, expected):
+    assert card.licence_of(data, base) == expected
+
+
+@pytest.mark.parametrize("licence", ["cc-by-nc-4.0", "CC BY-NC 4.0", "x-non-commercial", "by-nc"])
+def test_a_licence_that_forbids_commerce_is_seen(licence):
+    assert card.is_non_commercial(licence)
+
+
+@pytest.mark.parametrize("licence", [None, "", "mit", "apache-2.0", "license-incl", "ncsa"])
+def test_other_licences_are_not_taken_for_it(licence):
+    assert not card.is_non_commercial(licence)
+
+
+def test_restricted_data_put_a_notice_before_everything_else(four_b, rendered):
+    notice = "**Not for commercial use.**"
+    text = four_b()
+    assert 0 < text.index(notice) < text.index("## Use")
+    assert "data set under `cc-by-nc-4.0`" in text
+    assert notice not in rendered()
+    both = four_b(model=QWEN | {"licence": "cc-by-nc-4.0"})
+    assert "a data set under `cc-by-nc-4.0` and a base model under `cc-by-nc-4.0`," in both
+    # The base's licence being unknown takes the notice away no more than the base's being open.
+    unknown = rendered(data=TOPICS)
+    assert metadata(unknown)["license"] == "unknown"
+    assert notice in unknown
+
+
+def test_an_unknown_licence_is_said_plainly(rendered):
+    text = rendered()
+    assert metadata(text)["license"] == "unknown"
+    assert "**The licence of this adapter is unknown**, because that of the base model is" in text
+    both = rendered(data=EASY_VQA | {"licence": None})
+    assert "because that of the data and of the base model is" in both
+
+
+def test_licences_that_no_rule_orders_are_both_named(four_b):
+    text = four_b(model=QWEN | {"licence": "qwen-research"})
+    found = metadata(text)
+    assert (found["license"], found["license_name"]) == ("other", "cc-by-nc-4.0 and qwen-research")
+    assert "The licences of data and base were not reduced to one" in text
+
+
+def test_data_and_base_keep_their_own_licences_on_the_page(four_b):
+    text = four_b()
+    assert "| training data, `helehan/topic-overwrite` | `cc-by-nc-4.0` |" in text
+    assert "| base model, `Qwen/Qwen3-VL-4B-Instruct` | `apache-2.0` |" in text
+
+
+# figures
+
+
+def test_figures_have_their_intervals(rendered):
+    text = rendered(metrics=METRICS | MORE)
+    assert "98.4% [97.4, 99.2]" in text
+    assert "| 72.5% | 98.4% | +25.9 points [+22.8, +29.0] |" in text
+    assert "| win rate with a blank image | 61.0% [56.0, 66.0] |" in text
+    assert "| lm-eval `pope_random`, `acc` | 0.8 | 0.85 | 0.05 |" in text
+
+
+def test_pairs_are_counted_as_they_were_used(rendered):
+    text = rendered()
+    assert "| pairs used | 2,713 train, 420 validation, 799 test |" in text
+    assert "| rows left out | 75 |" in text  # 68 by preprocess, 7 by format
+
+
+def test_chosen_answers_that_lost_probability_are_told(rendered):
+    lost = rendered(metrics=METRICS | MORE)
+    assert "**Chosen answers** lost 1.50 nats" in lost
+    assert "became less likely" in lost
+    gained = rendered(metrics=METRICS | MORE | {"chosen_logps_change": 0.5})
+    assert "**Chosen answers** gained 0.50 nats" in gained
+    assert "became less likely" not in gained
+
+
+def test_a_run_without_questions_controls_and_tasks_has_a_card(rendered):
+    text = rendered()
+    assert headings(text)[1:] == HEADINGS
+    assert "None were measured." in text
+    assert "**Right answers**" not in text
+    assert "lm-eval" not in text
+
+
+def test_a_figure_that_is_not_a_number_is_left_out(rendered):
+    metrics = METRICS | {"win_rate": float("nan"), "tuned_accuracy": None}
+    assert "model-index" not in metadata(rendered(metrics=metrics))
+
+
+def test_every_metric_that_the_card_names_is_one_that_the_evaluation_documents():
+    named = {key for _, *keys in card._RESULTS for key in keys if key}
+    named |= {key for _, key in card._CONTROLS} | {key for key, _, _ in card._INDEXED}
+    assert named | card._DIFFERENCES | set(METRICS | MORE) <= {
+        *MEANING,
+        *(f"{key}_{end}" for key in WITH_INTERVAL for end in ("low", "high")),
+        *(key for key in MORE if key.startswith("lm_eval/")),
+    }
+
+
+def test_a_base_in_few_bits_is_told(rendered):
+    assert "on the base in 4 bits" in rendered({"model.quantization_bit": 4})
+    assert "bits" not in rendered()
+
+
+# texts that others wrote
+
+
+NASTY = (
+    "mit\n---\nlicense: cc0-1.0\n# Owned | `x` ``y`` <script>alert(1)</script> {{ p }} [a](b)\x1b"
+)
+
+
+def test_no_text_of_a_source_adds_a_heading_a_row_or_a_line_of_metadata(four_b):
+    clean = four_b()
+    adapter = ADAPTER | {"base_model_name_or_path": NASTY, "peft_version": NASTY}
+    text = four_b(
+        data=TOPICS | {"licence": NASTY, "commit": NASTY},
+        model=QWEN | {"licence": NASTY, "commit": NASTY},
+        adapter=adapter,
+    )
+    assert metadata(text)["license"] == "other"
+    assert metadata(text).keys() == metadata(clean).keys() | {"license_name"}
+    assert headings(text) == headings(clean)
+    assert "\x1b" not in text
+    for line in ModelCard(text).text.splitlines():
+        if line.startswith("| ") and "Owned" in line:
+            assert len(re.findall(r"(?<!\\)\|", line)) == 3, line
+    # Outside of code, nothing of it is left that a renderer would act on.
+    visible = re.sub(r"(?s)(`+)(?!`).*?(?<!`)\1(?!`)", "", ModelCard(text).text)
+    assert "<script>" not in visible
+    assert "{{" not in visible
+
+
+@pytest.mark.parametrize("text", ["a`b", "``", "`", "a|b", "", "a\nb", "``` x"])
+def test_inline_code_is_one_span_of_one_line(text):
+    shown = card.code(text)
+    assert "\n" not in shown
+    found = re.fullmatch(r"(`+)(?!`)(.*?)(?<!`)\1", shown)
+    assert found, shown
+    assert found[1] not in re.findall("`+", found[2])
+
+
+def test_a_configuration_can_not_leave_its_block(rendered):
+    text = rendered(configuration="a: |\n  ```\n  # Owned\n")
+    assert headings(text)[1:] == HEADINGS
+    assert "````yaml\n" in text
+
+
+# what must not be in it
+
+
+def test_no_path_of_a_machine_is_shown(rendered):
+    configuration = (
+        "model_name_or_path: models/base\n"
+        "deepspeed: /home/me/secret/ds.json\n"
+        "logging_dir: '~/secret/logs'\n"
+        "files:\n- C:\\secret\\a.json\n"
+    )
+    text = rendered(
+        {"model.source": {"kind": "path", "path": "/home/me/secret/my-model", "licence": None}},
+        configuration=configuration,
+    )
+    assert "secret" not in text
+    assert metadata(text)["base_model"] == "my-model"
+    assert "deepspeed: ds.json\n" in text
+    assert "logging_dir: 'logs'\n" in text
+    assert "- a.json\n" in text
+    assert "model_name_or_path: models/base\n" in text
+
+
+@pytest.mark.parametrize("path", ["../secret/my-model", "~/secret/my-model"])
+def test_of_a_folder_outside_the_project_only_the_name_is_shown(rendered, path):
+    text = rendered({"model.source": {"kind": "path", "path": path, "licence": None}})
+    assert metadata(text)["base_model"] == "my-model"
+    assert "secret" not in text
+
+
+def test_the_same_facts_give_the_same_bytes(rendered):
+    assert rendered() == rendered()
+    shuffled = dict(reversed(list((METRICS | MORE).items())))
+    assert rendered(metrics=shuffled) == rendered(metrics=METRICS | MORE)
+
+
+# facts that stand in two places
+
+
+def test_the_template_reads_no_parameter_that_the_module_does_not_hand_it():
+    """The contract tests look for parameters in Python files only."""
+    template = card.TEMPLATE.read_text(encoding="utf-8")
+    assert not re.search(r"\{[{%][^}]*\bp\.", template)
+
+
+def test_citations_are_those_of_the_citation_file():
+    cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert len(cited["references"]) == len(card.CITATIONS)
+    for reference in cited["references"]:
+        number = reference["identifiers"][0]["value"]
+        (entry,) = (text for text in card.CITATIONS.values() if number in text)
+        flat = " ".join(entry.split())
+        assert f"title = {{{reference['title']}}}" in flat
+        assert f"year = {{{reference['year']}}}" in flat
+        authors = " and ".join(
+            f"{a['family-names']}, {a['given-names']}" if "name" not in a else f"{{{a['name']}}}"
+            for a in reference["authors"]
+        )
+        assert f"author = {{{authors}}}" in flat
+
+
+def test_the_paper_behind_the_data_is_cited_only_with_the_data(four_b, rendered):
+    assert "2411.17265" in four_b()
+    assert "2411.17265" not in rendered()
+
+
+def test_the_data_of_every_preset_are_known():
+    for preset in sorted((ROOT / "params").glob("*.yaml")):
+        source = params.load(preset).data.source
+        assert (source.repo if source.kind == "hub" else source.kind) in card.KNOWN
+
+
+# the code on the page
+
+
+@pytest.mark.slow
+def test_the_code_on_the_page_loads_the_adapter_and_answers(
+    rendered, adapter_dir, tmp_path, monkeypatch, capsys
+):
+    text = rendered()
+    (snippet,) = re.findall(r"(?s)```python\n(.*?)```", text)
+    assert '"models/adapter"' in snippet
+    assert "base = 'demo/model'" in snippet
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "adapter").symlink_to(adapter_dir)
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    Image.new("RGB", (128, 128), "red").save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "card", "exec"), {})
+    assert capsys.readouterr().out.strip()
