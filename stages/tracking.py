@@ -11,7 +11,8 @@ the fingerprint of its training that the caller gives:
 - ``open_run`` makes the run, or takes up the one that a crash or an interruption left;
 - ``live`` lets the training process write curves to it while it runs;
 - ``complete_run`` adds everything else. A completed run is never changed by another result: it gets
-  a run of its own, with the curves read from the CSV. Doing it twice changes nothing.
+  a run of its own, with the curves read from the CSV. Doing it twice changes nothing;
+- ``attach`` adds files to a completed run: the report, which is written from its results.
 
 Environment: ``MLFLOW_TRACKING_URI`` (default: ``mlflow.db`` at the project's root),
 ``MLFLOW_EXPERIMENT_NAME``, ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD``.
@@ -271,6 +272,38 @@ def complete_run(fingerprint: str, record: RunRecord, root: Path = Path()) -> No
     _say(f"MLflow: logged as {record.name} ({where})")
 
 
+def attach(
+    fingerprint: str, artifacts: tuple[Path, ...], name: str | None = None, root: Path = Path()
+) -> None:
+    """Add files and folders to the run that ``complete_run`` completed under this name (default:
+    ``experiment_name``), or to its record where that still waits; never raises because of MLflow.
+    """
+    name = name or experiment_name(root)
+    _check(fingerprint)
+    for file in sorted((project_root(root) / PENDING).glob("*/record.json")):
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if (kept["fingerprint"], kept["name"]) == (fingerprint, name):
+            for path in artifacts:
+                place = file.parent / "artifacts" / path.name
+                shutil.rmtree(place, ignore_errors=True)
+                _copy(path, place)
+            names = [*kept["artifacts"], *(path.name for path in artifacts)]
+            kept["artifacts"] = list(dict.fromkeys(names))
+            _replace(file, kept)
+            return
+    try:
+        client = _client(root)
+        runs = _runs(client, _experiment(client, root), fingerprint)
+        own = [run for run in runs if run.data.tags.get("experiment") == name]
+        complete = [run for run in own if run.data.tags.get("state") == _COMPLETE]
+        if not complete:
+            raise LookupError(f"it has no completed run {name}; `dvc repro -f evaluate` makes it")
+        _log_artifacts(client, complete[0].info.run_id, artifacts)
+    except Exception as error:  # whatever a tracker raises, the files are there
+        lacking = ", ".join(path.name for path in artifacts)
+        _say(f"MLflow: {lacking} could not be added to the run, {_reason(error, root)}.")
+
+
 def main() -> None:
     """Log what waits in ``reports/mlflow_pending/``."""
     root = Path()
@@ -345,11 +378,7 @@ def _log(fingerprint: str, record: RunRecord, root: Path) -> str:
     for start in range(0, len(points), _METRICS_A_BATCH):
         client.log_batch(run_id, metrics=points[start : start + _METRICS_A_BATCH])
 
-    for path in record.artifacts:
-        if path.is_dir():
-            client.log_artifacts(run_id, str(path), path.name)
-        else:
-            client.log_artifact(run_id, str(path))
+    _log_artifacts(client, run_id, record.artifacts)
     client.set_tag(run_id, "state", _COMPLETE)
     client.update_run(run_id, name=record.name)
     client.set_terminated(run_id)
@@ -357,6 +386,14 @@ def _log(fingerprint: str, record: RunRecord, root: Path) -> str:
     if uri.startswith("http"):
         return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
     return "`make ui` shows it"
+
+
+def _log_artifacts(client: Any, run_id: str, paths: tuple[Path, ...]) -> None:
+    for path in paths:
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), path.name)
+        else:
+            client.log_artifact(run_id, str(path))
 
 
 def _run_for(client: Any, experiment: str, fingerprint: str, name: str, digest: str) -> str:
@@ -707,10 +744,15 @@ def _keep(fingerprint: str, record: RunRecord, root: Path) -> Path:
         "curves": record.curves.name if record.curves else None,
     }
     place.mkdir(exist_ok=True)
-    temporary = place / "record.json.part"  # complete or not there: main looks for record.json
-    temporary.write_text(json.dumps(kept, indent=2), encoding="utf-8")
-    temporary.replace(place / "record.json")
+    _replace(place / "record.json", kept)
     return place
+
+
+def _replace(file: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that the file is complete or not there: ``main`` looks for it."""
+    temporary = file.with_suffix(".json.part")
+    temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    temporary.replace(file)
 
 
 def _kept(file: Path) -> tuple[str, RunRecord]:

@@ -326,6 +326,27 @@ def test_what_could_not_be_logged_is_kept_in_the_real_project_with_copies(
     assert kept.is_file()
 
 
+def test_a_report_joins_the_record_that_waits(project, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    tracking.complete_run(FINGERPRINT, record())
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "curve.svg").write_text("<svg/>")
+    for _ in range(2):  # a second time changes nothing
+        tracking.attach(FINGERPRINT, (tmp_path / "figures",), "brave-cat")
+    (kept,) = (project / "reports" / "mlflow_pending").glob("*/record.json")
+    assert json.loads(kept.read_text())["artifacts"] == ["report.html", "figures"]
+    assert (kept.parent / "artifacts" / "figures" / "curve.svg").read_text() == "<svg/>"
+    _, waiting = tracking._kept(kept)
+    assert all(path.exists() for path in waiting.artifacts)
+
+
+def test_a_report_that_no_server_takes_is_a_message(project, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    (tmp_path / "report.html").write_text("<p>")
+    tracking.attach(FINGERPRINT, (tmp_path / "report.html",), "brave-cat")
+    assert "report.html could not be added to the run" in capsys.readouterr().err
+
+
 def post(environment, path, body):
     request = urllib.request.Request(
         environment["MLFLOW_TRACKING_URI"] + path, json.dumps(body).encode(), method="POST"
@@ -391,6 +412,23 @@ def test_an_experiment_is_one_run_with_all_that_evaluate_knows(database):
     (artifact,) = tracking._client(Path()).list_artifacts(run_id)
     assert artifact.path == "report.html"
     assert list(Path("mlartifacts").rglob("report.html"))
+
+
+@pytest.mark.slow
+def test_files_are_added_to_the_completed_run_of_their_experiment(database, tmp_path, capsys):
+    (tmp_path / "card.md").write_text("card")
+    tracking.attach(FINGERPRINT, (tmp_path / "card.md",), "brave-cat")
+    assert "it has no completed run brave-cat" in capsys.readouterr().err
+    for name in ("brave-cat", "calm-dog"):
+        tracking.complete_run(FINGERPRINT, record(name))
+    tracking.attach(FINGERPRINT, (tmp_path / "card.md",), "brave-cat")
+    found = {
+        run.info.run_name: [
+            file.path for file in tracking._client(Path()).list_artifacts(run.info.run_id)
+        ]
+        for run in runs()
+    }
+    assert found == {"brave-cat": ["card.md", "report.html"], "calm-dog": ["report.html"]}
 
 
 @pytest.mark.slow
