@@ -1,0 +1,205 @@
+"""Pairs scored and tokens generated per second at the size of a real model, with random weights.
+
+    python -m benchmarks.throughput --size 4b --device-name cuda --dtype bfloat16
+    python -m benchmarks.throughput --size 100m --device-name cpu --dtype float32 --pairs 8
+
+Speed and memory depend on the shapes, not on what the weights know, so nothing is downloaded: the
+model has the dimensions of Qwen3-VL-4B-Instruct (or of a small one), with its vocabulary size, and
+the demo's tokenizer and processor. A pair has a 512x512 image (256 image tokens), a question, and
+two answers of ``--answer-tokens`` tokens. What runs is what the stages reference and evaluate run:
+``stages.scoring``. One run of each is not timed.
+"""
+
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pipeline import PACKAGES, device
+from stages import command, params, scoring
+from stages.topics import COLOURS, SHAPES
+
+DEMO = Path("demo/model")
+VOCABULARY = 151936
+IMAGE_SIDE = 512
+
+# Qwen/Qwen3-VL-4B-Instruct's config.json, and a model that two CPU cores can run.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "4b": {
+        "text": {
+            "hidden_size": 2560,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "intermediate_size": 9728,
+            "mrope_section": [24, 20, 20],
+        },
+        "vision": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "out_hidden_size": 2560,
+            "num_position_embeddings": 2304,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+    },
+    "100m": {
+        "text": {
+            "hidden_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 64,
+            "intermediate_size": 1536,
+            "mrope_section": [12, 10, 10],
+        },
+        "vision": {
+            "depth": 6,
+            "hidden_size": 384,
+            "intermediate_size": 1024,
+            "num_heads": 6,
+            "out_hidden_size": 512,
+            "num_position_embeddings": 1024,
+            "deepstack_visual_indexes": [1, 3, 5],
+        },
+    },
+}
+
+
+def main(
+    size: str = "100m",
+    device_name: str = "cpu",
+    dtype: str = "float32",
+    pairs: int = 32,
+    batch_size: int = 4,
+    answer_tokens: int = 120,
+    new_tokens: int = 64,
+    repeats: int = 3,
+) -> None:
+    p = params.load(Path("params/demo.yaml"))
+    pixels = IMAGE_SIDE * IMAGE_SIDE
+    p = p.model_copy(
+        update={
+            "scoring": params.Scoring.model_validate(
+                {"device": device_name, "dtype": dtype, "batch_size": batch_size}
+            ),
+            "format": params.Format(
+                cutoff_len=4096, image_max_pixels=pixels, image_min_pixels=pixels
+            ),
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model")
+        make_model(model, SIZES[size], device_name, dtype)
+        policy = scoring.load(model, p)
+        rows = make_pairs(Path(folder), policy.tokenizer, pairs, answer_tokens)
+
+        def score() -> None:
+            scoring.log_probs(policy, rows, Path(folder), batch_size=batch_size, label="scoring")
+
+        def answer() -> list[scoring.Answer]:
+            return scoring.answer(
+                policy,
+                rows,
+                Path(folder),
+                max_new_tokens=new_tokens,
+                batch_size=2 * batch_size,
+                label="generation",
+            )
+
+        scored, score_memory = timed(score, repeats)
+        generated = sum(one.tokens for one in answer())
+        answered, answer_memory = timed(answer, repeats)
+    parameters = sum(weight.numel() for weight in policy.model.parameters()) / 1e6
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(
+        f"\ncommand: python -m benchmarks.throughput --size {size} --device-name {device_name} "
+        f"--dtype {dtype} --pairs {pairs} --batch-size {batch_size} "
+        f"--answer-tokens {answer_tokens} --new-tokens {new_tokens} --repeats {repeats}\n"
+        f"device: {device()}; {versions}\n"
+        f"{parameters:,.0f} M parameters, {dtype}; {pairs} pairs with 256 image tokens and two "
+        f"answers of {answer_tokens} tokens; median of {repeats} runs\n\n"
+        "| what | rate | peak GPU memory |\n|---|---|---|\n"
+        f"| scoring, {batch_size} pairs a batch | {pairs / scored:.2f} pairs/s | {score_memory} |\n"
+        f"| generation, {2 * batch_size} prompts a batch | {generated / answered:.1f} tokens/s "
+        f"| {answer_memory} |"
+    )
+
+
+def make_model(folder: Path, size: dict[str, dict[str, Any]], device_name: str, dtype: str) -> None:
+    """A model folder with random weights of that size, and the demo's tokenizer and processor."""
+    import torch
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = dict(size["text"])
+    config["text_config"]["rope_parameters"]["mrope_section"] = text.pop("mrope_section")
+    config["text_config"] |= {"vocab_size": VOCABULARY, "max_position_embeddings": 8192} | text
+    config["vision_config"] |= size["vision"]
+    processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    processor["image_processor"]["size"] = {"shortest_edge": 65536, "longest_edge": 16777216}
+    (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    torch.manual_seed(0)
+    with torch.device(device_name):
+        model = Qwen3VLForConditionalGeneration._from_config(
+            Qwen3VLConfig(**config), dtype=getattr(torch, dtype)
+        )
+    model.save_pretrained(folder)
+
+
+def make_pairs(
+    folder: Path, tokenizer: Any, count: int, answer_tokens: int
+) -> list[dict[str, Any]]:
+    """Formatted pairs whose answers are so many tokens long, each with a noisy image of its own."""
+    import numpy as np
+    from PIL import Image
+
+    one_word = len(tokenizer.encode(" red red", add_special_tokens=False)) // 2
+    generator = np.random.default_rng(0)
+
+    def text() -> str:
+        return " ".join(generator.choice([*COLOURS, *SHAPES], size=answer_tokens // one_word))
+
+    rows = []
+    for i in range(count):
+        noise = generator.integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.jpg")
+        rows.append(
+            {
+                "id": str(i),
+                "messages": [{"role": "user", "content": "<image>What is in the image?"}],
+                "images": [f"{i}.jpg"],
+                "chosen": {"role": "assistant", "content": text()},
+                "rejected": {"role": "assistant", "content": text()},
+            }
+        )
+    return rows
+
+
+def timed(work: Callable[[], Any], repeats: int) -> tuple[float, str]:
+    """Median seconds of ``repeats`` runs after one that is not timed, and the peak GPU memory."""
+    import torch
+
+    work()
+    gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GB" if gpu else "none"
+    return statistics.median(seconds), memory
+
+
+if __name__ == "__main__":
+    command.run(main)
