@@ -471,7 +471,7 @@ def fenced(text: str, language: str = "") -> str:
 
 
 def without_absolute_paths(configuration: str) -> str:
-    """YAML text whose values that are paths of a machine (``/home/me/ds.json``) are names only."""
+    """YAML text whose values that are paths of a machine (``/etc/ds.json``) are names only."""
 
     def named(found: re.Match[str]) -> str:
         return found[1] + found[2] + PureWindowsPath(found[3]).name + found[2]

@@ -382,12 +382,12 @@ def test_a_configuration_can_not_leave_its_block(rendered):
 def test_no_path_of_a_machine_is_shown(rendered):
     configuration = (
         "model_name_or_path: models/base\n"
-        "deepspeed: /home/me/secret/ds.json\n"
+        "deepspeed: /elsewhere/secret/ds.json\n"
         "logging_dir: '~/secret/logs'\n"
         "files:\n- C:\\secret\\a.json\n"
     )
     text = rendered(
-        {"model.source": {"kind": "path", "path": "/home/me/secret/my-model", "licence": None}},
+        {"model.source": {"kind": "path", "path": "/elsewhere/secret/my-model", "licence": None}},
         configuration=configuration,
     )
     assert "secret" not in text

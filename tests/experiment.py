@@ -1,0 +1,326 @@
+"""A small but whole experiment, as the stages would leave it: what the report's tests look at."""
+
+import io
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from stages.pairs import REASONS, row_id
+from stages.report import Inputs, Origin
+
+ROOT = Path(__file__).parent.parent
+COLOURS = ("red", "green", "blue", "gold", "black", "gray", "teal", "brown")
+
+
+def metrics_of(**changed: Any) -> dict[str, Any]:
+    """Metrics of every group; ``None`` takes a key away. Intervals are given by hand."""
+    values: dict[str, Any] = {
+        "pairs": 40,
+        "images": 40,
+        **around("win_rate", 0.95, 0.03),
+        "win_rate_wilson_low": 0.83,
+        "win_rate_wilson_high": 0.99,
+        "ties": 0,
+        **around("reward_margin", 0.84, 0.1),
+        "reward_margin_p50": 0.9,
+        **around("chosen_logps_change", 0.46, 0.1),
+        **around("rejected_logps_change", -7.9, 0.2),
+        **around("base_accuracy", 0.72, 0.05),
+        **around("tuned_accuracy", 0.95, 0.03),
+        **around("accuracy_change", 0.23, 0.06),
+        "accuracy_gained": 10,
+        "accuracy_lost": 1,
+        "accuracy_p_value": 3.7e-6,
+        **around("base_accuracy_summed", 0.71, 0.05),
+        **around("tuned_accuracy_summed", 0.94, 0.03),
+        **around("accuracy_change_summed", 0.23, 0.06),
+        "longer_wins": 0.5,
+        "pairs_chosen_shorter": 12,
+        "win_rate_chosen_shorter": 0.917,
+        "pairs_equal_length": 16,
+        "win_rate_equal_length": 1.0,
+        "pairs_chosen_longer": 12,
+        "win_rate_chosen_longer": 0.917,
+        "win_rate_without_length": 0.95,
+        "length_explained": 0.02,
+        "control_pairs": 20,
+        **around("win_rate_blank", 0.55, 0.1),
+        **around("win_rate_over_blank", 0.4, 0.1),
+        **around("win_rate_shuffled", 0.6, 0.1),
+        **around("win_rate_over_shuffled", 0.35, 0.1),
+        **around("tuned_accuracy_blank", 0.5, 0.1),
+        **around("tuned_accuracy_shuffled", 0.52, 0.1),
+        "answers": 40,
+        **around("base_answer_tokens", 9.4, 0.2),
+        **around("tuned_answer_tokens", 9.6, 0.2),
+        **around("base_repetition", 0.01, 0.005),
+        **around("tuned_repetition", 0.012, 0.005),
+        "base_unfinished": 0.0,
+        "tuned_unfinished": 0.01,
+        "same_answers": 0.4,
+        "questions": 16,
+        **around("base_correct", 0.4, 0.03),
+        **around("tuned_correct", 0.9, 0.03),
+        **around("correct_change", 0.5, 0.05),
+        "correct_gained": 9,
+        "correct_lost": 1,
+        "correct_p_value": 0.021,
+        "lm_eval/pope_random/acc/base": 0.8,
+        "lm_eval/pope_random/acc/tuned": 0.81,
+        "lm_eval/pope_random/acc/change": 0.01,
+        "lm_eval/pope_random/acc/change_low": -0.02,
+        "lm_eval/pope_random/acc/change_high": 0.04,
+    }
+    return {key: value for key, value in (values | changed).items() if value is not None}
+
+
+def around(key: str, value: float, half: float) -> dict[str, float]:
+    return {
+        key: value,
+        f"{key}_low": round(value - half, 6),
+        f"{key}_high": round(value + half, 6),
+    }
+
+
+def picture_of(i: int, side: int = 64, kind: str = "JPEG") -> bytes:
+    image = Image.new("RGB", (side, side), "white")
+    ImageDraw.Draw(image).ellipse((side // 5, side // 5, side // 2, side // 2), COLOURS[i % 8])
+    stream = io.BytesIO()
+    image.save(stream, kind, quality=95)
+    return stream.getvalue()
+
+
+def pair_rows(n: int = 40) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": row_id(f"pair {i}"),
+            "group": f"{i:032x}",
+            "origin": "easy-vqa",
+            "kind": ("colour", "shape", None)[i % 3],
+            "messages": [{"role": "user", "content": "<image>What color is the shape?"}],
+            "chosen": {"role": "assistant", "content": f"The shape is {COLOURS[i % 8]}."},
+            "rejected": {"role": "assistant", "content": f"The shape is {COLOURS[(i + 1) % 8]}."},
+            "images": [f"{i:032x}.jpg"],
+        }
+        for i in range(n)
+    ]
+
+
+def score_table(n: int = 40) -> pd.DataFrame:
+    """Margins run evenly from about -0.4 to 1.6; the base orders every third pair wrongly."""
+    rows = []
+    for i, pair in enumerate(pair_rows(n)):
+        base_rejected = -4.0 if i % 3 else -2.5
+        chosen, rejected = -2.0 + 0.01 * i, base_rejected - 0.5 * i + 4
+        rows.append(
+            {
+                **{key: pair[key] for key in ("id", "group", "origin", "kind")},
+                "image_tokens": 16,
+                "policy_chosen_logps": chosen,
+                "policy_rejected_logps": rejected,
+                "reference_chosen_logps": -3.0,
+                "reference_rejected_logps": base_rejected,
+                "chosen_tokens": 8,
+                "rejected_tokens": 8 + i % 2,
+                "base_margin": -3 / 8 - base_rejected / (8 + i % 2),
+                "tuned_margin": chosen / 8 - rejected / (8 + i % 2),
+                "reward_margin": 0.1 * ((chosen + 3) - (rejected - base_rejected)),
+                "reward_margin_blank": 0.1 if i < 20 else float("nan"),
+                "reward_margin_shuffled": -0.1 if i < 20 else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def answer_table(n: int = 40, asked: int = 16) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = [
+        {
+            "id": pair["id"],
+            "of": "pair",
+            "image": pair["images"][0],
+            "kind": pair["kind"],
+            "question": "What color is the shape?",
+            "truth": None,
+            "base_answer": pair["rejected"]["content"],
+            "tuned_answer": pair["chosen"]["content"],
+            "base_correct": None,
+            "tuned_correct": None,
+        }
+        for pair in pair_rows(n)
+    ]
+    for i in range(asked):
+        base, tuned = bool(i & 1), bool(i & 2)
+        rows.append(
+            {
+                "id": row_id(f"question {i}"),
+                "of": "question",
+                "image": f"{i:032x}.jpg",
+                "kind": "colour",
+                "question": "what is the color of the shape?",
+                "truth": COLOURS[i % 8],
+                "base_answer": f"The shape is {COLOURS[i % 8] if base else 'pink'}.",
+                "tuned_answer": f"The shape is {COLOURS[i % 8] if tuned else 'pink'}.",
+                "base_correct": base,
+                "tuned_correct": tuned,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def slice_table() -> pd.DataFrame:
+    rows: list[dict[str, Any]] = [
+        {"by": "origin", "slice": "easy-vqa", "pairs": 40, "images": 40, "rate": 0.95},
+        {"by": "question type", "slice": "colour", "pairs": 14, "images": 14, "rate": 0.93},
+        {"by": "question type", "slice": "shape", "pairs": 13, "images": 13, "rate": 1.0},
+        {"by": "question type", "slice": "presence", "pairs": 4, "images": 4, "rate": None},
+    ]
+    return pd.DataFrame(
+        [
+            {
+                **{key: row[key] for key in ("by", "slice", "pairs", "images")},
+                "win_rate": row["rate"],
+                "win_rate_low": row["rate"] and row["rate"] - 0.08,
+                "win_rate_high": row["rate"] and min(1.0, row["rate"] + 0.05),
+                "base_accuracy": row["rate"] and 0.7,
+                "tuned_accuracy": row["rate"],
+                "note": "" if row["rate"] else "too few pairs",
+            }
+            for row in rows
+        ]
+    )
+
+
+def curve_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    steps = range(5, 45, 5)
+    train = pd.DataFrame(
+        {
+            "step": steps,
+            "epoch": [step / 40 for step in steps],
+            "loss": [0.7 - step / 100 for step in steps],
+            "reward_margin": [step / 40 for step in steps],
+            "reward_accuracy": [min(1, 0.5 + step / 50) for step in steps],
+            "chosen_logps": [-1 + step / 100 for step in steps],
+            "rejected_logps": [-2 - step / 10 for step in steps],
+            "learning_rate": [1e-3 * (1 - step / 40) for step in steps],
+        }
+    )
+    return train, train.iloc[3::4].drop(columns="learning_rate")
+
+
+def inputs_with(**changed: Any) -> Inputs:
+    train, validation = curve_tables()
+    whole = Inputs(
+        metrics=metrics_of(),
+        scores=score_table(),
+        answers=answer_table(),
+        slices=slice_table(),
+        margins=pd.DataFrame({"margin": [-0.1, 0.1, 0.3, 0.5], "pairs": [2, 8, 20, 10]}),
+        train_curve=train,
+        validation_curve=validation,
+        lengths=pd.DataFrame(
+            {"percentile": [0, 50, 100], "prompt": [30, 32, 36], "chosen": 8, "rejected": 9}
+        ),
+        preprocess={
+            "rows_in": 60,
+            "rows_kept": 56,
+            "rows_left_out": 4,
+            "left_out": dict.fromkeys(REASONS, 0) | {"missing_field": 3, "empty_answer": 1},
+            "images_by_split": {"train": 10, "validation": 5, "test": 40},
+        },
+        format={
+            "pairs_in": 56,
+            "pairs_kept": 55,
+            "left_out": {"longer_than_cutoff_len": 1},
+            "kept_by_split": {"train": 10, "validation": 5, "test": 40},
+        },
+        test_pairs=pair_rows(),
+        image=lambda name: picture_of(int(name.partition(".")[0], 16)),
+        data=Origin("easy-vqa", "easy-vqa", "1.0", "MIT"),
+        model=Origin(
+            "hub", "Qwen/Qwen3-VL-4B-Instruct", "ebb281ec70b0", "apache-2.0", 4_437_815_808
+        ),
+        training={
+            "stage": "dpo",
+            "pref_beta": 0.1,
+            "pref_loss": "sigmoid",
+            "finetuning_type": "lora",
+            "lora_rank": 8,
+            "num_train_epochs": 0.75,
+            "learning_rate": 1e-3,
+            "seed": 42,
+        },
+        adapter_parameters=12_345,
+        confidence=0.95,
+        stages=("fetch@data", "train", "evaluate"),
+        diary={
+            "train": {
+                "stage": "train",
+                "seconds": 91.2,
+                "peak_memory_gb": 2.1,
+                "device": "cpu",
+                "pairs_per_second": 22.4,
+                "at": "2026-01-31T12:00:00Z",
+            }
+        },
+        experiment="brave-lion",
+        tags={
+            "git.commit": "0123456789abcdef0123456789abcdef01234567",
+            "git.state": "clean",
+            "dvc.md5.data/pairs": "d41d8cd98f00b204e9800998ecf8427e.dir",
+            "data.licence": "MIT",
+        },
+        preset="demo",
+        versions={"torch": "2.11.0", "dvc": "3.67.1"},
+    )
+    return replace(whole, **changed)
+
+
+def uncharted(**changed: Any) -> Inputs:
+    """The inputs without those that only feed charts, which take most of the time."""
+    tables = ("slices", "margins", "train_curve", "validation_curve", "lengths")
+    return inputs_with(**(dict.fromkeys(tables) | changed))
+
+
+class Page(HTMLParser):
+    """Elements and text of a page. ``text`` has no styles; ``open`` must be empty at the end."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "wbr"})
+    BLOCKS = frozenset({"td", "th", "li", "dt", "dd", "p", "h1", "h2", "h3", "caption", "summary"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag in self.BLOCKS:
+            self.texts.append(" ")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
