@@ -2,23 +2,35 @@
 
 In: the adapter, the base model, the test pairs, and what the reference says of them. Out:
 ``metrics.json`` (keys explained in ``stages.metrics``), every pair's scores, both models' answers,
-the distribution of margins; and the experiment's MLflow run, completed.
+the tables behind the plots, what lm-eval's tasks gave; and the experiment's MLflow run, completed.
 
 Why only the policy is run here: the reference stage already ran the base model on the same tokens.
 """
 
 import hashlib
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages import command, formatted, params, prompts, scoring, tracking
+from stages import (
+    command,
+    controls,
+    formatted,
+    params,
+    prompts,
+    regression,
+    scoring,
+    slices,
+    tasks,
+    tracking,
+)
 from stages import metrics as measures
 from stages.errors import UserError
 from stages.pairs import SPLITS
-from stages.topics import is_correct
 
 
 def main(
@@ -28,38 +40,46 @@ def main(
     adapter: Path,
     reference: Path,
     curves: Path,
+    task_files: Path,
     metrics: Path,
     scores: Path,
     answers: Path,
+    lm_eval: Path,
     margins: Path,
-) -> None:
+    by_slice: Path,
+) -> dict[str, Any]:
     p = params.load()
     pairs = formatted.read(formatted_data, "test")
+    tasks.check(p.evaluate.lm_eval, task_files)
     policy = scoring.load(model, p, adapter)
+    probed = tasks.run(policy, p, task_files, formatted_data, images)
+    start = time.monotonic()
     logps = scoring.log_probs(policy, pairs, images, batch_size=p.scoring.batch_size, label="tuned")
+    rate = len(pairs) / (time.monotonic() - start)
+    own = scoring.to_table(pairs, logps).assign(shown="own")
+    controlled = controls.log_probs(policy, pairs, images, p, label="tuned")
     asked = prompts.chosen(formatted_data, p)
     tuned = prompts.answers(policy, asked, images, p, label="tuned answers")
 
-    try:
-        scored = measures.score(
-            pairs,
-            scoring.to_table(pairs, logps),
-            pd.read_parquet(reference / "logps.parquet"),
-            p.train.beta,
-        )
-    except ValueError as error:
-        raise UserError(f"{error}; `dvc repro reference` makes {reference} anew") from None
-    side_by_side = beside_each_other(asked, pd.read_parquet(reference / "answers.parquet"), tuned)
-    result = measures.of_pairs(scored, p.evaluate) | measures.of_questions(
-        side_by_side[side_by_side["of"] == "question"], p.evaluate
+    scored = against_reference(pairs, pd.concat([own, controlled]), reference, p.train.beta)
+    answered = prompts.beside_each_other(
+        asked, pd.read_parquet(reference / "answers.parquet"), tuned
+    )
+    result = (
+        measures.of_pairs(scored, p.evaluate)
+        | measures.of_length(scored)
+        | measures.of_images(scored, p.evaluate)
+        | measures.of_answers(answered[answered["of"] == "pair"], p.evaluate)
+        | measures.of_questions(answered[answered["of"] == "question"], p.evaluate)
+        | regression.comparison(tasks.read(reference / "lm_eval"), probed, p.evaluate)
     )
 
-    for path in (metrics, scores, answers, margins):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    scored.to_parquet(scores, index=False)
-    side_by_side.to_parquet(answers, index=False)
-    histogram(scored["reward_margin"].to_numpy()).to_csv(margins, index=False)
-    metrics.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    scored.to_parquet(made(scores), index=False)
+    answered.to_parquet(made(answers), index=False)
+    tasks.write(probed, lm_eval)
+    histogram(scored["reward_margin"].to_numpy()).to_csv(made(margins), index=False)
+    slices.table(scored, p.evaluate).to_csv(made(by_slice), index=False)
+    made(metrics).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(measures.in_words(result))
 
     tracking.complete_run(
@@ -70,50 +90,40 @@ def main(
             metrics=result,
             curves=curves,
             tags=tracking.provenance(),
-            artifacts=(metrics, scores, answers, margins, curves, adapter / "llamafactory.yaml"),
+            artifacts=(
+                *(metrics, scores, answers, lm_eval, margins, by_slice, curves),
+                adapter / "llamafactory.yaml",
+            ),
             datasets=tuple(dataset(formatted_data / f"{split}.json") for split in SPLITS),
         ),
     )
+    return {"device": scoring.device_name(policy), "pairs_per_second": round(rate, 2)}
 
 
-def beside_each_other(
-    asked: prompts.Prompts, base: pd.DataFrame, tuned: pd.DataFrame
+def against_reference(
+    pairs: list[dict[str, Any]], policy: pd.DataFrame, reference: Path, beta: float
 ) -> pd.DataFrame:
-    """One row a prompt: what was asked, both answers, and whether each is right where that is
-    known.
+    """Scores of the pairs, with the margins that they have when another image is ``shown``.
 
     Raises:
-        UserError: base and tuned did not answer the same prompts.
+        UserError: the reference was not shown the same pairs in the same ways.
     """
-    rows = [
-        {
-            "id": row["id"],
-            "of": of,
-            "image": row["images"][0],
-            "kind": row["kind"],
-            "question": row["messages"][0]["content"].removeprefix(formatted.IMAGE_PLACEHOLDER),
-            "truth": row.get("answer"),
-        }
-        for of, asked_rows in (("pair", asked.pairs), ("question", asked.questions))
-        for row in asked_rows
-    ]
-    table = pd.DataFrame(rows, columns=["id", "of", "image", "kind", "question", "truth"])
-    asked_for = set(map(tuple, table[["id", "of"]].to_numpy()))
-    for name, given in (("base", base), ("tuned", tuned)):
-        if set(map(tuple, given[["id", "of"]].to_numpy())) != asked_for:
-            raise UserError(
-                f"the {name} model answered other prompts; `dvc repro -f reference` answers anew"
-            )
-        table = table.merge(
-            given.rename(columns={"answer": f"{name}_answer"}), on=["id", "of"], validate="1:1"
-        )
-        table[f"{name}_correct"] = [
-            None if truth is None else is_correct(question, truth, answer)
-            for question, truth, answer in zip(
-                table["question"], table["truth"], table[f"{name}_answer"], strict=True
-            )
-        ]
-    return table
+    known = pd.read_parquet(reference / "logps.parquet")
+    by_way = {}
+    try:
+        for way, logps in policy.groupby("shown"):
+            table = logps.drop(columns="shown")
+            those = [pair for pair in pairs if pair["id"] in set(table["id"])]
+            by_way[str(way)] = measures.score(those, table, known[known["shown"] == way], beta)
+    except ValueError as error:
+        raise UserError(f"{error}; `dvc repro reference` makes {reference} anew") from None
+    return measures.with_controls(by_way.pop("own"), by_way)
+
+
+def made(path: Path) -> Path:
+    """The path, in a folder that is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def dataset(path: Path) -> tracking.Dataset:
@@ -122,9 +132,20 @@ def dataset(path: Path) -> tracking.Dataset:
 
 
 def histogram(margins: np.ndarray, bins: int = 40) -> pd.DataFrame:
-    """Number of pairs by reward margin, for the plot; ``margin`` is the middle of a bin."""
-    counts, edges = np.histogram(margins, bins=bins)
-    return pd.DataFrame({"margin": ((edges[:-1] + edges[1:]) / 2).round(4), "pairs": counts})
+    """Number of pairs by reward margin, for the plot; ``margin`` is the middle of a bin.
+
+    About ``bins`` bins of a round width (1, 2 or 5 times a power of ten), of which 0 is an edge, so
+    that a bin holds wins or losses, and the bins of similar experiments lie on each other. A margin
+    on an edge counts above it.
+    """
+    spread = max(float(np.ptp(margins)), float(np.abs(margins).max()), 1e-9) / bins
+    power = 10.0 ** np.floor(np.log10(spread))
+    width = next(step * power for step in (1, 2, 5, 10) if step * power >= spread)
+    places = np.floor(margins / width).astype(int)
+    present = np.arange(places.min(), places.max() + 1)
+    counts = np.bincount(places - places.min(), minlength=len(present))
+    middles = [float(f"{(place + 0.5) * width:.6g}") for place in present]
+    return pd.DataFrame({"margin": middles, "pairs": counts})
 
 
 if __name__ == "__main__":

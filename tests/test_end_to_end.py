@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -14,7 +15,7 @@ from ruamel.yaml import YAML
 
 from benchmarks.pipeline import set_parameters
 from stages import params
-from tests.hub_server import Repo, serve, topic_overwrite_repo
+from tests.hub_server import Repo, pope_repo, serve, topic_overwrite_repo
 
 ROOT = Path(__file__).parent.parent
 # Stages whose results are the same bits wherever they run: no floating point in what they write.
@@ -89,20 +90,39 @@ def test_the_demo_shows_what_it_promises(reproduced: Path):
     assert 0.50 <= found["base_accuracy"] <= 0.75
     assert found["win_rate_low"] > 0.90
     assert found["correct_change_low"] > 0.10
+    # The image decides: without it, and with another, the win rate is a coin's.
+    for way in ("blank", "shuffled"):
+        assert found[f"win_rate_over_{way}_low"] > 0.3
+        assert abs(found[f"win_rate_{way}"] - 0.5) < 0.1
+    # lm-eval finds the same by a way of its own.
+    assert found["lm_eval/easy_vqa/accuracy/change_low"] > 0.10
+
+
+def test_the_report_and_the_model_card_show_the_metrics(reproduced: Path):
+    found = json.loads((reproduced / "reports" / "metrics.json").read_text())
+    page = (reproduced / "reports" / "report.html").read_text()
+    card = (reproduced / "models" / "adapter" / "README.md").read_text()
+    for key in ("win_rate", "tuned_accuracy", "base_accuracy", "win_rate_blank"):
+        assert f"{100 * found[key]:.1f}%" in page, key
+        assert f"{100 * found[key]:.1f}" in card, key
+    for stage in ("fetch@data", "reference", "train", "evaluate"):
+        note = json.loads((reproduced / "reports" / "diary" / f"{stage}.json").read_text())
+        assert note["seconds"] > 0
+        assert stage in page
 
 
 def test_a_second_run_has_nothing_to_do(reproduced: Path):
     assert "Running stage" not in dvc(reproduced, "repro")
 
 
-def test_a_new_beta_reruns_train_and_evaluate_alone(reproduced: Path):
+def test_a_new_beta_reruns_train_evaluate_and_their_report_alone(reproduced: Path):
     path = reproduced / "params.yaml"
     before = path.read_text()
     set_parameters(path, {"train.beta": 0.2})
     planned = dvc(reproduced, "repro", "--dry")
     path.write_text(before)
     running = [line.split("'")[1] for line in planned.splitlines() if "Running stage" in line]
-    assert running == ["train", "evaluate"]
+    assert running == ["train", "evaluate", "report"]
 
 
 def test_mlflow_holds_one_finished_run_with_the_same_win_rate(reproduced: Path):
@@ -119,8 +139,9 @@ def test_mlflow_holds_one_finished_run_with_the_same_win_rate(reproduced: Path):
 
 def test_no_result_names_this_machine(reproduced: Path):
     home = str(reproduced.parent)
-    for path in [reproduced / "dvc.lock", *sorted((reproduced / "reports").glob("*.json"))]:
-        assert home not in path.read_text(), path
+    reports = [path for path in (reproduced / "reports").rglob("*") if path.is_file()]
+    for path in [reproduced / "dvc.lock", *reports]:
+        assert home.encode() not in path.read_bytes(), path
     for path in sorted((reproduced / "models" / "adapter").iterdir()):
         assert home.encode() not in path.read_bytes(), path
 
@@ -140,16 +161,30 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
         "scoring.device": "cpu",
         "scoring.dtype": "float32",
     }
-    shorter = {"evaluate.generation.max_new_tokens": 16, "evaluate.resamples": 200}
+    # POPE in miniature; MMMU and ChartQA can't be had without the Hub.
+    shorter = {
+        "evaluate.generation.max_new_tokens": 16,
+        "evaluate.resamples": 200,
+        "evaluate.lm_eval": {"pope": 4},
+    }
     set_parameters(preset, on_cpu | shorter)
     data = topic_overwrite_repo(
         120, 3, "struct", name=p.data.source.repo, commit=p.data.source.revision
     )
     model = Repo(p.model.source.repo, ROOT / "demo" / "model", commit=p.model.source.revision)
-    with serve([data, model]) as url:
+    pope_revision = re.search(
+        r"revision: (\w{40})", (ROOT / "tasks" / "pope" / "_pope_yaml").read_text()
+    )
+    assert pope_revision
+    with serve([data, model, pope_repo(commit=pope_revision[1])]) as url:
         dvc(clone, "repro", HF_ENDPOINT=url, NO_PROXY="127.0.0.1", HF_HOME=str(tmp_path / "hf"))
     source = json.loads((clone / "data" / "raw" / "SOURCE.json").read_text())
     assert source["commit"] == p.data.source.revision
     found = json.loads((clone / "reports" / "metrics.json").read_text())
     assert found["pairs"] > 0
     assert 0 <= found["win_rate"] <= 1
+    for kind in ("random", "popular", "adversarial"):
+        assert f"lm_eval/pope_{kind}/yes_ratio/change" in found
+    card = (clone / "models" / "adapter" / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in card
+    assert p.data.source.repo in (clone / "reports" / "report.html").read_text()

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from stages import evaluate, formatted, metrics, scoring, tracking
+from stages import controls, evaluate, metrics, regression, scoring, tasks, tracking
 from stages.errors import UserError
-from stages.prompts import Prompts
 
 
 def row(name, kind="", **more):
@@ -32,55 +32,27 @@ QUESTIONS = [
     row("q", "colour", answer="red", messages=COLOUR),
     row("a", "colour", answer="blue", messages=COLOUR),
 ]
-ASKED = Prompts(PAIRS[:2], QUESTIONS)
-
-
-def given(*answers):
-    of = ["pair", "pair", "question", "question"]
-    return pd.DataFrame({"id": ["a", "b", "q", "a"], "of": of, "answer": answers}, dtype="str")
-
-
-BASE = given("yes", "no", "The shape is green.", "The shape is blue.")
-TUNED = given("yes", "yes", "The shape is red.", "The shape is blue.")
-
-
-def test_answers_stand_beside_each_other_and_are_graded_where_the_truth_is_known():
-    table = evaluate.beside_each_other(ASKED, BASE.iloc[::-1], TUNED)
-    assert list(table["id"]) == ["a", "b", "q", "a"]
-    assert list(table["of"]) == ["pair", "pair", "question", "question"]
-    assert list(table["question"])[1:3] == ["What is b?", "what color is the shape?"]
-    assert list(table["image"]) == ["a.jpg", "b.jpg", "q.jpg", "a.jpg"]
-    assert list(table["base_answer"]) == list(BASE["answer"])
-    assert list(table["tuned_answer"]) == list(TUNED["answer"])
-    assert list(table["base_correct"]) == [None, None, False, True]
-    assert list(table["tuned_correct"]) == [None, None, True, True]
-
-
-def test_answers_to_other_prompts_are_refused():
-    for other in (BASE.iloc[1:-1], BASE.assign(id=["a", "b", "x", "a"])):
-        with pytest.raises(UserError, match="the base model answered other prompts"):
-            evaluate.beside_each_other(ASKED, other, TUNED)
-
-
-def test_a_prompt_answered_as_a_pair_is_no_answer_to_the_question_of_its_name():
-    # Pair and question "a" share a name; the question's own answer is missing here.
-    with pytest.raises(UserError, match="the base model answered other prompts"):
-        evaluate.beside_each_other(ASKED, BASE.iloc[:3], TUNED)
-
-
-def test_nothing_asked_is_an_empty_table():
-    nothing = BASE.iloc[:0]
-    table = evaluate.beside_each_other(Prompts([], []), nothing, nothing)
-    assert table.empty
-    assert {"base_answer", "tuned_correct"} <= set(table.columns)
 
 
 def test_the_histogram_holds_every_pair_once():
     margins = np.array([-1.0, 0.0, 0.1, 0.1, 3.0])
     table = evaluate.histogram(margins, bins=4)
-    assert list(table["margin"]) == [-0.5, 0.5, 1.5, 2.5]
-    assert list(table["pairs"]) == [1, 3, 0, 1]
+    assert list(table["margin"]) == [-0.5, 0.5, 1.5, 2.5, 3.5]
+    assert list(table["pairs"]) == [1, 3, 0, 0, 1]
     assert evaluate.histogram(np.zeros(7))["pairs"].sum() == 7
+
+
+@pytest.mark.parametrize("scale", [1e-7, 0.013, 1.0, 48.0, 3e5])
+def test_the_histograms_bins_are_round_and_none_holds_wins_and_losses(scale):
+    margins = np.random.default_rng(0).normal(0.3, 1, 500) * scale
+    table = evaluate.histogram(margins)
+    width = np.diff(table["margin"]).mean()
+    digits = f"{width:.3e}"
+    assert digits[:5] in {"1.000", "2.000", "5.000"}, digits
+    assert 10 <= len(table) <= 45
+    below = table["margin"] < 0
+    assert table.loc[below, "pairs"].sum() == (margins < 0).sum()
+    assert table["pairs"].sum() == 500
 
 
 def test_a_data_set_is_known_by_the_md5_that_dvc_has(tmp_path):
@@ -104,7 +76,7 @@ def project(tmp_path, monkeypatch, write_params):
         (tmp_path / "formatted" / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "adapter" / "fingerprint.json").write_text('{"fingerprint": "0123abcd"}')
     (tmp_path / "adapter" / "llamafactory.yaml").write_text("stage: dpo\n")
-    table("abcd", [-5.0] * 4, [-5.0] * 4).to_parquet(tmp_path / "reference" / "logps.parquet")
+    reference_of("abcd").to_parquet(tmp_path / "reference" / "logps.parquet")
     answers_of("base").to_parquet(tmp_path / "reference" / "answers.parquet")
 
     monkeypatch.setattr(scoring, "load", lambda model, p, adapter: ("policy", model, adapter))
@@ -116,7 +88,28 @@ def project(tmp_path, monkeypatch, write_params):
             np.array([-6.0, -6.0, -6.0, -5.0]),
             np.full(4, 3),
             np.full(4, 3),
+            np.full(4, 16),
         ),
+    )
+    monkeypatch.setattr(scoring, "device_name", lambda policy: "cpu")
+    monkeypatch.setattr(
+        controls,
+        "log_probs",
+        lambda policy, pairs, images, p, label: pd.concat(
+            [
+                table("ab", [-5.0, -6.0], [-6.0, -5.0]).assign(shown="blank"),
+                table("ab", [-6.0, -6.0], [-5.0, -5.0]).assign(shown="shuffled"),
+            ]
+        ),
+    )
+    monkeypatch.setattr(tasks, "check", lambda names, folder: None)
+    monkeypatch.setattr(tasks, "run", lambda *_: "probed")
+    monkeypatch.setattr(tasks, "read", lambda folder: folder.name)
+    monkeypatch.setattr(tasks, "write", write_tasks)
+    monkeypatch.setattr(
+        regression,
+        "comparison",
+        lambda base, tuned, settings: {f"lm_eval/{base}/{tuned}/change": 0.25},
     )
     monkeypatch.setattr(
         evaluate.prompts, "answers", lambda policy, asked, images, p, label: answers_of("tuned")
@@ -132,8 +125,19 @@ def project(tmp_path, monkeypatch, write_params):
     return tmp_path, completed
 
 
+def write_tasks(probed, folder):
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(probed))
+
+
+def reference_of(names):
+    tables = [table(names, -5.0, -5.0).assign(shown="own")]
+    tables += [table("ab", -5.0, -5.0).assign(shown=way) for way in ("blank", "shuffled")]
+    return pd.concat(tables)
+
+
 def table(names, chosen, rejected):
-    lengths = {"chosen_tokens": 3, "rejected_tokens": 3}
+    lengths = {"chosen_tokens": 3, "rejected_tokens": 3, "image_tokens": 16}
     logps = {"chosen_logps": chosen, "rejected_logps": rejected}
     return pd.DataFrame({"id": list(names)} | logps).assign(**lengths)
 
@@ -142,35 +146,48 @@ def answers_of(model):
     of = ["pair"] * 4 + ["question"] * 2
     right = "The shape is red." if model == "tuned" else "The shape is green."
     answers = ["yes"] * 4 + [right, "The shape is blue."]
-    return pd.DataFrame({"id": [*"abcd", "q", "a"], "of": of, "answer": answers}, dtype="str")
+    said = pd.DataFrame({"id": [*"abcd", "q", "a"], "of": of, "answer": answers}, dtype="str")
+    return said.assign(tokens=3, finished=True)
 
 
 def run(folder):
-    evaluate.main(
+    shutil.rmtree(folder / "reports", ignore_errors=True)  # as DVC does with outputs
+    return evaluate.main(
         formatted_data=folder / "formatted",
         images=folder / "images",
         model=folder / "base",
         adapter=folder / "adapter",
         reference=folder / "reference",
         curves=folder / "curves",
+        task_files=folder / "tasks",
         metrics=folder / "reports" / "metrics.json",
         scores=folder / "reports" / "scores.parquet",
         answers=folder / "reports" / "answers.parquet",
+        lm_eval=folder / "reports" / "lm_eval",
         margins=folder / "reports" / "margins.csv",
+        by_slice=folder / "reports" / "slices.csv",
     )
 
 
 def test_everything_is_written_and_the_run_completed(project, capsys):
     folder, completed = project
-    run(folder)
+    assert run(folder)["device"] == "cpu"
     result = json.loads((folder / "reports" / "metrics.json").read_text())
     assert result["win_rate"] == 0.75
     assert result["reward_margin"] == 0.5 * (2 + 2 + 2 - 1) / 4
     assert (result["base_correct"], result["tuned_correct"]) == (0.5, 1.0)
-    assert [key for key in result if not key.endswith(("_low", "_high"))] == list(metrics.MEANING)
+    # Own image: a and b win. Blank: a wins; shuffled: neither.
+    assert (result["control_pairs"], result["win_rate_blank"]) == (2, 0.5)
+    assert result["win_rate_over_shuffled"] == 1.0
+    assert list(result)[-1] == "lm_eval/lm_eval/probed/change"
+    known = [key for key in result if key in metrics.MEANING]
+    assert known == [key for key in metrics.MEANING if key in known]
+    assert set(metrics.MEANING) - set(known) <= metrics.OPTIONAL
     scores = pd.read_parquet(folder / "reports" / "scores.parquet")
     assert list(scores["reward_margin"]) == [1.0, 1.0, 1.0, -0.5]
     assert len(pd.read_parquet(folder / "reports" / "answers.parquet")) == 6
+    assert set(pd.read_csv(folder / "reports" / "slices.csv")["note"]) == {"too few pairs"}
+    assert json.loads((folder / "reports" / "lm_eval" / "results.json").read_text()) == "probed"
     assert pd.read_csv(folder / "reports" / "margins.csv")["pairs"].sum() == 4
     assert "win rate 0.750" in capsys.readouterr().out
 
@@ -189,15 +206,26 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
 def test_metrics_hold_no_time_path_or_host(project):
     folder, _ = project
     run(folder)
-    first = {path.name: path.read_bytes() for path in (folder / "reports").iterdir()}
+    first = contents(folder / "reports")
     run(folder)
-    assert {path.name: path.read_bytes() for path in (folder / "reports").iterdir()} == first
+    assert contents(folder / "reports") == first
     assert not any(str(folder).encode() in content for content in first.values())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_reference_that_was_shown_no_controls_is_told(project):
+    folder, _ = project
+    table("abcd", -5.0, -5.0).assign(shown="own").to_parquet(folder / "reference" / "logps.parquet")
+    with pytest.raises(UserError, match=r"0 of the 2 test pairs.*dvc repro reference"):
+        run(folder)
 
 
 def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project):
     folder, completed = project
-    table("abcx", [-5.0] * 4, [-5.0] * 4).to_parquet(folder / "reference" / "logps.parquet")
+    reference_of("abcx").to_parquet(folder / "reference" / "logps.parquet")
     with pytest.raises(UserError, match=r"3 of the 4 test pairs.*dvc repro reference"):
         run(folder)
     assert not (folder / "reports").exists()
@@ -211,10 +239,4 @@ def test_a_data_set_without_questions_has_no_metrics_of_them(project, monkeypatc
     monkeypatch.setattr(evaluate.prompts, "answers", lambda *_, **__: answers_of("tuned")[:4])
     run(folder)
     result = json.loads((folder / "reports" / "metrics.json").read_text())
-    assert not set(metrics.QUESTION_KEYS) & set(result)
-
-
-def test_the_placeholder_is_no_part_of_a_question():
-    assert formatted.IMAGE_PLACEHOLDER not in "".join(
-        evaluate.beside_each_other(ASKED, BASE, TUNED)["question"]
-    )
+    assert not [key for key in result if "correct" in key or key == "questions"]
