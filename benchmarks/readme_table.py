@@ -40,6 +40,11 @@ def table(metrics: Mapping[str, float]) -> str:
             f"| right answers, {metrics['questions']:,} of the data set's own test questions "
             f"| {share(metrics, 'base_correct')} | {share(metrics, 'tuned_correct')} |"
         )
+    if "win_rate_blank" in metrics:
+        lines.append(
+            f"| control: win rate with a grey image in place of the real one, "
+            f"{metrics['control_pairs']:,} pairs | | {share(metrics, 'win_rate_blank')} |"
+        )
     return "\n".join(lines) + "\n"
 
 
