@@ -52,7 +52,7 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
         for name in SPLITS
     }
     refuse_empty(by_split, set(table["split"]), p.format.cutoff_len)
-    questions, _ = to_questions(pd.read_parquet(pairs / "questions.parquet"), tokenization.markers)
+    questions = to_questions(pd.read_parquet(pairs / "questions.parquet"), tokenization.markers)
 
     out.mkdir(parents=True, exist_ok=True)
     for name, split_rows in by_split.items():
@@ -87,15 +87,13 @@ def to_rows(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str,
     return rows, changed
 
 
-def to_questions(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
-    """Prompts of held-out questions with their true answers, and how many held a marker."""
-    rows = [
+def to_questions(table: pd.DataFrame, markers: Sequence[str]) -> list[dict[str, Any]]:
+    """Prompts of held-out questions with their true answers."""
+    return [
         {"id": row["id"], "kind": row["kind"], "answer": row["answer"]}
         | prompt(neutralised(row["question"], markers), row["image"])
         for row in table.to_dict("records")
     ]
-    changed = sum(neutralised(text, markers) != text for text in table["question"])
-    return rows, changed
 
 
 def refuse_empty(by_split: dict[str, list[Any]], present: set[str], cutoff_len: int) -> None:

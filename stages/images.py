@@ -137,6 +137,7 @@ def fitted(width: int, height: int, max_pixels: int) -> tuple[int, int]:
     scale = min(math.sqrt(max_pixels / (width * height)), LONGEST_JPEG_SIDE / max(width, height), 1)
     short = max(1, math.floor(min(width, height) * scale))
     long = min(math.floor(max(width, height) * scale), max_pixels // short, LONGEST_JPEG_SIDE)
+    long = max(short, long)  # rounding can take a square below itself
     return (long, short) if width >= height else (short, long)
 
 
