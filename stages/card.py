@@ -16,7 +16,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, TypeGuard
 
 from stages.metrics import MEANING
-from stages.params import Params
+from stages.params import REFERENCE_FREE, Params
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 
@@ -36,7 +36,7 @@ ORDER = (
 )
 _NON_COMMERCIAL = re.compile(r"(?:^|[-_ ])nc(?:$|[-_ ])|non-?commercial", re.IGNORECASE)
 
-METHODS = {  # train.loss: in words, and the Hub's tag
+METHODS = {  # train.loss: in words (the report's too), and the Hub's tag
     "sigmoid": ("direct preference optimization (DPO)", "dpo"),
     "hinge": ("direct preference optimization with a hinge loss", "dpo"),
     "ipo": ("identity preference optimization (IPO)", "ipo"),
@@ -44,6 +44,12 @@ METHODS = {  # train.loss: in words, and the Hub's tag
     "orpo": ("odds ratio preference optimization (ORPO)", "orpo"),
     "simpo": ("simple preference optimization (SimPO)", "simpo"),
 }
+# For the losses of params.REFERENCE_FREE, here and in the report.
+NO_REFERENCE = (
+    "This loss uses no reference; the win rate and reward margin below compare with the base all "
+    "the same, on DPO's scale."
+)
+DEMO_BASE = Path("demo/model")  # made by demo/make_base.py, with the habits that DPO takes away
 
 
 @dataclass(frozen=True)
@@ -131,12 +137,13 @@ _CONTROLS = (
     ("win rate without what length explains", "win_rate_without_length"),
 )
 _DIFFERENCES = frozenset({"win_rate_over_blank", "win_rate_over_shuffled"})
-# Of these, base and adapter go into model-index: metric, its name, the metric type.
+# These go into model-index: metric, its name, the metric type.
 _INDEXED = (
     ("win_rate", "Win rate over the base model", "win_rate"),
     ("tuned_accuracy", "Preference accuracy, log-prob per token", "accuracy"),
     ("tuned_correct", "Right answers to held-out questions", "accuracy"),
 )
+_OF_QUESTIONS = "tuned_correct"  # measured on other rows than the pairs
 
 
 def render(
@@ -178,7 +185,7 @@ def render(
         "fenced": fenced,
         "literal": ascii,
         "number": lambda value: f"{value:,}",
-        "capitalized": lambda text: text[:1].upper() + text[1:],
+        "capitalized": capitalized,
         "cell": lambda text: text.replace("|", "\\|"),
     }
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -201,14 +208,17 @@ def render(
         used=formatted["kept_by_split"],
         left_out=preprocess["rows_left_out"] + sum(formatted["left_out"].values()),
         method=method,
+        no_reference=NO_REFERENCE if p.train.loss in REFERENCE_FREE else "",
         adapter_kind=str(adapter.get("peft_type", "adapter")).replace("LORA", "LoRA"),
         rank=f" of rank {adapter['r']}" if "r" in adapter else "",
         adapter_base=str(adapter.get("base_model_name_or_path")),
         peft=str(adapter.get("peft_version", "unknown")),
         base={
             "name": base_name,
-            "local": model["kind"] != "hub",
+            "local": _is_local(model),
+            "of_the_demo": _is_the_demos(p),
             "commit": model.get("commit"),
+            "revision": _revision(model),
             "licence": model.get("licence"),
             "files": len(model["files"]),
             "size": _size(sum(file["size"] for file in model["files"])),
@@ -240,7 +250,11 @@ def render(
             if key in metrics
         ],
         confidence=f"{p.evaluate.confidence * 100:g}%",
-        bracket=lambda key: _bracket(metrics, key, lambda value: f"{value:+.2f}"),
+        logps_changes=[_nats(metrics, f"{side}_logps_change") for side in ("chosen", "rejected")],
+        grew_although_chosen_fell=_is_number(metrics.get("chosen_logps_change"))
+        and metrics["chosen_logps_change"] < 0
+        and _is_number(metrics.get("reward_margin"))
+        and metrics["reward_margin"] > 0,
         configuration=without_absolute_paths(configuration),
         citations="\n\n".join(
             CITATIONS[name]
@@ -303,8 +317,11 @@ def _metadata(
         EvalResult(
             task_type="image-text-to-text",
             dataset_type=str(data["repo"] or "local"),
-            dataset_name=_data_name(data),
-            dataset_split="held out by image",  # by the pipeline; no split of the source
+            dataset_name=_data_name(data)
+            + (", its own test questions" if key == _OF_QUESTIONS else ""),
+            # The pairs' split is the pipeline's, none of the source. The library makes one entry of
+            # results that agree in type, split and revision, whatever their names.
+            dataset_split=None if key == _OF_QUESTIONS else "held out by image",
             dataset_revision=data.get("commit") if on_hub else None,
             metric_type=kind,
             metric_name=name,
@@ -325,7 +342,7 @@ def _metadata(
     ]
     _, tag = METHODS[p.train.loss]
     facts = ModelCardData(
-        base_model=base_name,
+        base_model=None if _is_local(model) else base_name,  # the field names a repository
         library_name="peft",
         pipeline_tag="image-text-to-text",
         license=licence.identifier,
@@ -368,6 +385,29 @@ def _base_name(p: Params, model: Mapping[str, Any]) -> str:
     path = source.path
     outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
     return path.name if outside else path.as_posix()
+
+
+def _is_local(model: Mapping[str, Any]) -> bool:
+    """Whether no repository of the Hub holds the base: its name there would be another model's."""
+    return bool(model["kind"] != "hub")
+
+
+def _is_the_demos(p: Params) -> bool:
+    source = p.model.source
+    return source.kind == "path" and source.path == DEMO_BASE
+
+
+def _revision(model: Mapping[str, Any]) -> str:
+    """What pins the base, to stand after its name: its commit, else the digest of its first weights
+    file, by name."""
+    weights = sorted(
+        (file for file in model["files"] if file["path"].endswith(".safetensors")),
+        key=lambda file: str(file["path"]),
+    )
+    if not model.get("commit") and weights:
+        digest = code(weights[0]["sha256"][:12])
+        return f"whose {code(weights[0]['path'])} has a SHA-256 that begins with {digest}"
+    return f"at {code(model.get('commit') or 'unknown')}"
 
 
 def _data_name(data: Mapping[str, Any]) -> str:
@@ -434,6 +474,14 @@ def _plain(metrics: Mapping[str, float], key: str) -> str:
     return f"{value:.4g}" + _bracket(metrics, key, lambda end: f"{end:.4g}")
 
 
+def _nats(metrics: Mapping[str, float], key: str) -> str:
+    """``-7.91 [-8.09, -7.73]``, always signed; empty where it is unknown."""
+    value = metrics.get(key)
+    if not _is_number(value):
+        return ""
+    return f"{value:+.2f}" + _bracket(metrics, key, lambda end: f"{end:+.2f}")
+
+
 def _bracket(metrics: Mapping[str, float], key: str, show: Any) -> str:
     ends = [metrics.get(f"{key}_{end}") for end in ("low", "high")]
     return f" [{', '.join(show(end) for end in ends)}]" if all(map(_is_number, ends)) else ""
@@ -452,6 +500,11 @@ def _size(size: int) -> str:
 
 # --------------------------------------------------------------------------------------------------
 # Text that others wrote
+
+
+def capitalized(text: str) -> str:
+    """With a capital first letter, the others as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def code(text: object) -> str:

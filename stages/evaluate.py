@@ -67,7 +67,7 @@ def main(
     )
     result = (
         measures.of_pairs(scored, p.evaluate)
-        | measures.of_length(scored)
+        | measures.of_length(scored, p.evaluate)
         | measures.of_images(scored, p.evaluate)
         | measures.of_answers(answered[answered["of"] == "pair"], p.evaluate)
         | measures.of_questions(answered[answered["of"] == "question"], p.evaluate)
@@ -106,17 +106,25 @@ def against_reference(
     """Scores of the pairs, with the margins that they have when another image is ``shown``.
 
     Raises:
-        UserError: the reference was not shown the same pairs in the same ways.
+        UserError: the tuned model's log-probs are not numbers, or the reference was not shown the
+            same pairs in the same ways.
     """
+    broken = policy[~np.isfinite(policy[["chosen_logps", "rejected_logps"]]).all(axis=1)]
+    if len(broken):
+        raise UserError(
+            f"the tuned model gives log-probs that are not finite for {len(broken)} pairs (first: "
+            f"{broken['id'].iloc[0]}); lower train.learning_rate, or set scoring.dtype to float32"
+        )
     known = pd.read_parquet(reference / "logps.parquet")
     by_way = {}
     try:
         for way, logps in policy.groupby("shown"):
             table = logps.drop(columns="shown")
-            those = [pair for pair in pairs if pair["id"] in set(table["id"])]
+            ids = set(table["id"])
+            those = [pair for pair in pairs if pair["id"] in ids]
             by_way[str(way)] = measures.score(those, table, known[known["shown"] == way], beta)
     except ValueError as error:
-        raise UserError(f"{error}; `dvc repro reference` makes {reference} anew") from None
+        raise UserError(f"{error}; `dvc repro -f reference` makes {reference} anew") from None
     return measures.with_controls(by_way.pop("own"), by_way)
 
 

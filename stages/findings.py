@@ -17,7 +17,9 @@ from stages.metrics import MEANING
 HIGH_BASE = 0.9  # base_accuracy from which there was little to learn
 LENGTH_GIVEAWAY = 0.15  # distance of longer_wins from one half
 MORE_UNFINISHED = 0.05  # rise of the share of answers that hit max_new_tokens
-NEITHER_GOOD_NOR_BAD = ("ratio", "perplexity", "loss", "bits_per_byte")  # in names of lm-eval's
+SURE = 0.05  # a change of what is right or wrong needs a p-value below this as well
+FEW_IMAGES = 30  # below, all intervals are wide or too narrow
+LOWER_IS_BETTER = ("repetition", "unfinished")  # of the project's own shares
 
 # numbers as text
 
@@ -25,7 +27,7 @@ _SHARES = (
     *("win_rate", "accuracy", "correct", "longer_wins", "length_explained"),
     *("repetition", "unfinished", "same_answers"),
 )
-_LM_EVAL_SHARES = ("acc", "exact_match", "f1", "precision", "recall", "ratio")
+_LM_EVAL_SHARES = ("acc", "exact_match", "f1", "precision", "recall", "ratio", "unclear")
 DASH = "\N{EN DASH}"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -104,12 +106,22 @@ TITLES = {
 
 def verdict(values: Mapping[str, Any], key: str, null: float = 0.0) -> str:
     """``better`` if the metric's whole interval is above ``null``, ``worse`` if all of it is
-    below; ``unclear`` otherwise, and where there is no interval.
+    below; ``unclear`` otherwise, and where there is no interval. Where the metric has a p-value
+    of McNemar's test, that must be below ``SURE`` too: with few changed pairs a bootstrap leaves
+    0 out too easily.
     """
     low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
+    p_value = values.get(key.replace("/change", "/p_value").replace("_change", "_p_value"))
+    if "change" in key and is_known(p_value) and p_value >= SURE:
+        return "unclear"
     if is_known(low) and low > null:
         return "better"
     return "worse" if is_known(high) and high < null else "unclear"
+
+
+def turned(found: str) -> str:
+    """A verdict on a metric of which less is better."""
+    return {"better": "worse", "worse": "better"}.get(found, found)
 
 
 def headline(values: Mapping[str, Any]) -> str:
@@ -150,16 +162,19 @@ class Concern:
 
 RULES = (
     "“Raised” or “better” needs a whole interval on the good side, “worse” a whole interval on the "
-    "bad side; everything else is “not clear”.",
-    "A warning is given where chosen_logps_change is below 0; where the interval of "
-    "accuracy_change, correct_change or an lm-eval change is all below 0 (lm-eval metrics named "
-    f"{', '.join(NEITHER_GOOD_NOR_BAD)} aside); where win_rate_over_blank or "
-    "win_rate_over_shuffled is not above 0 with its whole interval; where a slice's win rate is "
-    "below one half with its whole interval; where the tuned model's repetition is above the "
-    "base's, interval by interval; where the share of unfinished answers rose by more than "
+    "bad side, and for what is right or wrong a p-value of McNemar's test below "
+    f"{SURE:g} as well; everything else is “not clear”.",
+    "A warning is given where chosen_logps_change is below 0; where accuracy_change or "
+    "correct_change is “worse”; where a task of lm-eval is, with a p-value below "
+    f"{SURE:g} divided by the number of its metrics that can be judged; where the win rate with a "
+    "blank or another image is above one half with its whole interval, or the win rate is and "
+    "win_rate_over_blank or win_rate_over_shuffled is not above 0; where a slice's win rate is "
+    "below one half with its whole interval; where repetition_change is above 0 with its whole "
+    "interval; where the share of unfinished answers rose by more than "
     f"{100 * MORE_UNFINISHED:.0f} points.",
     f"A note is given where base_accuracy is {percent(HIGH_BASE, 0)} or more; where longer_wins is "
-    f"more than {100 * LENGTH_GIVEAWAY:.0f} points from one half; where pairs are tied.",
+    f"more than {100 * LENGTH_GIVEAWAY:.0f} points from one half; where pairs are tied; where "
+    f"there are fewer than {FEW_IMAGES} test images.",
 )
 
 
@@ -195,19 +210,33 @@ def _change_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
     ):
         if verdict(values, key) == "worse":
             yield Concern(True, f"{what}: {with_interval(values, key)}.")
-    for row in lm_eval(values):
-        if row.verdict == "worse":
+    tasks = lm_eval(values)
+    judged = sum(row.p_value is not None for row in tasks)
+    for row in tasks:
+        sure = row.p_value is None or row.p_value < SURE / judged
+        if row.verdict == "worse" and sure:
             yield Concern(True, f"{row.task} got worse: {row.metric} {row.change}.")
 
 
 def _image_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
+    wins = values.get("win_rate")
     for image, what in (("blank", "a blank image"), ("shuffled", "another pair's image")):
-        key = f"win_rate_over_{image}"
-        if is_known(values.get(key)) and verdict(values, key) != "better":
+        key, over = f"win_rate_{image}", f"win_rate_over_{image}"
+        if verdict(values, key, 0.5) == "better" and is_known(wins) and wins > 0.5:
             yield Concern(
                 True,
-                "The model may not look at the image: its win rate is not clearly higher than with "
-                f"{what} ({with_interval(values, key)}).",
+                f"Some pairs are won without looking: with {what} the win rate is still "
+                f"{with_interval(values, key)}.",
+            )
+        elif (
+            verdict(values, "win_rate", 0.5) == "better"
+            and is_known(values.get(over))
+            and verdict(values, over) != "better"
+        ):
+            yield Concern(
+                True,
+                "Nothing shows that the preference depends on the image: the win rate is not "
+                f"clearly higher than with {what} ({with_interval(values, over)}).",
             )
 
 
@@ -223,29 +252,18 @@ def _slice_concerns(slices: pd.DataFrame | None) -> Iterable[Concern]:
 
 
 def _answer_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
-    low, high = values.get("tuned_repetition_low"), values.get("base_repetition_high")
-    if is_known(low) and is_known(high) and low > high:
+    if verdict(values, "repetition_change") == "better":  # more of it
         yield Concern(
             True,
             f"Answers repeat themselves more: {with_interval(values, 'tuned_repetition')}, the "
             f"base's {with_interval(values, 'base_repetition')}.",
         )
-    base, tuned = (share_of(values, f"{model}_unfinished") for model in ("base", "tuned"))
-    if base is not None and tuned is not None and tuned - base > MORE_UNFINISHED:
+    base, tuned = (values.get(f"{model}_unfinished") for model in ("base", "tuned"))
+    if is_known(base) and is_known(tuned) and tuned - base > MORE_UNFINISHED:
         yield Concern(
             True,
             f"More answers do not come to an end: {percent(tuned)}, the base's {percent(base)}.",
         )
-
-
-def share_of(values: Mapping[str, Any], key: str) -> float | None:
-    """A metric that counts answers or is already their share, as a share."""
-    value, answers = values.get(key), values.get("answers")
-    if not is_known(value):
-        return None
-    if not isinstance(value, int):
-        return float(value)
-    return value / answers if is_known(answers) and answers else None
 
 
 def _notes(values: Mapping[str, Any]) -> Iterable[Concern]:
@@ -264,6 +282,9 @@ def _notes(values: Mapping[str, Any]) -> Iterable[Concern]:
             f"Length gives chosen away: always preferring the {which} answer is right in "
             f"{percent(max(longer, 1 - longer))} of the pairs. Part of the wins may be length.",
         )
+    images = values.get("images")
+    if is_known(images) and images < FEW_IMAGES:
+        yield Concern(False, f"Few test images ({images:,}): read every figure with great care.")
     if values.get("ties"):
         yield Concern(
             False, f"{values['ties']:,} pairs are tied (margin exactly 0) and count as half a win."
@@ -282,6 +303,7 @@ CONTROLS = {
     "longer_wins": "Far from 50%: length alone tells chosen from rejected.",
     "length_explained": "Large: the margins follow from the difference in length.",
     "win_rate_without_length": "Far below the win rate: much of it is length.",
+    "win_rate_at_equal_length": "Far below the win rate: much of it is length.",
     "win_rate_chosen_shorter": "Far below the win rate: the model prefers longer answers.",
     "win_rate_equal_length": "Far below the win rate: it needs length to tell the two apart.",
     "win_rate_chosen_longer": "Far above the win rate: the model prefers longer answers.",
@@ -344,6 +366,7 @@ class Task:
     tuned: str
     change: str
     verdict: str
+    p_value: float | None
 
 
 def comparisons(values: Mapping[str, Any]) -> list[Comparison]:
@@ -367,11 +390,18 @@ def comparisons(values: Mapping[str, Any]) -> list[Comparison]:
                 tuned_interval=interval(values, tuned),
                 change=shown(change, difference[change]),
                 change_interval=interval(values, change),
-                verdict=verdict(values, change) if is_share(stem) else "unclear",
+                verdict=_judged(values, stem),
                 bars=bars(values, key, tuned),
             )
         )
     return rows
+
+
+def _judged(values: Mapping[str, Any], stem: str) -> str:
+    if not is_share(stem):
+        return "unclear"  # longer answers are neither better nor worse
+    found = verdict(values, change_key(stem))
+    return turned(found) if stem in LOWER_IS_BETTER else found
 
 
 def change_key(stem: str) -> str:
@@ -433,9 +463,10 @@ def lm_eval(values: Mapping[str, Any]) -> list[Task]:
             continue
         stem = key.removesuffix("/base")
         _, task, metric = stem.split("/", 2)
-        # Bounds of the change stand beside it: .../change_low
-        change = f"{stem}/change"
-        judged = not any(name in metric for name in NEITHER_GOOD_NOR_BAD)
+        change = f"{stem}/change"  # its bounds stand beside it: .../change_low
+        better = values.get(f"{stem}/higher_is_better")
+        found = verdict(values, change) if better is not None else "unclear"
+        p_value = values.get(f"{stem}/p_value") if better is not None else None
         rows.append(
             Task(
                 task,
@@ -443,7 +474,8 @@ def lm_eval(values: Mapping[str, Any]) -> list[Task]:
                 shown(key, values[key]),
                 shown(f"{stem}/tuned", values.get(f"{stem}/tuned")),
                 with_interval(values, change),
-                verdict(values, change) if judged else "unclear",
+                turned(found) if better == 0 else found,
+                p_value if is_known(p_value) else None,
             )
         )
     return rows

@@ -1,4 +1,8 @@
-"""Pairs and questions to look at: most won, lost and changed, newly right and newly wrong."""
+"""Pairs and questions to look at: most won, lost and changed, newly right and newly wrong.
+
+Pairs are chosen among all scored ones. Own answers are beside those that the models were asked,
+which may be a small sample (``evaluate.generation.prompts``).
+"""
 
 import base64
 import io
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages import formatted
 from stages.findings import is_known, number, records, signed, text_of
 
 LONG_TEXT = 320  # characters; longer ones are folded
@@ -30,15 +35,17 @@ PARTS = (
 def extremes(
     scores: pd.DataFrame, answers: pd.DataFrame, size: int
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Won, lost and changed pairs, at most ``size`` each, of those that both models answered."""
-    columns = ["id", "question", "image", "base_answer", "tuned_answer"]
-    given = answers[answers["of"] == "pair"] if "of" in answers else answers
-    given = given.reindex(columns=columns).dropna(subset=["base_answer", "tuned_answer"])
-    both = scores.merge(given, on="id", how="inner").sort_values("id", kind="stable")
-    margin = both["reward_margin"]
-    won = both[margin > 0].sort_values("reward_margin", ascending=False, kind="stable").head(size)
-    lost = both[margin < 0].sort_values("reward_margin", kind="stable").head(size)
-    rest = both[~both["id"].isin([*won["id"], *lost["id"]])]
+    """Won, lost and changed pairs, at most ``size`` each, of all scored ones.
+
+    ``base_answer`` and ``tuned_answer`` stand beside them, missing where a pair was not asked.
+    """
+    given = answers.loc[answers["of"] == "pair", ["id", "base_answer", "tuned_answer"]]
+    pairs = scores.merge(given, on="id", how="left", validate="1:1")
+    pairs = pairs.sort_values("id", kind="stable")
+    margin = pairs["reward_margin"]
+    won = pairs[margin > 0].sort_values("reward_margin", ascending=False, kind="stable").head(size)
+    lost = pairs[margin < 0].sort_values("reward_margin", kind="stable").head(size)
+    rest = pairs[~pairs["id"].isin([*won["id"], *lost["id"]])]
     flipped = rest[np.sign(rest["base_margin"]) != np.sign(rest["tuned_margin"])]
     change = (flipped["tuned_margin"] - flipped["base_margin"]).abs()
     changed = flipped.loc[change.sort_values(ascending=False, kind="stable").index].head(size)
@@ -60,14 +67,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """One pair: texts, and (base, tuned) log-probs per token of chosen and of rejected."""
+    """One pair: texts, and (base, tuned) log-probs per token of chosen and of rejected.
+
+    An own answer is ``None`` where the model was not asked.
+    """
 
     id: str
     question: str
     chosen: str
     rejected: str
-    base_answer: str
-    tuned_answer: str
+    base_answer: str | None
+    tuned_answer: str | None
     base_is: str
     tuned_is: str
     chosen_logps: tuple[str, str]
@@ -86,10 +96,14 @@ def card(
     pair: Mapping[str, Any] | None,
     image: Callable[[str], bytes | None],
 ) -> Card:
-    """A card of a row of ``gallery`` and of the formatted pair that it is about."""
+    """A card of a row of ``extremes`` and of the formatted pair that it is about, which has the
+    texts and the image's name."""
     chosen = pair["chosen"]["content"] if pair else ""
     rejected = pair["rejected"]["content"] if pair else ""
-    question = text_of(row["question"])
+    question = (
+        pair["messages"][0]["content"].removeprefix(formatted.IMAGE_PLACEHOLDER) if pair else ""
+    )
+    base_answer, tuned_answer = (_own_answer(row[f"{model}_answer"]) for model in ("base", "tuned"))
     logps = {
         side: tuple(
             number(_per_token(row[f"{prefix}_{side}_logps"], row[f"{side}_tokens"]))
@@ -110,10 +124,10 @@ def card(
         question=question,
         chosen=chosen,
         rejected=rejected,
-        base_answer=str(row["base_answer"]),
-        tuned_answer=str(row["tuned_answer"]),
-        base_is=same_as(row["base_answer"], chosen, rejected),
-        tuned_is=same_as(row["tuned_answer"], chosen, rejected),
+        base_answer=base_answer,
+        tuned_answer=tuned_answer,
+        base_is=same_as(base_answer, chosen, rejected),
+        tuned_is=same_as(tuned_answer, chosen, rejected),
         chosen_logps=(logps["chosen"][0], logps["chosen"][1]),
         rejected_logps=(logps["rejected"][0], logps["rejected"][1]),
         margin=signed(row["reward_margin"], 2),
@@ -122,8 +136,12 @@ def card(
         controls=", ".join(blind),
         kind=text_of(row.get("kind")),
         alt=alt_text(question, chosen),
-        picture=picture(image(str(row["image"]))),
+        picture=picture(image(pair["images"][0])) if pair else None,
     )
+
+
+def _own_answer(answer: Any) -> str | None:
+    return None if answer is None or answer != answer else str(answer)
 
 
 def _per_token(logps: Any, tokens: Any) -> float:
@@ -134,10 +152,10 @@ def _first(order: float) -> str:
     return "neither" if order == 0 else "chosen" if order > 0 else "rejected"
 
 
-def same_as(answer: str, chosen: str, rejected: str) -> str:
+def same_as(answer: str | None, chosen: str, rejected: str) -> str:
     """Whether a generated answer is one of the two, white space at the ends aside."""
     for name, text in (("chosen", chosen), ("rejected", rejected)):
-        if text and answer.strip() == text.strip():
+        if answer and text and answer.strip() == text.strip():
             return f"same as {name}"
     return ""
 

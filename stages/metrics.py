@@ -53,6 +53,7 @@ MEANING = {
     "pairs_chosen_longer": "pairs whose chosen has more tokens",
     "win_rate_chosen_longer": "win rate where chosen has more tokens",
     "win_rate_without_length": "win rate of what remains of the margins after a fit to length",
+    "win_rate_at_equal_length": "win rate at equal length, by a logistic fit to the difference",
     "length_explained": "share of the margins' variance that the difference in length explains",
     # controls: the image
     "control_pairs": "test pairs that were scored again with another image in place of their own",
@@ -66,13 +67,17 @@ MEANING = {
     "answers": "questions of test pairs that both models answered greedily",
     "base_answer_tokens": "mean length of the base's answers in tokens",
     "tuned_answer_tokens": "mean length of the tuned model's answers in tokens",
+    "answer_tokens_change": "tuned_answer_tokens - base_answer_tokens, question by question",
     "base_repetition": "mean share of the base's word 4-grams that its answer had already said",
     "tuned_repetition": "mean share of the tuned model's word 4-grams that were already said",
+    "repetition_change": "tuned_repetition - base_repetition, question by question",
     "base_unfinished": "share of the base's answers that max_new_tokens cut",
     "tuned_unfinished": "share of the tuned model's answers that max_new_tokens cut",
+    "unfinished_change": "tuned_unfinished - base_unfinished, question by question",
     "same_answers": "share of questions to which both gave the same answer",
     # graded answers
     "questions": "held-out questions with known answers that both models answered",
+    "constant_correct": "share that always giving the most frequent true answer gets right",
     "base_correct": "share of the questions that the base answers correctly",
     "tuned_correct": "share of the questions that the tuned model answers correctly",
     "correct_change": "tuned_correct - base_correct, question by question",
@@ -91,6 +96,11 @@ WITH_INTERVAL = (
     "base_accuracy_summed",
     "tuned_accuracy_summed",
     "accuracy_change_summed",
+    "longer_wins",
+    "win_rate_chosen_shorter",
+    "win_rate_equal_length",
+    "win_rate_chosen_longer",
+    "win_rate_without_length",
     "win_rate_blank",
     "win_rate_over_blank",
     "tuned_accuracy_blank",
@@ -99,23 +109,34 @@ WITH_INTERVAL = (
     "tuned_accuracy_shuffled",
     "base_answer_tokens",
     "tuned_answer_tokens",
+    "answer_tokens_change",
     "base_repetition",
     "tuned_repetition",
+    "repetition_change",
+    "base_unfinished",
+    "tuned_unfinished",
+    "unfinished_change",
     "base_correct",
     "tuned_correct",
     "correct_change",
+)
+# Those that are the share of something, with an interval that can be Wilson's.
+RATES = frozenset(
+    key
+    for key in WITH_INTERVAL
+    if not any(part in key for part in ("_change", "_over_", "margin", "tokens", "repetition"))
 )
 # Keys that a run can lack: it has no such pairs, or was told to make none.
 OPTIONAL = frozenset(
     {
         *("win_rate_chosen_shorter", "win_rate_equal_length", "win_rate_chosen_longer"),
-        *("win_rate_without_length", "length_explained"),
+        *("win_rate_without_length", "win_rate_at_equal_length", "length_explained"),
         *(
             key
             for key in MEANING
             if key.endswith(("_blank", "_shuffled")) or key == "control_pairs"
         ),
-        *(key for key in MEANING if key.endswith(("_answer_tokens", "_repetition", "_unfinished"))),
+        *(k for k in MEANING if any(w in k for w in ("answer_tokens", "repetition", "unfinished"))),
         *("answers", "same_answers"),
         *("questions", *(key for key in MEANING if "correct" in key)),
     }
@@ -237,16 +258,19 @@ def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     return ordered(values | _with_intervals(means, scores["group"], settings))
 
 
-def of_length(scores: pd.DataFrame) -> dict[str, float]:
-    """What length could explain of the win rate. No rate where a group has too few images, and no
-    fit where all pairs have the same difference in length.
+def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
+    """What length could explain of the win rate. A group with too few images has no rate, and
+    nothing is fitted where no difference in length is 0 or around it.
     """
     difference = scores["chosen_tokens"] - scores["rejected_tokens"]
-    values: dict[str, float] = {
-        "longer_wins": statistics.longer_wins(
-            scores["chosen_tokens"], scores["rejected_tokens"]
-        ).rate
-    }
+    values: dict[str, float] = {}
+    means = {"longer_wins": statistics.outcomes(difference)}
+    if scores["group"].nunique() >= ENOUGH_IMAGES and difference.min() <= 0 <= difference.max():
+        control = statistics.length_control(scores["reward_margin"], difference)
+        means["win_rate_without_length"] = statistics.outcomes(control.residual)
+        values["win_rate_at_equal_length"] = control.logistic_rate
+        values["length_explained"] = control.explained
+    values |= _with_intervals(means, scores["group"], settings)
     for name, those in (
         ("chosen_shorter", scores[difference < 0]),
         ("equal_length", scores[difference == 0]),
@@ -254,13 +278,8 @@ def of_length(scores: pd.DataFrame) -> dict[str, float]:
     ):
         values[f"pairs_{name}"] = len(those)
         if those["group"].nunique() >= ENOUGH_IMAGES:
-            values[f"win_rate_{name}"] = statistics.win_rate(those["reward_margin"]).rate
-    if difference.nunique() > 1 or (difference == 0).all():
-        control = statistics.length_control(scores["reward_margin"], difference)
-        values |= {
-            "win_rate_without_length": control.result.rate,
-            "length_explained": control.explained,
-        }
+            wins = {f"win_rate_{name}": statistics.outcomes(those["reward_margin"])}
+            values |= _with_intervals(wins, those["group"], settings)
     return ordered(values)
 
 
@@ -287,21 +306,22 @@ def of_answers(answers: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     """
     if answers.empty:
         return {}
-    means = {f"{model}_answer_tokens": answers[f"{model}_tokens"].astype(float) for model in MODELS}
-    means |= {
-        f"{model}_repetition": answers[f"{model}_answer"].map(grading.repetition)
-        for model in MODELS
-    }
+    means: dict[str, Any] = {}
+    for name, of_model in (
+        ("answer_tokens", lambda model: answers[f"{model}_tokens"].astype(float)),
+        ("repetition", lambda model: answers[f"{model}_answer"].map(grading.repetition)),
+        ("unfinished", lambda model: 1.0 - answers[f"{model}_finished"].astype(float)),
+    ):
+        base, tuned = (of_model(model) for model in MODELS)
+        means |= {f"base_{name}": base, f"tuned_{name}": tuned, f"{name}_change": tuned - base}
     values: dict[str, float] = {"answers": len(answers)}
-    values |= {
-        f"{model}_unfinished": float(1 - answers[f"{model}_finished"].mean()) for model in MODELS
-    }
     values["same_answers"] = float((answers["base_answer"] == answers["tuned_answer"]).mean())
     return ordered(values | _with_intervals(means, answers["image"], settings))
 
 
 def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
-    """Right answers, from graded ones: columns ``image``, ``base_correct``, ``tuned_correct``.
+    """Right answers, from graded ones: columns ``image``, ``truth``, ``base_correct``,
+    ``tuned_correct``.
 
     Empty where the data set knows no true answers.
     """
@@ -312,6 +332,7 @@ def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     means = {"base_correct": base, "tuned_correct": tuned, "correct_change": tuned - base}
     values: dict[str, float] = {
         "questions": len(graded),
+        "constant_correct": float(graded["truth"].value_counts(normalize=True).max()),
         "correct_gained": test.gained,
         "correct_lost": test.lost,
         "correct_p_value": test.p_value,
@@ -322,7 +343,9 @@ def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
 def _with_intervals(
     means: Mapping[str, Any], groups: "pd.Series[Any]", settings: Evaluate
 ) -> dict[str, float]:
-    """Means with their intervals; without intervals where all rows share one image."""
+    """Means with their intervals; without intervals where all rows share one image. Those of
+    ``RATES`` by ``statistics.rate_bounds``.
+    """
     if groups.nunique() < 2:
         return {name: float(np.mean(values)) for name, values in means.items()}
     found = statistics.bootstrap_intervals(
@@ -334,11 +357,10 @@ def _with_intervals(
     )
     flat: dict[str, float] = {}
     for name, interval in found.items():
-        flat |= {
-            name: interval.estimate,
-            f"{name}_low": interval.low,
-            f"{name}_high": interval.high,
-        }
+        low, high = interval.low, interval.high
+        if name in RATES:
+            low, high = statistics.rate_bounds(interval, settings.confidence)
+        flat |= {name: interval.estimate, f"{name}_low": low, f"{name}_high": high}
     return flat
 
 
@@ -353,8 +375,8 @@ def ordered(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
-    """The headline, and a note where chosen answers lost probability, or where the image is of no
-    matter.
+    """The headline, and a note where chosen answers lost probability, or where pairs are won
+    without the image.
     """
     interval = (
         f" [{metrics['win_rate_low']:.3f}, {metrics['win_rate_high']:.3f}]"
@@ -378,9 +400,9 @@ def in_words(metrics: Mapping[str, float]) -> str:
             "holds them up"
         )
     for way, what in (("blank", "a blank image"), ("shuffled", "another pair's image")):
-        if metrics.get(f"win_rate_over_{way}_low", 1) <= 0:
+        if metrics.get(f"win_rate_{way}_low", 0) > 0.5:
             lines.append(
-                f"note: with {what} the win rate is {metrics[f'win_rate_{way}']:.3f}, which can't "
-                "be told from the real one: the policy may prefer chosen without looking"
+                f"note: with {what} the win rate is still {metrics[f'win_rate_{way}']:.3f}: that "
+                "much needs no look at the image"
             )
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """Did anything get worse? What lm-eval's tasks gave for the base, against the tuned model."""
 
+import numpy as np
+
 from stages import statistics, tasks
 from stages.errors import UserError
 from stages.params import Evaluate
@@ -9,10 +11,10 @@ def comparison(base: tasks.Results, tuned: tasks.Results, settings: Evaluate) ->
     """Every figure of base and of tuned, and the change, under flat keys.
 
     ``lm_eval/<task>/<metric>/`` and then ``base``, ``tuned``, ``change`` (tuned - base, in the
-    metric's unit), ``change_low`` and ``change_high``. The interval is of the mean over documents
-    of the paired differences, by a bootstrap of images (``statistics.bootstrap_intervals``), so it
-    is there only for metrics that are such means, and only where documents show at least two
-    different images.
+    metric's unit), and ``higher_is_better`` (1 or 0) where lm-eval says which it is. For a metric
+    that is a mean over documents, of at least ``statistics.FEW_GROUPS`` different images, there are
+    ``change_low`` and ``change_high``, from a bootstrap of images of the paired differences; and
+    where its values are right or wrong, ``gained``, ``lost`` and the ``p_value`` of McNemar's test.
 
     Raises:
         UserError: base and tuned did not answer the same documents.
@@ -21,29 +23,40 @@ def comparison(base: tasks.Results, tuned: tasks.Results, settings: Evaluate) ->
     before, after = tasks.outcomes(base), tasks.outcomes(tuned)
     flat: dict[str, float] = {}
     for task in sorted(before.keys() & after.keys()):
-        outcome = after[task]
+        old, new = before[task], after[task]
         paired = {
-            metric: [new - old for old, new in zip(before[task].values[metric], new_, strict=True)]
-            for metric, new_ in outcome.values.items()
-            if len(before[task].values.get(metric, ())) == len(new_) == outcome.documents
+            metric: (np.array(old.values[metric]), np.array(values))
+            for metric, values in new.values.items()
+            if len(old.values.get(metric, ())) == len(values) == new.documents
         }
         intervals = {}
-        if paired and len(set(outcome.clusters)) > 1:
+        if paired and len(set(new.clusters)) >= statistics.FEW_GROUPS:
             intervals = statistics.bootstrap_intervals(
-                paired,
-                outcome.clusters,
+                {metric: last - first for metric, (first, last) in paired.items()},
+                new.clusters,
                 seed=settings.seed,
                 resamples=settings.resamples,
                 level=settings.confidence,
             )
-        for metric in sorted(outcome.metrics.keys() & before[task].metrics.keys()):
-            key = f"lm_eval/{task}/{metric}"
-            old, new = before[task].metrics[metric], outcome.metrics[metric]
-            flat |= {f"{key}/base": old, f"{key}/tuned": new, f"{key}/change": new - old}
+        for metric in sorted(new.metrics.keys() & old.metrics.keys()):
+            first, last = old.metrics[metric], new.metrics[metric]
+            found = {"base": first, "tuned": last, "change": last - first}
             if metric in intervals:
-                flat[f"{key}/change_low"] = intervals[metric].low
-                flat[f"{key}/change_high"] = intervals[metric].high
-    return {key: float(f"{value:.6g}") for key, value in flat.items()}
+                found |= {
+                    "change_low": intervals[metric].low,
+                    "change_high": intervals[metric].high,
+                }
+                if all(np.isin(values, (0.0, 1.0)).all() for values in paired[metric]):
+                    test = statistics.mcnemar(*paired[metric])
+                    found |= {"gained": test.gained, "lost": test.lost, "p_value": test.p_value}
+            better = new.higher_is_better.get(metric)
+            if better is not None:
+                found["higher_is_better"] = int(better)
+            flat |= {f"lm_eval/{task}/{metric}/{what}": value for what, value in found.items()}
+    return {
+        key: float(f"{value:.6g}") if isinstance(value, float) else value
+        for key, value in flat.items()
+    }
 
 
 def _same_documents(base: tasks.Results, tuned: tasks.Results) -> None:

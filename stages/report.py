@@ -353,9 +353,11 @@ def method(inputs: Inputs) -> list[tuple[str, str]]:
     if training.get("quantization_bit"):
         tuning += f", base in {training['quantization_bit']} bits"
     extra = training.get("pref_ftx")
+    words, _ = card.METHODS.get(str(training.get("pref_loss")), ("", ""))
     loss = f"{training.get('pref_loss', DASH)}, beta {training.get('pref_beta', DASH)}"
     if extra:
         loss += f", plus {extra} times the SFT loss on chosen"
+    reference = card.NO_REFERENCE if training.get("pref_loss") in params.REFERENCE_FREE else ""
     schedule = [
         f"{last:,} steps" if last else "",
         f"{training['num_train_epochs']} epochs" if "num_train_epochs" in training else "",
@@ -374,8 +376,9 @@ def method(inputs: Inputs) -> list[tuple[str, str]]:
     return [
         (name, text)
         for name, text in (
-            ("Method", str(training.get("stage", "")).upper()),
+            ("Method", card.capitalized(words)),
             ("Loss", loss),
+            ("Reference", reference),
             ("Adapter", tuning),
             ("Training", ", ".join(part for part in schedule if part)),
             ("Test", tested),

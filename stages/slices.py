@@ -11,9 +11,6 @@ from stages.metrics import ENOUGH_IMAGES
 from stages.params import Evaluate
 
 BINS = 4  # of a number, each with about equally many pairs
-# Images; with fewer the bootstrap's interval is too narrow, and Wilson's stands in its place. So it
-# does where all pairs agree, and the bootstrap's has no width.
-ENOUGH_FOR_BOOTSTRAP = 30
 TOO_FEW = "too few pairs"
 
 
@@ -37,27 +34,22 @@ def _figures(part: pd.DataFrame, settings: Evaluate) -> dict[str, Any]:
     if images < ENOUGH_IMAGES:
         nothing = ("win_rate", "win_rate_low", "win_rate_high", "base_accuracy", "tuned_accuracy")
         return dict.fromkeys(nothing) | {"note": TOO_FEW}
-    rate = statistics.win_rate(part["reward_margin"]).rate
-    if images < ENOUGH_FOR_BOOTSTRAP or rate in (0, 1):
-        low, high = statistics.wilson_interval(rate * images, images, settings.confidence)
-        note = "Wilson's interval"
-    else:
-        interval = statistics.bootstrap_interval(
-            statistics.outcomes(part["reward_margin"]),
-            part["group"].to_numpy(),
-            seed=settings.seed,
-            resamples=settings.resamples,
-            level=settings.confidence,
-        )
-        low, high, note = interval.low, interval.high, ""
+    interval = statistics.bootstrap_interval(
+        statistics.outcomes(part["reward_margin"]),
+        part["group"].to_numpy(),
+        seed=settings.seed,
+        resamples=settings.resamples,
+        level=settings.confidence,
+    )
+    low, high = statistics.rate_bounds(interval, settings.confidence)
     figures = {
-        "win_rate": rate,
+        "win_rate": interval.estimate,
         "win_rate_low": low,
         "win_rate_high": high,
         "base_accuracy": statistics.win_rate(part["base_margin"]).rate,
         "tuned_accuracy": statistics.win_rate(part["tuned_margin"]).rate,
     }
-    return {name: float(f"{value:.6g}") for name, value in figures.items()} | {"note": note}
+    return {name: float(f"{value:.6g}") for name, value in figures.items()} | {"note": ""}
 
 
 def _parts(scores: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+FEW_GROUPS = 30  # with fewer, percentile intervals are too narrow
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _CELLS = 2_000_000  # of a chunk of resamples times groups: 16 MB, which stays near the cache
 
@@ -57,22 +58,13 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class Bin:
-    """The pairs whose length difference is in [``low``, ``high``), the last bin's end too."""
-
-    low: float
-    high: float
-    result: WinRate
-
-
-@dataclass(frozen=True)
 class LengthControl:
-    """What length explains of the margins; see ``length_control``."""
+    """What length explains of the margins; see ``length_control``. ``residual`` has shape (n,)."""
 
     slope: float
     intercept: float
     explained: float
-    result: WinRate
+    residual: Floats
     logistic_rate: float
 
 
@@ -286,6 +278,16 @@ def wilson_interval(successes: float, n: int, level: float = LEVEL) -> tuple[flo
     return float(low), float(high)
 
 
+def rate_bounds(interval: Interval, level: float = LEVEL) -> tuple[float, float]:
+    """(low, high) of a share's ``interval``: the bootstrap's, or Wilson's with each group as one
+    trial where the bootstrap's can't be trusted: with fewer than ``FEW_GROUPS`` groups, and at a
+    rate of 0 or 1, where it has no width.
+    """
+    if interval.groups >= FEW_GROUPS and 0 < interval.estimate < 1:
+        return interval.low, interval.high
+    return wilson_interval(interval.estimate * interval.groups, interval.groups, level)
+
+
 def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
     """Exact two-sided McNemar test that a change gains as many pairs as it loses.
 
@@ -333,46 +335,13 @@ def longer_wins(chosen_lengths: ArrayLike, rejected_lengths: ArrayLike) -> WinRa
     return win_rate(chosen - rejected)
 
 
-def win_rate_by_bin(
-    margins: ArrayLike, length_differences: ArrayLike, bins: int = 5, edges: ArrayLike | None = None
-) -> list[Bin]:
-    """The win rate in each bin of the length difference (chosen - rejected, in any unit), in
-    order.
-
-    Bins hold about equally many pairs: their edges are quantiles, equal ones merged, so there may
-    be fewer than ``bins``; bins without pairs are left out. ``edges`` (increasing, covering all)
-    sets them.
-    """
-    values, lengths = _columns(margins=margins, length_differences=length_differences)
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
-    if edges is None:
-        ends = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)))
-        ends = np.repeat(ends, 2) if len(ends) == 1 else ends
-    else:
-        (ends,) = _columns(edges=edges)
-        if len(ends) < 2 or (np.diff(ends) <= 0).any():
-            raise ValueError("edges: at least two are needed, each above the one before")
-        if lengths.min() < ends[0] or lengths.max() > ends[-1]:
-            raise ValueError(
-                f"edges: they end at {ends[0]:g} and {ends[-1]:g}, but length_differences "
-                f"run from {lengths.min():g} to {lengths.max():g}"
-            )
-    place = np.clip(np.searchsorted(ends, lengths, side="right") - 1, 0, len(ends) - 2)
-    return [
-        Bin(float(ends[i]), float(ends[i + 1]), win_rate(values[place == i]))
-        for i in range(len(ends) - 1)
-        if (place == i).any()
-    ]
-
-
 def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthControl:
     """How the margin looks after removing what the length difference d (chosen - rejected)
     explains.
 
     Least squares: margin = intercept + slope · d. ``intercept`` is the mean margin at equal
-    length, in the margin's unit; ``explained`` the share R² of its variance; ``result`` the win
-    rate of margin - slope · d. Logistic: P(win) = sigmoid(a + b·d/s), s the root mean square of
+    length, in the margin's unit; ``explained`` the share R² of its variance; ``residual`` is
+    margin - slope · d. Logistic: P(win) = sigmoid(a + b·d/s), s the root mean square of
     d; ``logistic_rate`` is sigmoid(a), the win rate at equal length. Both coefficients have a
     Normal(0, 10²) prior, which keeps the fit finite where one side wins everything and moves it
     by less than 0.001 elsewhere at n ≥ 100.
@@ -393,13 +362,12 @@ def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthC
         slope = float(spread @ values / (spread @ spread))
     intercept = float(values.mean() - slope * lengths.mean())
     residual = values - slope * lengths
+    residual[np.abs(residual) <= 1e-9 * np.abs(values).max()] = 0.0  # rounding is no preference
     # The variance can underflow to 0 for margins that differ in the last bit only.
     total = float(np.square(values - values.mean()).sum())
     left = float(np.square(residual - residual.mean()).sum())
     explained = min(1.0, max(0.0, 1 - left / total)) if total > 0 else 0.0
-    return LengthControl(
-        slope, intercept, explained, win_rate(residual), _rate_at_0(values, lengths)
-    )
+    return LengthControl(slope, intercept, explained, residual, _rate_at_0(values, lengths))
 
 
 def summary(values: ArrayLike, quantiles: Sequence[float] = QUANTILES) -> Summary:

@@ -39,7 +39,7 @@ LOCAL = {
     "licence": None,
     "files": [
         {"path": "config.json", "size": 1_000, "sha256": "0"},
-        {"path": "model.safetensors", "size": 2_906_512, "sha256": "0"},
+        {"path": "model.safetensors", "size": 2_906_512, "sha256": "0123456789abcdef" * 4},
     ],
 }
 QWEN = LOCAL | {
@@ -54,6 +54,7 @@ METRICS: dict[str, float] = {
     "win_rate": 0.98373,
     "win_rate_low": 0.973717,
     "win_rate_high": 0.992491,
+    "reward_margin": 0.836794,
     "base_accuracy": 0.724656,
     "tuned_accuracy": 0.98373,
     "accuracy_change": 0.259074,
@@ -63,6 +64,8 @@ METRICS: dict[str, float] = {
 MORE = {
     "chosen_logps_change": -1.5,
     "rejected_logps_change": -7.9,
+    "rejected_logps_change_low": -8.1,
+    "rejected_logps_change_high": -7.7,
     "questions": 1000,
     "base_correct": 0.395,
     "tuned_correct": 0.929,
@@ -181,14 +184,68 @@ def test_the_index_has_the_measured_values_and_only_those(rendered):
     assert len(more) == 4
 
 
-def test_the_demo_is_called_what_it_is_and_no_data_set_of_the_hub_is_named(rendered):
-    text = rendered()
+def test_the_index_tells_pairs_held_out_by_image_from_the_own_questions_of_the_data(four_b):
+    found = metadata(four_b(metrics=METRICS | MORE))["model-index"][0]["results"]
+    datasets = {
+        metric["name"]: {key: value for key, value in result["dataset"].items() if key != "type"}
+        for result in found
+        for metric in result["metrics"]
+    }
+    pairs = {"name": TOPICS["repo"], "split": "held out by image", "revision": "8" * 40}
+    assert datasets["Win rate over the base model"] == pairs
+    assert datasets["Preference accuracy, log-prob per token"] == pairs
+    assert datasets["Right answers to held-out questions"] == {
+        "name": f"{TOPICS['repo']}, its own test questions",
+        "revision": "8" * 40,
+    }
+
+
+def test_the_demo_is_called_what_it_is_and_no_repository_of_the_hub_is_named(rendered):
+    text = rendered(metrics=METRICS | MORE)
     found = metadata(text)
-    assert found["base_model"] == "demo/model"
-    assert "datasets" not in found
+    assert not {"base_model", "datasets"} & found.keys()
+    assert len(ModelCard(text).data.to_dict()["model-index"][0]["results"]) == 3
+    assert len(measured(text)) == 4
     assert "**The base is a local model.**" in text
     assert "2 files, 2.9 MB" in text
     assert "say nothing about the Qwen3-VL" in text
+
+
+def test_of_the_demos_base_it_is_said_that_it_was_taught_the_mistakes(rendered, four_b):
+    disclosed = (
+        "was deliberately taught the mistakes that the rejected answers\ncontain (`demo/make"
+    )
+    assert disclosed in rendered()
+    assert "not how much direct preference optimization (DPO)\nhelps a real model." in rendered()
+    other = {"kind": "path", "path": "my/model", "licence": None}
+    assert "make_base" not in rendered({"model.source": other})
+    assert "make_base" not in four_b()
+
+
+def test_easy_vqa_by_lm_eval_is_called_a_cross_check_in_the_demo(rendered, four_b):
+    easy = {f"lm_eval/easy_vqa/accuracy/{which}": 0.9 for which in ("base", "tuned", "change")}
+    for metrics, skill in (
+        (METRICS | MORE | easy, "the questions above"),
+        (METRICS | easy, "that of the pairs"),
+    ):
+        text = rendered(metrics=metrics)
+        assert f"`easy_vqa` is the same skill as {skill}, by another path: a cross-check" in text
+    assert "cross-check" not in rendered(metrics=METRICS | MORE)  # another task
+    assert "cross-check" not in four_b(metrics=METRICS | MORE | easy)
+
+
+def test_a_base_without_commit_is_pinned_by_the_digest_of_its_first_weights_file(rendered, four_b):
+    text = rendered()
+    first = "whose `model.safetensors` has a SHA-256 that begins with `0123456789ab` |"
+    assert f"| base model | `demo/model` {first}" in text
+    shards = [
+        {"path": f"model-{i}.safetensors", "size": 1, "sha256": digit * 64}
+        for i, digit in ((2, "b"), (1, "a"))
+    ]
+    sharded = rendered(model=LOCAL | {"files": shards})
+    assert "`model-1.safetensors` has a SHA-256 that begins with `aaaaaaaaaaaa` |" in sharded
+    assert "| base model | `demo/model` at `unknown` |" in rendered(model=LOCAL | {"files": []})
+    assert f"| base model | `{QWEN['repo']}` at `{'e' * 40}` |" in four_b()
 
 
 def test_a_model_of_the_hub_is_not_called_local(four_b):
@@ -202,6 +259,14 @@ def test_every_loss_has_its_name_and_tag(rendered, loss):
     text = rendered({"train.loss": loss})
     assert metadata(text)["tags"][0] == card.METHODS[loss][1]
     assert card.METHODS[loss][0] in text
+
+
+@pytest.mark.parametrize("loss", typing.get_args(params.Loss))
+def test_losses_without_a_reference_and_no_others_say_what_the_win_rate_compares(rendered, loss):
+    text = rendered({"train.loss": loss})
+    assert (card.NO_REFERENCE in text) == (loss in params.REFERENCE_FREE)
+    if loss in params.REFERENCE_FREE:
+        assert text.index(card.NO_REFERENCE) < text.index("| measure | base |")
 
 
 def test_there_is_no_method_that_the_pipeline_lacks():
@@ -297,11 +362,33 @@ def test_pairs_are_counted_as_they_were_used(rendered):
 
 def test_chosen_answers_that_lost_probability_are_told(rendered):
     lost = rendered(metrics=METRICS | MORE)
-    assert "**Chosen answers** lost 1.50 nats" in lost
-    assert "became less likely" in lost
+    assert "**Log-probs** of the chosen answers changed by -1.50 nats" in lost
+    assert "the rejected\n  ones by -7.90 [-8.10, -7.70]." in lost
+    assert "The margin grew although" in lost
     gained = rendered(metrics=METRICS | MORE | {"chosen_logps_change": 0.5})
-    assert "**Chosen answers** gained 0.50 nats" in gained
-    assert "became less likely" not in gained
+    assert "changed by +0.50 nats" in gained
+
+
+@pytest.mark.parametrize(
+    "others",
+    [{"chosen_logps_change": 0.5}, {"reward_margin": -0.2}, {"reward_margin": float("nan")}],
+)
+def test_a_margin_is_not_said_to_have_grown_where_it_did_not_or_chosen_did_not_fall(
+    rendered, others
+):
+    assert "The margin grew" not in rendered(metrics=METRICS | MORE | others)
+
+
+def test_log_probs_that_are_not_known_are_not_told(rendered):
+    unknown = {"rejected_logps_change": float("nan")}
+    assert "**Log-probs**" not in rendered(metrics=METRICS | MORE | unknown)
+    assert "**Log-probs**" not in rendered()
+
+
+def test_pixels_are_a_range_only_where_they_are_one(rendered):
+    assert "images of exactly 16,384 pixels (others" in rendered()
+    ranged = rendered({"format.image_min_pixels": 1024})
+    assert "images of 1,024 to 16,384 pixels (others" in ranged
 
 
 def test_a_run_without_questions_controls_and_tasks_has_a_card(rendered):
@@ -391,7 +478,8 @@ def test_no_path_of_a_machine_is_shown(rendered):
         configuration=configuration,
     )
     assert "secret" not in text
-    assert metadata(text)["base_model"] == "my-model"
+    assert "base_model" not in metadata(text)
+    assert "moves `my-model` towards" in text
     assert "deepspeed: ds.json\n" in text
     assert "logging_dir: 'logs'\n" in text
     assert "- a.json\n" in text
@@ -401,7 +489,8 @@ def test_no_path_of_a_machine_is_shown(rendered):
 @pytest.mark.parametrize("path", ["../secret/my-model", "~/secret/my-model"])
 def test_of_a_folder_outside_the_project_only_the_name_is_shown(rendered, path):
     text = rendered({"model.source": {"kind": "path", "path": path, "licence": None}})
-    assert metadata(text)["base_model"] == "my-model"
+    assert "base_model" not in metadata(text)
+    assert "moves `my-model` towards" in text
     assert "secret" not in text
 
 

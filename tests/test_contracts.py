@@ -539,7 +539,10 @@ def test_the_results_have_the_documented_keys_in_their_order():
     assert all(LM_EVAL_KEY.fullmatch(key) for key in keys[len(own) :])
 
 
-LM_EVAL_KEY = re.compile(r"lm_eval/\w+/\w+/(base|tuned|change|change_low|change_high)")
+LM_EVAL_KEY = re.compile(
+    r"lm_eval/\w+/\w+/"
+    r"(base|tuned|change|change_low|change_high|gained|lost|p_value|higher_is_better)"
+)
 
 
 def test_every_metric_is_documented_with_its_meaning():

@@ -219,14 +219,24 @@ def contents(folder):
 def test_a_reference_that_was_shown_no_controls_is_told(project):
     folder, _ = project
     table("abcd", -5.0, -5.0).assign(shown="own").to_parquet(folder / "reference" / "logps.parquet")
-    with pytest.raises(UserError, match=r"0 of the 2 test pairs.*dvc repro reference"):
+    with pytest.raises(UserError, match=r"0 of the 2 test pairs.*dvc repro -f reference"):
+        run(folder)
+
+
+def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatch):
+    folder, _ = project
+    broken = scoring.PairLogProbs(
+        np.array([-4.0, np.nan, -4.0, -6.0]), np.full(4, -5.0), *[np.full(4, 3)] * 3
+    )
+    monkeypatch.setattr(scoring, "log_probs", lambda *_, **__: broken)
+    with pytest.raises(UserError, match=r"not finite for 1 pairs \(first: b\).*learning_rate"):
         run(folder)
 
 
 def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project):
     folder, completed = project
     reference_of("abcx").to_parquet(folder / "reference" / "logps.parquet")
-    with pytest.raises(UserError, match=r"3 of the 4 test pairs.*dvc repro reference"):
+    with pytest.raises(UserError, match=r"3 of the 4 test pairs.*dvc repro -f reference"):
         run(folder)
     assert not (folder / "reports").exists()
     assert completed == []

@@ -8,6 +8,8 @@ from stages import findings, report
 from stages.metrics import MEANING
 from tests.experiment import around, metrics_of, slice_table, uncharted
 
+POPE = "lm_eval/pope_random/acc"
+
 
 def test_a_metric_that_nobody_documented_is_listed_by_its_key():
     (row,) = [r for r in findings.singles({**metrics_of(), "novel": 3}) if r.key == "novel"]
@@ -40,7 +42,9 @@ def test_a_metric_is_shown_in_its_unit(key, value, expected):
 
 
 def test_base_and_tuned_are_compared_with_the_change_that_was_measured_or_their_difference():
-    rows = {row.key: row for row in findings.comparisons(metrics_of(accuracy_change=0.5))}
+    unmeasured = dict.fromkeys(around("answer_tokens_change", 0, 0))
+    values = metrics_of(accuracy_change=0.5, **unmeasured)
+    rows = {row.key: row for row in findings.comparisons(values)}
     assert rows["accuracy"].change == "+50.0 points"
     assert rows["accuracy_summed"].change == "+23.0 points"
     assert rows["accuracy_summed"].change_interval == "[17.0,\u00a029.0]"
@@ -117,11 +121,22 @@ def test_good_metrics_raise_no_concern():
         (around("chosen_logps_change", -0.1, 0.5), "lost probability, not clearly"),
         (around("accuracy_change", -0.1, 0.05), "Preference accuracy fell"),
         (around("correct_change", -0.1, 0.05), "Right answers became fewer"),
-        (around("lm_eval/pope_random/acc/change", -0.1, 0.05), "pope_random got worse: acc"),
-        (around("win_rate_over_blank", 0.1, 0.2), "may not look at the image"),
+        (
+            {**around(f"{POPE}/change", -0.1, 0.05), f"{POPE}/p_value": 0.001},
+            "pope_random got worse: acc",
+        ),
+        (
+            {
+                **around(f"{POPE}/change", 0.1, 0.05),
+                f"{POPE}/p_value": 0.001,
+                f"{POPE}/higher_is_better": 0,
+            },
+            "pope_random got worse: acc",
+        ),
+        (around("win_rate_over_blank", 0.1, 0.2), "not clearly higher than with a blank image"),
         (around("win_rate_over_shuffled", 0.1, 0.2), "with another pair's image"),
-        (around("win_rate_over_blank", -0.3, 0.1), "may not look at the image"),
-        (around("tuned_repetition", 0.5, 0.1), "Answers repeat themselves more"),
+        (around("win_rate_blank", 0.92, 0.03), "won without looking: with a blank image"),
+        (around("repetition_change", 0.05, 0.02), "Answers repeat themselves more"),
         ({"tuned_unfinished": 0.2}, "do not come to an end"),
     ],
 )
@@ -130,6 +145,52 @@ def test_what_got_worse_is_named_in_a_warning(changed, expected):
     assert expected in text
     page = report.render(uncharted(metrics=metrics_of(**changed)))
     assert '<li class="warning"><b>⚠ Warning.</b>' in page
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        # 4 lost and none gained: the bootstrap leaves 0 out, McNemar's test does not.
+        {**around("correct_change", -0.02, 0.015), "correct_p_value": 0.125},
+        {**around("accuracy_change", -0.02, 0.015), "accuracy_p_value": 0.125},
+        {**around("lm_eval/pope_random/acc/change", -0.1, 0.05)},  # its p-value is 1
+        # Which way is better is not known.
+        {
+            **around("lm_eval/pope_random/acc/change", -0.1, 0.05),
+            "lm_eval/pope_random/acc/p_value": 0.001,
+            "lm_eval/pope_random/acc/higher_is_better": None,
+        },
+        # An untrained model ties everywhere: there is no preference that could be for the words.
+        {**around("win_rate", 0.5, 0.0), **around("win_rate_over_blank", 0.0, 0.0)},
+    ],
+)
+def test_a_change_that_could_be_chance_is_no_warning(changed):
+    assert warnings_of(**changed) == []
+
+
+def test_of_many_tasks_one_must_be_surer_to_be_told():
+    """By chance one of twenty is below 0.05."""
+    worse = {**around(f"{POPE}/change", -0.1, 0.05), f"{POPE}/p_value": 0.01}
+    assert len(warnings_of(**worse)) == 1
+    others = {f"lm_eval/task{i}/acc/{what}": 0.0 for i in range(9) for what in ("base", "change")}
+    others |= {f"lm_eval/task{i}/acc/p_value": 1.0 for i in range(9)}
+    others |= {f"lm_eval/task{i}/acc/higher_is_better": 1 for i in range(9)}
+    assert warnings_of(**worse, **others) == []
+
+
+def test_a_share_of_which_less_is_better_is_judged_so():
+    rows = {row.key: row for row in findings.comparisons(metrics_of(**repeating()))}
+    assert rows["repetition"].verdict == "worse"
+    assert rows["unfinished"].verdict == "better"
+    assert rows["answer_tokens"].verdict == "unclear"
+
+
+def repeating() -> dict[str, Any]:
+    return {
+        **around("repetition_change", 0.05, 0.02),
+        **around("unfinished_change", -0.05, 0.02),
+        **around("answer_tokens_change", 5.0, 1.0),
+    }
 
 
 def test_a_worse_lm_eval_metric_is_no_warning_where_lower_is_not_worse():

@@ -1,9 +1,10 @@
-"""The gallery shows extremes, each pair once, with both models' own answers."""
+"""The gallery shows extremes of all pairs, each once, with own answers where there are any."""
 
 import pandas as pd
+import pytest
 
 from stages import findings, gallery, report
-from tests.experiment import Page, answer_table, inputs_with, score_table, uncharted
+from tests.experiment import Page, answer_table, inputs_with, metrics_of, score_table, uncharted
 
 
 def card_of(row, inputs):
@@ -24,13 +25,56 @@ def test_the_gallery_shows_extremes_and_flips_each_pair_once():
     assert change.is_monotonic_decreasing
 
 
-def test_the_gallery_has_only_pairs_that_both_models_answered():
-    answers = answer_table()
-    answers.loc[answers["of"] == "pair", "tuned_answer"] = None
-    assert all(part.empty for part in gallery.extremes(score_table(), answers, 6))
-    some = answer_table(5)
-    shown = pd.concat(gallery.extremes(score_table(), some, 6))["id"]
-    assert set(shown) <= set(some["id"])
+@pytest.mark.parametrize(("asked", "questions"), [(5, 16), (0, 16), (0, 0)])
+def test_which_pairs_were_answered_does_not_decide_which_are_shown(tmp_path, asked, questions):
+    answers = answer_table(asked, questions).reindex(columns=answer_table().columns)
+    answers.to_parquet(tmp_path / "answers.parquet")  # as the stage reads it: types may differ
+    some = gallery.extremes(score_table(), pd.read_parquet(tmp_path / "answers.parquet"), 6)
+    for found, expected in zip(
+        some, gallery.extremes(score_table(), answer_table(), 6), strict=True
+    ):
+        assert len(found)
+        assert list(found["id"]) == list(expected["id"])
+    shown = pd.concat(some)
+    answered = shown["base_answer"].notna()
+    assert set(shown["id"][answered]) == set(shown["id"]) & set(answer_table(asked)["id"][:asked])
+
+
+def test_a_pair_that_was_not_asked_has_its_question_and_image_and_says_so():
+    inputs = uncharted(answers=answer_table(0))
+    (row,) = findings.records(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
+    card = card_of(row, inputs)
+    assert card.question == "What color is the shape?"
+    assert card.picture == card_of({**row, "base_answer": "Yes."}, inputs).picture
+    assert card.picture is not None
+    assert (card.base_answer, card.tuned_answer) == (None, None)
+    assert (card.base_is, card.tuned_is) == ("", "")
+
+
+def test_the_page_says_which_pairs_have_own_answers():
+    # The pairs with the lowest margins are asked: those most won have no own answers.
+    some = Page(
+        report.render(uncharted(answers=answer_table(5), metrics=metrics_of(answers=5)))
+    ).text
+    assert "Chosen among all 40 scored test pairs" in some
+    assert "was among the 5 that both models answered" in some
+    assert some.count("base says not asked") == some.count("tuned says not asked") > 0
+    assert "base says, same as rejected" in some
+    none = Page(
+        report.render(uncharted(answers=answer_table(0), metrics=metrics_of(answers=None)))
+    ).text
+    assert "because neither model was asked for any" in none
+    assert none.count("base says not asked") == none.count("✓ won") + none.count("✗ not won") > 12
+    every = Page(report.render(uncharted())).text
+    assert "was among the 40 that both models answered" in every
+    assert "not asked" not in every
+
+
+def test_an_answer_is_shown_even_where_it_is_empty_or_the_other_model_was_not_asked():
+    inputs = uncharted()
+    (row,) = findings.records(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
+    card = card_of({**row, "base_answer": "", "tuned_answer": float("nan")}, inputs)
+    assert (card.base_answer, card.tuned_answer) == ("", None)
 
 
 def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():

@@ -102,7 +102,7 @@ def many(images, differences, margins):
 def test_length_controls_by_hand():
     # 10 shorter (8 won), 10 equal (5 won, 5 tied), 9 longer, which are too few for a rate.
     wins = [1.0] * 8 + [-1.0] * 2 + [1.0] * 5 + [0.0] * 5 + [1.0] * 9
-    found = metrics.of_length(many(29, [-1] * 10 + [0] * 10 + [1] * 9, wins))
+    found = metrics.of_length(many(29, [-1] * 10 + [0] * 10 + [1] * 9, wins), SETTINGS)
     assert found["longer_wins"] == pytest.approx((9 + 5) / 29, abs=1e-6)
     assert found["pairs_chosen_shorter"] == found["pairs_equal_length"] == 10
     assert found["win_rate_chosen_shorter"] == 0.8
@@ -114,15 +114,29 @@ def test_length_controls_by_hand():
 def test_what_length_explains_is_taken_away():
     """Margins that are exactly the difference in length, and nothing else."""
     differences = [-2, -1, 1, 2, 3] * 4
-    found = metrics.of_length(many(20, differences, [float(d) for d in differences]))
+    found = metrics.of_length(many(20, differences, [float(d) for d in differences]), SETTINGS)
     assert found["length_explained"] == 1.0
     assert found["win_rate_without_length"] == 0.5  # every remainder is a tie
 
 
-def test_where_all_pairs_differ_alike_in_length_nothing_is_fitted():
-    found = metrics.of_length(many(20, [1] * 20, [1.0] * 20))
-    assert found["win_rate_chosen_longer"] == 1.0
-    assert "win_rate_without_length" not in found
+@pytest.mark.parametrize("differences", [[1] * 20, [1, 2] * 10, [-3, -1] * 10])
+def test_what_happens_at_equal_length_is_not_guessed_from_afar(differences):
+    found = metrics.of_length(many(20, differences, [1.0] * 20), SETTINGS)
+    assert 1.0 in (found.get("win_rate_chosen_longer"), found.get("win_rate_chosen_shorter"))
+    assert not {"win_rate_without_length", "win_rate_at_equal_length"} & set(found)
+
+
+def test_few_images_give_no_fit_and_no_rate():
+    found = metrics.of_length(many(9, [-1, 0, 1] * 3, [1.0] * 9), SETTINGS)
+    assert {"longer_wins", "pairs_equal_length"} <= set(found)
+    assert not {"win_rate_without_length", "win_rate_equal_length"} & set(found)
+
+
+def test_rates_of_few_images_and_rates_of_one_have_wilsons_interval(scores):
+    won = scores.assign(reward_margin=1.0)
+    found = metrics.of_pairs(won, SETTINGS)
+    assert found["win_rate"] == found["win_rate_high"] == 1.0
+    assert found["win_rate_low"] == pytest.approx(statistics.wilson_interval(3, 3)[0], abs=1e-6)
 
 
 def shown_other(scores):
@@ -151,10 +165,10 @@ def test_image_controls_compare_the_same_pairs(scores):
     assert metrics.of_images(scores, SETTINGS) == {}
 
 
-def test_a_policy_that_does_not_look_is_named_in_words(scores):
-    found = metrics.of_pairs(scores, SETTINGS) | metrics.of_images(shown_other(scores), SETTINGS)
-    words = metrics.in_words(found)
-    assert "with another pair's image the win rate is 1.000, which can't be told" in words
+def test_wins_without_the_image_are_named_in_words(all_metrics):
+    assert "with a blank image" not in metrics.in_words(all_metrics)
+    blind = all_metrics | {"win_rate_blank": 0.9, "win_rate_blank_low": 0.85}
+    assert "with a blank image the win rate is still 0.900" in metrics.in_words(blind)
 
 
 def test_the_order_of_the_reference_is_of_no_matter(scores):
@@ -191,6 +205,7 @@ def test_an_untrained_policy_ties_everywhere():
 GRADED = pd.DataFrame(
     {
         "image": ["g1", "g1", "g2"],
+        "truth": ["no", "red", "no"],
         "base_correct": [True, False, False],
         "tuned_correct": [True, True, False],
     }
@@ -215,6 +230,7 @@ def test_right_answers_are_counted():
     assert found["tuned_correct"] == pytest.approx(2 / 3, abs=1e-6)
     assert found["correct_change"] == pytest.approx(1 / 3, abs=1e-6)
     assert (found["correct_gained"], found["correct_lost"]) == (1, 0)
+    assert found["constant_correct"] == pytest.approx(2 / 3, abs=1e-6)  # always "no"
     assert found["correct_p_value"] == 1.0
     assert metrics.of_questions(GRADED.iloc[:0], SETTINGS) == {}
 
@@ -227,6 +243,9 @@ def test_answers_are_measured():
     assert found["base_repetition"] == pytest.approx((0 + 2 / 3) / 2, abs=1e-6)
     assert found["tuned_repetition"] == 0
     assert (found["base_unfinished"], found["tuned_unfinished"]) == (0.5, 0.0)
+    assert found["answer_tokens_change"] == -10
+    assert found["repetition_change"] == pytest.approx(-1 / 3, abs=1e-6)
+    assert found["unfinished_change"] == -0.5
     assert found["same_answers"] == 0.5
     assert metrics.of_answers(ANSWERED.iloc[:0], SETTINGS) == {}
 
@@ -236,7 +255,7 @@ def all_metrics(scores):
     enough = many(30, [-1] * 10 + [0] * 10 + [1] * 10, [1.0] * 30)
     return (
         metrics.of_pairs(scores, SETTINGS)
-        | metrics.of_length(enough)
+        | metrics.of_length(enough, SETTINGS)
         | metrics.of_images(shown_other(scores), SETTINGS)
         | metrics.of_answers(ANSWERED, SETTINGS)
         | metrics.of_questions(GRADED, SETTINGS)
@@ -250,10 +269,9 @@ def test_every_key_has_a_meaning_and_every_meaning_a_key_in_its_order(all_metric
 
 
 def test_what_a_run_can_lack_is_known_to_be_optional(scores):
-    least = metrics.of_pairs(scores, SETTINGS) | metrics.of_length(scores)
+    least = metrics.of_pairs(scores, SETTINGS) | metrics.of_length(scores, SETTINGS)
     bounds = {f"{key}_{end}" for key in metrics.WITH_INTERVAL for end in ("low", "high")}
-    fitted = {"win_rate_without_length", "length_explained"}
-    assert set(least) - bounds - fitted == set(metrics.MEANING) - metrics.OPTIONAL
+    assert set(least) - bounds == set(metrics.MEANING) - metrics.OPTIONAL
 
 
 def test_values_are_plain_numbers_within_their_intervals(all_metrics):

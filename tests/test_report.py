@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from stages import findings, gallery, report, tracking
+from stages import card, findings, gallery, report, tracking
 from stages.errors import UserError
 from stages.metrics import MEANING
 from stages.pairs import REASONS
@@ -315,7 +315,9 @@ def test_every_metric_is_on_the_page_with_its_documented_meaning():
 
 def test_metrics_without_optional_groups_or_intervals_still_make_a_page():
     values = {"pairs": 3, "images": 1, "win_rate": 1.0, "ties": 0, "reward_margin": 0.2}
-    assert findings.concerns(values) == []
+    assert [note.text for note in findings.concerns(values)] == [
+        "Few test images (1): read every figure with great care."
+    ]
     page = Page(
         report.render(
             uncharted(
@@ -351,6 +353,36 @@ def test_metrics_without_optional_groups_or_intervals_still_make_a_page():
 
 
 # Data, costs, provenance
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        ("sigmoid", "Direct preference optimization (DPO)"),
+        ("hinge", "Direct preference optimization with a hinge loss"),
+        ("orpo", "Odds ratio preference optimization (ORPO)"),
+        ("simpo", "Simple preference optimization (SimPO)"),
+    ],
+)
+def test_a_run_is_called_by_its_loss_and_says_where_the_loss_has_no_reference(loss, name):
+    inputs = inputs_with()
+    inputs = replace(inputs, training={**inputs.training, "pref_loss": loss})
+    rows = dict(report.method(inputs))
+    assert rows["Method"] == name
+    assert rows["Loss"] == f"{loss}, beta 0.1"
+    assert rows.get("Reference") == (card.NO_REFERENCE if loss in ("orpo", "simpo") else None)
+
+
+@pytest.mark.parametrize("loss", ["orpo", "simpo"])
+def test_the_page_of_another_loss_speaks_of_dpo_only_as_a_scale(loss):
+    inputs = inputs_with()
+    text = Page(
+        report.render(replace(inputs, training={**inputs.training, "pref_loss": loss}))
+    ).text
+    assert "Training loss, with the SFT term" in text
+    assert "DPO loss" not in text
+    assert "Method DPO" not in text
+    assert card.NO_REFERENCE in text
 
 
 def test_the_funnel_accounts_for_every_row():

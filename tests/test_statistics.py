@@ -271,29 +271,21 @@ def test_the_longer_answer_wins_half_of_the_time_where_lengths_are_balanced():
     assert result == statistics.WinRate(rate=0.5, n=4, wins=1, ties=2)
 
 
-def test_bins_by_hand():
-    bins = statistics.win_rate_by_bin([1, -1, 1, 0, 1], [-4, -2, 0, 2, 4], edges=[-4, 0, 4])
-    assert [(b.low, b.high, b.result.n, b.result.rate) for b in bins] == [
-        (-4.0, 0.0, 2, 0.5),
-        (0.0, 4.0, 3, pytest.approx(2.5 / 3)),
-    ]
+def test_margins_that_follow_from_length_leave_only_ties():
+    """Not what rounding leaves of them."""
+    lengths = np.arange(-50, 150) % 7 - 3.0
+    control = statistics.length_control(0.1 * lengths, lengths)
+    assert statistics.win_rate(control.residual) == statistics.WinRate(0.5, 200, 0, 200)
+    assert control.explained == pytest.approx(1.0)
 
 
-@given(several(2), st.integers(1, 6))
-def test_bins_hold_every_pair_once_in_increasing_order(columns, bins):
-    margins, lengths = columns
-    found = statistics.win_rate_by_bin(margins, np.round(lengths / 400), bins)
-    assert sum(b.result.n for b in found) == len(margins)
-    assert sum(b.result.wins for b in found) == statistics.win_rate(margins).wins
-    assert 1 <= len(found) <= bins
-    lows = [b.low for b in found]
-    assert lows == sorted(set(lows))
-
-
-def test_bins_hold_about_equally_many_pairs():
-    generator = np.random.default_rng(9)
-    found = statistics.win_rate_by_bin(generator.normal(size=1000), generator.normal(size=1000), 4)
-    assert [b.result.n for b in found] == [250, 250, 250, 250]
+def test_a_rates_bounds_are_wilsons_where_the_bootstraps_cannot_be_trusted():
+    wide = statistics.Interval(0.9, 0.85, 0.95, n=100, groups=30)
+    assert statistics.rate_bounds(wide) == (0.85, 0.95)
+    few = statistics.Interval(0.9, 0.85, 0.95, n=100, groups=29)
+    assert statistics.rate_bounds(few) == statistics.wilson_interval(0.9 * 29, 29)
+    all_won = statistics.Interval(1.0, 1.0, 1.0, n=100, groups=100)
+    assert statistics.rate_bounds(all_won, 0.9) == statistics.wilson_interval(100, 100, 0.9)
 
 
 def test_a_judge_of_length_alone_is_at_chance_once_length_is_taken_out():
@@ -302,7 +294,7 @@ def test_a_judge_of_length_alone_is_at_chance_once_length_is_taken_out():
     lengths = generator.normal(1.0, 1.0, size=4000)
     control = statistics.length_control(2 * lengths + generator.normal(size=4000), lengths)
     assert statistics.win_rate(2 * lengths).rate > 0.8
-    assert control.result.rate == pytest.approx(0.5, abs=0.03)
+    assert statistics.win_rate(control.residual).rate == pytest.approx(0.5, abs=0.03)
     assert control.logistic_rate == pytest.approx(0.5, abs=0.03)
     assert control.explained == pytest.approx(0.8, abs=0.03)
 
@@ -311,7 +303,7 @@ def test_a_judge_that_ignores_length_keeps_its_rate():
     generator = np.random.default_rng(11)
     margins, lengths = generator.normal(1.0, 1.0, size=4000), generator.normal(1.0, 1.0, size=4000)
     control, plain = statistics.length_control(margins, lengths), statistics.win_rate(margins)
-    assert control.result.rate == pytest.approx(plain.rate, abs=0.02)
+    assert statistics.win_rate(control.residual).rate == pytest.approx(plain.rate, abs=0.02)
     assert control.logistic_rate == pytest.approx(plain.rate, abs=0.02)
     assert control.explained < 0.01
 
@@ -383,8 +375,6 @@ def test_a_number_that_is_not_finite_is_refused_by_name_and_place(bad):
     with pytest.raises(ValueError, match="after: value 1 is"):
         statistics.mcnemar(good, broken)
     with pytest.raises(ValueError, match="length_differences: value 1 is"):
-        statistics.win_rate_by_bin(good, broken)
-    with pytest.raises(ValueError, match="length_differences: value 1 is"):
         statistics.length_control(good, broken)
     with pytest.raises(ValueError, match="values: value 1 is"):
         statistics.summary(broken)
@@ -428,9 +418,6 @@ def test_an_interval_from_one_group_is_refused_because_nothing_says_how_groups_d
         (lambda: statistics.wilson_interval(1, 2, level=0), "level"),
         (lambda: statistics.mcnemar([0.3], [1]), "before: outcomes"),
         (lambda: statistics.odds(1.1), "rate"),
-        (lambda: statistics.win_rate_by_bin([1], [1], bins=0), "bins"),
-        (lambda: statistics.win_rate_by_bin([1], [1], edges=[0]), "edges"),
-        (lambda: statistics.win_rate_by_bin([1], [1], edges=[0, 0.5]), "edges: they end"),
     ],
 )
 def test_an_argument_out_of_range_is_refused_by_name(call, message):

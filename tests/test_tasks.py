@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub import constants
 from PIL import Image, ImageDraw
@@ -472,23 +473,40 @@ def compare(params_with):
 
 
 def test_a_comparison_by_hand(compare):
-    images = ["a", "a", "b", "c"]
-    base = results_of({"accuracy": [0, 0, 1, 1], "f1": [[1, 0]] * 4}, images, **{"f1,none": 0.25})
-    tuned = results_of({"accuracy": [1, 1, 1, 0], "f1": [[1, 1]] * 4}, images, **{"f1,none": 1.0})
+    # 40 images, two documents each; the first eight documents are gained, the next two lost.
+    images = [f"image {i // 2}" for i in range(80)]
+    before = [0.0] * 8 + [1.0] * 2 + [1.0] * 40 + [0.0] * 30
+    after = [1.0] * 8 + [0.0] * 2 + before[10:]
+    base = results_of({"accuracy": before, "f1": [[1, 0]] * 80}, images, **{"f1,none": 0.25})
+    tuned = results_of({"accuracy": after, "f1": [[1, 1]] * 80}, images, **{"f1,none": 1.0})
     found = compare(base, tuned)
-    interval = statistics.bootstrap_interval([1, 1, 0, -1], images, seed=0, resamples=500)
+    change = np.array(after) - np.array(before)
+    interval = statistics.bootstrap_interval(change, images, seed=0, resamples=500)
     expected = {
-        "lm_eval/t/accuracy/base": 0.5,
-        "lm_eval/t/accuracy/tuned": 0.75,
-        "lm_eval/t/accuracy/change": 0.25,
+        "lm_eval/t/accuracy/base": 42 / 80,
+        "lm_eval/t/accuracy/tuned": 48 / 80,
+        "lm_eval/t/accuracy/change": 6 / 80,
         "lm_eval/t/accuracy/change_low": interval.low,
         "lm_eval/t/accuracy/change_high": interval.high,
+        "lm_eval/t/accuracy/gained": 8,
+        "lm_eval/t/accuracy/lost": 2,
+        "lm_eval/t/accuracy/p_value": 2 * (1 + 10 + 45) / 2**10,
+        "lm_eval/t/accuracy/higher_is_better": 1,
         "lm_eval/t/f1/base": 0.25,
         "lm_eval/t/f1/tuned": 1.0,
         "lm_eval/t/f1/change": 0.75,
+        "lm_eval/t/f1/higher_is_better": 1,
     }
-    assert found == pytest.approx(expected)
-    assert interval.low < 0.25 < interval.high
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert interval.low < 6 / 80 < interval.high
+
+
+def test_which_way_is_better_is_lm_evals_word(compare):
+    results = results_of({"unclear": [0.0, 1.0], "yes_ratio": [0.0, 1.0]}, ["a", "b"])
+    results.document["higher_is_better"] = {"t": {"unclear": False, "yes_ratio": None}}
+    found = compare(results, results)
+    assert found["lm_eval/t/unclear/higher_is_better"] == 0
+    assert "lm_eval/t/yes_ratio/higher_is_better" not in found
 
 
 def test_documents_without_images_are_each_their_own_cluster():
@@ -496,12 +514,13 @@ def test_documents_without_images_are_each_their_own_cluster():
     assert len(set(found["t"].clusters)) == 3
 
 
-def test_one_image_gives_no_interval(compare):
+def test_few_images_give_no_interval(compare):
     base, tuned = (results_of({"acc": values}, ["a", "a"]) for values in ([0, 1], [1, 1]))
     assert compare(base, tuned) == {
         "lm_eval/t/acc/base": 0.5,
         "lm_eval/t/acc/tuned": 1.0,
         "lm_eval/t/acc/change": 0.5,
+        "lm_eval/t/acc/higher_is_better": 1,
     }
 
 
