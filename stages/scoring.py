@@ -9,6 +9,7 @@ rows of a batch.
 import copy
 import functools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,7 @@ def log_probs(
     image_token = policy.model.config.image_token_id
     for rows, batch in _batches(policy, pairs, images, batch_size, label):
         labels = batch.pop("labels")
-        with torch.inference_mode():
+        with torch.inference_mode(), _seeing_each_image_once(policy.model):
             logits = policy.model(**batch, return_dict=True, use_cache=False).logits.to(
                 torch.float32
             )
@@ -219,6 +220,40 @@ def log_probs(
         seen = (batch["input_ids"] == image_token).sum(dim=1)
         counts[2, rows] = seen.cpu().numpy()[: len(rows)]
     return PairLogProbs(*sums, *counts)
+
+
+@contextmanager
+def _seeing_each_image_once(model: Any) -> Iterator[None]:
+    """While it lasts, the vision tower sees the images of a batch of pairs once.
+
+    LLaMA-Factory's collator gives every image to chosen and to rejected, and puts all chosen rows
+    first: the second half of the images is the first again, and so is what the tower makes of it.
+    """
+    import torch
+
+    visual = next(module for name, module in model.named_modules() if name.endswith("visual"))
+    forward = visual.forward
+
+    def once(pixels: Any, grid_thw: Any, **more: Any) -> Any:
+        images = len(grid_thw) // 2
+        patches = int(grid_thw[:images].prod(dim=1).sum())
+        if not (
+            torch.equal(grid_thw[:images], grid_thw[images:])
+            and torch.equal(pixels[:patches], pixels[patches:])
+        ):
+            return forward(pixels, grid_thw, **more)
+        seen = forward(pixels[:patches], grid_thw[:images], **more)
+        return type(seen)(
+            last_hidden_state=torch.cat([seen.last_hidden_state] * 2),
+            pooler_output=torch.cat([seen.pooler_output] * 2),
+            deepstack_features=[torch.cat([layer] * 2) for layer in seen.deepstack_features],
+        )
+
+    visual.forward = once
+    try:
+        yield
+    finally:
+        del visual.forward  # the class's own is behind it
 
 
 def to_table(pairs: Sequence[dict[str, Any]], logps: PairLogProbs) -> pd.DataFrame:

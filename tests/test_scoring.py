@@ -309,6 +309,36 @@ def test_controls_have_the_tokens_of_the_pair_and_another_image(base, pairs, ima
         assert (shown["chosen_logps"].to_numpy() != own["chosen_logps"].to_numpy()).all()
 
 
+def test_the_vision_tower_sees_each_pairs_image_once(base, pairs, images, base_logps):
+    visual = next(m for name, m in base.model.named_modules() if name.endswith("visual"))
+    seen = []
+    hook = visual.patch_embed.register_forward_hook(
+        lambda module, arguments, output: seen.append(len(output))
+    )
+    again = score(base, pairs, images, batch_size=5)
+    hook.remove()
+    assert sum(seen) == 4 * base_logps.image_tokens.sum()  # patches: 2 x 2 make a token
+    assert close(again, base_logps)
+    assert "forward" not in vars(visual)
+
+
+def test_images_that_differ_between_the_halves_are_each_seen(base, pairs, images):
+    """As another collator might arrange them."""
+    import torch
+
+    one, other = (base.collator(scoring.encode(base, [pair], images)) for pair in pairs[:2])
+    grid = torch.stack([batch["image_grid_thw"][0] for batch in (one, other)])
+    pixels = torch.cat(
+        [batch["pixel_values"][: len(batch["pixel_values"]) // 2] for batch in (one, other)]
+    )
+    visual = next(m for name, m in base.model.named_modules() if name.endswith("visual"))
+    with torch.inference_mode():
+        plain = visual(pixels, grid_thw=grid).pooler_output
+        with scoring._seeing_each_image_once(base.model):
+            once = visual(pixels, grid_thw=grid).pooler_output
+    assert torch.equal(plain, once)
+
+
 def test_image_tokens_are_those_that_format_counted(
     base_logps, pairs, images, model_dir, params_with
 ):
