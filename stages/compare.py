@@ -33,11 +33,11 @@ from ruamel.yaml import YAML
 from stages import command, statistics
 from stages.errors import UserError
 from stages.params import PARAMS_FILE, nearest
+from stages.statistics import FEW_GROUPS as FEW_IMAGES
 
 WORKSPACE = "workspace"
 STAGE = "evaluate"
 LISTED = 10  # flipped pairs shown of each direction
-FEW_IMAGES = 30  # with fewer, percentile intervals are too narrow (docs/evaluation.md)
 
 # Log-probs of one reference are equal to the last bit where it came from DVC's cache. Made again on
 # another machine in float32, sums of 10 to 500 nats differ in the fifth digit; bfloat16, 4 bits or

@@ -12,13 +12,13 @@ from typing import Any, TypeGuard
 import pandas as pd
 
 from stages.metrics import MEANING
+from stages.statistics import FEW_GROUPS as FEW_IMAGES
 
 # The rules' numbers.
 HIGH_BASE = 0.9  # base_accuracy from which there was little to learn
 LENGTH_GIVEAWAY = 0.15  # distance of longer_wins from one half
 MORE_UNFINISHED = 0.05  # rise of the share of answers that hit max_new_tokens
 SURE = 0.05  # a change of what is right or wrong needs a p-value below this as well
-FEW_IMAGES = 30  # below, all intervals are wide or too narrow
 LOWER_IS_BETTER = ("repetition", "unfinished")  # of the project's own shares
 
 # numbers as text
