@@ -21,6 +21,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from stages.report import all_stages
+
 PACKAGES = ("torch", "transformers", "llamafactory", "peft", "trl")
 
 
@@ -32,7 +34,7 @@ def main() -> None:
         given = (override.partition("=")[::2] for override in overrides)
         values = {key: YAML(typ="safe").load(value) for key, value in given}
         set_parameters(clone / "params.yaml", values)
-        seconds = {stage: timed(clone, stage) for stage in stages(clone)}
+        seconds = {stage: timed(clone, stage) for stage in all_stages(clone / "dvc.yaml")}
         metrics = json.loads((clone / "reports" / "metrics.json").read_text())
     print(f"\ncommand: python -m benchmarks.pipeline {' '.join(overrides)}".rstrip())
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
@@ -57,16 +59,6 @@ def set_parameters(path: Path, values: Mapping[str, Any]) -> None:
         place[name] = value
     with path.open("w") as file:
         yaml.dump(document, file)
-
-
-def stages(clone: Path) -> list[str]:
-    """Names of the stages, in the order of dvc.yaml, which is the order in which they run."""
-    declared = YAML(typ="safe").load(clone / "dvc.yaml")["stages"]
-    return [
-        name if "foreach" not in stage else f"{name}@{item}"
-        for name, stage in declared.items()
-        for item in stage.get("foreach", [None])
-    ]
 
 
 def timed(clone: Path, stage: str) -> float:

@@ -8,13 +8,13 @@ The Hub's fields: https://huggingface.co/docs/hub/model-cards. ``huggingface_hub
 them.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any, TypeGuard
+from typing import Any
 
+from stages.findings import is_known
 from stages.metrics import MEANING
 from stages.params import REFERENCE_FREE, Params
 
@@ -251,9 +251,9 @@ def render(
         ],
         confidence=f"{p.evaluate.confidence * 100:g}%",
         logps_changes=[_nats(metrics, f"{side}_logps_change") for side in ("chosen", "rejected")],
-        grew_although_chosen_fell=_is_number(metrics.get("chosen_logps_change"))
+        grew_although_chosen_fell=is_known(metrics.get("chosen_logps_change"))
         and metrics["chosen_logps_change"] < 0
-        and _is_number(metrics.get("reward_margin"))
+        and is_known(metrics.get("reward_margin"))
         and metrics["reward_margin"] > 0,
         configuration=without_absolute_paths(configuration),
         citations="\n\n".join(
@@ -328,7 +328,7 @@ def _metadata(
             metric_value=metrics[key],
         )
         for key, name, kind in _INDEXED
-        if _is_number(metrics.get(key))
+        if is_known(metrics.get(key))
     ] + [
         EvalResult(
             task_type="image-text-to-text",
@@ -453,14 +453,14 @@ def _tasks(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """Task and metric of lm-eval's results that have a figure of the adapter."""
     for key in metrics:
         found = re.fullmatch(r"lm_eval/(.+)/([^/]+)/tuned", key)
-        if found and _is_number(metrics[key]):
+        if found and is_known(metrics[key]):
             yield found[1], found[2]
 
 
 def _share(metrics: Mapping[str, float], key: str, *, signed: bool = False) -> str:
     """``98.4% [97.4, 99.2]``, a difference in points, ``-`` where it is unknown."""
     value = metrics.get(key)
-    if not _is_number(value):
+    if not is_known(value):
         return "-"
     shown = f"{value * 100:+.1f} points" if signed else f"{value * 100:.1f}%"
     sign = "+" if signed else ""
@@ -469,7 +469,7 @@ def _share(metrics: Mapping[str, float], key: str, *, signed: bool = False) -> s
 
 def _plain(metrics: Mapping[str, float], key: str) -> str:
     value = metrics.get(key)
-    if not _is_number(value):
+    if not is_known(value):
         return "-"
     return f"{value:.4g}" + _bracket(metrics, key, lambda end: f"{end:.4g}")
 
@@ -477,18 +477,14 @@ def _plain(metrics: Mapping[str, float], key: str) -> str:
 def _nats(metrics: Mapping[str, float], key: str) -> str:
     """``-7.91 [-8.09, -7.73]``, always signed; empty where it is unknown."""
     value = metrics.get(key)
-    if not _is_number(value):
+    if not is_known(value):
         return ""
     return f"{value:+.2f}" + _bracket(metrics, key, lambda end: f"{end:+.2f}")
 
 
 def _bracket(metrics: Mapping[str, float], key: str, show: Any) -> str:
     ends = [metrics.get(f"{key}_{end}") for end in ("low", "high")]
-    return f" [{', '.join(show(end) for end in ends)}]" if all(map(_is_number, ends)) else ""
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return f" [{', '.join(show(end) for end in ends)}]" if all(map(is_known, ends)) else ""
 
 
 def _size(size: int) -> str:

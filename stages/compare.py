@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 
-from stages import command, statistics
+from stages import command, formatted, statistics
 from stages.errors import UserError
 from stages.params import PARAMS_FILE, nearest
 from stages.statistics import FEW_GROUPS as FEW_IMAGES
@@ -481,7 +481,7 @@ def flips(
     lost: list[Flip] = []
     for change, one, then, now in moved:
         row = texts[one]
-        question = row["messages"][0]["content"].removeprefix("<image>")
+        question = formatted.question(row)
         flip = Flip(one, question, row["chosen"]["content"], row["rejected"]["content"], then, now)
         (gained if change > 0 else lost).append(flip)
     return tuple(gained), tuple(lost)

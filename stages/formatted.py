@@ -51,6 +51,11 @@ def prompt(question: str, image: str) -> dict[str, Any]:
     }
 
 
+def question(row: Mapping[str, Any]) -> str:
+    """The question of a row, without the image's place before it: what ``prompt`` was given."""
+    return str(row["messages"][0]["content"]).removeprefix(IMAGE_PLACEHOLDER)
+
+
 def neutralised(text: str, markers: Iterable[str]) -> str:
     """``text`` with every marker broken by a space after its first character.
 

@@ -100,9 +100,7 @@ def card(
     texts and the image's name."""
     chosen = pair["chosen"]["content"] if pair else ""
     rejected = pair["rejected"]["content"] if pair else ""
-    question = (
-        pair["messages"][0]["content"].removeprefix(formatted.IMAGE_PLACEHOLDER) if pair else ""
-    )
+    question = formatted.question(pair) if pair else ""
     base_answer, tuned_answer = (_own_answer(row[f"{model}_answer"]) for model in ("base", "tuned"))
     logps = {
         side: tuple(

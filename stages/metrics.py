@@ -255,7 +255,7 @@ def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         "tuned_accuracy_summed": summed["tuned"],
         "accuracy_change_summed": summed["tuned"] - summed["base"],
     }
-    return ordered(values | _with_intervals(means, scores["group"], settings))
+    return _ordered(values | _with_intervals(means, scores["group"], settings))
 
 
 def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
@@ -280,7 +280,7 @@ def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         if those["group"].nunique() >= ENOUGH_IMAGES:
             wins = {f"win_rate_{name}": statistics.outcomes(those["reward_margin"])}
             values |= _with_intervals(wins, those["group"], settings)
-    return ordered(values)
+    return _ordered(values)
 
 
 def of_images(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
@@ -297,7 +297,7 @@ def of_images(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         means[f"win_rate_over_{way}"] = own - other
         means[f"tuned_accuracy_{way}"] = statistics.outcomes(sample[f"tuned_margin_{way}"])
     values: dict[str, float] = {"control_pairs": len(sample)}
-    return ordered(values | _with_intervals(means, sample["group"], settings))
+    return _ordered(values | _with_intervals(means, sample["group"], settings))
 
 
 def of_answers(answers: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
@@ -316,7 +316,7 @@ def of_answers(answers: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         means |= {f"base_{name}": base, f"tuned_{name}": tuned, f"{name}_change": tuned - base}
     values: dict[str, float] = {"answers": len(answers)}
     values["same_answers"] = float((answers["base_answer"] == answers["tuned_answer"]).mean())
-    return ordered(values | _with_intervals(means, answers["image"], settings))
+    return _ordered(values | _with_intervals(means, answers["image"], settings))
 
 
 def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
@@ -337,7 +337,7 @@ def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         "correct_lost": test.lost,
         "correct_p_value": test.p_value,
     }
-    return ordered(values | _with_intervals(means, graded["image"], settings))
+    return _ordered(values | _with_intervals(means, graded["image"], settings))
 
 
 def _with_intervals(
@@ -364,7 +364,7 @@ def _with_intervals(
     return flat
 
 
-def ordered(values: Mapping[str, float]) -> dict[str, float]:
+def _ordered(values: Mapping[str, float]) -> dict[str, float]:
     """The metrics in the order of ``MEANING``, each followed by its interval; 6 digits."""
     return {
         key: float(f"{values[key]:.6g}") if isinstance(values[key], float) else values[key]

@@ -70,7 +70,7 @@ def beside_each_other(asked: Prompts, base: pd.DataFrame, tuned: pd.DataFrame) -
             "of": of,
             "image": row["images"][0],
             "kind": row["kind"],
-            "question": row["messages"][0]["content"].removeprefix(formatted.IMAGE_PLACEHOLDER),
+            "question": formatted.question(row),
             "truth": row.get("answer"),
         }
         for of, asked_rows in (("pair", asked.pairs), ("question", asked.questions))

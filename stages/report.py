@@ -468,14 +468,20 @@ def parameter_count(folder: Path) -> int | None:
 
 
 def stage_names(pipeline: Path) -> list[str]:
-    """Stages of a dvc.yaml in its order, ``fetch@data`` for an item, without the report itself."""
+    """Stages of a dvc.yaml in its order, which is the order in which they run, without the report
+    itself; ``fetch@data`` for an item of a ``foreach``.
+    """
     if not pipeline.is_file():
         return []
-    names = []
-    for name, stage in yaml(pipeline).get("stages", {}).items():
-        items = stage.get("foreach")
-        names += [f"{name}@{item}" for item in items] if items else [name]
-    return [name for name in names if name != "report"]
+    return [name for name in all_stages(pipeline) if name != "report"]
+
+
+def all_stages(pipeline: Path) -> list[str]:
+    return [
+        name if "foreach" not in stage else f"{name}@{item}"
+        for name, stage in yaml(pipeline).get("stages", {}).items()
+        for item in stage.get("foreach", [None])
+    ]
 
 
 def diary(folder: Path) -> dict[str, dict[str, Any]]:

@@ -207,18 +207,19 @@ def log_probs(
     sums = np.zeros((2, len(pairs)))
     counts = np.zeros((3, len(pairs)), dtype=np.int64)
     image_token = policy.model.config.image_token_id
-    for rows, batch in _batches(policy, pairs, images, batch_size, label):
-        labels = batch.pop("labels")
-        with torch.inference_mode(), _seeing_each_image_once(policy.model):
-            logits = policy.model(**batch, return_dict=True, use_cache=False).logits.to(
-                torch.float32
-            )
-            summed, lengths = get_batch_logps(logits=logits, labels=labels)
-        # The collator puts all chosen rows first, then all rejected ones.
-        sums[:, rows] = summed.double().cpu().numpy().reshape(2, -1)
-        counts[:2, rows] = lengths.cpu().numpy().reshape(2, -1)
-        seen = (batch["input_ids"] == image_token).sum(dim=1)
-        counts[2, rows] = seen.cpu().numpy()[: len(rows)]
+    with _seeing_each_image_once(policy.model):
+        for rows, batch in _batches(policy, pairs, images, batch_size, label):
+            labels = batch.pop("labels")
+            with torch.inference_mode():
+                logits = policy.model(**batch, return_dict=True, use_cache=False).logits.to(
+                    torch.float32
+                )
+                summed, lengths = get_batch_logps(logits=logits, labels=labels)
+            # The collator puts all chosen rows first, then all rejected ones.
+            sums[:, rows] = summed.double().cpu().numpy().reshape(2, -1)
+            counts[:2, rows] = lengths.cpu().numpy().reshape(2, -1)
+            seen = (batch["input_ids"] == image_token).sum(dim=1)
+            counts[2, rows] = seen.cpu().numpy()[: len(rows)]
     return PairLogProbs(*sums, *counts)
 
 

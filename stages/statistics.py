@@ -327,14 +327,6 @@ def odds(rate: float) -> float | None:
 # what length explains
 
 
-def longer_wins(chosen_lengths: ArrayLike, rejected_lengths: ArrayLike) -> WinRate:
-    """The win rate of a judge that prefers the longer answer: 50% where length gives nothing
-    away.
-    """
-    chosen, rejected = _columns(chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
-    return win_rate(chosen - rejected)
-
-
 def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthControl:
     """How the margin looks after removing what the length difference d (chosen - rejected)
     explains.

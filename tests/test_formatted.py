@@ -93,3 +93,9 @@ def test_a_sample_is_free_of_order_and_a_larger_one_holds_every_smaller(names, r
 def test_a_sample_is_not_the_first_rows():
     rows = [{"id": f"{i:03}"} for i in range(100)]
     assert formatted.sample(rows, 10) != rows[:10]
+
+
+def test_a_rows_question_is_the_one_that_its_prompt_was_given():
+    assert formatted.question(formatted.prompt("What is in the image?", "a.jpg")) == (
+        "What is in the image?"
+    )

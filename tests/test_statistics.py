@@ -267,7 +267,7 @@ def test_odds_are_wins_for_each_loss():
 
 
 def test_the_longer_answer_wins_half_of_the_time_where_lengths_are_balanced():
-    result = statistics.longer_wins([5, 7, 9, 4], [7, 5, 9, 4])
+    result = statistics.win_rate(np.array([5, 7, 9, 4]) - np.array([7, 5, 9, 4]))
     assert result == statistics.WinRate(rate=0.5, n=4, wins=1, ties=2)
 
 

@@ -32,9 +32,7 @@ def documents(formatted_data: str, images: str, **_: Any) -> dict[str, Any]:
                 {
                     "id": row["id"],
                     "kind": row["kind"],
-                    "question": row["messages"][0]["content"].removeprefix(
-                        formatted.IMAGE_PLACEHOLDER
-                    ),
+                    "question": formatted.question(row),
                     "answer": row["answer"],
                     "image": str(Path(images) / row["images"][0]),
                 }
