@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages import command
+from stages.core import command
 
 MARKERS = ("<!-- results -->\n", "<!-- /results -->")
 

@@ -7,7 +7,7 @@ Speed and memory depend on the shapes, not on what the weights know, so nothing 
 model has the dimensions of Qwen3-VL-4B-Instruct (or of a small one), with its vocabulary size, and
 the demo's tokenizer and processor. A pair has a 512x512 image (256 image tokens), a question, and
 two answers of ``--answer-tokens`` tokens. What runs is what the stages reference and evaluate run:
-``stages.scoring``. One run of each is not timed.
+``stages.model.scoring``. One run of each is not timed.
 """
 
 import json
@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pipeline import PACKAGES, device
-from stages import command, params, scoring
-from stages.topics import COLOURS, SHAPES
+from stages.core import command
+from stages.easyvqa.topics import COLOURS, SHAPES
+from stages.model import scoring
+from stages.parameters import params
 
 DEMO = Path("demo/model")
 VOCABULARY = 151936

@@ -1,2 +1,3 @@
-"""The pipeline. Each verb (fetch, preprocess, format, reference, train, evaluate) is one DVC stage,
-run as ``python -m stages.<verb>``; every other module is a noun that stages import."""
+"""The pipeline. Each module here is a verb: a DVC stage (fetch, preprocess, format, reference,
+baseline, train, evaluate, report) or a command, run as ``python -m stages.<verb>``. The nouns that
+they share lie in folders by concern; ``tests/test_pipeline.py`` holds which may import which."""

@@ -30,10 +30,12 @@ import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 
-from stages import command, formatted, statistics
-from stages.errors import UserError
-from stages.params import PARAMS_FILE, nearest
-from stages.statistics import FEW_GROUPS as FEW_IMAGES
+from stages.core import command
+from stages.core.errors import UserError
+from stages.dataset import formatted
+from stages.evaluation import statistics
+from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
+from stages.parameters.params import PARAMS_FILE, nearest
 
 WORKSPACE = "workspace"
 STAGE = "evaluate"

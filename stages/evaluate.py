@@ -1,36 +1,29 @@
 """Evaluate: does the tuned model prefer the chosen answers of pairs whose images it never saw?
 
-In: the adapter, the base model, the test pairs, and what the reference says of them. Out:
-``metrics.json`` (keys explained in ``stages.metrics``), every pair's scores, both models' answers,
-the tables behind the plots, what lm-eval's tasks gave; and the experiment's MLflow run, completed.
+In: the adapter, the base model, the test pairs, the reference's log-probs and the baseline. Out:
+``headline`` (the few numbers that people compare by), ``results/`` (every number, explained in
+``evaluation.catalogue``, and the tables behind the plots), ``details/`` (every pair's scores, both
+models' answers, what lm-eval's tasks gave); and the experiment's MLflow run, completed.
 
-Why only the policy is run here: the reference stage already ran the base model on the same tokens.
+Why only the tuned model is run here: the base's log-probs and answers are there already.
 """
 
-import hashlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages import (
-    command,
-    controls,
-    formatted,
-    params,
-    prompts,
-    regression,
-    scoring,
-    slices,
-    tasks,
-    tracking,
-)
-from stages import metrics as measures
-from stages.errors import UserError
-from stages.pairs import SPLITS
+from stages.core import command
+from stages.core.errors import UserError
+from stages.dataset import formatted
+from stages.dataset.pairs import SPLITS
+from stages.evaluation import metrics, regression, slices
+from stages.model.checkpoint import Checkpoint
+from stages.parameters import params
+from stages.probing import controls, lm_eval, prompts
+from stages.tracking import runs
 
 
 def main(
@@ -39,69 +32,69 @@ def main(
     model: Path,
     adapter: Path,
     reference: Path,
+    baseline: Path,
     curves: Path,
     task_files: Path,
-    metrics: Path,
-    scores: Path,
-    answers: Path,
-    lm_eval: Path,
-    margins: Path,
-    by_slice: Path,
+    headline: Path,
+    results: Path,
+    details: Path,
 ) -> dict[str, Any]:
     p = params.load()
     pairs = formatted.read(formatted_data, "test")
-    tasks.check(p.evaluate.lm_eval, task_files)
-    policy = scoring.load(model, p, adapter)
-    probed = tasks.run(policy, p, task_files, formatted_data, images)
-    start = time.monotonic()
-    logps = scoring.log_probs(policy, pairs, images, batch_size=p.scoring.batch_size, label="tuned")
-    rate = len(pairs) / (time.monotonic() - start)
-    own = scoring.to_table(pairs, logps).assign(shown="own")
-    controlled = controls.log_probs(policy, pairs, images, p, label="tuned")
-    asked = prompts.chosen(formatted_data, p)
-    tuned = prompts.answers(policy, asked, images, p, label="tuned answers")
+    lm_eval.check(p.evaluate.lm_eval, task_files)
+    tuned = Checkpoint(model, p, adapter)
+    probed = lm_eval.run(tuned, task_files, formatted_data, images)
+    own = tuned.log_probs(pairs, images, label="tuned")
+    controlled = controls.log_probs(tuned, pairs, images, label="tuned")
+    asked = prompts.selected(formatted_data, p)
+    answers = prompts.answers(tuned, asked, images, label="tuned answers")
 
-    scored = against_reference(pairs, pd.concat([own, controlled]), reference, p.train.beta)
+    scored = against_reference(pairs, own, controlled, reference, baseline, p.train.beta)
     answered = prompts.beside_each_other(
-        asked, pd.read_parquet(reference / "answers.parquet"), tuned
+        asked, pd.read_parquet(baseline / "answers.parquet"), answers
     )
-    result = (
-        measures.of_pairs(scored, p.evaluate)
-        | measures.of_length(scored, p.evaluate)
-        | measures.of_images(scored, p.evaluate)
-        | measures.of_answers(answered[answered["of"] == "pair"], p.evaluate)
-        | measures.of_questions(answered[answered["of"] == "question"], p.evaluate)
-        | regression.comparison(tasks.read(reference / "lm_eval"), probed, p.evaluate)
+    measured = (
+        metrics.of_pairs(scored, p.evaluate)
+        | metrics.of_length(scored, p.evaluate)
+        | metrics.of_images(scored, p.evaluate)
+        | metrics.of_answers(answered[answered["of"] == "pair"], p.evaluate)
+        | metrics.of_questions(answered[answered["of"] == "question"], p.evaluate)
+        | regression.comparison(lm_eval.read(baseline / "lm_eval"), probed, p.evaluate)
     )
 
-    scored.to_parquet(made(scores), index=False)
-    answered.to_parquet(made(answers), index=False)
-    tasks.write(probed, lm_eval)
-    histogram(scored["reward_margin"].to_numpy()).to_csv(made(margins), index=False)
-    slices.table(scored, p.evaluate).to_csv(made(by_slice), index=False)
-    made(metrics).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(measures.in_words(result))
+    for folder in (results, details, headline.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    scored.to_parquet(details / "scores.parquet", index=False)
+    answered.to_parquet(details / "answers.parquet", index=False)
+    lm_eval.write(probed, details / "lm_eval")
+    histogram(scored["reward_margin"].to_numpy()).to_csv(results / "margins.csv", index=False)
+    slices.table(scored, p.evaluate).to_csv(results / "slices.csv", index=False)
+    write(results / "metrics.json", measured)
+    write(headline, metrics.headline(measured))
+    print(metrics.in_words(measured))
 
-    tracking.complete_run(
+    runs.complete_run(
         json.loads((adapter / "fingerprint.json").read_text())["fingerprint"],
-        tracking.RunRecord(
-            name=tracking.experiment_name(),
+        runs.RunRecord(
+            name=runs.experiment_name(),
             parameters=p.model_dump(mode="json"),
-            metrics=result,
+            metrics=measured,
             curves=curves,
-            tags=tracking.provenance(),
-            artifacts=(
-                *(metrics, scores, answers, lm_eval, margins, by_slice, curves),
-                adapter / "llamafactory.yaml",
-            ),
-            datasets=tuple(dataset(formatted_data / f"{split}.json") for split in SPLITS),
+            tags=runs.provenance(),
+            artifacts=(headline, results, details, curves, adapter / "llamafactory.yaml"),
+            datasets=tuple(runs.dataset(formatted_data / f"{split}.json") for split in SPLITS),
         ),
     )
-    return {"device": scoring.device_name(policy), "pairs_per_second": round(rate, 2)}
+    return tuned.cost()
 
 
 def against_reference(
-    pairs: list[dict[str, Any]], policy: pd.DataFrame, reference: Path, beta: float
+    pairs: list[dict[str, Any]],
+    own: pd.DataFrame,
+    controlled: pd.DataFrame,
+    reference: Path,
+    baseline: Path,
+    beta: float,
 ) -> pd.DataFrame:
     """Scores of the pairs, with the margins that they have when another image is ``shown``.
 
@@ -109,34 +102,40 @@ def against_reference(
         UserError: the tuned model's log-probs are not numbers, or the reference was not shown the
             same pairs in the same ways.
     """
-    broken = policy[~np.isfinite(policy[["chosen_logps", "rejected_logps"]]).all(axis=1)]
-    if len(broken):
-        raise UserError(
-            f"the tuned model gives log-probs that are not finite for {len(broken)} pairs (first: "
-            f"{broken['id'].iloc[0]}); lower train.learning_rate, or set scoring.dtype to float32"
-        )
-    known = pd.read_parquet(reference / "logps.parquet")
-    by_way = {}
+    for table in (own, controlled):
+        refuse_infinite(table)
+    logps = pd.read_parquet(reference / "logps.parquet")
+    other = pd.read_parquet(baseline / "controls.parquet")
     try:
-        for way, logps in policy.groupby("shown"):
-            table = logps.drop(columns="shown")
+        scored = metrics.score(pairs, own, logps, beta)
+        by_way = {}
+        for way, table in controlled.groupby("shown"):
             ids = set(table["id"])
             those = [pair for pair in pairs if pair["id"] in ids]
-            by_way[str(way)] = measures.score(those, table, known[known["shown"] == way], beta)
+            known = other[other["shown"] == way]
+            by_way[str(way)] = metrics.score(those, table.drop(columns="shown"), known, beta)
     except ValueError as error:
-        raise UserError(f"{error}; `dvc repro -f reference` makes {reference} anew") from None
-    return measures.with_controls(by_way.pop("own"), by_way)
+        raise UserError(
+            f"{error}; `dvc repro -f reference baseline` makes {reference} and {baseline} again"
+        ) from None
+    return metrics.with_controls(scored, by_way)
 
 
-def made(path: Path) -> Path:
-    """The path, in a folder that is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def refuse_infinite(table: pd.DataFrame) -> None:
+    """Raise ``UserError`` where a log-prob is not a number or not finite."""
+    if table.empty:
+        return
+    finite = np.isfinite(table[["chosen_logps", "rejected_logps"]].to_numpy(float)).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"the tuned model gives log-probs that are not finite for {(~finite).sum()} pairs "
+            f"(first: {table['id'][~finite].iloc[0]}); lower train.learning_rate, or set "
+            "scoring.dtype to float32"
+        )
 
 
-def dataset(path: Path) -> tracking.Dataset:
-    """A file of the formatted data set as MLflow shows it, by the md5 that DVC knows it by."""
-    return tracking.Dataset(path.stem, hashlib.md5(path.read_bytes()).hexdigest(), str(path))
+def write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def histogram(margins: np.ndarray, bins: int = 40) -> pd.DataFrame:

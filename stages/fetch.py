@@ -10,8 +10,10 @@ stopped.
 
 from pathlib import Path
 
-from stages import command, params, sources
-from stages.errors import UserError
+from stages.core import command
+from stages.core.errors import UserError
+from stages.parameters import params
+from stages.sources import fetching
 
 
 def main(item: str, out: Path) -> None:
@@ -26,26 +28,26 @@ def main(item: str, out: Path) -> None:
     print(summary(item, source))
 
 
-def fetch_data(source: params.DataSource, out: Path) -> sources.Source:
+def fetch_data(source: params.DataSource, out: Path) -> fetching.Source:
     """Data are tables and images: pickles and code are never fetched with them."""
     if source.kind == "easy-vqa":
-        return sources.copy_easy_vqa(out)
+        return fetching.copy_easy_vqa(out)
     if source.kind == "path":
-        return sources.copy_data(source.path, out, source.licence)
-    return sources.fetch_hub(source.repo, source.revision, source.files, out, repo_type="dataset")
+        return fetching.copy_data(source.path, out, source.licence)
+    return fetching.fetch_hub(source.repo, source.revision, source.files, out, repo_type="dataset")
 
 
-def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> sources.Source:
+def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> fetching.Source:
     """Weights are safetensors, unless a parameter allows more."""
     if source.kind == "path":
-        return sources.copy_model(
+        return fetching.copy_model(
             source.path,
             out,
             allow_pickle=trust.pickle,
             allow_code=trust.remote_code,
             licence=source.licence,
         )
-    return sources.fetch_hub(
+    return fetching.fetch_hub(
         source.repo,
         source.revision,
         source.files,
@@ -56,9 +58,9 @@ def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> s
     )
 
 
-def summary(item: str, source: sources.Source) -> str:
+def summary(item: str, source: fetching.Source) -> str:
     """One line: what was fetched, its size, commit and licence."""
-    parts = [f"{len(source.files):,} files, {sources.readable(source.size)}"]
+    parts = [f"{len(source.files):,} files, {fetching.readable(source.size)}"]
     if source.commit:
         parts.append(f"{source.repo} at {source.commit}")
     parts.append(f"licence {source.licence or 'unknown'}")

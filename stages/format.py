@@ -21,11 +21,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from stages import command, params, tokens
-from stages.errors import UserError
-from stages.formatted import dataset_info, neutralised, prompt
-from stages.pairs import SPLITS
-from stages.tokens import Lengths
+from stages.core import command
+from stages.core.errors import UserError
+from stages.dataset.formatted import dataset_info, neutralised, prompt
+from stages.dataset.pairs import SPLITS
+from stages.model import tokens
+from stages.model.tokens import Lengths
+from stages.parameters import params
 
 QUANTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
 

@@ -36,9 +36,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from stages import command, images, pairs, params, records
-from stages.errors import UserError
-from stages.pairs import Question, Record, Refusal
+from stages.core import command
+from stages.core.errors import UserError
+from stages.dataset import pairs
+from stages.dataset.pairs import Question, Record, Refusal
+from stages.ingest import images, tables
+from stages.parameters import params
 
 Outcome = images.Stored | Refusal
 _ROWS_PER_GROUP = 4096  # of a Parquet file; text only, so a few MB
@@ -84,10 +87,10 @@ def source(
             f"{raw}/SOURCE.json is missing or damaged; run `dvc repro -f fetch@data`"
         ) from None
     if kind == "easy-vqa":
-        from stages import easy_vqa
+        from stages.sources import easyvqa
 
-        return easy_vqa.records(raw), easy_vqa.questions(raw), None
-    return records.records(raw, columns), iter(()), records.count(raw)
+        return easyvqa.records(raw), easyvqa.questions(raw), None
+    return tables.records(raw, columns), iter(()), tables.count(raw)
 
 
 def write_tables(
@@ -413,7 +416,9 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     # Not forked from here, which would copy the locks of pyarrow's threads in whatever state they
     # are, but from a server that has only done the imports: 20 ms a worker, spawning takes 1 s.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    context.set_forkserver_preload(["stages.images", "stages.params", "stages.records"])
+    context.set_forkserver_preload(
+        ["stages.ingest.images", "stages.parameters.params", "stages.ingest.tables"]
+    )
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
 

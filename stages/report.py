@@ -1,71 +1,48 @@
 """Report: everything that is known of one experiment, as a single HTML page that opens offline.
 
 In: what evaluate measured, both models' answers, the curves, the data's counts and the sources.
-Out: ``report.html`` and the adapter's model card (``stages.card``), which join the MLflow run with
-the charts. The page holds no script and asks for nothing: styles, charts and images are inside, and
-its Content-Security-Policy forbids the rest.
-
-The words follow from the numbers by the rules of ``stages.findings``, which the page
-prints too. Costs come from ``reports/diary/``, which each stage writes when it runs: it is no
-output of DVC, and a stage that came from the cache has none.
+Out: the page and the adapter's model card. Both follow from their inputs alone: times, devices, the
+commit and the cost are in MLflow and in the diary (``python -m stages.costs``). Page, card and
+charts join the MLflow run.
 """
 
-import json
-import math
-import struct
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
 
-from stages import card, command, figures, findings, formatted, gallery, params, sources, tracking
-from stages.errors import UserError
-from stages.findings import DASH, is_known, number, percent, records, text_of
-from stages.metrics import ENOUGH_IMAGES
-from stages.pairs import REASONS, SPLITS
-
-PIPELINE = Path("dvc.yaml")
-TEMPLATE = "report.html"
-PACKAGES = (
-    *("llamafactory", "torch", "transformers", "peft", "trl", "datasets"),
-    *("dvc", "mlflow", "lm-eval"),
-)
-CARDS = 6  # of each part of the gallery
-QUESTIONS = 3  # of each outcome
-
-_HASH = "dvc.md5."  # tags of tracking.provenance
+from stages.core import command
+from stages.dataset import formatted
+from stages.parameters import params
+from stages.reporting import card as model_card
+from stages.reporting import figures
+from stages.reporting import page as report
+from stages.reporting.page import contents, described, parameter_count, parsed, table, yaml
+from stages.tracking import runs
 
 
 def main(
-    metrics: Path,
-    scores: Path,
-    answers: Path,
-    slices: Path,
-    margins: Path,
+    results: Path,
+    details: Path,
     curves: Path,
-    lengths: Path,
     preprocess: Path,
     format_report: Path,
+    lengths: Path,
     formatted_data: Path,
     images: Path,
     raw: Path,
     model: Path,
     adapter: Path,
-    presets: Path,
-    report: Path,
-    model_card: Path,
+    page: Path,
+    card: Path,
 ) -> None:
     p = params.load()
-    inputs = Inputs(
-        metrics=parsed(metrics),
-        scores=pd.read_parquet(scores),
-        answers=pd.read_parquet(answers),
-        slices=table(slices),
-        margins=table(margins),
+    inputs = report.Inputs(
+        metrics=parsed(results / "metrics.json"),
+        scores=pd.read_parquet(details / "scores.parquet"),
+        answers=pd.read_parquet(details / "answers.parquet"),
+        slices=table(results / "slices.csv"),
+        margins=table(results / "margins.csv"),
         train_curve=table(curves / "train.csv"),
         validation_curve=table(curves / "validation.csv"),
         lengths=table(lengths),
@@ -78,446 +55,31 @@ def main(
         training=yaml(adapter / "llamafactory.yaml"),
         adapter_parameters=parameter_count(adapter),
         confidence=p.evaluate.confidence,
-        stages=stage_names(PIPELINE),
-        diary=diary(command.DIARY),
-        experiment=tracking.experiment_name(),
-        tags=tracking.provenance(),
-        preset=preset_of(p, presets),
-        parameters=tracking.redacted(params.PARAMS_FILE.read_text(encoding="utf-8")),
-        versions=versions(PACKAGES),
+        parameters=p.model_dump(mode="json"),
+        versions=report.versions(report.PACKAGES),
     )
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(render(inputs), encoding="utf-8")
-    described_adapter = card.render(
-        p,
-        metrics=inputs.metrics,
-        preprocess=inputs.preprocess,
-        formatted=inputs.format,
-        data=parsed(raw / "SOURCE.json"),
-        model=parsed(model / "SOURCE.json"),
-        configuration=(adapter / "llamafactory.yaml").read_text(encoding="utf-8"),
-        adapter=parsed(adapter / "adapter_config.json"),
+    page.write_text(report.render(inputs), encoding="utf-8")
+    card.write_text(
+        model_card.render(
+            p,
+            metrics=inputs.metrics,
+            preprocess=inputs.preprocess,
+            formatted=inputs.format,
+            data=parsed(raw / "SOURCE.json"),
+            model=parsed(model / "SOURCE.json"),
+            configuration=(adapter / "llamafactory.yaml").read_text(encoding="utf-8"),
+            adapter=parsed(adapter / "adapter_config.json"),
+        ),
+        encoding="utf-8",
     )
-    model_card.write_text(described_adapter, encoding="utf-8")
-    print(f"{report}: open it in a browser; {model_card}: the adapter's model card")
+    print(f"{page}: open it in a browser; {card}: the adapter's model card")
 
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder, "figures")
-        for name, _, figure in charts(inputs):
+        for name, _, figure in report.charts(inputs):
             figures.save(figure, drawn / f"{name}.png")
         fingerprint = parsed(adapter / "fingerprint.json")["fingerprint"]
-        tracking.attach(fingerprint, (report, model_card, drawn))
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where data or a model came from; ``name`` is a repository, a path or a package."""
-
-    kind: str
-    name: str
-    commit: str | None = None
-    licence: str | None = None
-    parameters: int | None = None
-    digest: str | None = None  # SHA-256 of the first weights file, where there is one
-
-    @property
-    def link(self) -> str | None:
-        if self.kind != "hub" or not self.commit:
-            return None
-        return f"https://huggingface.co/{self.name}/tree/{self.commit}"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All that the page shows, as the stages wrote it. Tables that are not there are ``None``.
-
-    ``image`` gives the bytes of an image by its name, or ``None``. ``training`` is
-    llamafactory.yaml. ``preset`` is ``None`` where params.yaml is no preset.
-    """
-
-    metrics: Mapping[str, Any]
-    scores: pd.DataFrame
-    answers: pd.DataFrame
-    slices: pd.DataFrame | None
-    margins: pd.DataFrame | None
-    train_curve: pd.DataFrame | None
-    validation_curve: pd.DataFrame | None
-    lengths: pd.DataFrame | None
-    preprocess: Mapping[str, Any]
-    format: Mapping[str, Any]
-    test_pairs: Sequence[Mapping[str, Any]]
-    image: Callable[[str], bytes | None]
-    data: Origin
-    model: Origin
-    training: Mapping[str, Any]
-    confidence: float
-    adapter_parameters: int | None = None
-    stages: Sequence[str] = ()
-    diary: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    experiment: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    preset: str | None = None
-    parameters: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-
-def render(inputs: Inputs) -> str:
-    """The page. The same inputs give the same text."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": lambda number: f"{number:,}",
-        "number": number,
-        "markup": Markup,
-        "percent": percent,
-    }
-    won, lost, changed = gallery.extremes(inputs.scores, inputs.answers, CARDS)
-    by_id = {str(pair["id"]): pair for pair in inputs.test_pairs}
-    values = dict(inputs.metrics)
-    return environment.get_template(TEMPLATE).render(
-        inputs=inputs,
-        m=values,
-        level=f"{100 * inputs.confidence:g}%",
-        verdict=findings.TITLES[findings.verdict(values, "win_rate", 0.5)],
-        headline=findings.headline(values),
-        concerns=findings.concerns(values, inputs.slices),
-        rules=findings.RULES,
-        tiles=findings.tiles(values),
-        compared=findings.comparisons(values),
-        singles=findings.singles(values),
-        controls=findings.controls(values),
-        tasks=findings.lm_eval(values),
-        charts=[
-            (name, label, Markup(figures.inline_svg(figure, name, label)))
-            for name, label, figure in charts(inputs)
-        ],
-        slices=findings.slice_rows(inputs.slices),
-        enough_images=ENOUGH_IMAGES,
-        gallery=[
-            (
-                name,
-                sentence,
-                [
-                    gallery.card(row, by_id.get(str(row["id"])), inputs.image)
-                    for row in records(rows)
-                ],
-            )
-            for (name, sentence), rows in zip(gallery.PARTS, (won, lost, changed), strict=True)
-        ],
-        asked=gallery.questions(inputs.answers, inputs.image, QUESTIONS),
-        outcomes=gallery.outcomes(inputs.answers),
-        funnel=funnel(inputs.preprocess, inputs.format),
-        splits=split_rows(inputs.preprocess, inputs.format),
-        costs=costs(inputs.stages, inputs.diary),
-        method=method(inputs),
-        reproduction=reproduction(inputs),
-        facts={key: text for key, text in inputs.tags.items() if not key.startswith(_HASH)},
-        hashes={
-            key.removeprefix(_HASH): text
-            for key, text in sorted(inputs.tags.items())
-            if key.startswith(_HASH)
-        },
-        text=gallery.folded,
-    )
-
-
-# charts
-
-
-def charts(inputs: Inputs) -> list[tuple[str, str, Any]]:
-    """(name, label, figure) of everything that there is to draw."""
-    found = [
-        (f"curve-{name}", f"{figures.PANELS[name][0]} by training step", figure)
-        for name, figure in figures.curves(inputs.train_curve, inputs.validation_curve).items()
-    ]
-    overall = inputs.metrics.get("win_rate")
-    others = (
-        ("margins", "Reward margins of the test pairs", figures.margins(inputs.margins)),
-        (
-            "slices",
-            "Win rate by slice, with its interval",
-            figures.slices(inputs.slices, overall if is_known(overall) else None),
-        ),
-        ("lengths", "Tokens of prompt, chosen and rejected", figures.lengths(inputs.lengths)),
-    )
-    return found + [(name, label, figure) for name, label, figure in others if figure is not None]
-
-
-# data, costs, provenance
-
-
-def funnel(preprocess: Mapping[str, Any], formatted_: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """From the rows of the source to the pairs that were used: what stayed, what went and why."""
-    meanings = {**REASONS, "longer_than_cutoff_len": "prompt and answer exceed format.cutoff_len"}
-    rows: list[dict[str, Any]] = []
-
-    def kept(text: str, value: Any) -> None:
-        if is_known(value):
-            rows.append({"text": text, "count": value, "left_out": False, "detail": ""})
-
-    def left_out(reasons: Mapping[str, Any]) -> None:
-        none = [reason for reason, count in reasons.items() if not count]
-        apart = [reason for reason in reasons if reason not in none or len(none) == 1]
-        named = [
-            (reason.replace("_", " "), reasons[reason], meanings.get(reason, ""))
-            for reason in apart
-        ]
-        if len(none) > 1:
-            named.append(("each of these", 0, ", ".join(none).replace("_", " ")))
-        for text, count, detail in named:
-            rows.append({"text": text, "count": count, "left_out": True, "detail": detail})
-
-    kept("Rows in the source", preprocess.get("rows_in"))
-    left_out(preprocess.get("left_out", {}))
-    kept("Pairs after preprocess", preprocess.get("rows_kept"))
-    left_out(formatted_.get("left_out", {}))
-    kept("Pairs after format", formatted_.get("pairs_kept"))
-    whole = max((row["count"] for row in rows), default=0) or 1
-    return [{**row, "share": row["count"] / whole} for row in rows]
-
-
-def split_rows(
-    preprocess: Mapping[str, Any], formatted_: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Pairs and images of each split; pairs as format kept them."""
-    pairs = formatted_.get("kept_by_split") or preprocess.get("pairs_by_split", {})
-    images = preprocess.get("images_by_split", {})
-    total = sum(pairs.get(split, 0) for split in SPLITS) or 1
-    return [
-        {
-            "split": split,
-            "pairs": pairs.get(split, 0),
-            "images": images.get(split, 0),
-            "share": pairs.get(split, 0) / total,
-        }
-        for split in SPLITS
-    ]
-
-
-def costs(stages: Sequence[str], diary: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a stage, in the pipeline's order; ``ran`` is false for one without a diary."""
-    names = [*stages, *(name for name in diary if name not in stages)]
-    return [
-        {
-            "stage": name,
-            "ran": name in diary,
-            "seconds": duration(diary.get(name, {}).get("seconds")),
-            "device": text_of(diary.get(name, {}).get("device")),
-            "memory": gigabytes(diary.get(name, {}).get("peak_memory_gb")),
-            "gpu_memory": gigabytes(diary.get(name, {}).get("gpu_peak_memory_gb")),
-            "rate": number(diary.get(name, {}).get("pairs_per_second"), 1),
-            "day": text_of(diary.get(name, {}).get("at"))[:10],
-        }
-        for name in names
-    ]
-
-
-def duration(seconds: Any) -> str:
-    if not is_known(seconds):
-        return DASH
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def gigabytes(value: Any) -> str:
-    return f"{value:.1f} GB" if is_known(value) else DASH
-
-
-def method(inputs: Inputs) -> list[tuple[str, str]]:
-    """What was compared with what: names and values, of what is known."""
-    training, values = inputs.training, inputs.metrics
-    curves = (inputs.train_curve, inputs.validation_curve)
-    last = max(
-        (int(one["step"].max()) for one in curves if one is not None and len(one)), default=0
-    )
-    batch = [
-        int(training.get(key) or 0)
-        for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
-    ]
-    tuning = str(training.get("finetuning_type", ""))
-    if "lora_rank" in training:
-        tuning += f", rank {training['lora_rank']}"
-    if inputs.adapter_parameters:
-        tuning += f", {inputs.adapter_parameters:,} trained parameters"
-    if training.get("quantization_bit"):
-        tuning += f", base in {training['quantization_bit']} bits"
-    extra = training.get("pref_ftx")
-    words, _ = card.METHODS.get(str(training.get("pref_loss")), ("", ""))
-    loss = f"{training.get('pref_loss', DASH)}, beta {training.get('pref_beta', DASH)}"
-    if extra:
-        loss += f", plus {extra} times the SFT loss on chosen"
-    reference = card.NO_REFERENCE if training.get("pref_loss") in params.REFERENCE_FREE else ""
-    schedule = [
-        f"{last:,} steps" if last else "",
-        f"{training['num_train_epochs']} epochs" if "num_train_epochs" in training else "",
-        f"{math.prod(batch)} pairs a step and device" if all(batch) else "",
-        f"learning rate {training['learning_rate']:g}"
-        if is_known(training.get("learning_rate"))
-        else "",
-        str(training.get("lr_scheduler_type", "")),
-        f"seed {training['seed']}" if "seed" in training else "",
-    ]
-    tested = f"{values.get('pairs', 0):,} pairs on {values.get('images', 0):,} images"
-    if values.get("answers"):
-        tested += f"; {values['answers']:,} generated answers"
-    if values.get("questions"):
-        tested += f"; {values['questions']:,} questions"
-    return [
-        (name, text)
-        for name, text in (
-            ("Method", card.capitalized(words)),
-            ("Loss", loss),
-            ("Reference", reference),
-            ("Adapter", tuning),
-            ("Training", ", ".join(part for part in schedule if part)),
-            ("Test", tested),
-        )
-        if text
-    ]
-
-
-def reproduction(inputs: Inputs) -> dict[str, Any]:
-    """The commands that make these results again, and what stands in the way."""
-    commit = inputs.tags.get("git.commit")
-    state = inputs.tags.get("git.state", "")
-    lines = [f"git checkout {commit}"] if commit else []
-    if inputs.preset:
-        lines.append(f"make use PRESET={inputs.preset}")
-    lines.append("make repro")
-    caveats = []
-    if not commit:
-        caveats.append("There is no commit: the code of this result is not pinned.")
-    if state.startswith("dirty"):
-        changed = state.removeprefix("dirty: ").split(", ")
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        caveats.append(f"Files differed from the commit: {', '.join(changed[:5])}{more}.")
-    if not inputs.preset:
-        caveats.append("params.yaml is not a preset; it is printed below.")
-    return {"commands": "\n".join(lines), "caveats": caveats, "clean": state == "clean"}
-
-
-# reading
-
-
-def table(path: Path) -> pd.DataFrame | None:
-    """A CSV file, or ``None`` where there is none or it is empty."""
-    try:
-        return pd.read_csv(path)
-    except (FileNotFoundError, pd.errors.EmptyDataError):
-        return None
-
-
-def parsed(path: Path) -> dict[str, Any]:
-    """A JSON file that a stage wrote."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def contents(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
-def yaml(path: Path) -> dict[str, Any]:
-    """A YAML file.
-
-    Raises:
-        UserError: it is missing.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; `dvc repro -f train` makes it again")
-    return YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
-
-
-def described(folder: Path, source: params.DataSource | params.ModelSource) -> Origin:
-    """Where a fetched folder came from; of an absolute path only the last part is shown."""
-    fetched = sources.read(folder)
-    name = fetched.repo or fetched.kind
-    if isinstance(source, params.PathSource):
-        name = source.path.name if source.path.is_absolute() else source.path.as_posix()
-    weights = next((file for file in fetched.files if file.path.endswith(".safetensors")), None)
-    return Origin(
-        fetched.kind,
-        name,
-        fetched.commit,
-        fetched.licence,
-        parameter_count(folder),
-        weights.sha256 if weights else None,
-    )
-
-
-def parameter_count(folder: Path) -> int | None:
-    """Numbers in a folder's safetensors files, from their headers alone; ``None`` if none."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
-    return total or None
-
-
-def stage_names(pipeline: Path) -> list[str]:
-    """Stages of a dvc.yaml in its order, which is the order in which they run, without the report
-    itself; ``fetch@data`` for an item of a ``foreach``.
-    """
-    if not pipeline.is_file():
-        return []
-    return [name for name in all_stages(pipeline) if name != "report"]
-
-
-def all_stages(pipeline: Path) -> list[str]:
-    return [
-        name if "foreach" not in stage else f"{name}@{item}"
-        for name, stage in yaml(pipeline).get("stages", {}).items()
-        for item in stage.get("foreach", [None])
-    ]
-
-
-def diary(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the stages that ran here wrote of themselves, by stage; damaged files are left out."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
-            found[str(entry["stage"])] = entry
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
-
-
-def preset_of(p: params.Params, presets: Path) -> str | None:
-    """The name of the preset that the parameters are, if they are one."""
-    for path in sorted(presets.glob("*.yaml")):
-        try:
-            if params.load(path) == p:
-                return path.stem
-        except UserError:
-            continue
-    return None
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions; a package that is not installed is left out."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        runs.attach(fingerprint, (page, card, drawn))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ configuration that made it, and the training curves.
 Why a subprocess: ``llamafactory-cli`` is the interface that LLaMA-Factory documents, torchrun
 included. It works in ``models/training/<fingerprint>``, which DVC leaves alone. A training that was
 interrupted resumes there from its last checkpoint if nothing that matters has changed, else it
-starts clean.
+starts clean. An adapter that exists for the same fingerprint is not trained again, unless
+``dvc repro -f`` asks for it.
 """
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from stages import command, formatted, params, tracking, training
+from stages.core import command
+from stages.core.project import is_forced, project_root
+from stages.dataset import formatted
+from stages.parameters import params
+from stages.tracking import runs
+from stages.tuning import training
 
 WORKSPACE = Path("models/training")
 
@@ -26,7 +31,6 @@ def main(
     formatted_data: Path, images: Path, model: Path, out: Path, curves: Path
 ) -> dict[str, Any]:
     p = params.load()
-    training.require_gpus(p.train.gpus)
     config = training.dpo_config(
         p,
         model=model,
@@ -36,20 +40,26 @@ def main(
         validated=bool(formatted.read(formatted_data, "validation")),
     )
     fingerprint = training.fingerprint(config, formatted_data, model, p.train.gpus)
+    if training.is_trained(fingerprint, out, curves) and not is_forced():
+        print(
+            f"training {fingerprint}: {out} holds its adapter already; nothing to train "
+            "(`dvc repro -f train` trains it again)"
+        )
+        return {}
+    training.require_gpus(p.train.gpus)
     # Experiments in DVC's temporary copies keep their checkpoints in the real project.
-    folder = Path(os.path.relpath(tracking.project_root() / WORKSPACE / fingerprint))
+    folder = Path(os.path.relpath(project_root() / WORKSPACE / fingerprint))
 
     resumed = training.prepare(folder)
     print(
         f"training {fingerprint}: " + (f"resuming from {resumed}" if resumed else "a clean start")
     )
-    out.mkdir(parents=True, exist_ok=True)
-    configuration = out / "llamafactory.yaml"
+    configuration = folder / "llamafactory.yaml"
     # By the library that LLaMA-Factory reads it with: to YAML 1.1, a bare `no` is false.
     OmegaConf.save(OmegaConf.create(config), configuration)
 
-    run = partial(tracking.open_run, fingerprint)
-    with tracking.live(run, training.CURVES) as live_environment:
+    run = partial(runs.open_run, fingerprint)
+    with runs.live(run, training.CURVES) as live_environment:
         training.launch(
             ["train", str(configuration), f"output_dir={folder}", "report_to=mlflow"],
             folder / "train.log",
@@ -63,8 +73,7 @@ def main(
     curves.mkdir(parents=True, exist_ok=True)
     for split, table in training.curves(history).items():
         table.to_csv(curves / f"{split}.csv", index=False)
-    training.publish(folder, out)
-    (out / "fingerprint.json").write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+    training.publish(folder, out, fingerprint)
     training.discard_checkpoints(folder)
     return training.cost(history, p.train.gpus, resumed is not None)
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
-from stages.pairs import row_id
-from stages.params import Params
+from stages.dataset.pairs import row_id
+from stages.parameters.params import Params
 
 ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
@@ -157,7 +157,7 @@ def formatted_dir(
 @pytest.fixture(scope="session")
 def base(llamafactory: None, model_dir: Path, params_with: Callable[..., Params]) -> Any:
     """The base model as a policy."""
-    from stages import scoring
+    from stages.model import scoring
 
     return scoring.load(model_dir, params_with())
 
@@ -189,6 +189,6 @@ def adapter_dir(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tuned(adapter_dir: Path, model_dir: Path, params_with: Callable[..., Params]) -> Any:
     """The base model with the adapter."""
-    from stages import scoring
+    from stages.model import scoring
 
     return scoring.load(model_dir, params_with(), adapter_dir)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from stages.pairs import REASONS, row_id
+from stages.dataset.pairs import REASONS, row_id
 from stages.report import Inputs, Origin
 
 ROOT = Path(__file__).parent.parent

@@ -12,9 +12,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages import card, params
-from stages.card import Licence
-from stages.metrics import MEANING, WITH_INTERVAL
+from stages.evaluation.metrics import MEANING, WITH_INTERVAL
+from stages.parameters import params
+from stages.reporting import card
+from stages.reporting.card import Licence
 
 ROOT = Path(__file__).parent.parent
 EASY_VQA = {

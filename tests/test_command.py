@@ -23,7 +23,7 @@ def stage(tmp_path):
             "import time\n"
             "from pathlib import Path\n"
             "from stages import command\n"
-            "from stages.errors import UserError\n"
+            "from stages.core.errors import UserError\n"
             "def main(raw_data: Path, times: int = 2) -> None:\n"
             + textwrap.indent(textwrap.dedent(body), "    ")
             + "\ncommand.run(main)\n"

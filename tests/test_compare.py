@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import compare, statistics
+from stages import compare
 from stages.compare import Measure, Results
-from stages.errors import UserError
+from stages.core.errors import UserError
+from stages.evaluation import statistics
 
 PARAMETERS = {
     "evaluate": {"confidence": 0.95, "resamples": 500, "seed": 0},

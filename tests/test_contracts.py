@@ -20,8 +20,10 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from benchmarks import readme_table
-from stages import llamafactory, metrics, params, training
-from stages.params import Params
+from stages.evaluation import metrics
+from stages.parameters import arguments, params
+from stages.parameters.params import Params
+from stages.tuning import training
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("stages", "demo")
@@ -91,7 +93,7 @@ def stage(file: str, name: str, entry: dict[str, Any]) -> Stage:
 
 
 def named(given: list[str], module: str) -> dict[str, str]:
-    """Options by the names that ``stages.command`` gives them, bare arguments by their place."""
+    """Options by the names that ``core.command`` gives them, bare arguments by their place."""
     if not given[0].startswith("--"):
         return dict(zip(types_of(module), given, strict=True))
     options, values = given[::2], given[1::2]
@@ -387,9 +389,9 @@ def real_arguments() -> dict[str, Any]:
     from llamafactory.hparams import parser
 
     found: dict[str, Any] = {}
-    for arguments in parser._TRAIN_ARGS:
-        types = typing.get_type_hints(arguments)
-        found |= {field.name: types[field.name] for field in fields(arguments) if field.init}
+    for group in parser._TRAIN_ARGS:
+        types = typing.get_type_hints(group)
+        found |= {field.name: types[field.name] for field in fields(group) if field.init}
     return found
 
 
@@ -403,7 +405,7 @@ def values_of(annotation: Any) -> Any:
 
 @pytest.mark.slow
 def test_the_arguments_that_we_read_from_the_source_are_those_of_the_classes():
-    read, real = llamafactory.arguments(), real_arguments()
+    read, real = arguments.arguments(), real_arguments()
     assert read.keys() == real.keys()
     untold = {name for name, annotation in read.items() if annotation is Any}
     assert {name: read[name] for name in read if name not in untold} == {
@@ -435,8 +437,8 @@ def test_llamafactory_accepts_every_preset(preset):
 
 
 def test_the_keys_that_the_pipeline_sets_are_arguments_of_llamafactory():
-    assert not set(llamafactory.RESERVED) - set(llamafactory.arguments())
-    assert not set(llamafactory._LOWEST) - set(llamafactory.arguments())
+    assert not set(arguments.RESERVED) - set(arguments.arguments())
+    assert not set(arguments._LOWEST) - set(arguments.arguments())
 
 
 def test_every_key_that_the_pipeline_sets_itself_is_refused_in_a_preset():
@@ -444,7 +446,7 @@ def test_every_key_that_the_pipeline_sets_itself_is_refused_in_a_preset():
     config = training.dpo_config(
         p, model=Path(), formatted=Path(), images=Path(), output=Path(), validated=True
     )
-    assert not config.keys() - p.train.passed_through.keys() - llamafactory.RESERVED.keys()
+    assert not config.keys() - p.train.passed_through.keys() - arguments.RESERVED.keys()
 
 
 # presets

@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image, ImageChops
 
-from stages import controls, scoring
+from stages.model import scoring
+from stages.probing import controls
 
 
 def pair(name, image):

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from stages import easy_vqa, grading, topics
-from stages.errors import UserError
-from stages.pairs import Record
-from stages.topics import COLOURS, MISTAKEN, SHAPES, Scene
+from stages.core.errors import UserError
+from stages.dataset.pairs import Record
+from stages.easyvqa import topics
+from stages.easyvqa.topics import COLOURS, MISTAKEN, SHAPES, Scene
+from stages.probing import grading
+from stages.sources import easyvqa
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def raw() -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(raw: Path) -> list[Record]:
-    return [r for r in easy_vqa.records(raw) if r.chosen is not None]
+    return [r for r in easyvqa.records(raw) if r.chosen is not None]
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +74,13 @@ def test_nearly_every_train_image_becomes_one_pair(raw: Path, pairs: list[Record
 
 
 def test_an_image_without_a_usable_question_is_a_row_that_says_so(raw: Path):
-    empty = [r for r in easy_vqa.records(raw) if r.chosen is None]
+    empty = [r for r in easyvqa.records(raw) if r.chosen is None]
     assert empty
     assert all(r.note for r in empty)
 
 
 def test_the_pairs_are_the_same_every_time(raw: Path, pairs: list[Record]):
-    assert [r for r in easy_vqa.records(raw) if r.chosen is not None] == pairs
+    assert [r for r in easyvqa.records(raw) if r.chosen is not None] == pairs
 
 
 def test_chosen_names_only_what_the_image_shows(pairs: list[Record], scenes: dict[str, Scene]):
@@ -140,7 +142,7 @@ def test_mistakes_run_both_ways():
 
 def test_the_test_questions_are_the_published_ones(raw: Path):
     published = json.loads((raw / "test" / "questions.json").read_text())
-    found = list(easy_vqa.questions(raw))
+    found = list(easyvqa.questions(raw))
     assert [(q.question, q.answer) for q in found] == [(t, a) for t, a, _ in published]
     assert {q.kind for q in found} == {"colour", "shape", "presence"}
 
@@ -164,11 +166,11 @@ def test_answers_are_full_sentences_about_what_was_asked(question: str, answer: 
 
 def test_missing_or_broken_files_are_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"questions\.json is missing.*fetch@data"):
-        list(easy_vqa.records(tmp_path))
+        list(easyvqa.records(tmp_path))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "questions.json").write_text('[["what?", "red"]]')
     with pytest.raises(UserError, match=r"questions\.json is not easy-VQA's list"):
-        list(easy_vqa.records(tmp_path))
+        list(easyvqa.records(tmp_path))
     (tmp_path / "train" / "questions.json").write_text('[["what color is it?", "red", 3]]')
     with pytest.raises(UserError, match=r"3\.png is missing"):
-        list(easy_vqa.records(tmp_path))
+        list(easyvqa.records(tmp_path))

@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks.pipeline import set_parameters
-from stages import params
+from stages.parameters import params
 from tests.hub_server import Repo, pope_repo, serve, topic_overwrite_repo
 
 ROOT = Path(__file__).parent.parent

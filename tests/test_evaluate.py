@@ -8,8 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import controls, evaluate, metrics, regression, scoring, tasks, tracking
-from stages.errors import UserError
+from stages import evaluate
+from stages.core.errors import UserError
+from stages.evaluation import metrics, regression
+from stages.model import scoring
+from stages.probing import controls, lm_eval
+from stages.tracking import runs
 
 
 def row(name, kind="", **more):
@@ -102,10 +106,10 @@ def project(tmp_path, monkeypatch, write_params):
             ]
         ),
     )
-    monkeypatch.setattr(tasks, "check", lambda names, folder: None)
-    monkeypatch.setattr(tasks, "run", lambda *_: "probed")
-    monkeypatch.setattr(tasks, "read", lambda folder: folder.name)
-    monkeypatch.setattr(tasks, "write", write_tasks)
+    monkeypatch.setattr(lm_eval, "check", lambda names, folder: None)
+    monkeypatch.setattr(lm_eval, "run", lambda *_: "probed")
+    monkeypatch.setattr(lm_eval, "read", lambda folder: folder.name)
+    monkeypatch.setattr(lm_eval, "write", write_tasks)
     monkeypatch.setattr(
         regression,
         "comparison",
@@ -116,12 +120,12 @@ def project(tmp_path, monkeypatch, write_params):
     )
     completed = []
     monkeypatch.setattr(
-        tracking,
+        runs,
         "complete_run",
         lambda fingerprint, record: completed.append((fingerprint, record)),
     )
-    monkeypatch.setattr(tracking, "provenance", lambda: {"git.commit": "c0ffee"})
-    monkeypatch.setattr(tracking, "experiment_name", lambda: "brave-cat")
+    monkeypatch.setattr(runs, "provenance", lambda: {"git.commit": "c0ffee"})
+    monkeypatch.setattr(runs, "experiment_name", lambda: "brave-cat")
     return tmp_path, completed
 
 

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-from stages import fetch, params, sources
-from stages.errors import UserError
+from stages import fetch
+from stages.core.errors import UserError
+from stages.parameters import params
+from stages.sources import fetching
 from tests.hub_server import (
     COLUMNS,
     PAGE_SIZE,
@@ -57,9 +59,9 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
 
 
-def fetch_data(repo: Repo, out: Path, revision: str = "main", **options) -> sources.Source:
+def fetch_data(repo: Repo, out: Path, revision: str = "main", **options) -> fetching.Source:
     with serve([repo]) as url:
-        return sources.fetch_hub(
+        return fetching.fetch_hub(
             repo.name,
             revision,
             options.pop("files", PATTERNS),
@@ -70,12 +72,12 @@ def fetch_data(repo: Repo, out: Path, revision: str = "main", **options) -> sour
         )
 
 
-def fetch_model(repo: Repo, out: Path, **options) -> sources.Source:
+def fetch_model(repo: Repo, out: Path, **options) -> fetching.Source:
     with serve([repo]) as url:
-        return sources.fetch_hub(
+        return fetching.fetch_hub(
             repo.name,
             "main",
-            options.pop("files", sources.MODEL_FILES),
+            options.pop("files", fetching.MODEL_FILES),
             out,
             repo_type="model",
             endpoint=url,
@@ -116,7 +118,7 @@ def test_a_data_set_laid_out_as_topic_overwrite_arrives_byte_for_byte(tmp_path, 
         {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in sorted(published.items())
     ]
-    assert sources.read(tmp_path / "raw") == source
+    assert fetching.read(tmp_path / "raw") == source
     table = pq.read_table(io.BytesIO(arrived["TPO-Dataset_000-7.parquet"]))
     assert table.column_names == list(COLUMNS)
     image = table["image"][0].as_py()
@@ -268,7 +270,7 @@ def test_a_partial_file_of_other_content_is_refused_and_then_fetched_anew(tmp_pa
 def test_too_little_room_is_said_before_anything_is_downloaded(tmp_path, monkeypatch):
     repo = topic_overwrite_repo(rows=4, shards=1)
     usage = type("Usage", (), {"free": 5})()
-    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"needs [\d.]+ kB on the disk .* but 5 bytes are free"):
         fetch_data(repo, tmp_path / "raw")
     assert repo.downloads() == []
@@ -294,7 +296,7 @@ def test_each_refusal_is_one_sentence_with_the_fix_and_without_the_token(tmp_pat
         else:
             monkeypatch.delenv("HF_TOKEN", raising=False)
         files = options.get("files", PATTERNS)
-        ask = functools.partial(sources.fetch_hub, name or repo.name, revision, files)
+        ask = functools.partial(fetching.fetch_hub, name or repo.name, revision, files)
         with serve([repo]) as url, pytest.raises(UserError) as caught:
             ask(tmp_path / "raw", repo_type="dataset", endpoint=url)
         text = str(caught.value)
@@ -330,7 +332,7 @@ def test_each_refusal_is_one_sentence_with_the_fix_and_without_the_token(tmp_pat
 def test_no_network_no_answer_and_no_hub_are_told_apart(tmp_path, monkeypatch):
     def message(url: str) -> str:
         with pytest.raises(UserError) as caught:
-            sources.fetch_hub("a/b", "main", ["*"], tmp_path, repo_type="model", endpoint=url)
+            fetching.fetch_hub("a/b", "main", ["*"], tmp_path, repo_type="model", endpoint=url)
         return str(caught.value)
 
     text = message(closed_port().replace("http://", "http://user:secret@"))
@@ -343,7 +345,7 @@ def test_no_network_no_answer_and_no_hub_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.1)
     with serve([slow]) as url:
         assert "did not answer in time" in message(url)
-    monkeypatch.setattr(sources.hub.HfApi, "model_info", lambda *_, **__: json.loads("<html>"))
+    monkeypatch.setattr(fetching.hub.HfApi, "model_info", lambda *_, **__: json.loads("<html>"))
     assert "does not answer as a Hugging Face Hub does" in message("http://127.0.0.1")
 
 
@@ -409,7 +411,7 @@ def test_an_incomplete_model_is_refused_naming_what_is_missing(tmp_path, absent,
     with pytest.raises(UserError, match=message):
         fetch_model(Repo("owner/model", files), tmp_path / "base")
     with pytest.raises(UserError, match=message):
-        sources.copy_model(tmp_path / "local", tmp_path / "copied")
+        fetching.copy_model(tmp_path / "local", tmp_path / "copied")
     assert not (tmp_path / "copied").exists()
 
 
@@ -452,7 +454,7 @@ def test_a_local_json_file_brings_the_images_it_names_and_no_other(tmp_path):
         {"image": "images/absent.jpg"},
     ]
     (here / "pairs.json").write_text(json.dumps(rows))
-    source = sources.copy_data(here / "pairs.json", tmp_path / "raw")
+    source = fetching.copy_data(here / "pairs.json", tmp_path / "raw")
     assert [file.path for file in source.files] == ["images/a.jpg", "images/b.png", "pairs.json"]
     assert (source.kind, source.repo, source.commit, source.licence) == ("path", None, None, None)
     assert str(tmp_path) not in (tmp_path / "raw" / "SOURCE.json").read_text()
@@ -475,19 +477,19 @@ def test_a_local_folder_brings_its_tables_and_images_and_follows_no_link_out(tmp
     (here / ".git").mkdir()
     for name in ("sub/rows.jsonl", "sub/a.png", "notes.docx", "run.py", ".git/x.json"):
         (here / name).write_bytes(b"{}")
-    source = sources.copy_data(here, tmp_path / "raw")
+    source = fetching.copy_data(here, tmp_path / "raw")
     assert [file.path for file in source.files] == ["sub/a.png", "sub/rows.jsonl"]
-    assert sources.copy_data(here, tmp_path / "raw") == source
+    assert fetching.copy_data(here, tmp_path / "raw") == source
     (tmp_path / "secret.json").write_bytes(b"{}")
     (here / "link.json").symlink_to(tmp_path / "secret.json")
     with pytest.raises(UserError, match=r"link\.json is a link that leads out"):
-        sources.copy_data(here, tmp_path / "raw")
+        fetching.copy_data(here, tmp_path / "raw")
 
 
 def test_local_sources_that_cannot_be_used_are_named(tmp_path):
     def message(path: Path, out: Path = tmp_path / "raw") -> str:
         with pytest.raises(UserError) as caught:
-            sources.copy_data(path, out)
+            fetching.copy_data(path, out)
         return str(caught.value)
 
     assert "does not exist" in message(tmp_path / "absent")
@@ -505,7 +507,7 @@ def test_a_model_in_the_hugging_face_cache_can_be_named_by_its_snapshot_folder(t
     repo = Repo("owner/model", model_files())
     with serve([repo]) as url:
         path = huggingface_hub.snapshot_download(repo.name, endpoint=url, cache_dir=tmp_path / "c")
-    source = sources.copy_model(Path(path), tmp_path / "base")
+    source = fetching.copy_model(Path(path), tmp_path / "base")
     assert "model.safetensors" in {file.path for file in source.files}
     assert not any(path.is_symlink() for path in (tmp_path / "base").iterdir())
 
@@ -520,11 +522,11 @@ def test_a_damaged_safetensors_file_is_named(tmp_path, damage):
     broken = {"cut": whole[:-1], "page": b"<html>", "huge header": b"\xff" * 7 + b"\0" + whole}
     (local / "model.safetensors").write_bytes(broken[damage])
     with pytest.raises(UserError, match=r"model\.safetensors (has|is not a whole)"):
-        sources.copy_model(local, tmp_path / "base")
+        fetching.copy_model(local, tmp_path / "base")
 
 
 def test_easy_vqa_is_copied_from_its_package_as_published(tmp_path):
-    source = sources.copy_easy_vqa(tmp_path / "raw")
+    source = fetching.copy_easy_vqa(tmp_path / "raw")
     names = [file.path for file in source.files]
     assert sum(name.startswith("train/images/") for name in names) == 4000
     assert sum(name.startswith("test/images/") for name in names) == 1000
@@ -566,8 +568,8 @@ def test_the_stage_fetches_what_a_preset_names_from_hf_endpoint(tmp_path):
         answers = [child.communicate(timeout=60) for child in children]
     assert [child.returncode for child in children] == [0, 0, 1], answers
     assert data.revision in answers[0][0]
-    assert sources.read(tmp_path / "data0").commit == data.revision
-    assert sources.read(tmp_path / "model0").commit == model.revision
+    assert fetching.read(tmp_path / "data0").commit == data.revision
+    assert fetching.read(tmp_path / "model0").commit == model.revision
     assert answers[2][1].startswith("error: helehan/topic-overwrite is not here yet")
     assert "Traceback" not in answers[2][1]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import figures
+from stages.reporting import figures
 
 NAN = float("nan")
 
@@ -72,7 +72,7 @@ def test_chosen_and_rejected_log_probs_share_a_panel():
 
 
 def test_every_panel_is_drawn_from_columns_that_training_writes():
-    from stages import training
+    from stages.tuning import training
 
     columns = {column for _, columns in figures.PANELS.values() for column in columns}
     assert columns <= set(training.CURVES.values())

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from stages import findings, report
-from stages.metrics import MEANING
+from stages import report
+from stages.evaluation.metrics import MEANING
+from stages.reporting import findings
 from tests.experiment import around, metrics_of, slice_table, uncharted
 
 POPE = "lm_eval/pope_random/acc"

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from stages import format as format_stage
-from stages import formatted
-from stages.errors import UserError
-from stages.tokens import Lengths
+from stages.core.errors import UserError
+from stages.dataset import formatted
+from stages.model.tokens import Lengths
 
 MARKERS = ("<image>", "<|im_end|>")
 PAIR = {

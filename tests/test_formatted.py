@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import formatted
-from stages.errors import UserError
+from stages.core.errors import UserError
+from stages.dataset import formatted
 
 MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<image>", "<video>")
 pieces = st.sampled_from(

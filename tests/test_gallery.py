@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from stages import findings, gallery, report
+from stages import report
+from stages.reporting import findings, gallery
 from tests.experiment import Page, answer_table, inputs_with, metrics_of, score_table, uncharted
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.grading import is_correct, repetition
-from stages.topics import COLOURS, MISTAKEN, SHAPES, Scene, sentence
+from stages.easyvqa.topics import COLOURS, MISTAKEN, SHAPES, Scene, sentence
+from stages.probing.grading import is_correct, repetition
 
 WHICH_COLOUR = "what color is the shape?"
 WHICH_SHAPE = "what shape does the image contain?"

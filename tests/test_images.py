@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
-from stages import images
-from stages.pairs import REASONS, Refusal
+from stages.dataset.pairs import REASONS, Refusal
+from stages.ingest import images
 
 LIMITS = images.Limits(min_side=28, max_pixels=40_000, max_input_pixels=250_000, jpeg_quality=95)
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

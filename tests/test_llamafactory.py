@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import llamafactory, training
+from stages.parameters import arguments
+from stages.tuning import training
 
 
 def test_known_keys_with_fitting_values_pass():
@@ -18,7 +19,7 @@ def test_known_keys_with_fitting_values_pass():
         "save_total_limit": None,
         "max_steps": 10,
     }.items():
-        assert llamafactory.problem_with(key, value) is None, key
+        assert arguments.problem_with(key, value) is None, key
 
 
 @pytest.mark.parametrize(
@@ -37,13 +38,13 @@ def test_known_keys_with_fitting_values_pass():
     ],
 )
 def test_a_wrong_key_or_value_is_told(key, value, told):
-    assert told in (llamafactory.problem_with(key, value) or "no problem")
+    assert told in (arguments.problem_with(key, value) or "no problem")
 
 
 def test_what_the_pipeline_sets_is_an_argument_or_was_one():
     # Names that other versions have are refused under their old reason, not as misspellings.
     gone = {"overwrite_output_dir", "hf_hub_token"}
-    assert set(llamafactory.RESERVED) - set(llamafactory.arguments()) <= gone
+    assert set(arguments.RESERVED) - set(arguments.arguments()) <= gone
 
 
 def test_every_key_of_the_configuration_is_an_argument(params_with):
@@ -55,11 +56,11 @@ def test_every_key_of_the_configuration_is_an_argument(params_with):
         output=Path("o"),
         validated=True,
     )
-    assert set(made) <= set(llamafactory.arguments())
+    assert set(made) <= set(arguments.arguments())
 
 
 def test_every_bound_is_of_an_argument():
-    assert set(llamafactory._LOWEST) <= set(llamafactory.arguments())
+    assert set(arguments._LOWEST) <= set(arguments.arguments())
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_every_bound_is_of_an_argument():
 def test_a_value_outside_of_an_enumeration_is_refused_with_those_there_are(
     key: str, value: str, known: str
 ):
-    problem = llamafactory.problem_with(key, value)
+    problem = arguments.problem_with(key, value)
     assert problem is not None
     assert known in problem
-    assert llamafactory.problem_with(key, known.strip("'")) is None
+    assert arguments.problem_with(key, known.strip("'")) is None

@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from stages import metrics, statistics
-from stages.params import Evaluate, Generation
+from stages.evaluation import metrics, statistics
+from stages.parameters.params import Evaluate, Generation
 
 SETTINGS = Evaluate(
     confidence=0.95,

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import pairs
-from stages.pairs import Question, Record
+from stages.dataset import pairs
+from stages.dataset.pairs import Question, Record
 
 FRACTIONS = st.tuples(st.floats(0, 0.5), st.floats(0, 0.49))
 TEXT = st.text(st.characters(codec="utf-8"))

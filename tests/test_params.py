@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from stages import params
-from stages.errors import UserError
+from stages.core.errors import UserError
+from stages.parameters import params
 
 DEMO = (Path(__file__).parent.parent / "params" / "demo.yaml").read_text(encoding="utf-8")
 

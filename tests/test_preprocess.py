@@ -24,9 +24,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import stages
-from stages import images, pairs, params, preprocess
-from stages.errors import UserError
-from stages.pairs import Question, Record, Refusal
+from stages import preprocess
+from stages.core.errors import UserError
+from stages.dataset import pairs
+from stages.dataset.pairs import Question, Record, Refusal
+from stages.ingest import images
+from stages.parameters import params
 
 PROJECT = Path(__file__).parent.parent
 COLUMNS = params.Columns(
@@ -199,10 +202,10 @@ def test_adding_rows_moves_no_pair_to_another_split(run, tmp_path):
 
 
 def easy_vqa(monkeypatch, records, questions):
-    fake = types.ModuleType("stages.easy_vqa")
+    fake = types.ModuleType("stages.sources.easyvqa")
     fake.records = lambda raw: iter(records)  # type: ignore[attr-defined]
     fake.questions = lambda raw: iter(questions)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "stages.easy_vqa", fake)
+    monkeypatch.setitem(sys.modules, "stages.sources.easyvqa", fake)
     monkeypatch.setattr(stages, "easy_vqa", fake, raising=False)
 
 
@@ -290,7 +293,7 @@ def test_a_failure_leaves_the_old_output_and_nothing_half_made(run, tmp_path, mo
         yield Record("row 1", picture(1), "q", "yes", "no")
         raise failure
 
-    monkeypatch.setattr("stages.records.records", interrupted)
+    monkeypatch.setattr("stages.ingest.tables.records", interrupted)
     with pytest.raises(type(failure) if isinstance(failure, Exception) else failure):
         run(raw)
     assert everything(tmp_path) == before

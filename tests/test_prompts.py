@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 
-from stages import formatted, prompts
-from stages.errors import UserError
-from stages.prompts import Prompts
+from stages.core.errors import UserError
+from stages.dataset import formatted
+from stages.probing import prompts
+from stages.probing.prompts import Prompts
 
 
 def row(name, kind="", **more):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages import records
-from stages.errors import UserError
+from stages.core.errors import UserError
+from stages.ingest import tables
 
 COLUMNS = {
     "image": "image",
@@ -42,7 +42,7 @@ def parquet(path, rows, image=None, **options):
 
 
 def read(raw, **changes):
-    return list(records.records(raw, COLUMNS | changes))
+    return list(tables.records(raw, COLUMNS | changes))
 
 
 def mistake(raw, **changes):
@@ -114,7 +114,7 @@ def test_origin_and_kind_may_be_numbers(tmp_path):
 
 def test_other_columns_are_not_read(tmp_path):
     parquet(tmp_path / "a.parquet", [row(secret="x" * 100)])
-    (only,) = records._parquet_rows(tmp_path / "a.parquet", COLUMNS)
+    (only,) = tables._parquet_rows(tmp_path / "a.parquet", COLUMNS)
     assert "secret" not in only
 
 
@@ -134,7 +134,7 @@ def test_a_missing_column_in_a_later_file_is_found_before_the_first_row(tmp_path
     parquet(tmp_path / "a.parquet", [row()])
     parquet(tmp_path / "b.parquet", [{k: v for k, v in row().items() if k != "rejected"}])
     with pytest.raises(UserError, match=r"b\.parquet has no column 'rejected'"):
-        next(records.records(tmp_path, COLUMNS))
+        next(tables.records(tmp_path, COLUMNS))
 
 
 def test_a_column_of_a_wrong_type_is_named(tmp_path):
@@ -221,8 +221,8 @@ def test_a_json_list_read_in_pieces_is_what_the_json_module_reads(
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows, indent=indent), encoding="utf-8")
     with monkeypatch.context() as patch:
-        patch.setattr(records, "_CHUNK", piece)
-        assert list(records._items(path)) == rows
+        patch.setattr(tables, "_CHUNK", piece)
+        assert list(tables._items(path)) == rows
 
 
 @pytest.mark.parametrize(
@@ -330,9 +330,9 @@ def test_an_image_is_relative_to_its_own_data_file(folder):
 def test_rows_are_counted_without_reading_them_where_that_can_be(folder):
     parquet(folder / "a.parquet", [row(i) for i in range(3)])
     parquet(folder / "b.parquet", [row(i) for i in range(4)])
-    assert records.count(folder) == 7
+    assert tables.count(folder) == 7
     (folder / "a.jsonl").write_text(as_lines([json_row()]))
-    assert records.count(folder) is None
+    assert tables.count(folder) is None
 
 
 def test_a_file_is_read_in_pieces_of_a_bounded_size(tmp_path, monkeypatch):
@@ -345,7 +345,7 @@ def test_a_file_is_read_in_pieces_of_a_bounded_size(tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
-    monkeypatch.setattr(records, "_BATCH_BYTES", 100_000)
+    monkeypatch.setattr(tables, "_BATCH_BYTES", 100_000)
     rows = [row(i, image=os.urandom(10_000)) for i in range(200)]
     parquet(tmp_path / "a.parquet", rows)
     assert len(read(tmp_path)) == 200

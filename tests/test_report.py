@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from stages import card, findings, gallery, report, tracking
-from stages.errors import UserError
-from stages.metrics import MEANING
-from stages.pairs import REASONS
+from stages import report
+from stages.core.errors import UserError
+from stages.dataset.pairs import REASONS
+from stages.evaluation.metrics import MEANING
+from stages.reporting import card, findings, gallery
+from stages.tracking import runs
 from tests.experiment import (
     Page,
     answer_table,
@@ -526,7 +528,7 @@ def arguments(tmp_path, monkeypatch, write_params) -> dict[str, Path]:
     write_params(tmp_path / "params.yaml", **{"train.beta": 0.25})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_EXP_NAME", "brave-lion")
-    monkeypatch.setattr(tracking, "attach", lambda fingerprint, files: None)
+    monkeypatch.setattr(runs, "attach", lambda fingerprint, files: None)
     return write_inputs(tmp_path)
 
 
@@ -539,7 +541,7 @@ def test_page_card_and_charts_join_the_run(arguments, monkeypatch):
             for name, path in ((path.name, path) for path in files)
         }
 
-    monkeypatch.setattr(tracking, "attach", attach)
+    monkeypatch.setattr(runs, "attach", attach)
     report.main(**arguments)
     (files,) = joined.values()
     assert list(joined) == ["0123abcd"]

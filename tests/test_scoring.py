@@ -12,8 +12,12 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages import controls, formatted, metrics, prompts, scoring, tokens, training
-from stages.errors import UserError
+from stages.core.errors import UserError
+from stages.dataset import formatted
+from stages.evaluation import metrics
+from stages.model import scoring, tokens
+from stages.probing import controls, prompts
+from stages.tuning import training
 
 pytestmark = pytest.mark.slow
 

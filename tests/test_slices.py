@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import slices, statistics
-from stages.params import Evaluate, Generation
+from stages.evaluation import slices, statistics
+from stages.parameters.params import Evaluate, Generation
 
 SETTINGS = Evaluate(
     confidence=0.95,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import binomtest, bootstrap, linregress
 
-from stages import statistics
+from stages.evaluation import statistics
 
 SEED = 20261122
 

@@ -14,10 +14,13 @@ from huggingface_hub import constants
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
-from stages import formatted, regression, scoring, statistics, tasks
-from stages.errors import UserError
-from stages.grading import is_correct
-from stages.tasks import Results
+from stages.core.errors import UserError
+from stages.dataset import formatted
+from stages.evaluation import regression, statistics
+from stages.model import scoring
+from stages.probing import lm_eval
+from stages.probing.grading import is_correct
+from stages.probing.lm_eval import Results
 from tests.hub_server import closed_port, pope_repo, serve
 
 TASKS = Path(__file__).parent.parent / "tasks"
@@ -29,23 +32,23 @@ REVISION = YAML().load((TASKS / "pope" / "_pope_yaml").read_text())["dataset_kwa
 
 
 def test_the_projects_own_tasks_are_known_without_lm_eval(monkeypatch):
-    monkeypatch.setattr(tasks, "_manager", None)
-    tasks.check(["easy_vqa", "pope"], TASKS)
-    tasks.check(["pope_random", "pope_popular"], TASKS)
-    tasks.check([], TASKS)
+    monkeypatch.setattr(lm_eval, "_manager", None)
+    lm_eval.check(["easy_vqa", "pope"], TASKS)
+    lm_eval.check(["pope_random", "pope_popular"], TASKS)
+    lm_eval.check([], TASKS)
 
 
 def test_a_task_asked_for_twice_is_refused():
     with pytest.raises(UserError, match=r"'pope' and 'pope_popular' both hold .* pope_popular"):
-        tasks.check(["pope", "pope_popular"], TASKS)
+        lm_eval.check(["pope", "pope_popular"], TASKS)
     with pytest.raises(UserError, match="'pope_popular' and 'pope' both hold"):
-        tasks.check(["pope_popular", "pope"], TASKS)
+        lm_eval.check(["pope_popular", "pope"], TASKS)
 
 
 @pytest.fixture(scope="module")
 def everything():
     """A manager of lm-eval's own tasks and the project's; its index takes 10 s."""
-    return tasks._manager(TASKS, defaults=True)
+    return lm_eval._manager(TASKS, defaults=True)
 
 
 @pytest.mark.slow
@@ -53,25 +56,25 @@ def everything():
     ("name", "meant"), [("easy_vqua", "easy_vqa"), ("mmmu_vol", "mmmu_val"), ("pop", "pope")]
 )
 def test_an_unknown_task_is_named_with_the_nearest_known_one(everything, monkeypatch, name, meant):
-    monkeypatch.setattr(tasks, "_manager", lambda *_, **__: everything)
+    monkeypatch.setattr(lm_eval, "_manager", lambda *_, **__: everything)
     with pytest.raises(UserError, match=rf"evaluate\.lm_eval: .*'{name}'; did you mean '{meant}'"):
-        tasks.check(["easy_vqa", name], TASKS)
+        lm_eval.check(["easy_vqa", name], TASKS)
 
 
 @pytest.mark.slow
 def test_lm_evals_own_image_tasks_can_be_asked_for(everything, monkeypatch):
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    monkeypatch.setattr(tasks, "_manager", lambda *_, **__: everything)
-    tasks.check(["mmmu_val", "chartqa", "pope"], TASKS)
-    members = tasks._indexed(everything)
-    assert len(tasks._leaves("mmmu_val", members)) == 30
-    for name in (*tasks._leaves("mmmu_val", members), "chartqa"):
+    monkeypatch.setattr(lm_eval, "_manager", lambda *_, **__: everything)
+    lm_eval.check(["mmmu_val", "chartqa", "pope"], TASKS)
+    members = lm_eval._indexed(everything)
+    assert len(lm_eval._leaves("mmmu_val", members)) == 30
+    for name in (*lm_eval._leaves("mmmu_val", members), "chartqa"):
         config = load_yaml(everything.task_index[name].yaml_path)
         assert config["output_type"] == "generate_until"
         assert config["doc_to_image"]
     with pytest.raises(UserError, match="'mmmu_val' and 'mmmu_val_science' both hold"):
-        tasks.check(["mmmu_val", "mmmu_val_science"], TASKS)
+        lm_eval.check(["mmmu_val", "mmmu_val_science"], TASKS)
 
 
 # easy-VQA's questions
@@ -122,7 +125,7 @@ def run(params_with, asked, images):
 
     def running(policy, limits):
         p = params_with(**{"evaluate.lm_eval": limits})
-        return tasks.run(policy, p, TASKS, asked, images)
+        return lm_eval.run(policy, p, TASKS, asked, images)
 
     return running
 
@@ -179,7 +182,7 @@ def test_the_models_chat_template_and_the_pixel_bounds_of_format_apply(
     assert prompt.startswith("<|im_start|>user\n<|vision_start|>")
     assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
     pixels = {"format.image_min_pixels": 4096, "format.image_max_pixels": 9216}
-    size = tasks._model(base, params_with(**pixels)).processor.image_processor.size
+    size = lm_eval._model(base, params_with(**pixels)).processor.image_processor.size
     assert (size["shortest_edge"], size["longest_edge"]) == (4096, 9216)
 
 
@@ -187,8 +190,8 @@ def test_the_models_chat_template_and_the_pixel_bounds_of_format_apply(
 def test_repeated_runs_write_the_same_bytes_without_paths(
     base, run, base_results, asked, images, tmp_path
 ):
-    tasks.write(base_results, tmp_path / "one")
-    tasks.write(run(base, {"easy_vqa": 20}), tmp_path / "two")
+    lm_eval.write(base_results, tmp_path / "one")
+    lm_eval.write(run(base, {"easy_vqa": 20}), tmp_path / "two")
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.json*"))
     assert [str(file) for file in files] == ["results.json", "samples/easy_vqa.jsonl"]
     for file in files:
@@ -196,7 +199,7 @@ def test_repeated_runs_write_the_same_bytes_without_paths(
         assert content == (tmp_path / "two" / file).read_bytes()
         for folder in (asked, images, TASKS, TASKS.parent):
             assert str(folder) not in content.decode()
-    assert tasks.read(tmp_path / "one") == base_results
+    assert lm_eval.read(tmp_path / "one") == base_results
 
 
 def test_documents_come_in_hash_order_and_show_many_images(asked, images):
@@ -324,14 +327,14 @@ def scripted(monkeypatch):
             raise NotImplementedError
 
     model = Scripted()
-    monkeypatch.setattr(tasks, "_model", lambda *_: model)
+    monkeypatch.setattr(lm_eval, "_model", lambda *_: model)
     return model
 
 
 @pytest.mark.slow
 def test_popes_figures_are_those_worked_out_by_hand(pope_hub, scripted, run):
     results = run(None, {"pope": None})
-    found = tasks.outcomes(results)
+    found = lm_eval.outcomes(results)
     # Of six questions: 1 hit, 1 false alarm, 1 miss and 1 unclear of what is there, 1 rightly
     # denied, and 1 unclear.
     half = {"accuracy": 2 / 6, "precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5}
@@ -389,8 +392,8 @@ def test_a_model_answers_pope(pope_hub, base, run, tmp_path):
         found = results.document["results"][f"pope_{setting}"]
         assert found["accuracy,none"] == pytest.approx(sum(right) / 3)
         assert found["unclear,none"] == pytest.approx(said.count(None) / 3)
-    tasks.write(results, tmp_path / "written")
-    assert tasks.read(tmp_path / "written") == results
+    lm_eval.write(results, tmp_path / "written")
+    assert lm_eval.read(tmp_path / "written") == results
 
 
 @pytest.mark.slow
@@ -510,7 +513,7 @@ def test_which_way_is_better_is_lm_evals_word(compare):
 
 
 def test_documents_without_images_are_each_their_own_cluster():
-    found = tasks.outcomes(results_of({"acc": [0, 1, 1]}, [None, None, None]))
+    found = lm_eval.outcomes(results_of({"acc": [0, 1, 1]}, [None, None, None]))
     assert len(set(found["t"].clusters)) == 3
 
 
@@ -526,7 +529,7 @@ def test_few_images_give_no_interval(compare):
 
 def test_figures_that_json_has_no_word_for_are_left_out():
     results = results_of({"acc": [0, 1]}, ["a", "b"], **{"ppl,none": None, "other,strict": 3})
-    assert tasks.outcomes(results)["t"].metrics == {"acc": 0.5, "other_strict": 3.0}
+    assert lm_eval.outcomes(results)["t"].metrics == {"acc": 0.5, "other_strict": 3.0}
 
 
 def test_other_documents_are_not_compared(compare):
@@ -538,29 +541,29 @@ def test_other_documents_are_not_compared(compare):
 
 
 def test_no_task_writes_an_empty_file_without_lm_eval(monkeypatch, run, compare, tmp_path):
-    monkeypatch.setattr(tasks, "_manager", None)
+    monkeypatch.setattr(lm_eval, "_manager", None)
     results = run(None, {})
-    tasks.write(results, tmp_path / "lm_eval")
+    lm_eval.write(results, tmp_path / "lm_eval")
     assert (tmp_path / "lm_eval" / "results.json").read_text() == "{}\n"
-    assert tasks.read(tmp_path / "lm_eval") == results
+    assert lm_eval.read(tmp_path / "lm_eval") == results
     assert compare(results, results) == {}
 
 
 def test_text_of_any_kind_is_read_back(tmp_path):
     results = results_of({"acc": [0, 1]}, ["a", "b"])
     results.samples["t"][0]["resps"] = [["two\nlines\u2028and \u00e9 \U0001f600"]]
-    tasks.write(results, tmp_path)
-    assert tasks.read(tmp_path) == results
-    tasks.write(Results({}, {}), tmp_path)
+    lm_eval.write(results, tmp_path)
+    assert lm_eval.read(tmp_path) == results
+    lm_eval.write(Results({}, {}), tmp_path)
     assert not list((tmp_path / "samples").iterdir())
 
 
 def test_missing_or_broken_results_are_named(tmp_path):
     with pytest.raises(UserError, match=r"results\.json is missing"):
-        tasks.read(tmp_path)
+        lm_eval.read(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"results\.json is not what"):
-        tasks.read(tmp_path)
+        lm_eval.read(tmp_path)
     (tmp_path / "results.json").write_text('{"datasets": {"t": {}}}')
     with pytest.raises(UserError, match=r"t\.jsonl is missing"):
-        tasks.read(tmp_path)
+        lm_eval.read(tmp_path)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stages import format as format_stage
-from stages import tokens
+from stages.model import tokens
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from stages import tracking
-from stages.errors import UserError
+from stages.core.errors import UserError
+from stages.tracking import runs as tracking
 
 FINGERPRINT = "0123456789abcdef"
 PASSWORD = "hunter2-and-more"
@@ -52,7 +52,9 @@ def project(tmp_path, monkeypatch):
 def empty_project(tmp_path_factory):
     """A folder in which MLflow made its database (20 s), once, and what it printed meanwhile."""
     folder = tmp_path_factory.mktemp("empty_project")
-    code = "import pathlib as p, stages.tracking as t; t._client(p.Path()).search_experiments()"
+    code = (
+        "import pathlib as p, stages.tracking.runs as t; t._client(p.Path()).search_experiments()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -289,7 +291,7 @@ def test_a_server_that_never_answers_is_given_up_on(project, monkeypatch, capsys
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        monkeypatch.setattr(tracking, "PROBE_SECONDS", 0.3)
+        monkeypatch.setattr(runs, "PROBE_SECONDS", 0.3)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
         assert tracking.open_run(FINGERPRINT, "brave-cat") is None
@@ -310,7 +312,7 @@ def test_what_could_not_be_logged_is_kept_in_the_real_project_with_copies(
     tracking.complete_run(FINGERPRINT, record(parameters=parameters))
     tracking.complete_run(FINGERPRINT, record(parameters=parameters))
     said = capsys.readouterr().err
-    assert "python -m stages.tracking" in said
+    assert "python -m stages.tracking.runs" in said
     (kept,) = (project / "reports" / "mlflow_pending").glob("*/record.json")
     assert (kept.parent / "artifacts" / "report.html").read_text() == "<p>report</p>"
     assert (kept.parent / "curves" / "training" / "validation.csv").is_file()
@@ -359,7 +361,7 @@ def test_the_relay_answers_at_once_whether_there_is_a_run_a_server_or_sense_in_t
     project, monkeypatch, capsys
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.05)
     point = {"key": "loss", "value": 0.5, "timestamp": 1, "step": 1}
     for run in (None, "a" * 32):
         start = time.monotonic()
@@ -555,7 +557,7 @@ def test_transformers_own_callback_writes_live_curves_and_survives_the_death_of_
         ).train()
         pathlib.Path("trained").touch()
     """)
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.2)
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.2)
     run_id = tracking.open_run(FINGERPRINT, "brave-cat")
     kept = database.read_bytes()
     with (

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import training
-from stages.errors import UserError
+from stages.core.errors import UserError
+from stages.tuning import training
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from stages import formatted
-from stages.errors import UserError
-from stages.grading import is_correct
+from stages.core.errors import UserError
+from stages.dataset import formatted
+from stages.probing.grading import is_correct
 
 
 def documents(formatted_data: str, images: str, **_: Any) -> dict[str, Any]:

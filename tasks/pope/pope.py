@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from stages import formatted
+from stages.dataset import formatted
 
 Pair = tuple[bool, bool]  # (the object is there, the answer is yes)
 

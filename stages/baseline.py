@@ -1,0 +1,43 @@
+"""Baseline: what the base model answers, and how it does on the controls and on lm-eval's tasks.
+
+In: the test pairs and questions, the images, the base model. Out: ``controls.parquet`` (log-probs
+of a sample of test pairs with other images), ``answers.parquet`` (greedy answers to the
+evaluation's prompts), ``lm_eval/`` (what lm-eval's tasks gave).
+
+Why apart from ``reference``: another control, prompt or task is asked for often, and none of them
+changes the log-probs of the pairs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from stages.core import command
+from stages.dataset import formatted
+from stages.model.checkpoint import Checkpoint
+from stages.parameters import params
+from stages.probing import controls, lm_eval, prompts
+
+
+def main(
+    formatted_data: Path, images: Path, model: Path, task_files: Path, out: Path
+) -> dict[str, Any]:
+    p = params.load()
+    lm_eval.check(p.evaluate.lm_eval, task_files)
+    base = Checkpoint(model, p)
+    # First what can fail: lm-eval downloads the data sets of its tasks.
+    probed = lm_eval.run(base, task_files, formatted_data, images)
+    pairs = formatted.read(formatted_data, "test")
+    controlled = controls.log_probs(base, pairs, images, label="base")
+    answered = prompts.answers(
+        base, prompts.selected(formatted_data, p), images, label="base answers"
+    )
+
+    out.mkdir(parents=True, exist_ok=True)
+    controlled.to_parquet(out / "controls.parquet", index=False)
+    answered.to_parquet(out / "answers.parquet", index=False)
+    lm_eval.write(probed, out / "lm_eval")
+    return base.cost()
+
+
+if __name__ == "__main__":
+    command.run(main)

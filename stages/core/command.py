@@ -1,0 +1,76 @@
+"""Turns a stage's ``main`` into a command line: one ``--option`` for each of its arguments.
+
+Each run of a stage leaves a note of what it cost in ``reports/diary/<stage>.json``. The diary is no
+output of the pipeline: it differs from run to run, so nothing that must be reproduced may read it.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from stages.core.errors import UserError
+
+DIARY = Path("reports", "diary")
+
+
+def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
+    """Call ``main`` with the arguments of the command line, each converted by its annotation.
+
+    ``def main(raw: Path, out: Path)`` answers to ``--raw data/raw --out data/pairs``. A
+    ``UserError`` becomes one message on standard error and exit status 1; any other exception keeps
+    its trace. What ``main`` returns, such as ``{"device": "cpu"}``, goes into the diary.
+    """
+    parser = argparse.ArgumentParser(description=inspect.getmodule(main).__doc__)
+    for name, parameter in inspect.signature(main).parameters.items():
+        options: dict[str, Any] = {"type": parameter.annotation, "required": True}
+        if parameter.default is not parameter.empty:
+            options = {"type": parameter.annotation, "default": parameter.default}
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    arguments = vars(parser.parse_args())
+    # Being terminated unwinds like being interrupted, so that a subprocess is not left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    start = time.monotonic()
+    try:
+        facts = main(**arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, run the same command again", file=sys.stderr)
+        raise SystemExit(130) from None
+    # DVC names the stage it runs; without it nobody asked for a stage.
+    if stage := os.environ.get("DVC_STAGE"):
+        write_diary(stage.rpartition(":")[2], time.monotonic() - start, facts or {})
+
+
+def write_diary(stage: str, seconds: float, facts: Mapping[str, Any]) -> None:
+    """``<stage>.json``: seconds, when it ended (UTC), peak memory of the largest process (GB), and
+    ``facts``. Where it can't be written, nothing is lost but the note.
+    """
+    memory = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    entry = {
+        "stage": stage,
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": round(seconds, 1),
+        "peak_memory_gb": round(memory * unit / 2**30, 2),
+        **facts,
+    }
+    torch = sys.modules.get("torch")  # not imported: then there was no GPU to ask
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        entry["gpu_peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    with suppress(OSError):
+        DIARY.mkdir(parents=True, exist_ok=True)
+        (DIARY / f"{stage}.json").write_text(json.dumps(entry) + "\n", encoding="utf-8")

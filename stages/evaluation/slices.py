@@ -1,0 +1,80 @@
+"""The win rate of parts of the test pairs: by origin, question type, image tokens and length."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.evaluation import statistics
+from stages.evaluation.metrics import ENOUGH_IMAGES
+from stages.parameters.params import Evaluate
+
+BINS = 4  # of a number, each with about equally many pairs
+TOO_FEW = "too few pairs"
+
+
+def table(scores: pd.DataFrame, settings: Evaluate) -> pd.DataFrame:
+    """One row a slice: ``by``, ``slice``, both as ``label``, ``pairs``, ``images``, ``win_rate``
+    with its interval (``_low``, ``_high``), ``base_accuracy``, ``tuned_accuracy``, ``note``.
+
+    A slice of fewer than ``ENOUGH_IMAGES`` images has no figures and says so in ``note``.
+    """
+    rows: list[dict[str, Any]] = [
+        {"by": by, "slice": name, "label": f"{by}: {name}"}
+        | {"pairs": len(part), "images": part["group"].nunique()}
+        | _figures(part, settings)
+        for by, name, part in _parts(scores)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _figures(part: pd.DataFrame, settings: Evaluate) -> dict[str, Any]:
+    images = part["group"].nunique()
+    if images < ENOUGH_IMAGES:
+        nothing = ("win_rate", "win_rate_low", "win_rate_high", "base_accuracy", "tuned_accuracy")
+        return dict.fromkeys(nothing) | {"note": TOO_FEW}
+    interval = statistics.bootstrap_interval(
+        statistics.outcomes(part["reward_margin"]),
+        part["group"].to_numpy(),
+        seed=settings.seed,
+        resamples=settings.resamples,
+        level=settings.confidence,
+    )
+    low, high = statistics.rate_bounds(interval, settings.confidence)
+    figures = {
+        "win_rate": interval.estimate,
+        "win_rate_low": low,
+        "win_rate_high": high,
+        "base_accuracy": statistics.win_rate(part["base_margin"]).rate,
+        "tuned_accuracy": statistics.win_rate(part["tuned_margin"]).rate,
+    }
+    return {name: float(f"{value:.6g}") for name, value in figures.items()} | {"note": ""}
+
+
+def _parts(scores: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    for column, by in (("origin", "origin"), ("kind", "question type")):
+        for name, part in scores.groupby(column, sort=True):
+            yield by, str(name), part
+    lengths = scores[["chosen_tokens", "rejected_tokens"]].sum(axis=1) / 2
+    for by, values in (
+        ("image tokens", scores["image_tokens"]),
+        ("answer length", lengths),
+        ("length difference", scores["chosen_tokens"] - scores["rejected_tokens"]),
+    ):
+        for name, chosen in bins(values.to_numpy(dtype=float)):
+            yield by, name, scores[chosen]
+
+
+def bins(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and mask of shape (n,) of at most ``BINS`` bins of about equally many values.
+
+    Equal values share a bin. Named by the smallest and largest value inside: ``9 to 11``, or
+    ``9`` where they are equal.
+    """
+    edges = np.unique(np.quantile(values, np.arange(1, BINS) / BINS, method="lower"))
+    place = np.searchsorted(edges, values, side="left")
+    for i in np.unique(place):
+        inside = place == i
+        low, high = values[inside].min(), values[inside].max()
+        yield (f"{low:g}" if low == high else f"{low:g} to {high:g}"), inside

@@ -1,0 +1,1 @@
+"""Tables, images and the processes that decode them."""

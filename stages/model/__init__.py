@@ -1,0 +1,1 @@
+"""Tokens, log-probs and answers of a policy."""

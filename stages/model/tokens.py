@@ -1,0 +1,133 @@
+"""Tokens of prompts and answers, made by LLaMA-Factory's template on the model's own processor."""
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.dataset.formatted import PLACEHOLDERS
+from stages.parameters.params import Params
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """What LLaMA-Factory loads before a model: arguments, tokenizer, processor, template."""
+
+    model_args: Any
+    data_args: Any
+    finetuning_args: Any
+    tokenizer: Any
+    processor: Any
+    template: Any
+
+    @property
+    def markers(self) -> list[str]:
+        """Strings of the data that must not reach the tokenizer: special tokens, placeholders."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {str(token) for token in added if token.special} | set(
+            self.tokenizer.all_special_tokens
+        )
+        return sorted(special | set(PLACEHOLDERS))
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Token counts of one pair; ``prompt`` includes the image's tokens."""
+
+    image: int
+    prompt: int
+    chosen: int
+    rejected: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer of the pair's two sequences."""
+        return self.prompt + max(self.chosen, self.rejected)
+
+
+def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
+    """Load tokenizer, processor and template as ``llamafactory-cli`` does for the same parameters.
+
+    ``more`` are further arguments of LLaMA-Factory's, for who goes on to load the model.
+    """
+    # Else LLaMA-Factory prints the tokenizer's files and every argument, for each of the stages.
+    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
+
+    from llamafactory.data import get_template_and_fix_tokenizer
+    from llamafactory.hparams import get_infer_args
+    from llamafactory.model import load_tokenizer
+
+    model_args, data_args, finetuning_args, _ = get_infer_args(
+        {
+            "model_name_or_path": str(model_dir),
+            "trust_remote_code": p.model.trust.remote_code,
+            "template": p.model.template,
+            "cutoff_len": p.format.cutoff_len,
+            "image_max_pixels": p.format.image_max_pixels,
+            "image_min_pixels": p.format.image_min_pixels,
+            **more,
+        }
+    )
+    module = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
+    return Tokenization(
+        model_args, data_args, finetuning_args, module["tokenizer"], module["processor"], template
+    )
+
+
+def count(tokens: Tokenization, row: dict[str, Any], size: tuple[int, int]) -> Lengths:
+    """Tokens of a formatted pair, without opening its image.
+
+    The template is applied with one token in the place of the image; how many there will be follows
+    from ``size`` (width, height in pixels) alone.
+    """
+    text_only = copy.copy(tokens.template.mm_plugin)
+    text_only.expand_mm_tokens = False
+    ids = []
+    for side in ("chosen", "rejected"):
+        messages = text_only.process_messages(
+            [*row["messages"], row[side]], row["images"], [], [], tokens.processor
+        )
+        ids.append(tokens.template.encode_oneturn(tokens.tokenizer, messages))
+    (prompt, chosen), (_, rejected) = ids
+    image = image_tokens(tokens, *size)
+    return Lengths(image, len(prompt) - 1 + image, len(chosen), len(rejected))
+
+
+def image_tokens(tokens: Tokenization, width: int, height: int) -> int:
+    """Number of tokens that an image of this size (pixels) becomes.
+
+    LLaMA-Factory first brings it within ``image_min_pixels`` and ``image_max_pixels``
+    (``Qwen2VLPlugin._preprocess_image``), then the model's processor rounds its sides to whole
+    patches (``smart_resize``); each ``merge_size``² patches become one token.
+    """
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    processor = tokens.processor.image_processor
+    factor = processor.patch_size * processor.merge_size
+    width, height = tokens.template.mm_plugin._get_qwen_video_size_after_regularization(
+        width, height, tokens.model_args.image_max_pixels, tokens.model_args.image_min_pixels
+    )
+    rows, columns = smart_resize(
+        height,
+        width,
+        factor=factor,
+        min_pixels=processor.size["shortest_edge"],
+        max_pixels=processor.size["longest_edge"],
+    )
+    return (rows // factor) * (columns // factor)
+
+
+def fits(lengths: Lengths, cutoff_len: int) -> bool:
+    """Whether LLaMA-Factory leaves the pair whole at ``cutoff_len``; its own rule decides."""
+    from llamafactory.data.processor.processor_utils import infer_seqlen
+
+    whole = lengths.prompt, max(lengths.chosen, lengths.rejected)
+    return bool(infer_seqlen(*whole, cutoff_len) == whole)
+
+
+def within(tokens: Tokenization, counted: Sequence[Lengths]) -> list[bool]:
+    """Which pairs ``cutoff_len`` leaves whole."""
+    return [fits(lengths, tokens.data_args.cutoff_len) for lengths in counted]

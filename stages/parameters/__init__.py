@@ -1,0 +1,1 @@
+"""``params.yaml`` as checked models, and what LLaMA-Factory accepts."""

@@ -1,0 +1,1 @@
+"""The page, the model card and the words on them."""

@@ -1,0 +1,529 @@
+"""The model card: ``models/adapter/README.md`` as the Hugging Face Hub reads it.
+
+Metadata (YAML front matter) and a page about one adapter, from facts that stages recorded: its
+parameters, metrics, counts and sources. The page's words are in ``card.md`` beside this module. The
+same facts give the same bytes: no time, no machine, no commit of this repository.
+
+The Hub's fields: https://huggingface.co/docs/hub/model-cards. ``huggingface_hub`` writes and checks
+them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from stages.evaluation.metrics import MEANING
+from stages.parameters.params import REFERENCE_FREE, Params
+from stages.reporting.findings import is_known
+
+TEMPLATE = Path(__file__).with_suffix(".md")
+
+# Licences by the Hub's names, each more restrictive than those before it: what is made from works
+# under both may be passed on under the later one. Others (share-alike alone, no derivatives, a
+# model's own licence) fit into no such order: next to a different one, both are named.
+ORDER = (
+    "cc0-1.0",
+    "unlicense",
+    "mit",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "apache-2.0",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+)
+_NON_COMMERCIAL = re.compile(r"(?:^|[-_ ])nc(?:$|[-_ ])|non-?commercial", re.IGNORECASE)
+
+METHODS = {  # train.loss: in words (the report's too), and the Hub's tag
+    "sigmoid": ("direct preference optimization (DPO)", "dpo"),
+    "hinge": ("direct preference optimization with a hinge loss", "dpo"),
+    "ipo": ("identity preference optimization (IPO)", "ipo"),
+    "kto_pair": ("the paired loss of Kahneman-Tversky optimization (KTO)", "kto"),
+    "orpo": ("odds ratio preference optimization (ORPO)", "orpo"),
+    "simpo": ("simple preference optimization (SimPO)", "simpo"),
+}
+# For the losses of params.REFERENCE_FREE, here and in the report.
+NO_REFERENCE = (
+    "This loss uses no reference; the win rate and reward margin below compare with the base all "
+    "the same, on DPO's scale."
+)
+DEMO_BASE = Path("demo/model")  # made by demo/make_base.py, with the habits that DPO takes away
+
+
+@dataclass(frozen=True)
+class Licence:
+    """``identifier`` is the Hub's; ``name`` says what ``other`` is, and is ``None`` else."""
+
+    identifier: str
+    name: str | None = None
+
+    @property
+    def shown(self) -> str:
+        return self.name or self.identifier
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a data source that ``SOURCE.json`` does not say."""
+
+    language: str
+    note: str
+    citation: str | None = None
+
+
+KNOWN = {
+    "easy-vqa": Known(
+        "en",
+        "easy-VQA holds drawings of one shape in one colour, and questions about them; the answers "
+        "in pairs are sentences that the pipeline makes from its labels.",
+    ),
+    "helehan/topic-overwrite": Known(
+        "en",
+        "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that "
+        "model gets wrong may be among the chosen answers.",
+        "tpo",
+    ),
+}
+
+# As in CITATION.cff.
+CITATIONS = {
+    "dpo": """@article{rafailov2023direct,
+  title  = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},
+  author = {Rafailov, Rafael and Sharma, Archit and Mitchell, Eric and Ermon, Stefano and
+            Manning, Christopher D. and Finn, Chelsea},
+  year   = {2023},
+  note   = {arXiv:2305.18290}
+}""",
+    "llamafactory": """@article{zheng2024llamafactory,
+  title  = {LlamaFactory: Unified Efficient Fine-Tuning of 100+ Language Models},
+  author = {Zheng, Yaowei and Zhang, Richong and Zhang, Junhao and Ye, Yanhan and Luo, Zheyan and
+            Feng, Zhangchi and Ma, Yongqiang},
+  year   = {2024},
+  note   = {arXiv:2403.13372}
+}""",
+    "qwen3vl": """@techreport{qwen2025qwen3vl,
+  title  = {Qwen3-VL Technical Report},
+  author = {{Qwen Team}},
+  year   = {2025},
+  note   = {arXiv:2511.21631}
+}""",
+    "tpo": """@article{he2024systematic,
+  title  = {Systematic Reward Gap Optimization for Mitigating VLM Hallucinations},
+  author = {He, Lehan and Chen, Zeren and Shi, Zhelun and Yu, Tianyu and Shao, Jing and Sheng, Lu},
+  year   = {2024},
+  note   = {arXiv:2411.17265}
+}""",
+}
+
+# Measures of the table: name, metrics of base, tuned and change.
+_RESULTS = (
+    ("**win rate** over the base", None, "win_rate", None),
+    ("preference accuracy", "base_accuracy", "tuned_accuracy", "accuracy_change"),
+    ("right answers", "base_correct", "tuned_correct", "correct_change"),
+)
+_CONTROLS = (
+    ("win rate with a blank image", "win_rate_blank"),
+    ("win rate with the own image, less that", "win_rate_over_blank"),
+    ("win rate with another pair's image", "win_rate_shuffled"),
+    ("win rate with the own image, less that", "win_rate_over_shuffled"),
+    ("preference accuracy with a blank image", "tuned_accuracy_blank"),
+    ("preference accuracy with another pair's image", "tuned_accuracy_shuffled"),
+    ("win rate of a judge that prefers the longer answer", "longer_wins"),
+    ("win rate where chosen is shorter", "win_rate_chosen_shorter"),
+    ("win rate at equal length", "win_rate_equal_length"),
+    ("win rate where chosen is longer", "win_rate_chosen_longer"),
+    ("win rate without what length explains", "win_rate_without_length"),
+)
+_DIFFERENCES = frozenset({"win_rate_over_blank", "win_rate_over_shuffled"})
+# These go into model-index: metric, its name, the metric type.
+_INDEXED = (
+    ("win_rate", "Win rate over the base model", "win_rate"),
+    ("tuned_accuracy", "Preference accuracy, log-prob per token", "accuracy"),
+    ("tuned_correct", "Right answers to held-out questions", "accuracy"),
+)
+_OF_QUESTIONS = "tuned_correct"  # measured on other rows than the pairs
+
+
+def render(
+    p: Params,
+    *,
+    metrics: Mapping[str, float],
+    preprocess: Mapping[str, Any],
+    formatted: Mapping[str, Any],
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    configuration: str,
+    adapter: Mapping[str, Any],
+) -> str:
+    """The card.
+
+    ``metrics``, ``preprocess`` and ``formatted`` are ``reports/{metrics,preprocess,format}.json``;
+    ``data`` and ``model`` the ``SOURCE.json`` of ``data/raw`` and ``models/base``;
+    ``configuration`` is the text of ``models/adapter/llamafactory.yaml`` and ``adapter`` its
+    ``adapter_config.json``. Groups of metrics that a run lacks are left out.
+
+    Raises:
+        ValueError: the Hub's library does not read back the metadata that it wrote.
+    """
+    import jinja2
+
+    base_name = _base_name(p, model)
+    licence = licence_of(data.get("licence"), model.get("licence"))
+    known = KNOWN.get(str(data.get("repo")))
+    method, _ = METHODS[p.train.loss]
+    parts = (("data", data), ("base model", model))
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "code": code,
+        "fenced": fenced,
+        "literal": ascii,
+        "number": lambda value: f"{value:,}",
+        "capitalized": capitalized,
+        "cell": lambda text: text.replace("|", "\\|"),
+    }
+    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        metadata=f"---\n{_metadata(p, metrics, data, model, adapter, licence)}\n---",
+        # One by one and here, because the contract tests look for what is read in this file.
+        parameters={
+            "beta": p.train.beta,
+            "loss": p.train.loss,
+            "gpus": p.train.gpus,
+            "template": p.model.template,
+            "bits": p.model.quantization_bit,
+            "image_min_pixels": p.format.image_min_pixels,
+            "image_max_pixels": p.format.image_max_pixels,
+            "cutoff_len": p.format.cutoff_len,
+            "max_new_tokens": p.evaluate.generation.max_new_tokens,
+        },
+        title=_title(p, base_name),
+        metrics=metrics,
+        preprocess=preprocess,
+        used=formatted["kept_by_split"],
+        left_out=preprocess["rows_left_out"] + sum(formatted["left_out"].values()),
+        method=method,
+        no_reference=NO_REFERENCE if p.train.loss in REFERENCE_FREE else "",
+        adapter_kind=str(adapter.get("peft_type", "adapter")).replace("LORA", "LoRA"),
+        rank=f" of rank {adapter['r']}" if "r" in adapter else "",
+        adapter_base=str(adapter.get("base_model_name_or_path")),
+        peft=str(adapter.get("peft_version", "unknown")),
+        base={
+            "name": base_name,
+            "local": _is_local(model),
+            "of_the_demo": _is_the_demos(p),
+            "commit": model.get("commit"),
+            "revision": _revision(model),
+            "licence": model.get("licence"),
+            "files": len(model["files"]),
+            "size": _size(sum(file["size"] for file in model["files"])),
+        },
+        data={
+            "name": _data_name(data),
+            "described": _described(data),
+            "commit": data.get("commit"),
+            "licence": data.get("licence"),
+            "note": known.note if known else "",
+        },
+        licence=licence,
+        unknown=" and of the ".join(what for what, source in parts if not source.get("licence")),
+        non_commercial=[
+            {"what": what, "licence": source["licence"]}
+            for what, source in parts
+            if is_non_commercial(source.get("licence"))
+        ],
+        results=list(_results(metrics)),
+        tasks=list(_tasks(metrics)),
+        controls=[
+            {"name": name, "figure": _share(metrics, key, signed=key in _DIFFERENCES)}
+            for name, key in _CONTROLS
+            if key in metrics
+        ],
+        figures=[
+            {"key": key, "value": _plain(metrics, key), "meaning": meaning}
+            for key, meaning in MEANING.items()
+            if key in metrics
+        ],
+        confidence=f"{p.evaluate.confidence * 100:g}%",
+        logps_changes=[_nats(metrics, f"{side}_logps_change") for side in ("chosen", "rejected")],
+        grew_although_chosen_fell=is_known(metrics.get("chosen_logps_change"))
+        and metrics["chosen_logps_change"] < 0
+        and is_known(metrics.get("reward_margin"))
+        and metrics["reward_margin"] > 0,
+        configuration=without_absolute_paths(configuration),
+        citations="\n\n".join(
+            CITATIONS[name]
+            for name in ("dpo", "llamafactory", "qwen3vl", known.citation if known else None)
+            if name
+        ),
+    )
+    # Blank lines that an omitted section leaves; not inside blocks, which have at most one.
+    text = re.sub(r"\n{3,}", "\n\n", body).rstrip() + "\n"
+    _check_reads_back(text, licence)
+    return text
+
+
+# --------------------------------------------------------------------------------------------------
+# Licences
+
+
+def licence_of(data: str | None, base: str | None) -> Licence:
+    """The licence of an adapter of that base, trained on that data: the more restrictive one.
+
+    One is unknown: unknown. Both in ``ORDER``: the later one. Else no rule says which holds, and it
+    is ``other``, by the names that the sources give. Spelling is the Hub's: "CC BY-NC 4.0" is
+    cc-by-nc-4.0.
+    """
+    if not data or not base:
+        return Licence("unknown")
+    first, second = _identifier(data), _identifier(base)
+    if first in ORDER and second in ORDER:
+        return Licence(ORDER[max(ORDER.index(first), ORDER.index(second))])
+    return Licence("other", " and ".join(dict.fromkeys([first, second])))
+
+
+def is_non_commercial(licence: str | None) -> bool:
+    """Whether the licence's name says so: "cc-by-nc-4.0" does."""
+    return bool(licence and _NON_COMMERCIAL.search(licence))
+
+
+def _identifier(licence: str) -> str:
+    return "-".join(licence.lower().split())
+
+
+# --------------------------------------------------------------------------------------------------
+# Metadata
+
+
+def _metadata(
+    p: Params,
+    metrics: Mapping[str, float],
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    adapter: Mapping[str, Any],
+    licence: Licence,
+) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    base_name = _base_name(p, model)
+    known = KNOWN.get(str(data.get("repo")))
+    on_hub = data["kind"] == "hub"
+    results = [
+        EvalResult(
+            task_type="image-text-to-text",
+            dataset_type=str(data["repo"] or "local"),
+            dataset_name=_data_name(data)
+            + (", its own test questions" if key == _OF_QUESTIONS else ""),
+            # The pairs' split is the pipeline's, none of the source. The library makes one entry of
+            # results that agree in type, split and revision, whatever their names.
+            dataset_split=None if key == _OF_QUESTIONS else "held out by image",
+            dataset_revision=data.get("commit") if on_hub else None,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=metrics[key],
+        )
+        for key, name, kind in _INDEXED
+        if is_known(metrics.get(key))
+    ] + [
+        EvalResult(
+            task_type="image-text-to-text",
+            dataset_type=task,
+            dataset_name=f"{task} (lm-eval)",
+            metric_type=metric,
+            metric_name=f"{task} {metric}",
+            metric_value=metrics[f"lm_eval/{task}/{metric}/tuned"],
+        )
+        for task, metric in _tasks(metrics)
+    ]
+    _, tag = METHODS[p.train.loss]
+    facts = ModelCardData(
+        base_model=None if _is_local(model) else base_name,  # the field names a repository
+        library_name="peft",
+        pipeline_tag="image-text-to-text",
+        license=licence.identifier,
+        license_name=licence.name,
+        datasets=[data["repo"]] if on_hub else None,
+        language=[known.language] if known else None,
+        tags=[
+            tag,
+            str(adapter.get("peft_type", "adapter")).lower(),
+            "llama-factory",
+            "preference-tuning",
+            "qwen3-vl",
+            "dvc",
+        ],
+        model_name=_title(p, base_name) if results else None,
+        eval_results=results or None,
+    )
+    return facts.to_yaml()
+
+
+def _check_reads_back(text: str, licence: Licence) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(text)
+    if card.data.to_dict().get("license") != licence.identifier or not card.text.strip():
+        raise ValueError("the model card's metadata does not read back as it was written")
+
+
+def _title(p: Params, base_name: str) -> str:
+    name = base_name.rpartition("/")[2] if p.model.source.kind == "hub" else base_name
+    return f"{name.replace('/', '-')}-{METHODS[p.train.loss][1]}-adapter"
+
+
+def _base_name(p: Params, model: Mapping[str, Any]) -> str:
+    """The repository, or the folder as the project knows it; of one outside, only its name, because
+    the way there is a machine's own."""
+    source = p.model.source
+    if source.kind != "path":
+        return str(model.get("repo") or source.repo)
+    path = source.path
+    outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
+    return path.name if outside else path.as_posix()
+
+
+def _is_local(model: Mapping[str, Any]) -> bool:
+    """Whether no repository of the Hub holds the base: its name there would be another model's."""
+    return bool(model["kind"] != "hub")
+
+
+def _is_the_demos(p: Params) -> bool:
+    source = p.model.source
+    return source.kind == "path" and source.path == DEMO_BASE
+
+
+def _revision(model: Mapping[str, Any]) -> str:
+    """What pins the base, to stand after its name: its commit, else the digest of its first weights
+    file, by name."""
+    weights = sorted(
+        (file for file in model["files"] if file["path"].endswith(".safetensors")),
+        key=lambda file: str(file["path"]),
+    )
+    if not model.get("commit") and weights:
+        digest = code(weights[0]["sha256"][:12])
+        return f"whose {code(weights[0]['path'])} has a SHA-256 that begins with {digest}"
+    return f"at {code(model.get('commit') or 'unknown')}"
+
+
+def _data_name(data: Mapping[str, Any]) -> str:
+    return str(data["repo"] or "local files")
+
+
+def _described(data: Mapping[str, Any]) -> str:
+    if data["kind"] == "hub":
+        return f"{code(data['repo'])} on the Hugging Face Hub"
+    if data["kind"] == "easy-vqa":
+        return f"{code(data['repo'])}, the PyPI package"
+    size = _size(sum(file["size"] for file in data["files"]))
+    return f"local files ({len(data['files']):,}, {size}), published nowhere that is known here"
+
+
+# --------------------------------------------------------------------------------------------------
+# Figures
+
+
+def _results(metrics: Mapping[str, float]) -> Iterator[dict[str, str]]:
+    for name, base, tuned, change in _RESULTS:
+        if tuned not in metrics:
+            continue
+        rows = metrics.get("questions" if tuned == "tuned_correct" else "pairs")
+        unit = "questions" if tuned == "tuned_correct" else "test pairs"
+        yield {
+            "name": name + (f", {rows:,} {unit}" if rows is not None else ""),
+            "base": _share(metrics, base) if base else "50%, by definition",
+            "tuned": _share(metrics, tuned),
+            "change": _share(metrics, change, signed=True) if change else "",
+        }
+    for task, metric in _tasks(metrics):
+        key = f"lm_eval/{task}/{metric}"
+        yield {
+            "name": f"lm-eval {code(task)}, {code(metric)}",
+            "base": _plain(metrics, f"{key}/base"),
+            "tuned": _plain(metrics, f"{key}/tuned"),
+            "change": _plain(metrics, f"{key}/change"),
+        }
+
+
+def _tasks(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Task and metric of lm-eval's results that have a figure of the adapter."""
+    for key in metrics:
+        found = re.fullmatch(r"lm_eval/(.+)/([^/]+)/tuned", key)
+        if found and is_known(metrics[key]):
+            yield found[1], found[2]
+
+
+def _share(metrics: Mapping[str, float], key: str, *, signed: bool = False) -> str:
+    """``98.4% [97.4, 99.2]``, a difference in points, ``-`` where it is unknown."""
+    value = metrics.get(key)
+    if not is_known(value):
+        return "-"
+    shown = f"{value * 100:+.1f} points" if signed else f"{value * 100:.1f}%"
+    sign = "+" if signed else ""
+    return shown + _bracket(metrics, key, lambda end: f"{end * 100:{sign}.1f}")
+
+
+def _plain(metrics: Mapping[str, float], key: str) -> str:
+    value = metrics.get(key)
+    if not is_known(value):
+        return "-"
+    return f"{value:.4g}" + _bracket(metrics, key, lambda end: f"{end:.4g}")
+
+
+def _nats(metrics: Mapping[str, float], key: str) -> str:
+    """``-7.91 [-8.09, -7.73]``, always signed; empty where it is unknown."""
+    value = metrics.get(key)
+    if not is_known(value):
+        return ""
+    return f"{value:+.2f}" + _bracket(metrics, key, lambda end: f"{end:+.2f}")
+
+
+def _bracket(metrics: Mapping[str, float], key: str, show: Any) -> str:
+    ends = [metrics.get(f"{key}_{end}") for end in ("low", "high")]
+    return f" [{', '.join(show(end) for end in ends)}]" if all(map(is_known, ends)) else ""
+
+
+def _size(size: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"
+
+
+# --------------------------------------------------------------------------------------------------
+# Text that others wrote
+
+
+def capitalized(text: str) -> str:
+    """With a capital first letter, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def code(text: object) -> str:
+    """``text`` as inline code of one line, for a table's cell or a sentence."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    line = line.replace("|", "\\|") or " "
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    ticks = "`" * (longest + 1)
+    return f"{ticks} {line} {ticks}" if longest else f"`{line}`"
+
+
+def fenced(text: str, language: str = "") -> str:
+    """``text`` as a block of code, with a fence longer than any inside it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.strip()}\n{fence}"
+
+
+def without_absolute_paths(configuration: str) -> str:
+    """YAML text whose values that are paths of a machine (``/etc/ds.json``) are names only."""
+
+    def named(found: re.Match[str]) -> str:
+        return found[1] + found[2] + PureWindowsPath(found[3]).name + found[2]
+
+    pattern = r"(?m)^(\s*(?:[\w.-]+: +|- +)+)(['\"]?)((?:/|~|[A-Za-z]:[\\/]).*?)\2[ ]*$"
+    return re.sub(pattern, named, configuration)

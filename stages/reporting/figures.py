@@ -1,0 +1,380 @@
+"""The report's charts, as matplotlib figures; as SVG inside a page, or as files.
+
+Each chart is drawn at the size it has on a phone, so that its text can be read there. ``curves``,
+``margins``, ``slices`` and ``lengths`` take tables as the stages wrote them and draw what they
+find: a column that is absent or holds no number is left out, and without anything to draw there is
+no figure. No chart depends on the time, the machine or matplotlib's settings.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# By role. In a page each becomes the CSS variable of its name, which has a second value for dark
+# mode. Blue and orange stay apart for every kind of colour vision (Okabe & Ito 2008).
+COLOURS = {
+    "ink": "#1b2026",
+    "muted": "#59636e",
+    "rule": "#d3d8de",
+    "tuned": "#0a5fa8",
+    "base": "#b4540a",
+    "faint": "#8fb3d3",
+    "pale": "#e3b58f",
+}
+WIDTH = 360  # of every chart, in CSS pixels
+PANELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "loss": ("Loss", ("loss",)),
+    "reward_margin": ("Reward margin", ("reward_margin",)),
+    "reward_accuracy": ("Reward accuracy", ("reward_accuracy",)),
+    "logps": ("Summed log-prob (nats)", ("chosen_logps", "rejected_logps")),
+    "learning_rate": ("Learning rate", ("learning_rate",)),
+}
+_LONGEST_LABEL = 26
+_PIXEL = 1 / 72  # inches; matplotlib's SVG has 72 units to the inch
+
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
+    "svg.hashsalt": "stages.reporting.figures",  # else the ids are random
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so the layout is everywhere alike
+    "font.size": 11,
+    "text.parse_math": False,  # a dollar sign in the data is a dollar sign
+    "text.color": COLOURS["ink"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.edgecolor": COLOURS["rule"],
+    "axes.labelsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": COLOURS["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": COLOURS["rule"],
+    "ytick.color": COLOURS["rule"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+# charts
+
+
+def curves(train: pd.DataFrame | None, validation: pd.DataFrame | None) -> "dict[str, Figure]":
+    """One figure for each of ``PANELS`` that has a number, training and validation in one.
+
+    The tables have a column ``step`` and any of the columns that ``PANELS`` names.
+    """
+    return {
+        name: figure
+        for name, (title, columns) in PANELS.items()
+        if (figure := _panel(title, columns, {"training": train, "validation": validation}))
+    }
+
+
+def margins(table: pd.DataFrame | None) -> "Figure | None":
+    """Histogram of reward margins: ``margin`` (the middle of a bin) and ``pairs``; 0 is marked."""
+    data = _numbers(table, "margin", "pairs")
+    if data.empty:
+        return None
+    middles, counts = data["margin"].to_numpy(), data["pairs"].to_numpy()
+    width = float(np.diff(np.sort(middles)).min()) if len(data) > 1 else 0.1
+    with _style():
+        figure, axes = _axes(height=220)
+        colours = [COLOURS["tuned" if middle > 0 else "base"] for middle in middles]
+        axes.bar(middles, counts, width=0.92 * width, color=colours, linewidth=0)
+        axes.axvline(0, color=COLOURS["ink"], linewidth=1)
+        low, high = min(0.0, middles.min()) - width, max(0.0, middles.max()) + width
+        axes.set_xlim(low, high)
+        axes.grid(visible=False, axis="x")
+        axes.set_xlabel("reward margin")
+        axes.set_ylabel("pairs")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        top = axes.get_xaxis_transform()
+        for side, place, gap in (("lost", "right", -5), ("won", "left", 5)):
+            lost = side == "lost"
+            axes.annotate(
+                f"← {side}" if lost else f"{side} →",
+                xy=(0, 1.02),
+                xycoords=top,
+                xytext=(gap, 0),
+                textcoords="offset points",
+                ha=place,
+                color=COLOURS["base" if lost else "tuned"],
+                annotation_clip=False,
+            )
+    return figure
+
+
+def slices(table: pd.DataFrame | None, overall: float | None = None) -> "Figure | None":
+    """Win rate of each slice, a dot with its interval; slices without a figure are left out.
+
+    ``table`` has the columns of reports/slices.csv. ``overall``, the win rate of all pairs, is a
+    dashed line.
+    """
+    data = _numbers(table, "win_rate", "win_rate_low", "win_rate_high", needed=("win_rate",))
+    if data.empty:
+        return None
+    by = data["by"].astype(str) if "by" in data else pd.Series("", index=data.index)
+    data = data.assign(by=by)
+    height = 34 + 21 * len(data) + 27 * data["by"].nunique()
+    with _style():
+        figure, axes = _axes(height=height)
+        place, ticks, labels = 0.0, [], []
+        for group, rows in data.groupby("by", sort=False):
+            axes.text(
+                0.02,
+                place + 0.1,
+                str(group),
+                transform=_beside(axes),
+                fontweight="bold",
+                ha="left",
+                va="center",
+                fontsize=10.5,
+            )
+            place += 1
+            for row in rows.to_dict("records"):
+                rate, low, high = (float(row[f"win_rate{end}"]) for end in ("", "_low", "_high"))
+                if math.isfinite(low) and math.isfinite(high):
+                    axes.plot([low, high], [place, place], color=COLOURS["tuned"], linewidth=2)
+                axes.plot(rate, place, "o", color=COLOURS["tuned"], markersize=6)
+                ticks.append(place)
+                labels.append(_short(str(row.get("slice", ""))))
+                place += 1
+            place += 0.3
+        axes.set_ylim(place - 0.4, -0.6)
+        axes.set_yticks(ticks, labels, color=COLOURS["ink"])
+        axes.grid(visible=False, axis="y")
+        lows = data[["win_rate", "win_rate_low"]].min().min()
+        left = max(0.0, math.floor(10 * min(lows, overall or 1, 0.9)) / 10 - 0.02)
+        axes.set_xlim(left, 1.02)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+        axes.xaxis.get_major_locator().set_params(nbins=5, steps=[1, 2, 5, 10])
+        if left < 0.5:
+            axes.axvline(0.5, color=COLOURS["muted"], linewidth=0.8)
+        if overall is not None:
+            axes.axvline(overall, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
+        axes.spines["left"].set_visible(False)
+    return figure
+
+
+def lengths(table: pd.DataFrame | None) -> "Figure | None":
+    """Tokens of prompt, chosen and rejected at each ``percentile`` of the pairs."""
+    styles = {
+        "prompt": (COLOURS["muted"], "-"),
+        "chosen": (COLOURS["tuned"], "-"),
+        "rejected": (COLOURS["base"], (0, (4, 2))),
+    }
+    with _style():
+        figure, axes = _axes(height=220)
+        for column, (colour, dashes) in styles.items():
+            data = _numbers(table, "percentile", column)
+            if not data.empty:
+                axes.plot(
+                    data["percentile"],
+                    data[column],
+                    color=colour,
+                    linestyle=dashes,
+                    label=column,
+                    marker="o" if len(data) == 1 else None,
+                )
+        if not axes.lines:
+            return None
+        axes.set_ylim(bottom=0, top=1.08 * axes.get_ylim()[1])
+        axes.set_xlabel("percentile of pairs")
+        axes.set_ylabel("tokens")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        _legend(axes)
+    return figure
+
+
+# output
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a figure as the PNG or SVG that ``path`` ends in, on white, the same bytes each time.
+
+    Raises:
+        ValueError: the name ends in something else.
+    """
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in ("png", "svg"):
+        raise ValueError(f"{path.name}: a figure is saved as .png or .svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Software": None} if kind == "png" else {"Date": None}
+    with _style():
+        figure.savefig(path, format=kind, dpi=200, metadata=metadata, facecolor="white")
+
+
+def inline_svg(figure: "Figure", name: str, label: str) -> str:
+    """A figure as an ``<svg>`` for a page: no fixed size, no font or colour of its own.
+
+    Colours become the variables of ``COLOURS`` (``var(--tuned)``), text is the page's. Every id
+    begins with ``name``, so that several stand in one page, and ``label`` is what a screen reader
+    says. The page sets ``stroke-linejoin`` where it matters: matplotlib's own rule would apply to
+    the whole page.
+    """
+    import io
+
+    from markupsafe import escape
+
+    stream = io.StringIO()
+    with _style():
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    drawing = stream.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    box = re.search(r'viewBox="([^"]+)"', drawing)
+    if box is None:
+        raise ValueError("matplotlib wrote an SVG without a viewBox")
+    body = drawing[drawing.index(">") + 1 :]
+    for unwanted in (
+        r"(?s)<metadata>.*?</metadata>\s*",
+        r"(?s)<style\b.*?</style>\s*",
+        r"<!--.*?-->\s*",
+    ):
+        body = re.sub(unwanted, "", body)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', body)
+    body = body.replace("url(#", f"url(#{name}-")
+    body = re.sub(r"font: (?:normal )?(bold |\d+ )?([\d.]+)px [^;\"]*", _font, body)
+    body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
+    for role, colour in COLOURS.items():
+        body = body.replace(colour, f"var(--{role})")
+    # A text without a colour has the default, black, whatever the page's is.
+    body = body.replace('<text style="', '<text style="fill: var(--ink); ')
+    body = re.sub(r"fill: var\(--ink\); (?=[^\"]*\bfill: )", "", body)
+    label = str(escape(label))
+    return (
+        f'<svg class="chart" viewBox="{box[1]}" role="img" aria-label="{label}">'
+        f"<title>{label}</title>{body}"
+    )
+
+
+def _font(found: "re.Match[str]") -> str:
+    weight = f"font-weight: {found[1].strip()}; " if found[1] else ""
+    return f"{weight}font-size: {found[2]}px"
+
+
+# pieces
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """matplotlib's defaults and ours, whatever the user's own settings are."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font has it
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def _axes(height: int) -> "tuple[Figure, Axes]":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH * _PIXEL, height * _PIXEL), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=4 * _PIXEL, h_pad=4 * _PIXEL)
+    return figure, figure.add_subplot()
+
+
+def _beside(axes: "Axes") -> Any:
+    """Across the whole figure for x, the data for y."""
+    from matplotlib.transforms import blended_transform_factory
+
+    return blended_transform_factory(axes.figure.transFigure, axes.transData)
+
+
+def _panel(
+    title: str, columns: Sequence[str], tables: Mapping[str, pd.DataFrame | None]
+) -> "Figure | None":
+    """Training is a thin line, validation a strong one with its points marked."""
+    with _style():
+        figure, axes = _axes(height=200)
+        for column, strong, weak in zip(
+            columns, ("tuned", "base"), ("faint", "pale"), strict=False
+        ):
+            side = f"{column.removesuffix('_logps')}, " if len(columns) > 1 else ""
+            for split, table in tables.items():
+                data = _numbers(table, "step", column)
+                if data.empty:
+                    continue
+                marked = split == "validation" or len(data) == 1
+                axes.plot(
+                    data["step"],
+                    data[column],
+                    color=COLOURS[weak if split == "training" else strong],
+                    linewidth=1.4 if split == "training" else 1.8,
+                    marker="o" if marked else None,
+                    markersize=4.5,
+                    label=f"{side}{split}",
+                )
+        if not axes.lines:
+            return None
+        axes.set_xlabel("step")
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=8 + 15 * _rows(axes))
+        if columns == ("learning_rate",):
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}" if value else "0")
+        _legend(axes)
+    return figure
+
+
+def _rows(axes: "Axes") -> int:
+    return math.ceil(len(axes.lines) / 2)
+
+
+def _legend(axes: "Axes") -> None:
+    """Above the axes, where it hides nothing."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=2 if len(axes.lines) != 3 else 3,
+        borderaxespad=0.1,
+        borderpad=0.1,
+        handlelength=1.5,
+        columnspacing=1.2,
+        labelspacing=0.25,
+    )
+
+
+def _numbers(
+    table: pd.DataFrame | None, *columns: str, needed: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The rows with finite numbers in the ``needed`` columns (all, if not said)."""
+    needed = columns if needed is None else needed
+    if table is None or not set(needed) <= set(table.columns):
+        return pd.DataFrame(columns=list(columns))
+    data = table.copy()
+    for column in columns:
+        values = data[column] if column in data else pd.Series(np.nan, index=data.index)
+        data[column] = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    return data.dropna(subset=list(needed))
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"

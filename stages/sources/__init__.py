@@ -1,0 +1,1 @@
+"""Where data sets and base models come from, one file a kind."""

@@ -1,0 +1,163 @@
+"""easy-VQA as preference pairs: a true sentence, and the same sentence with one topic overwritten.
+
+easy-VQA (github.com/vzhou842/easy-VQA, MIT) shows one coloured shape an image and asks what it is.
+Each of its train images becomes one pair: one of its own questions (or a request for a
+description), ``chosen`` the true answer in a full sentence, ``rejected`` the same sentence with one
+topic overwritten by what it is easily mistaken for, as topic-overwrite does. Mistakes run both ways
+(red for brown as often as brown for red), so that no rule about words, lengths or yes and no,
+applied without looking at the image, prefers ``chosen`` in more than about half of the pairs. Its
+test images stay outside: their questions only grade generated answers.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stages.core.errors import UserError
+from stages.dataset.pairs import Question, Record
+from stages.easyvqa.topics import (
+    COLOURS,
+    DESCRIBE,
+    MISTAKEN,
+    SHAPES,
+    Scene,
+    asked_topic,
+    kind_of,
+    scene_of,
+    sentence,
+)
+
+ORIGIN = "easy-vqa"
+
+
+def records(raw: Path) -> Iterator[Record]:
+    """One preference pair for each train image, in the order of the images' numbers.
+
+    An image whose questions reveal too little for a pair is a row without text, so that it is
+    counted among those left out.
+
+    Raises:
+        UserError: a file of the data set is missing or is not what it should be.
+    """
+    asked = _by_image(raw / "train" / "questions.json")
+    for number in sorted(asked):
+        scene = scene_of(asked[number])
+        drawn = Draw(f"train/{number}")
+        pair = _pair(scene, [text for text, _ in asked[number]], drawn)
+        kind, question, chosen, rejected = pair or ("", None, None, None)
+        yield Record(
+            where=f"train image {number}",
+            image=_image(raw / "train" / "images" / f"{number}.png"),
+            question=question,
+            chosen=chosen,
+            rejected=rejected,
+            origin=ORIGIN,
+            kind=kind,
+            note="" if pair else "its questions reveal too little for a pair",
+        )
+
+
+def questions(raw: Path) -> Iterator[Question]:
+    """The data set's own test questions with their one-word answers, in its order."""
+    rows = _rows(raw / "test" / "questions.json")
+    images: dict[int, bytes] = {}
+    for i, (text, answer, number) in enumerate(rows):
+        if number not in images:
+            images[number] = _image(raw / "test" / "images" / f"{number}.png")
+        yield Question(f"test question {i}", images[number], text, answer, kind_of(text))
+
+
+class Draw:
+    """Numbers and choices that follow from a name by hashing; no random state is involved."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def number(self, purpose: str) -> int:
+        digest = hashlib.blake2b(f"{self.name}/{purpose}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big")
+
+    def choice(self, purpose: str, options: Sequence[str]) -> str:
+        return options[self.number(purpose) % len(options)]
+
+    def shuffled(self, purpose: str, options: Sequence[str]) -> list[str]:
+        return sorted(options, key=lambda option: self.number(f"{purpose}/{option}"))
+
+
+def _pair(scene: Scene, texts: Sequence[str], drawn: Draw) -> tuple[str, str, str, str] | None:
+    """Kind, question, chosen and rejected for an image, or ``None`` if it is asked too little."""
+    for kind in drawn.shuffled("kind", ("colour", "shape", "presence", "description")):
+        question = _question(kind, scene, texts, drawn)
+        if question is not None:
+            true, false = (
+                sentence(question, scene),
+                sentence(question, _other(question, scene, drawn)),
+            )
+            return kind, question, true, false
+    return None
+
+
+def _question(kind: str, scene: Scene, texts: Sequence[str], drawn: Draw) -> str | None:
+    if kind == "description":
+        known = scene.colour is not None and scene.shape is not None
+        return drawn.choice("question", DESCRIBE) if known else None
+    options = sorted({text for text in texts if kind_of(text) == kind})
+    if kind == "presence":  # the data set asks mostly for what is absent; here half and half
+        present = [o for o in options if asked_topic(o) in (scene.colour, scene.shape)]
+        absent = [o for o in options if asked_topic(o) in _mistakable(scene)]
+        options = (present, absent)[drawn.number("present") % 2] if present and absent else []
+    return drawn.choice("question", options) if options else None
+
+
+def _other(question: str, scene: Scene, drawn: Draw) -> Scene:
+    """A scene that differs in the one topic that the question is about."""
+    kind = kind_of(question)
+    if kind == "description":
+        kind = drawn.choice("topic", ("colour", "shape"))
+    if kind == "presence":
+        asked = asked_topic(question)
+        if asked not in (scene.colour, scene.shape):  # what is absent is claimed to be there
+            colour = asked in COLOURS
+            return Scene(asked, scene.shape) if colour else Scene(scene.colour, asked)
+        kind = "colour" if asked in COLOURS else "shape"
+    if kind == "colour":
+        return Scene(MISTAKEN[str(scene.colour)], scene.shape)
+    return Scene(scene.colour, drawn.choice("shape", [s for s in SHAPES if s != scene.shape]))
+
+
+def _mistakable(scene: Scene) -> set[str]:
+    """Topics that the scene's own are mistaken for."""
+    colours = {MISTAKEN[scene.colour]} if scene.colour else set()
+    return colours | ({*SHAPES} - {scene.shape} if scene.shape else set())
+
+
+def _by_image(path: Path) -> dict[int, list[tuple[str, str]]]:
+    asked: dict[int, list[tuple[str, str]]] = {}
+    for text, answer, number in _rows(path):
+        asked.setdefault(number, []).append((text, answer))
+    return asked
+
+
+def _rows(path: Path) -> list[tuple[str, str, int]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [(str(text), str(answer), int(number)) for text, answer, number in rows]
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing; `dvc repro -f fetch@data` copies easy-VQA anew"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not easy-VQA's list of [question, answer, image] ({error}); "
+            "`dvc repro -f fetch@data` copies it anew"
+        ) from None
+
+
+def _image(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing; `dvc repro -f fetch@data` copies easy-VQA anew"
+        ) from None

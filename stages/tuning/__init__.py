@@ -1,0 +1,1 @@
+"""A LLaMA-Factory training: its configuration, its process, its history."""
