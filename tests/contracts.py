@@ -355,3 +355,9 @@ def key_lines(path: Path) -> Iterator[tuple[str, str, str]]:
         depth = len(found[1])
         above = [(d, name) for d, name in above if d < depth] + [(depth, found[2])]
         yield ".".join(name for _, name in above), found[3] or "", found[4] or ""
+
+
+# What a change reruns: rows of what is changed, where that is, and the stages that run again.
+COSTS = table_under(
+    (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "## What a change reruns"
+)

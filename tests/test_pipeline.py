@@ -19,6 +19,7 @@ from stages.parameters import arguments, params
 from stages.parameters.params import Params
 from stages.tuning import training
 from tests.contracts import (
+    COSTS,
     FOLDERS,
     MODULES,
     PRESETS,
@@ -36,15 +37,11 @@ from tests.contracts import (
     leaves_of,
     parameters_read,
     stages_in,
-    table_under,
     tracked_files,
     tree,
     types_of,
     yaml_of,
 )
-
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-COSTS = table_under(CONTRIBUTING, "## What a change reruns")
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
