@@ -151,16 +151,13 @@ def test_an_adapter_that_is_there_is_not_trained_again(reproduced: Path):
 @pytest.mark.parametrize("row", range(len(COSTS)), ids=[cost[0] for cost in COSTS])
 def test_dvc_reruns_what_contributing_says(reproduced: Path, row: int):
     _, files, reruns = COSTS[row]
-    for pattern in re.findall(r"`([^`]+)`", files):
-        place = reproduced / pattern
-        path = (
-            place if place.is_file() else max(place.rglob("*.*"), key=lambda p: p.suffix == ".py")
-        )
-        before = path.read_bytes()
-        path.write_bytes(before + b"\n# one more comment\n")
-        planned = would_run(reproduced)
-        path.write_bytes(before)
-        assert planned <= set(re.findall(r"`(\w+)`", reruns)), path
+    place = reproduced / re.findall(r"`([^`]+)`", files)[0]  # test_pipeline looks at all of them
+    path = place if place.is_file() else min(place.glob("[a-z]*.*"))
+    before = path.read_bytes()
+    path.write_bytes(before + b"\n# one more comment\n")
+    planned = would_run(reproduced)
+    path.write_bytes(before)
+    assert planned <= set(re.findall(r"`(\w+)`", reruns)), path
 
 
 def test_a_new_beta_reruns_train_evaluate_and_their_report_alone(reproduced: Path):
