@@ -212,7 +212,7 @@ def is_trained(fingerprint: str, out: Path) -> bool:
         made = json.loads((out / "fingerprint.json").read_text(encoding="utf-8"))
         return (
             made["fingerprint"] == fingerprint
-            and made["adaptersha256"] == sha256(out / "adapter_model.safetensors")
+            and made["adapter_sha256"] == sha256(out / "adapter_model.safetensors")
             and (out / "adapter_config.json").is_file()
             and (out / "llamafactory.yaml").is_file()
         )
@@ -242,7 +242,7 @@ def publish(folder: Path, out: Path, fingerprint: str) -> None:
     )
     made = {
         "fingerprint": fingerprint,
-        "adaptersha256": sha256(out / "adapter_model.safetensors"),
+        "adapter_sha256": sha256(out / "adapter_model.safetensors"),
     }
     (out / "fingerprint.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
 
