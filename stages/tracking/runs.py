@@ -40,7 +40,7 @@ from stages.tracking.provenance import experiment_name, redacted, tags
 
 EXPERIMENT = "preference-tuning"
 PENDING, RECORD = Path("reports", "mlflow_pending"), "record.json"
-PROBE_SECONDS, FLUSH_SECONDS, CLOSE_SECONDS = 4.0, 2.0, 90.0
+PROBE_SECONDS, FLUSH_SECONDS, RETRY_SECONDS, CLOSE_SECONDS = 4.0, 2.0, 60.0, 90.0
 
 # MLflow retries for four minutes by default, and reports its use to its makers.
 QUIET = {
@@ -127,7 +127,8 @@ class Live:
                         f"MLflow: no live curves, {reason(error)}. Training goes on without it, "
                         "and what is missing is logged when the run is completed."
                     )
-                client, pause, warned = None, min(60.0, 2 * pause + FLUSH_SECONDS), True
+                client, warned = None, True
+                pause = min(RETRY_SECONDS, 2 * pause + FLUSH_SECONDS)
 
 
 def complete_run(
