@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.arguments import document
 from stages.parameters import arguments
 from stages.tuning import training
 
@@ -46,8 +45,8 @@ def test_a_wrong_key_or_value_is_told(key, value, told):
 
 @pytest.mark.slow
 def test_the_committed_file_says_what_the_installed_llamafactory_accepts(llamafactory):
-    assert json.loads(arguments.FILE.read_text()) == document(), (
-        "run python -m benchmarks.arguments"
+    assert json.loads(arguments.FILE.read_text()) == arguments.document(), (
+        "run python -m stages.parameters.arguments"
     )
 
 

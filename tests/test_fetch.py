@@ -604,7 +604,8 @@ def test_the_stage_fetches_what_a_preset_names_from_hf_endpoint(tmp_path):
         for item, offline in (("data", "0"), ("model", "0"), ("data", "1")):
             out = tmp_path / (item + offline)
             command = [sys.executable, "-m", "stages.fetch", "--item", item, "--out", str(out)]
-            environment = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline}
+            home = str(tmp_path / f"home-{item}{offline}")
+            environment = {"HF_ENDPOINT": url, "HF_HOME": home, "HF_HUB_OFFLINE": offline}
             children.append(
                 subprocess.Popen(
                     command,

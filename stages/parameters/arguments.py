@@ -1,11 +1,20 @@
 """What LLaMA-Factory accepts in the ``train`` section, without importing it, which takes 20 s.
 
-Names and types of its arguments are kept in ``arguments.json``, which ``python -m
-benchmarks.arguments`` writes from its own argument classes. A test compares the two.
+Names and types of its arguments are kept in ``arguments.json``, which
+
+    python -m stages.parameters.arguments
+
+writes from the dataclasses that it parses a YAML file into; run it after a change of LLaMA-Factory
+or transformers. A test compares the file with the installed versions.
 """
 
+import dataclasses
 import json
+import types
+import typing
+from enum import Enum
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -14,7 +23,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from stages.core.errors import did_you_mean
 
 FILE = Path(__file__).with_suffix(".json")
-_TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
+_TYPES = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "null": type(None),
+    "object": dict,
+}
 
 # Keys of LLaMA-Factory's that the pipeline sets, and the parameter (or path) that decides each.
 RESERVED = {
@@ -104,7 +120,7 @@ def arguments() -> dict[str, Any]:
 
 
 def _type(schema: dict[str, Any]) -> Any:
-    """The type that a JSON schema describes, as far as ``benchmarks.arguments`` writes it."""
+    """The type that a JSON schema describes, as far as ``_schema`` writes it."""
     if "anyOf" in schema:
         return Union[tuple(map(_type, schema["anyOf"]))]  # noqa: UP007  # members are not known here
     if "enum" in schema:
@@ -114,3 +130,62 @@ def _type(schema: dict[str, Any]) -> Any:
     if schema.get("type") == "object":
         return dict[str, _type(schema.get("additionalProperties", {}))]  # type: ignore[misc]
     return _TYPES[schema["type"]] if schema else Any
+
+
+# The file, from the real classes
+
+
+def document() -> dict[str, Any]:
+    """The content of the file, from the installed packages; importing them takes 20 s or more."""
+    from llamafactory.hparams import parser
+
+    arguments = {}
+    for arguments_class in parser._TRAIN_ARGS:
+        hints = typing.get_type_hints(arguments_class)
+        for field in dataclasses.fields(arguments_class):
+            if field.init:
+                arguments[field.name] = _schema(hints[field.name]) or {}
+    return {
+        "versions": {name: version(name) for name in ("llamafactory", "transformers")},
+        "arguments": dict(sorted(arguments.items())),
+    }
+
+
+def _schema(hint: Any) -> dict[str, Any] | None:
+    """The JSON schema of a type; ``None``: anything goes, since YAML can't hold such an object.
+
+    ``SchedulerType | str`` means the scheduler's names: transformers says ``str`` because a string
+    becomes the enumeration, and fails on any other only when the training starts.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if name := next((name for name, known in _TYPES.items() if hint is known), None):
+        return {"type": name}
+    if origin is typing.Literal:
+        return {"enum": list(inner)}
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return {"enum": [member.value for member in hint]}
+    if origin is list:
+        return {"type": "array", "items": _schema(inner[0]) or {}}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema(inner[1]) or {}}
+    if origin in (typing.Union, types.UnionType):
+        enumerated = any(isinstance(each, type) and issubclass(each, Enum) for each in inner)
+        options = [_schema(each) for each in inner if not (enumerated and each is str)]
+        if None in options:
+            return None
+        return options[0] if len(options) == 1 else {"anyOf": options}
+    return None
+
+
+def main() -> None:
+    """Write the file again, after a change of LLaMA-Factory or transformers."""
+    content = document()
+    head = json.dumps({"versions": content["versions"]}, indent=1).removesuffix("\n}")
+    lines = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content["arguments"].items()
+    )
+    FILE.write_text(f'{head},\n "arguments": {{\n{lines}\n }}\n}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -108,7 +108,7 @@ def check_weights(folder: Path, names: Iterable[str], *, name: str) -> None:
     for path in (folder / path for path in names if suffix(path) == ".safetensors"):
         refuse_lfs_pointer(path, f"{name}: {path.name}")
         try:
-            with safe_open(path, framework="numpy"):
+            with safe_open(path, "numpy"):
                 pass
         except SafetensorError as error:
             raise UserError(

@@ -1,9 +1,8 @@
 """The Hugging Face Hub: what a repository holds at a revision, and its files, resumed and checked.
 
-Not ``snapshot_download``, which starts each file of a killed download again from byte 0 (since
-huggingface_hub#4228 it writes to a name that no other process knows), so that two shards of 5 GB,
-cut at 4.9 GB, cost 9.8 GB again; here at most the last 10 MiB of each. It is no faster: over eight
-connections, as here, see ``benchmarks/download.py``.
+Not ``snapshot_download``: after a kill it fetches every unfinished file from byte 0 again (since
+huggingface_hub#4228 it writes under a name that no other process knows), where this loses at most
+the last 10 MiB of each. With as many connections it is not faster (``benchmarks/download.py``).
 """
 
 import errno
