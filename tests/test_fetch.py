@@ -361,7 +361,7 @@ def test_each_refusal_is_one_sentence_with_the_fix_and_without_the_token(tmp_pat
     assert "TPO-Dataset_000-2.parquet" in text
     assert "is a parquet, JSON or JSONL table" in message(shards(), files=["*.md"])
     gone = shards(gone=["TPO-Dataset_000-2.parquet"])
-    assert "is listed on" in message(gone)
+    assert "lists a file that can't be downloaded" in message(gone)
     assert "answers HTTP 500" in message(shards(status=500))
     assert "(HTTP 403)" in message(shards(status=403))
 

@@ -39,7 +39,7 @@ def explain(error: BaseException, what: str, *, page: str, revision: str = "") -
             "a token that may read it"
         )
     if "RemoteEntryNotFoundError" in kinds:
-        return f"{what} is listed on {page} but can't be downloaded; choose another revision"
+        return f"{what}: {page} lists a file that can't be downloaded; choose another revision"
     if status in (401, 403):
         return (
             f"{site} refuses the token for {what} (HTTP {status}); set HF_TOKEN to a valid token "
