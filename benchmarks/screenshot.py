@@ -1,6 +1,6 @@
 """Takes the picture of the report that README shows: the first screen of reports/report.html.
 
-    python -m benchmarks.screenshot
+python -m benchmarks.screenshot
 """
 
 import shutil

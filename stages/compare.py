@@ -31,11 +31,11 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.core import command
-from stages.core.errors import UserError
+from stages.core.errors import UserError, did_you_mean
 from stages.dataset import formatted
 from stages.evaluation import statistics
 from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
-from stages.parameters.params import PARAMS_FILE, nearest
+from stages.parameters.params import PARAMS_FILE
 
 WORKSPACE = "workspace"
 STAGE = "evaluate"
@@ -231,7 +231,7 @@ def _names() -> list[str]:
 def _no_such(name: str, known: Sequence[str]) -> str:
     listed = ", ".join(known[:LISTED]) + (", …" if len(known) > LISTED else "")
     return (
-        f"'{name}' is no commit, branch, tag or experiment{nearest(name, known)} (there are: "
+        f"'{name}' is no commit, branch, tag or experiment{did_you_mean(name, known)} (there are: "
         f"{listed or 'none yet'}; `dvc exp list --all-commits` lists experiments, {WORKSPACE} "
         "stands for the files here)"
     )

@@ -21,11 +21,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import UserError
+from stages.core import hub_errors
+from stages.core.errors import UserError, did_you_mean
 from stages.dataset import formatted
 from stages.model.checkpoint import Checkpoint, code, digest
 from stages.model.scoring import Policy
-from stages.parameters.params import Params, nearest
+from stages.parameters.params import Params
 
 KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better")
@@ -88,7 +89,8 @@ def _refuse(names: Sequence[str], members: Mapping[str, Sequence[str]], folder: 
     for name in names:
         if name not in members:
             raise UserError(
-                f"{KEY}: neither {folder} nor lm-eval has a task '{name}'{nearest(name, members)}"
+                f"{KEY}: neither {folder} nor lm-eval has a task '{name}'"
+                + did_you_mean(name, members)
             )
         for leaf in _leaves(name, members):
             if leaf in asked_by:
@@ -267,7 +269,7 @@ def _load(name: str, manager: Any, members: Mapping[str, Sequence[str]]) -> dict
     except (OSError, ValueError, httpx.HTTPError, DatasetsError) as error:
         entries = [manager.task_index.get(leaf) for leaf in _leaves(name, members)]
         repos = sorted({str(entry.cfg.get("dataset_path")) for entry in entries if entry})
-        raise UserError(f"{KEY}.{name}: {_why(error, ' and '.join(repos))}") from None
+        raise UserError(f"{KEY}.{name}: {_why(error, repos)}") from None
     for task, made in loaded["tasks"].items():
         if getattr(made, "UNSAFE_CODE", False):
             raise UserError(
@@ -277,44 +279,18 @@ def _load(name: str, manager: Any, members: Mapping[str, Sequence[str]]) -> dict
     return loaded
 
 
-def _why(error: Exception, repo: str) -> str:
-    """Why a data set can't be had, and what to do; nothing that may hold a signed address."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    kinds = {kind.__name__ for each in causes for kind in type(each).__mro__}
-    said = " ".join(str(each) for each in causes)
-    remove = f"or remove the task from {KEY}"
-    if "OfflineModeIsEnabled" in kinds or "OfflineModeIsEnabled" in said:
-        return (
-            f"the data set {repo} is not here yet and HF_HUB_OFFLINE is set; unset it once to "
-            f"download the data set, {remove}"
-        )
-    if "GatedRepoError" in kinds or "is a gated dataset" in said:
-        return (
-            f"the data set {repo} is gated; accept its terms on its page and set HF_TOKEN to a "
-            f"token that may read it, {remove}"
-        )
-    if "RevisionNotFoundError" in kinds or "Revision '" in said:
-        return (
-            f"the data set {repo} has no such revision (any more); set the task's revision "
-            f"(dataset_kwargs in its YAML file) to one that its page lists, {remove}"
-        )
-    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return (
-            f"the data set {repo} was not found, or needs a token (HF_TOKEN) that may read it; "
-            f"check HF_ENDPOINT and the token, {remove}"
-        )
-    if "RemoteEntryNotFoundError" in kinds:
-        return f"the data set {repo} lacks a file that it lists; try again later, {remove}"
-    if kinds & {"ConnectionError", "HTTPError", "TimeoutException"}:
-        return (
-            f"the data set {repo} can't be downloaded, since the Hub can't be reached or does not "
-            f"answer; check the network and HF_ENDPOINT, {remove}"
-        )
-    return f"the data set {repo} can't be loaded ({type(error).__name__}); fix that, {remove}"
+def _why(error: Exception, repos: Sequence[str]) -> str:
+    """Why a task's data sets can't be had, and what to do."""
+    from huggingface_hub import constants
+
+    what = f"the data set {' and '.join(repos)}"
+    why = hub_errors.explain(
+        error, what, page=f"{constants.ENDPOINT}/datasets/{''.join(repos[:1])}"
+    )
+    why = why or f"{what} can't be loaded ({type(error).__name__}); fix that"
+    if "no such revision" in why:
+        why += " (dataset_kwargs in the task's YAML file names it)"
+    return f"{why}, or remove the task from {KEY}"
 
 
 def _evaluated(

@@ -22,7 +22,8 @@ from stages.evaluation.metrics import ENOUGH_IMAGES
 from stages.parameters import params
 from stages.reporting import card, figures, findings, gallery
 from stages.reporting.findings import DASH, is_known, number, percent, records
-from stages.sources import fetching
+from stages.sources import manifest
+from stages.sources.registry import KINDS
 
 TEMPLATE = "page.html"
 PACKAGES = (
@@ -46,9 +47,8 @@ class Origin:
 
     @property
     def link(self) -> str | None:
-        if self.kind != "hub" or not self.commit:
-            return None
-        return f"https://huggingface.co/{self.name}/tree/{self.commit}"
+        address = KINDS[self.kind].address
+        return address(self.name, self.commit) if address and self.commit else None
 
 
 @dataclass(frozen=True)
@@ -300,15 +300,12 @@ def yaml(path: Path) -> dict[str, Any]:
 
 
 def described(folder: Path, source: params.DataSource | params.ModelSource) -> Origin:
-    """Where a fetched folder came from; of an absolute path only the last part is shown."""
-    fetched = fetching.read(folder)
-    name = fetched.repo or fetched.kind
-    if isinstance(source, params.PathSource):
-        name = source.path.name if source.path.is_absolute() else source.path.as_posix()
+    """Where a fetched folder came from, and what pins it."""
+    fetched = manifest.read(folder)
     weights = next((file for file in fetched.files if file.path.endswith(".safetensors")), None)
     return Origin(
         fetched.kind,
-        name,
+        KINDS[fetched.kind].name(source, fetched),
         fetched.commit,
         fetched.licence,
         parameter_count(folder),
