@@ -120,12 +120,12 @@ def asked(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(params_with, asked, images):
-    """``run(policy, {"easy_vqa": 20})``"""
+def run(params_with, checkpoint_of, asked, images):
+    """``run(policy, {"easy_vqa": 20})``: answered now, nothing taken up."""
 
-    def running(policy, limits):
-        p = params_with(**{"evaluate.lm_eval": limits})
-        return lm_eval.run(policy, p, TASKS, asked, images)
+    def running(policy, limits, folder=TASKS):
+        checkpoint = checkpoint_of(policy, params_with(**{"evaluate.lm_eval": limits}))
+        return lm_eval.run(checkpoint, folder, asked, images)
 
     return running
 
