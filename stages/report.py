@@ -56,7 +56,6 @@ def main(
         adapter_parameters=parameter_count(adapter),
         confidence=p.evaluate.confidence,
         parameters=p.model_dump(mode="json"),
-        versions=report.versions(report.PACKAGES),
     )
     page.write_text(report.render(inputs), encoding="utf-8")
     card.write_text(

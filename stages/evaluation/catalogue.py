@@ -67,6 +67,10 @@ class Unit:
         )
         return f"[{self._number(low, digits)}, {self._number(high, digits)}]"
 
+    def with_interval(self, value: Any, low: Any, high: Any) -> str:
+        """``98.4% [97.4, 99.2]``: the text of every figure, wherever it is shown."""
+        return f"{self.text(value)} {self.interval(low, high)}".strip()
+
     def _number(self, value: float, digits: int) -> str:
         text = f"{self.factor * value:{'+' if self.signed else ''},.{digits}f}"
         if not text.strip("+-0.,"):
@@ -526,5 +530,4 @@ def interval(values: Mapping[str, Any], key: str) -> str:
 
 
 def with_interval(values: Mapping[str, Any], key: str) -> str:
-    """``98.4% [97.4, 99.2]``: the text of every figure, wherever it is shown."""
     return f"{shown(key, values.get(key))} {interval(values, key)}".strip()
