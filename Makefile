@@ -4,6 +4,7 @@
 UV := 0.13.9
 ROOM_GB := 8
 PORT ?= 5000
+PROCESSES ?= 2
 export PRESET FORCE PYTHON
 
 # Only .venv counts, whatever is active in the user's shell, and nothing here reports home.
@@ -17,7 +18,7 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint setup use ui lock clean venv
+.PHONY: help repro test check lint setup use ui exps costs sync lock clean venv
 .SILENT:
 
 help: ## List these commands
@@ -26,8 +27,11 @@ help: ## List these commands
 repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
 
-test: lint ## Lint, check types, run all tests
-	$(IN_VENV) python -m pytest
+test: lint ## Lint, check types, run all tests (two processes)
+	$(IN_VENV) python -m pytest -n $(PROCESSES) --dist loadgroup
+
+check: lint ## Lint, check types, run the fast tests (about 90 s)
+	$(IN_VENV) python -m pytest -n $(PROCESSES) -m "not slow"
 
 lint: setup ## Lint and check types only
 	$(IN_VENV) ruff check .
@@ -61,6 +65,15 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 
 # To pip 23.2, which Python 3.11 brings, a[x]==1, a[x, y]==1 and a==1 are three packages, each refused
 # if the lock has not got it; so an entry with extras is repeated without them and with each of them.
+exps: setup ## Compare experiments: what was changed, and the headline figures (make exps ARGS=-A for all commits)
+	$(IN_VENV) dvc exp show --no-pager --only-changed --hide-workspace --drop '$(DROP)' --sort-by win_rate $(ARGS)
+
+costs: setup ## What each stage took when it ran here
+	$(IN_VENV) python -m stages.costs
+
+sync: setup ## Log to MLflow what it could not be given before
+	$(IN_VENV) python -m stages.sync
+
 lock: venv ## Resolve requirements.in into requirements.txt (ARGS=--upgrade for the newest)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-strip-extras --no-emit-index-url --no-emit-find-links \

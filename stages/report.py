@@ -55,7 +55,15 @@ def main(
         training=yaml(adapter / "llamafactory.yaml"),
         adapter_parameters=parameter_count(adapter),
         confidence=p.evaluate.confidence,
-        parameters=p.model_dump(mode="json"),
+        parameters={
+            "data": p.data.model_dump(mode="json"),
+            "model": p.model.model_dump(mode="json"),
+            "preprocess": p.preprocess.model_dump(mode="json"),
+            "format": p.format.model_dump(mode="json"),
+            "scoring": p.scoring.model_dump(mode="json"),
+            "train": p.train.model_dump(mode="json"),
+            "evaluate": p.evaluate.model_dump(mode="json"),
+        },
     )
     page.write_text(report.render(inputs), encoding="utf-8")
     card.write_text(

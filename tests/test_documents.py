@@ -1,0 +1,276 @@
+"""README, CONTRIBUTING and docs say what the code and the pipeline say."""
+
+import json
+import re
+import shlex
+
+import pytest
+from ruamel.yaml import YAML
+
+from benchmarks import readme_table
+from stages.evaluation import metrics
+from stages.parameters import params
+from tests.contracts import (
+    PACKAGES,
+    PRESETS,
+    ROOT,
+    STAGES,
+    agree,
+    commands,
+    covers,
+    covers_path,
+    is_passed_on,
+    key_of,
+    source_of,
+    stages_in,
+    table_under,
+    text_of,
+    tracked_files,
+)
+
+RESULTS = ROOT / "reports" / "results" / "metrics.json"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+
+# results
+
+
+def test_the_results_have_the_documented_keys_in_their_order():
+    if not RESULTS.exists():
+        pytest.skip("reports/results/metrics.json comes with the first `make repro`")
+    keys = list(json.loads(RESULTS.read_text(encoding="utf-8")))
+    documented = [
+        key
+        for name in metrics.MEANING
+        for key in (
+            [name, f"{name}_low", f"{name}_high"] if name in metrics.WITH_INTERVAL else [name]
+        )
+    ]
+    own = [key for key in keys if not key.startswith("lm_eval/")]
+    assert own == [key for key in documented if key in keys]
+    assert set(metrics.MEANING) - metrics.OPTIONAL <= set(own)
+    assert all(LM_EVAL_KEY.fullmatch(key) for key in keys[len(own) :])
+
+
+LM_EVAL_KEY = re.compile(
+    r"lm_eval/\w+/\w+/"
+    r"(base|tuned|change|change_low|change_high|gained|lost|p_value|higher_is_better)"
+)
+
+
+def test_every_metric_is_documented_with_its_meaning():
+    rows = {
+        k: v for k, v in table_under(EVALUATION, "## Every key of `reports/results/metrics.json`")
+    }
+    assert list(rows) == [f"`{key}`" for key in metrics.MEANING]
+    for key, meaning in metrics.MEANING.items():
+        assert rows[f"`{key}`"] == meaning, f"docs/evaluation.md: {key}"
+
+
+def test_the_documented_intervals_are_those_that_are_computed():
+    sentence = re.search(r"An interval stands beside ([^.]+)\.", EVALUATION)
+    assert sentence
+    assert re.findall(r"`(\w+)`", sentence[1]) == list(metrics.WITH_INTERVAL)
+
+
+# README
+
+
+def test_readme_shows_the_results_that_are_committed():
+    """As the files are, or as they are committed: an experiment in the workspace is no mistake."""
+    if not RESULTS.exists():
+        pytest.skip("reports/results/metrics.json comes with the first `make repro`")
+    assert agree(
+        lambda read: (
+            readme_table.between_markers(read("README.md"))
+            == readme_table.table(json.loads(read("reports/results/metrics.json")))
+        )
+    ), "python -m benchmarks.readme_table writes README's table anew"
+
+
+def test_readme_tells_of_every_stage_what_dvc_yaml_says():
+    rows = table_under(README, "## The pipeline")
+    expected: dict[str, tuple[str, str]] = {}
+    for one in stages_in("dvc.yaml"):
+        name = one.name.partition("@")[0]
+        before = expected.get(name, ("", ""))[1]
+        knobs = [*re.findall(r"`([\w.]+)`", before), *one.params["params.yaml"]]
+        expected[name] = (one.desc, ", ".join(f"`{knob}`" for knob in dict.fromkeys(knobs)))
+    lines = "\n".join(
+        f"| `{name}` | {what} | {knobs} |" for name, (what, knobs) in expected.items()
+    )
+    assert rows == [(f"`{name}`", *cells) for name, cells in expected.items()], (
+        f"README's table under The pipeline should be:\n{lines}"
+    )
+
+
+def test_readme_lists_every_preset_as_its_first_line_describes_it():
+    rows = {name: described for name, described in table_under(README, "## Presets")}
+    for path in PRESETS:
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        described = first.removeprefix(f"# Preset {path.stem}: ")
+        assert described != first, f"{path.name}: begin with '# Preset {path.stem}: …'"
+        assert rows[f"[`{path.stem}`](params/{path.name})"] == described
+    assert len(rows) == len(PRESETS)
+
+
+def test_readme_draws_the_tree_that_git_tracks():
+    drawn = re.search(r"(?s)## What is where\n+```\n(.+?)```", README)
+    assert drawn
+    names = {re.split(r"\s{2,}", line)[0] for line in drawn[1].splitlines()}
+    named = {name for together in names for name in together.split()}
+    tracked = {name.split("/")[0] + "/" * ("/" in name) for name in tracked_files()}
+    shown = {name for name in tracked if not name.startswith(".")}
+    made = {"data/", "models/", "reports/", "dvc.lock"}  # by the pipeline
+    assert named - made == shown - made
+
+
+def test_every_dvc_command_in_the_documents_is_one():
+    """DVC's own parser reads them, options included."""
+    from dvc.cli.parser import get_main_parser
+
+    parser = get_main_parser()
+    found = [c for _, c in commands() if c.startswith("dvc ")]
+    assert len(found) > 10
+    for command in found:
+        try:
+            parser.parse_args(shlex.split(command)[1:])
+        except Exception as error:
+            pytest.fail(f"`{command}`: {error}")
+
+
+def test_every_target_and_preset_of_a_make_command_in_the_documents_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"(?m)^([a-z]+):.*## ", makefile))
+    used = set()
+    for document, command in commands():
+        if command.startswith("make "):
+            target, *settings = shlex.split(command)[1:]
+            used.add(target)
+            assert target in targets, f"{document}: `{command}`"
+            for setting in settings:
+                name, _, value = setting.partition("=")
+                assert f"$({name})" in makefile or f"$${name}" in makefile, command
+                if name == "PRESET" and value != "name":
+                    assert value in {path.stem for path in PRESETS}, f"{document}: `{command}`"
+    assert used >= {"repro", "test", "use", "ui"}
+
+
+def test_every_module_that_the_documents_run_can_be_run():
+    found = [(d, c) for d, c in commands() if re.match(r"(\w+=\S+ )*python -m ", c)]
+    assert found
+    for document, command in found:
+        module = re.split(r"python -m ", command)[1].split()[0]
+        if module.split(".")[0] in (*PACKAGES, "benchmarks", "tests"):
+            assert source_of(module).is_file(), f"{document}: `{command}`"
+            assert "__main__" in source_of(module).read_text(encoding="utf-8"), command
+
+
+def test_every_parameter_in_the_documents_exists_and_takes_the_value(tmp_path):
+    seen = 0
+    for document, command in commands():
+        for setting in re.findall(r"(?:-S|--set-param) [+']*([\w.]+=[^\s']+)", command):
+            key, _, values = setting.partition("=")
+            for value in values.split(","):
+                seen += 1
+                text = YAML(typ="safe").load((ROOT / "params" / "demo.yaml").read_text())
+                *sections, name = key.split(".")
+                place = text
+                for section in sections:
+                    place = place[section]
+                place[name] = YAML(typ="safe").load(value)
+                with (tmp_path / "params.yaml").open("w") as file:
+                    YAML().dump(text, file)
+                params.load(tmp_path / "params.yaml")
+                assert key_of(key.split(".")) == key or is_passed_on(key), f"{document}: {key}"
+    assert seen >= 3
+
+
+def test_every_stage_that_a_command_in_the_documents_names_exists():
+    names = {stage.name for stage in STAGES} | {stage.name.split("@")[0] for stage in STAGES}
+    for document, command in commands():
+        if command.startswith("dvc repro"):
+            for word in shlex.split(command)[2:]:
+                if not word.startswith("-"):
+                    assert word in names or (ROOT / word).is_file(), f"{document}: `{command}`"
+
+
+def test_changing_beta_reruns_train_evaluate_and_their_report_alone():
+    said = "`dvc exp run -S train.beta=0.2` runs train, evaluate and report anew, and nothing else"
+    assert said in README
+    stages = list(stages_in("dvc.yaml"))
+    stale = {"train"}
+    for _ in stages:  # whatever reads an output of these, and so on
+        outs = {out for one in stages if one.name in stale for out in one.outs}
+        stale |= {s.name for s in stages if any(covers_path(o, d) for o in outs for d in s.data)}
+    reading = {
+        s.name for s in stages if any(covers(k, "train.beta") for k in s.params["params.yaml"])
+    }
+    assert stale | reading == {"train", "evaluate", "report"}
+
+
+def test_readme_counts_the_steps_of_the_4b_preset():
+    found = re.search(
+        r"([\d,]+) pairs, (\d+)% of the images for training, (\d+) pairs a step, (\d+) epochs: "
+        r"about ([\d,]+) steps",
+        README,
+    )
+    assert found
+    pairs, share, batch, epochs, steps = (int(text.replace(",", "")) for text in found.groups())
+    preset = ROOT / "params" / "qwen3-vl-4b.yaml"
+    p = params.load(preset)
+    options = p.train.passed_through
+    assert f"{pairs:,} pairs" in preset.read_text(encoding="utf-8")
+    assert share / 100 == pytest.approx(1 - p.preprocess.validation - p.preprocess.test)
+    assert batch == p.train.gpus * (
+        options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
+    )
+    assert epochs == options["num_train_epochs"]
+    assert steps == pytest.approx(pairs * share / 100 * epochs / batch, rel=0.01)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/evaluation.md"])
+def test_every_link_in_a_document_leads_somewhere(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / document).parent / path if path else ROOT / document
+        assert file.exists(), f"{document}: {target}"
+        if anchor:
+            headings = re.findall(r"(?m)^#+ (.+)$", file.read_text(encoding="utf-8"))
+            slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in slugs, f"{document}: {target}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/evaluation.md"])
+def test_what_a_document_says_is_defined_in_a_file_is_defined_there(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for name, path in re.findall(r"`(\w+)` in\s+\[`([\w/.]+\.py)`\]", text):
+        assert re.search(rf"(?m)^(def|class) {name}\b|^{name}\b", text_of(path)), f"{path}: {name}"
+
+
+# nothing of one machine
+
+
+PUBLIC_HOSTS = {
+    *("github.com", "git-lfs.github.com", "huggingface.co", "arxiv.org", "doi.org"),
+    *("www.apache.org", "keepachangelog.com", "dvc.org", "mlflow.org"),
+    *("127.0.0.1", "localhost", "host", ""),
+}
+
+
+def test_no_tracked_file_names_a_host_that_is_not_public():
+    """Package mirrors above all. ``host`` and names ending in .invalid stand for any."""
+    for name in tracked_files():
+        for host in re.findall(r"https?://(?:[^/\s@]*@)?([\w.-]*)", text_of(name)):
+            known = host in PUBLIC_HOSTS or host.endswith((".invalid", ".example"))
+            assert known, f"{name} names {host}"
+
+
+def test_no_tracked_file_holds_a_path_of_one_machine():
+    folders = "|".join(("root", "work", r"home/\w+", r"Users/\w+", "mnt", "scratch"))
+    for name in tracked_files():
+        found = re.search(rf"(?<![\w.~\]])/(?:{folders})/", text_of(name))
+        assert not found, f"{name} holds {found[0] if found else ''}"

@@ -1,0 +1,372 @@
+"""dvc.yaml and the code agree: deps, parameters, commands, and what a change reruns."""
+
+import ast
+import re
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import fields
+from enum import Enum
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.parameters import arguments, params
+from stages.parameters.params import Params
+from stages.tuning import training
+from tests.contracts import (
+    FOLDERS,
+    MODULES,
+    PRESETS,
+    ROOT,
+    STAGES,
+    WRITES,
+    closure,
+    covers,
+    covers_path,
+    exempt,
+    files_of,
+    imported,
+    interpolated,
+    is_docstring,
+    leaves_of,
+    parameters_read,
+    stages_in,
+    table_under,
+    tracked_files,
+    tree,
+    types_of,
+    yaml_of,
+)
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+COSTS = table_under(CONTRIBUTING, "## What a change reruns")
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_stage_depends_on_every_module_that_it_imports(stage):
+    """DVC does not follow imports (dvc#9195)."""
+    needed = files_of(stage.module)
+    lacking = {file for file in needed if not any(covers_path(dep, file) for dep in stage.code)}
+    idle = {dep for dep in stage.code if not any(covers_path(dep, file) for file in needed)}
+    assert not lacking, f"{stage.name} in {stage.file}: add to deps: {sorted(lacking)}"
+    assert not idle, f"{stage.name} in {stage.file}: remove from deps: {sorted(idle)}"
+    assert len(stage.deps) == len(set(stage.deps)), f"{stage.name} names a dependency twice"
+
+
+@pytest.mark.parametrize("name", ["reference", "baseline", "train", "evaluate"])
+def test_a_folder_that_a_dear_stage_depends_on_holds_nothing_that_it_does_not_import(name):
+    (stage,) = (stage for stage in STAGES if stage.name == name)
+    needed = files_of(stage.module)
+    for dep in stage.code:
+        held = [p.relative_to(ROOT).as_posix() for p in (ROOT / dep).rglob("*.py")]
+        idle = {file for file in held if file not in needed and not is_docstring(ROOT / file)}
+        assert not idle, f"{name} depends on {dep} and does not import {sorted(idle)}"
+
+
+def test_a_folder_imports_only_folders_before_it():
+    found = {path.name for path in (ROOT / "stages").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert found == set(FOLDERS)
+    for place, folder in enumerate(FOLDERS):
+        for path in (ROOT / "stages" / folder).rglob("*.py"):
+            assert path.stem != folder, f"{path}: a folder and its module share a name"
+            for name in imported(module_of(path)):
+                other = name.split(".")[1] if "." in name else folder
+                assert other in FOLDERS[: place + 1], f"{path.name} imports {name}"
+
+
+def module_of(path: Path) -> str:
+    name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    return name.removesuffix(".__init__")
+
+
+def test_plumbing_writes_nothing_that_is_an_output():
+    """Nothing depends on it, so a change of it must not change what a stage writes."""
+    outs = {out for stage in STAGES for out in stage.outs}
+    for place in WRITES.values():
+        assert not any(covers_path(out, place) or covers_path(place, out) for out in outs), place
+    for path in (ROOT / "stages").rglob("*.py"):
+        module = module_of(path)
+        if exempt(module):
+            for function, call in writing_calls(module):
+                assert any(f"{module}.{function}".startswith(name) for name in WRITES), (
+                    f"{module}.{function} calls {call}: plumbing does not write; if it writes "
+                    "where no output is, name it in WRITES, else it is a dep like any other module"
+                )
+
+
+def writing_calls(module: str) -> Iterator[tuple[str, str]]:
+    """Function and call of everything in a module that may write a file."""
+    names = ("write_text", "write_bytes", "to_csv", "to_parquet", "to_json", "copy", "copyfile")
+    for node in tree(module).body:
+        for call in (n for n in ast.walk(node) if isinstance(n, ast.Call)):
+            text = ast.unparse(call.func)
+            mode = [ast.unparse(argument) for argument in call.args[-1:]]
+            opens = text.endswith("open") and any(set("wax+") & set(m.strip("\"'")) for m in mode)
+            if text.rpartition(".")[2] in names or (opens and len(mode[0]) < 6):
+                yield getattr(node, "name", "<module>"), text
+
+
+# What a change reruns, at most: CONTRIBUTING shows the same table.
+
+
+@pytest.mark.parametrize("row", range(len(COSTS)), ids=[cost[0] for cost in COSTS])
+def test_a_change_reruns_at_most_what_contributing_says(row):
+    changed, files, reruns = COSTS[row]
+    allowed = set(re.findall(r"`(\w+)`", reruns))
+    for file in re.findall(r"`([^`]+)`", files):
+        assert any(ROOT.glob(file)), f"{changed}: there is no {file}"
+        for path in ROOT.glob(file):
+            rerun = {name.partition("@")[0] for name in stale(path.relative_to(ROOT).as_posix())}
+            assert rerun <= allowed, f"{changed}: {path} reruns {sorted(rerun - allowed)} as well"
+
+
+def test_every_module_has_a_place_in_the_table_of_costs():
+    patterns = [name for _, files, _ in COSTS for name in re.findall(r"`([^`]+)`", files)]
+    told = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    untold = [
+        path.relative_to(ROOT).as_posix()
+        for path in sorted((ROOT / "stages").rglob("*.py"))
+        if path not in told
+        and not is_docstring(path)
+        and not any(folder in told for folder in path.parents)
+    ]
+    assert not untold, f"CONTRIBUTING.md, What a change reruns: say what these cost: {untold}"
+
+
+def stale(file: str) -> set[str]:
+    """Stages that DVC runs when a file changed, with all that follows."""
+    stages = list(stages_in("dvc.yaml"))
+    found = {s.name for s in stages if any(covers_path(dep, file) for dep in s.deps)}
+    while more := {
+        s.name
+        for s in stages
+        for other in stages
+        if s.name not in found and other.name in found
+        if any(covers_path(o, d) or covers_path(d, o) for o in other.outs for d in s.data)
+    }:
+        found |= more
+    return found
+
+
+def test_another_preset_or_task_that_is_not_asked_for_reruns_nothing():
+    for path in [*PRESETS, *(ROOT / "tasks").rglob("*.*")]:
+        name = path.relative_to(ROOT).as_posix()
+        if not covers_path(interpolated()["evaluate.task_files"], name):
+            assert not stale(name), name
+
+
+def test_changing_the_evaluation_never_scores_the_pairs_again():
+    """``reference`` takes the longest after training."""
+    for key in ("evaluate.controls", "evaluate.generation", "evaluate.lm_eval", "evaluate.seed"):
+        reading = {
+            s.name
+            for s in stages_in("dvc.yaml")
+            if any(covers(declared, key) for declared in s.params["params.yaml"])
+        }
+        assert reading <= {"baseline", "evaluate", "report"}, key
+
+
+def test_what_lm_evals_task_files_import_is_known_to_the_stages_that_run_them():
+    """DVC sees the folder; what its files import must be among the modules of those stages."""
+    running = [stage for stage in STAGES if interpolated()["evaluate.task_files"] in stage.data]
+    assert {stage.name for stage in running} == {"baseline", "evaluate"}
+    for file in (ROOT / "tasks").rglob("*.py"):
+        module = file.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for name in imported(module):
+            for stage in running:
+                assert files_of(name) <= files_of(stage.module), (
+                    f"{stage.name} needs {name} for {file.name}"
+                )
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("stages.")])
+def test_a_stage_declares_the_parameters_that_it_reads_and_no_others(module):
+    declared = {
+        key for s in STAGES if s.module == module for key in s.params.get("params.yaml", ())
+    }
+    read = {key for name in closure(module) for key in parameters_read(name)}
+    undeclared = {key for key in read if not any(covers(d, key) for d in declared)}
+    unread = {d for d in declared if not any(covers(d, key) for key in read)}
+    assert not undeclared, f"dvc.yaml, {module}: add to params: {sorted(undeclared)}"
+    assert not unread, f"dvc.yaml, {module}: remove from params, nothing reads it: {sorted(unread)}"
+
+
+def test_the_demo_model_declares_the_parameters_that_it_reads_and_no_others():
+    (base,) = stages_in("demo/dvc.yaml")
+    assert base.params == {"demo/params.yaml": ("base",)}
+    read = {
+        constant.value
+        for node in ast.walk(tree(base.module))
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "knobs"
+        for constant in ast.walk(node.slice)
+        if isinstance(constant, ast.Constant)
+    }
+    assert read == set(yaml_of("demo/params.yaml")["base"])
+
+
+def test_every_parameter_is_read_by_some_stage():
+    read = {key for module in MODULES for m in closure(module) for key in parameters_read(m)}
+    idle = {leaf for leaf in leaves_of(Params) if not any(covers(key, leaf) for key in read)}
+    assert not idle, f"nothing reads {sorted(idle)}: remove it from params.py and params/"
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_a_command_gives_every_argument_of_the_stage_and_no_other(stage):
+    assert stage.arguments.keys() == types_of(stage.module).keys()
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_every_path_in_a_command_is_a_dependency_or_an_output_and_the_reverse(stage):
+    types = types_of(stage.module)
+    paths = {value for name, value in stage.arguments.items() if types[name] == "Path"}
+    declared = stage.data | set(stage.outs)
+    # A folder may be declared by its files, where other stages write beside them.
+    given = {path for path in paths if any(covers_path(path, one) for one in declared)}
+    told = {one for one in declared if any(covers_path(path, one) for path in paths)}
+    assert given == paths, f"{stage.name}: add to deps or outs: {sorted(paths - given)}"
+    assert told == declared, f"{stage.name}: not in its command: {sorted(declared - told)}"
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_what_a_stage_reads_another_writes(stage):
+    outs = {out for other in STAGES if other.name != stage.name for out in other.outs}
+    for path in stage.data:
+        written = any(covers_path(out, path) for out in outs)
+        in_git = any(covers_path(path, file) for file in tracked_files())
+        assert written or in_git, f"{stage.name}: nothing writes {path}"
+
+
+def test_no_two_stages_write_the_same_place():
+    outs = [out for stage in STAGES for out in stage.outs]
+    clashes = [(a, b) for a in outs for b in outs if a != b and covers_path(a, b)]
+    assert len(outs) == len(set(outs))
+    assert not clashes
+
+
+def test_every_plot_draws_columns_of_an_output():
+    outs = {out for stage in STAGES for out in stage.outs}
+    for plot in yaml_of("reports/dvc.yaml")["plots"]:
+        ((name, settings),) = plot.items()
+        for plotted, columns in settings["y"].items():
+            file = f"reports/{plotted}"
+            assert any(covers_path(out, file) for out in outs), f"{name}: nothing writes {file}"
+            drawn = {settings["x"], *([columns] if isinstance(columns, str) else columns)}
+            if file.startswith("reports/curves/"):
+                assert drawn <= {"step", "epoch", *training.CURVES.values()}, name
+            if (ROOT / file).is_file():
+                header = (ROOT / file).read_text(encoding="utf-8").splitlines()[0]
+                assert drawn <= set(header.split(",")), name
+
+
+def test_no_stage_imports_torch_or_the_trainer_before_it_needs_them():
+    """Importing them takes 20 s on two cores, longer than most stages run."""
+    modules = [
+        module_of(path)
+        for path in sorted((ROOT / "stages").rglob("*.py"))
+        if path.stem != "sitecustomize"
+    ]
+    heavy = ["torch", "transformers", "llamafactory", "mlflow", "peft", "trl", "datasets", "scipy"]
+    code = (
+        "import importlib, json, sys\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    early = [heavy for heavy in {heavy!r} if heavy in sys.modules]\n"
+        "    if early: raise SystemExit(f'{name} imports {early} when it is imported itself')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_curve_is_one_that_the_trainer_logs():
+    trainers = [
+        package_folder("llamafactory") / "train" / "dpo" / "trainer.py",
+        package_folder("transformers") / "trainer.py",
+    ]
+    source = "".join(path.read_text(encoding="utf-8") for path in trainers)
+    for name in training.CURVES:
+        assert re.search(rf"""["']({{prefix}})?{re.escape(name).replace('"', "")}["']""", source), (
+            f"training.CURVES: neither trainer logs {name}"
+        )
+
+
+def package_folder(name: str) -> Path:
+    spec = find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+# LLaMA-Factory's own argument classes
+
+
+@cache
+def real_arguments() -> dict[str, Any]:
+    """Name and resolved type of every argument, from the classes themselves (20 s to import)."""
+    from llamafactory.hparams import parser
+
+    found: dict[str, Any] = {}
+    for group in parser._TRAIN_ARGS:
+        types = typing.get_type_hints(group)
+        found |= {field.name: types[field.name] for field in fields(group) if field.init}
+    return found
+
+
+def values_of(annotation: Any) -> Any:
+    """An enumeration (``SchedulerType | str``) as the values that it takes; else as it is."""
+    first = (typing.get_args(annotation) or (annotation,))[0]
+    if isinstance(first, type) and issubclass(first, Enum):
+        return typing.Literal[tuple(item.value for item in first)]
+    return annotation
+
+
+@pytest.mark.slow
+def test_the_arguments_that_we_read_from_the_source_are_those_of_the_classes():
+    read, real = arguments.arguments(), real_arguments()
+    assert read.keys() == real.keys()
+    untold = {name for name, annotation in read.items() if annotation is Any}
+    assert {name: read[name] for name in read if name not in untold} == {
+        name: values_of(real[name]) for name in real if name not in untold
+    }
+    assert len(untold) < 20  # a change of style upstream must not blind the check
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_llamafactory_accepts_every_preset(preset):
+    from llamafactory.hparams import parser
+    from transformers import HfArgumentParser
+
+    p = params.load(preset)
+    config = training.dpo_config(
+        p,
+        model=Path("models/base"),
+        formatted=Path("data/formatted"),
+        images=Path("data/pairs/images"),
+        output=Path("models/training"),
+        validated=True,
+    )
+    # Its classes refuse bfloat16 where there is no GPU; which device there is, is not the question.
+    known = HfArgumentParser(parser._TRAIN_ARGS).parse_dict(config | {"use_cpu": True})
+    for name, value in p.train.passed_through.items():
+        (given,) = (getattr(a, name) for a in known if hasattr(a, name))
+        assert given in (value, [value]), name  # its classes make lists of some texts
+
+
+def test_the_keys_that_the_pipeline_sets_are_arguments_of_llamafactory():
+    assert not set(arguments.RESERVED) - set(arguments.arguments())
+    assert not set(arguments._LOWEST) - set(arguments.arguments())
+
+
+def test_every_key_that_the_pipeline_sets_itself_is_refused_in_a_preset():
+    p = params.load(ROOT / "params" / "demo.yaml")
+    config = training.dpo_config(
+        p, model=Path(), formatted=Path(), images=Path(), output=Path(), validated=True
+    )
+    assert not config.keys() - p.train.passed_through.keys() - arguments.RESERVED.keys()
