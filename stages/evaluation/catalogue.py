@@ -45,7 +45,7 @@ class Unit:
         """``98.4%``, ``+25.9 points``, ``1,000``; a dash for what is not known."""
         if not is_known(value):
             return DASH
-        if value < self.least:
+        if self.least and value < self.least:
             return f"< {self.least:g}"
         return self._number(value, self.digits) + self.suffix
 
@@ -315,7 +315,7 @@ _ENTRIES = (
         interval=True,
         better="higher",
         null=0.5,
-        title="Win rate",
+        title="Win rate over the base",
     ),
     Metric(
         "win_rate_wilson_low",

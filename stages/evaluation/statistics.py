@@ -322,9 +322,9 @@ def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthC
 
     Least squares: margin = intercept + slope · d. ``explained`` is the share R² of the margins'
     variance; ``residual`` is margin - slope · d. Logistic: P(win) = sigmoid(a + b·d/s), s the
-    root mean square of d; ``logistic_rate`` is sigmoid(a), the win rate at equal length. Both coefficients have a
-    Normal(0, 10²) prior, which keeps the fit finite where one side wins everything and moves it
-    by less than 0.001 elsewhere at n ≥ 100.
+    root mean square of d; ``logistic_rate`` is sigmoid(a), the win rate at equal length. Both
+    coefficients have a Normal(0, 10²) prior, which keeps the fit finite where one side wins
+    everything and moves it by less than 0.001 elsewhere at n ≥ 100.
 
     Raises ``ValueError`` where every pair has the same difference other than 0: what happens at
     equal length can't then be known. Source: Dubois et al. 2024 (arXiv 2404.04475) for the

@@ -218,7 +218,8 @@ def grades(answers: pd.DataFrame) -> list[tuple[str, int]]:
 def questions(
     answers: pd.DataFrame, image: Callable[[str], bytes | None], size: int
 ) -> list[dict[str, Any]]:
-    """At most ``size`` of each of ``GRADES``, those whose id comes first; of any, if none is graded."""
+    """At most ``size`` of each of ``GRADES``, those whose id comes first; of all questions, if none
+    is graded."""
     asked = answers[answers["of"] == "question"]
     known = _graded(answers)
     rows: list[dict[str, Any]] = []

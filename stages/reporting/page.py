@@ -23,7 +23,7 @@ from stages.evaluation import catalogue
 from stages.evaluation.catalogue import COUNT, DASH, ENOUGH_IMAGES, is_known
 from stages.parameters import params
 from stages.reporting import card, figures, gallery, tables, verdicts
-from stages.reporting.text import capitalized, folder_name, rows_of
+from stages.reporting.text import capitalized, folder_name, rows_of, without_absolute_paths
 from stages.sources import fetching
 
 TEMPLATE = "page.html"
@@ -133,7 +133,7 @@ def render(inputs: Inputs) -> str:
         funnel=funnel(inputs.preprocess, inputs.format),
         splits=split_rows(inputs.preprocess, inputs.format),
         method=method(inputs),
-        parameters=dumped(inputs.parameters),
+        parameters=without_absolute_paths(dumped(inputs.parameters)),
         text=gallery.folded,
     )
 
@@ -299,8 +299,9 @@ def yaml(path: Path) -> dict[str, Any]:
 def described(folder: Path, source: params.DataSource | params.ModelSource) -> Origin:
     """Where a fetched folder came from."""
     fetched = fetching.read(folder)
-    is_path = isinstance(source, params.PathSource)
-    name = folder_name(source.path) if is_path else fetched.repo or fetched.kind
+    name = fetched.repo or fetched.kind
+    if isinstance(source, params.PathSource):
+        name = folder_name(source.path)
     weights = next((file for file in fetched.files if file.path.endswith(".safetensors")), None)
     return Origin(
         fetched.kind,

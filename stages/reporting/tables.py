@@ -29,12 +29,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class BothRow:
-    """A measure of base and tuned. ``bars`` are (model, estimate, low, high) between 0 and 1, for
+    """A measure of base and tuned on so many ``rows`` ("799 pairs"). ``bars`` are (model, estimate, low, high) between 0 and 1, for
     a chart in a cell; empty where it is no share."""
 
     stem: str
     title: str
     meaning: str
+    rows: str
     base: Figure
     tuned: Figure
     change: Figure
@@ -85,6 +86,7 @@ def both_models(values: Mapping[str, Any]) -> list[BothRow]:
             stem=both.stem,
             title=both.title,
             meaning=both.meaning.format(model="the model"),
+            rows=f"{catalogue.shown(both.rows, values.get(both.rows))} {both.rows}",
             base=figure(values, both.base),
             tuned=figure(values, both.tuned),
             change=figure(values, both.change),

@@ -1,7 +1,7 @@
 """Texts that others wrote, made fit for one line, one cell or one block; and rows of tables."""
 
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pandas as pd
@@ -42,10 +42,26 @@ def code(text: object) -> str:
     return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`"
 
 
+def literal(text: str) -> str:
+    """A string of Python in ASCII, with double quotes, as formatters leave it."""
+    quoted = ascii(text)
+    return quoted if quoted[0] == '"' else '"' + quoted[1:-1].replace('"', '\\"') + '"'
+
+
 def fenced(text: str, language: str = "") -> str:
     """A block of code, with a fence longer than any inside it."""
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}{language}\n{text.strip()}\n{fence}"
+
+
+def without_absolute_paths(configuration: str) -> str:
+    """YAML text whose values that are paths of a machine (``/etc/ds.json``) are names only."""
+
+    def named(found: re.Match[str]) -> str:
+        return found[1] + found[2] + PureWindowsPath(found[3]).name + found[2]
+
+    pattern = r"(?m)^(\s*(?:[\w.-]+: +|- +)+)(['\"]?)((?:/|~|[A-Za-z]:[\\/]).*?)\2[ ]*$"
+    return re.sub(pattern, named, configuration)
 
 
 def _longest_run(text: str) -> int:

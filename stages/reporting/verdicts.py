@@ -106,8 +106,8 @@ RULES = (
     f"{SURE:g} divided by the number of its metrics that can be judged; where the win rate with a "
     "blank or another image is clearly above one half, or the win rate is and "
     "win_rate_over_blank or win_rate_over_shuffled is not clearly above 0; where a slice's win "
-    "rate is clearly below one half; where repetition_change is clearly above 0; where the share of "
-    f"unfinished answers rose by more than {100 * MORE_UNFINISHED:.0f} points.",
+    "rate is clearly below one half; where repetition_change is clearly above 0; where the share "
+    f"of unfinished answers rose by more than {100 * MORE_UNFINISHED:.0f} points.",
     f"There is a note where base_accuracy is {100 * HIGH_BASE:.0f}% or more; where longer_wins is "
     f"more than {100 * LENGTH_GIVEAWAY:.0f} points from one half; where pairs are tied; where "
     f"there are fewer than {FEW_IMAGES} test images.",
