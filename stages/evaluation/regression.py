@@ -31,13 +31,14 @@ _WHAT = {  # the last part of a key: what it is of a Change
 class TaskChange:
     """One metric of one of lm-eval's tasks for two models, in the metric's own unit.
 
-    ``higher_is_better`` is ``None`` where lm-eval does not say.
+    ``higher_is_better`` is ``None`` where lm-eval does not say, ``documents`` where it was read back.
     """
 
     task: str
     metric: str
     change: Change
     higher_is_better: bool | None
+    documents: int | None = None
 
     @property
     def better(self) -> Literal["higher", "lower"] | None:
@@ -87,7 +88,8 @@ def task_changes(
                 after=plain.after,
                 difference=plain.difference,
             )
-            found.append(TaskChange(task, metric, change, new.higher_is_better.get(metric)))
+            better = new.higher_is_better.get(metric)
+            found.append(TaskChange(task, metric, change, better, new.documents))
     return found
 
 

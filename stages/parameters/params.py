@@ -11,7 +11,7 @@ other key is passed through under LLaMA-Factory's name and checked against its a
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -211,6 +211,17 @@ def load(path: Path = PARAMS_FILE) -> Params:
     except ValidationError as error:
         problems = [_explain(detail) for detail in error.errors()]
         raise UserError("; ".join(f"{path}: {problem}" for problem in problems)) from None
+
+
+def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level, keys joined by dots; an empty section is a value."""
+    if not isinstance(document, Mapping) or not document:
+        return {prefix.removesuffix("."): document}
+    return {
+        key: value
+        for name, section in document.items()
+        for key, value in flattened(section, f"{prefix}{name}.").items()
+    }
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -29,8 +29,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class BothRow:
-    """A measure of base and tuned on so many ``rows`` ("799 pairs"). ``bars`` are (model, estimate, low, high) between 0 and 1, for
-    a chart in a cell; empty where it is no share."""
+    """A measure of base and tuned on so many ``rows`` ("799 pairs"). ``bars``, for a chart in a
+    cell, are (model, estimate, low, high) between 0 and 1; empty where it is not a share."""
 
     stem: str
     title: str
