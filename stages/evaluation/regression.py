@@ -31,14 +31,15 @@ _WHAT = {  # the last part of a key: what it is of a Change
 class TaskChange:
     """One metric of one of lm-eval's tasks for two models, in the metric's own unit.
 
-    ``higher_is_better`` is ``None`` where lm-eval does not say, ``documents`` where it was read back.
+    ``higher_is_better`` is ``None`` where lm-eval does not say; ``documents`` is 0 where the file
+    does not say.
     """
 
     task: str
     metric: str
     change: Change
     higher_is_better: bool | None
-    documents: int | None = None
+    documents: int = 0
 
     @property
     def better(self) -> Literal["higher", "lower"] | None:

@@ -292,7 +292,7 @@ def _of_tasks(
             "evaluate.lm_eval decides which"
         )
     return [
-        Measure(f"{one.task} {one.metric}", FIGURE, one.change, one.documents or 0)
+        Measure(f"{one.task} {one.metric}", FIGURE, one.change, one.documents)
         for one in regression.task_changes(before.probed, after.probed, settings)
     ]
 
