@@ -1,4 +1,4 @@
-"""Writes the table of results in README.md from reports/metrics.json.
+"""Writes the tables that follow from the metrics: README's of the results, docs' of the keys.
 
 python -m benchmarks.readme_table
 """
@@ -8,52 +8,82 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.core import command
-
-MARKERS = ("<!-- results -->\n", "<!-- /results -->")
-
-
-def main(metrics: Path = Path("reports/metrics.json"), readme: Path = Path("README.md")) -> None:
-    written = table(json.loads(metrics.read_text(encoding="utf-8")))
-    text = readme.read_text(encoding="utf-8")
-    old = between_markers(text)
-    readme.write_text(text.replace(MARKERS[0] + old, MARKERS[0] + written, 1), encoding="utf-8")
-    print(written, end="")
+from stages.evaluation.catalogue import ACCURACY, CORRECT, METRICS, Metric, shown, with_interval
 
 
-def between_markers(text: str) -> str:
-    """What stands between the markers: the table, as it is now."""
-    return text.partition(MARKERS[0])[2].partition(MARKERS[1])[0]
+def main(
+    metrics: Path = Path("reports/results/metrics.json"),
+    readme: Path = Path("README.md"),
+    docs: Path = Path("docs/evaluation.md"),
+) -> None:
+    results = table(json.loads(metrics.read_text(encoding="utf-8")))
+    for document, name, written in ((readme, "results", results), (docs, "metrics", keys())):
+        text = document.read_text(encoding="utf-8")
+        start, end = markers(name)
+        old = start + between_markers(text, name) + end
+        document.write_text(text.replace(old, start + written + end, 1), encoding="utf-8")
+    print(results, end="")
+
+
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->\n", f"<!-- /{name} -->"
+
+
+def between_markers(text: str, name: str = "results") -> str:
+    """The table between two markers, as it is now."""
+    start, end = markers(name)
+    return text.partition(start)[2].partition(end)[0]
 
 
 def table(metrics: Mapping[str, float]) -> str:
-    """The headline figures as a Markdown table; shares in per cent, with their intervals."""
+    """The headline figures as a Markdown table, with their intervals."""
+
+    def row(words: str, base: str, tuned: str) -> str:
+        return f"| {words} | {base} | {tuned} |"
+
+    pairs, images = (shown(key, metrics[key]) for key in ("pairs", "images"))
     lines = [
-        "| held-out measure | base | tuned |",
+        row("held-out measure", "base", "tuned"),
         "|---|---|---|",
-        f"| **win rate** of tuned over base, {metrics['pairs']:,} pairs, {metrics['images']:,} "
-        f"images | 50%, by definition | **{share(metrics, 'win_rate')}** |",
-        f"| preference accuracy, the same pairs | {share(metrics, 'base_accuracy')} "
-        f"| {share(metrics, 'tuned_accuracy')} |",
+        row(
+            f"**win rate** of tuned over base, {pairs} pairs, {images} images",
+            "50%, by definition",
+            f"**{with_interval(metrics, 'win_rate')}**",
+        ),
+        row(
+            f"{ACCURACY.title.lower()}, the same pairs",
+            with_interval(metrics, ACCURACY.base),
+            with_interval(metrics, ACCURACY.tuned),
+        ),
     ]
-    if "questions" in metrics:
+    if CORRECT.tuned in metrics:
+        asked = shown("questions", metrics["questions"])
         lines.append(
-            f"| right answers, {metrics['questions']:,} of the data set's own test questions "
-            f"| {share(metrics, 'base_correct')} | {share(metrics, 'tuned_correct')} |"
+            row(
+                f"{CORRECT.title.lower()}, {asked} of the data set's own test questions",
+                with_interval(metrics, CORRECT.base),
+                with_interval(metrics, CORRECT.tuned),
+            )
         )
     if "win_rate_blank" in metrics:
-        lines.append(
-            f"| control: win rate with a grey image in place of the real one, "
-            f"{metrics['control_pairs']:,} pairs | | {share(metrics, 'win_rate_blank')} |"
-        )
+        again = shown("control_pairs", metrics["control_pairs"])
+        words = f"control: win rate with a grey image in place of the real one, {again} pairs"
+        blank = with_interval(metrics, "win_rate_blank")
+        lines.append(f"| {words} | | {blank} |")
     return "\n".join(lines) + "\n"
 
 
-def share(metrics: Mapping[str, float], key: str) -> str:
-    """``"91.2% [89.5, 92.8]"``; no brackets where there is no interval."""
-    text = f"{100 * metrics[key]:.1f}%"
-    if f"{key}_low" not in metrics:
-        return text
-    return f"{text} [{100 * metrics[f'{key}_low']:.1f}, {100 * metrics[f'{key}_high']:.1f}]"
+def keys() -> str:
+    """The catalogue as a Markdown table."""
+
+    def row(metric: Metric) -> str:
+        return (
+            f"| `{metric.key}` | {metric.meaning} | {metric.unit.name} "
+            f"| {'yes' if metric.interval else ''} | {metric.better or ''} | {metric.needs} |"
+        )
+
+    head = "| key | meaning | unit | interval | better | there with |\n|---|---|---|---|---|---|"
+    return "\n".join([head, *map(row, METRICS.values())]) + "\n"
 
 
 if __name__ == "__main__":

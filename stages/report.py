@@ -15,7 +15,7 @@ from stages.core import command
 from stages.dataset import formatted
 from stages.parameters import params
 from stages.reporting import card as model_card
-from stages.reporting import figures
+from stages.reporting import figures, verdicts
 from stages.reporting import page as report
 from stages.reporting.page import contents, described, parameter_count, parsed, table, yaml
 from stages.tracking import runs
@@ -64,7 +64,6 @@ def main(
             "train": p.train.model_dump(mode="json"),
             "evaluate": p.evaluate.model_dump(mode="json"),
         },
-        versions=report.versions(report.PACKAGES),
     )
     page.write_text(report.render(inputs), encoding="utf-8")
     card.write_text(
@@ -80,6 +79,8 @@ def main(
         ),
         encoding="utf-8",
     )
+    for concern in verdicts.concerns(inputs.metrics, inputs.slices):
+        print(f"{'warning' if concern.warning else 'note'}: {concern.text}")
     print(f"{page}: open it in a browser; {card}: the adapter's model card")
 
     with tempfile.TemporaryDirectory() as folder:

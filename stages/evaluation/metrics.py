@@ -1,8 +1,7 @@
-"""The numbers of ``reports/metrics.json``: what each key means, and how it follows from the scores.
+"""The numbers of ``results/metrics.json``: how each follows from scores and answers.
 
-Log-probs are in nats, margins and rewards in units of beta nats, shares between 0 and 1. Keys that
-end in ``_low`` and ``_high`` are the interval of the key before, at ``evaluate.confidence``, by
-bootstrap over images (``stages.evaluation.statistics``).
+What each key means is said in ``stages.evaluation.catalogue``. Intervals are at
+``evaluate.confidence``, by bootstrap over images (``stages.evaluation.statistics``).
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,139 +10,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.evaluation import statistics
+from stages.evaluation import catalogue, regression, statistics
+from stages.evaluation.catalogue import (
+    ENOUGH_IMAGES,
+    HEADLINE,
+    KEYS,
+    MARGIN_QUANTILES,
+    METRICS,
+    SHARE,
+)
 from stages.parameters.params import Evaluate
 from stages.probing import grading
 
-ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
-
-# Every key of metrics.json but the _low and _high of those in WITH_INTERVAL, in the file's order.
-# After them come the results of lm-eval's tasks, see stages.probing.lm_eval.
-MEANING = {
-    # of all test pairs
-    "pairs": "test pairs scored",
-    "images": "distinct images among them; the bootstrap draws these",
-    "win_rate": "share of pairs whose reward margin is above 0, a tie counted half",
-    "win_rate_wilson_low": "lower end of Wilson's interval of win_rate, each image one trial",
-    "win_rate_wilson_high": "its upper end; the interval to read below some 30 images",
-    "ties": "pairs whose reward margin is exactly 0",
-    "reward_margin": "mean of beta·[(log π - log π_ref)(chosen) - (log π - log π_ref)(rejected)]",
-    "reward_margin_p05": "5% of the reward margins are below this",
-    "reward_margin_p25": "25% of the reward margins are below this",
-    "reward_margin_p50": "the median reward margin",
-    "reward_margin_p75": "75% of the reward margins are below this",
-    "reward_margin_p95": "95% of the reward margins are below this",
-    "chosen_logps_change": "mean of (log π - log π_ref)(chosen); below 0 chosen lost probability",
-    "rejected_logps_change": "mean of (log π - log π_ref)(rejected)",
-    "base_accuracy": "share of pairs where the base gives chosen the higher log-prob per token",
-    "tuned_accuracy": "share of pairs where tuned gives chosen the higher log-prob per token",
-    "accuracy_change": "tuned_accuracy - base_accuracy, pair by pair",
-    "accuracy_gained": "pairs that the tuned model orders better than the base",
-    "accuracy_lost": "pairs that the tuned model orders worse than the base",
-    "accuracy_p_value": "exact two-sided McNemar test that gained and lost are equally likely",
-    "base_accuracy_summed": "as base_accuracy, by summed log-prob, which favours short answers",
-    "tuned_accuracy_summed": "as tuned_accuracy, by summed log-prob",
-    "accuracy_change_summed": "tuned_accuracy_summed - base_accuracy_summed, pair by pair",
-    "accuracy_p_value_summed": "McNemar's test of accuracy_change_summed",
-    # controls: length
-    "longer_wins": "share of pairs whose chosen has more tokens: what preferring length scores",
-    "pairs_chosen_shorter": "pairs whose chosen has fewer tokens than rejected",
-    "win_rate_chosen_shorter": "win rate where chosen has fewer tokens",
-    "pairs_equal_length": "pairs of answers with equally many tokens",
-    "win_rate_equal_length": "win rate where both have equally many tokens",
-    "pairs_chosen_longer": "pairs whose chosen has more tokens",
-    "win_rate_chosen_longer": "win rate where chosen has more tokens",
-    "win_rate_without_length": "win rate of what remains of the margins after a fit to length",
-    "win_rate_at_equal_length": "win rate at equal length, by a logistic fit to the difference",
-    "length_explained": "share of the margins' variance that the difference in length explains",
-    # controls: the image
-    "control_pairs": "test pairs that were scored again with another image in place of their own",
-    "win_rate_blank": "win rate of the control pairs with a grey image of the same size",
-    "win_rate_over_blank": "win rate with the own image - win_rate_blank, pair by pair",
-    "tuned_accuracy_blank": "tuned_accuracy with the grey image",
-    "win_rate_shuffled": "win rate of the control pairs with the image of another pair",
-    "win_rate_over_shuffled": "win rate with the own image - win_rate_shuffled, pair by pair",
-    "tuned_accuracy_shuffled": "tuned_accuracy with the image of another pair",
-    # generated answers
-    "answers": "questions of test pairs that both models answered greedily",
-    "base_answer_tokens": "mean length of the base's answers in tokens",
-    "tuned_answer_tokens": "mean length of the tuned model's answers in tokens",
-    "answer_tokens_change": "tuned_answer_tokens - base_answer_tokens, question by question",
-    "base_repetition": "mean share of the base's word 4-grams that its answer had already said",
-    "tuned_repetition": "mean share of the tuned model's word 4-grams that were already said",
-    "repetition_change": "tuned_repetition - base_repetition, question by question",
-    "base_unfinished": "share of the base's answers that max_new_tokens cut",
-    "tuned_unfinished": "share of the tuned model's answers that max_new_tokens cut",
-    "unfinished_change": "tuned_unfinished - base_unfinished, question by question",
-    "same_answers": "share of questions to which both gave the same answer",
-    # graded answers
-    "questions": "held-out questions with known answers that both models answered",
-    "constant_correct": "share that always giving the most frequent true answer gets right",
-    "base_correct": "share of the questions that the base answers correctly",
-    "tuned_correct": "share of the questions that the tuned model answers correctly",
-    "correct_change": "tuned_correct - base_correct, question by question",
-    "correct_gained": "questions that only the tuned model answers correctly",
-    "correct_lost": "questions that only the base answers correctly",
-    "correct_p_value": "exact two-sided McNemar test that gained and lost are equally likely",
-}
-WITH_INTERVAL = (
-    "win_rate",
-    "reward_margin",
-    "chosen_logps_change",
-    "rejected_logps_change",
-    "base_accuracy",
-    "tuned_accuracy",
-    "accuracy_change",
-    "base_accuracy_summed",
-    "tuned_accuracy_summed",
-    "accuracy_change_summed",
-    "longer_wins",
-    "win_rate_chosen_shorter",
-    "win_rate_equal_length",
-    "win_rate_chosen_longer",
-    "win_rate_without_length",
-    "win_rate_blank",
-    "win_rate_over_blank",
-    "tuned_accuracy_blank",
-    "win_rate_shuffled",
-    "win_rate_over_shuffled",
-    "tuned_accuracy_shuffled",
-    "base_answer_tokens",
-    "tuned_answer_tokens",
-    "answer_tokens_change",
-    "base_repetition",
-    "tuned_repetition",
-    "repetition_change",
-    "base_unfinished",
-    "tuned_unfinished",
-    "unfinished_change",
-    "base_correct",
-    "tuned_correct",
-    "correct_change",
-)
-# Those that are the share of something, with an interval that can be Wilson's.
-RATES = frozenset(
-    key
-    for key in WITH_INTERVAL
-    if not any(part in key for part in ("_change", "_over_", "margin", "tokens", "repetition"))
-)
-# Keys that a run can lack: it has no such pairs, or was told to make none.
-OPTIONAL = frozenset(
-    {
-        *("win_rate_chosen_shorter", "win_rate_equal_length", "win_rate_chosen_longer"),
-        *("win_rate_without_length", "win_rate_at_equal_length", "length_explained"),
-        *(
-            key
-            for key in MEANING
-            if key.endswith(("_blank", "_shuffled")) or key == "control_pairs"
-        ),
-        *(k for k in MEANING if any(w in k for w in ("answer_tokens", "repetition", "unfinished"))),
-        *("answers", "same_answers"),
-        *("questions", *(key for key in MEANING if "correct" in key)),
-    }
-)
 MODELS = ("base", "tuned")
-MARGIN_QUANTILES = {f"reward_margin_p{q:02}": q / 100 for q in (5, 25, 50, 75, 95)}
 
 
 def score(
@@ -216,7 +95,7 @@ def with_controls(scores: pd.DataFrame, controlled: Mapping[str, pd.DataFrame]) 
 
 
 def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
-    """Metrics of scored pairs: the keys of ``MEANING`` up to those of length."""
+    """Metrics of all scored pairs: the catalogue's keys up to those of length."""
     accuracy = {model: statistics.outcomes(scores[f"{model}_margin"]) for model in MODELS}
     summed = {
         model: statistics.outcomes(
@@ -231,7 +110,7 @@ def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         statistics.mcnemar(accuracy["base"], accuracy["tuned"]),
         statistics.mcnemar(summed["base"], summed["tuned"]),
     )
-    margins = statistics.summary(scores["reward_margin"], tuple(MARGIN_QUANTILES.values()))
+    quantiles = np.quantile(scores["reward_margin"], tuple(MARGIN_QUANTILES.values()))
     values: dict[str, float] = {
         "pairs": len(scores),
         "images": images,
@@ -242,7 +121,7 @@ def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         "accuracy_lost": test.lost,
         "accuracy_p_value": test.p_value,
         "accuracy_p_value_summed": test_summed.p_value,
-    } | {name: margins.quantiles[q] for name, q in MARGIN_QUANTILES.items()}
+    } | dict(zip(MARGIN_QUANTILES, quantiles.tolist(), strict=True))
     means = {
         "win_rate": statistics.outcomes(scores["reward_margin"]),
         "reward_margin": scores["reward_margin"],
@@ -345,7 +224,7 @@ def _with_intervals(
     means: Mapping[str, Any], groups: "pd.Series[Any]", settings: Evaluate
 ) -> dict[str, float]:
     """Means with their intervals; without intervals where all rows share one image. Those of
-    ``RATES`` by ``statistics.rate_bounds``.
+    shares of rows are by ``statistics.rate_bounds``.
     """
     if groups.nunique() < 2:
         return {name: float(np.mean(values)) for name, values in means.items()}
@@ -359,75 +238,51 @@ def _with_intervals(
     flat: dict[str, float] = {}
     for name, interval in found.items():
         low, high = interval.low, interval.high
-        if name in RATES:
+        if METRICS[name].unit is SHARE:
             low, high = statistics.rate_bounds(interval, settings.confidence)
         flat |= {name: interval.estimate, f"{name}_low": low, f"{name}_high": high}
     return flat
 
 
 def _ordered(values: Mapping[str, float]) -> dict[str, float]:
-    """The metrics in the order of ``MEANING``, each followed by its interval; 6 digits."""
+    """The metrics in the catalogue's order, each followed by its interval; 6 digits."""
     return {
         key: float(f"{values[key]:.6g}") if isinstance(values[key], float) else values[key]
-        for name in MEANING
-        for key in (name, f"{name}_low", f"{name}_high")
+        for key in KEYS
         if key in values
     }
 
 
-# What people compare experiments by, under names short enough for `dvc exp show`, and where each
-# comes from: the first of these that a run has.
-HEADLINE = {
-    "win_rate": ("win_rate",),
-    "win_low": ("win_rate_low",),
-    "win_high": ("win_rate_high",),
-    "base_acc": ("base_accuracy",),
-    "tuned_acc": ("tuned_accuracy",),
-    "correct": ("tuned_correct",),
-    "chosen_logps": ("chosen_logps_change",),
-    "margin": ("reward_margin",),
-}
-
-
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """``reports/headline.json``, DVC's metrics: at most eight numbers, of four digits."""
-    return {
-        short: round(metrics[key], 4)
-        for short, keys in HEADLINE.items()
-        for key in keys
-        if key in metrics
-    }
+    """``headline.json``, DVC's metrics: the numbers of ``catalogue.HEADLINE``, to four digits.
+
+    ``correct`` is the tuned model's right answers to the data set's own questions; where there are
+    none, what it has in the first metric of lm-eval's first task.
+    """
+    values = {short: metrics[key] for short, key in HEADLINE.items() if key in metrics}
+    if "correct" not in values and (first := next(regression.read(metrics), None)):
+        values["correct"] = first.change.after
+    return {short: round(values[short], 4) for short in HEADLINE if short in values}
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
-    """The headline, and a note where chosen answers lost probability, or where pairs are won
-    without the image.
-    """
-    interval = (
-        f" [{metrics['win_rate_low']:.3f}, {metrics['win_rate_high']:.3f}]"
-        if "win_rate_low" in metrics
-        else ""
-    )
+    """The figures that come first, a line each, with their intervals. The report judges them."""
     lines = [
-        f"win rate {metrics['win_rate']:.3f}{interval} on {metrics['pairs']} held-out pairs; "
-        f"preference accuracy {metrics['base_accuracy']:.3f} (base) → "
-        f"{metrics['tuned_accuracy']:.3f} (tuned)"
+        f"win rate {catalogue.with_interval(metrics, 'win_rate')} of {metrics['pairs']:,} held-out "
+        "pairs"
     ]
-    if "questions" in metrics:
-        lines.append(
-            f"right answers to {metrics['questions']} held-out questions: "
-            f"{metrics['base_correct']:.3f} (base) → {metrics['tuned_correct']:.3f} (tuned)"
+    lines += [
+        f"{both.title.lower()} {catalogue.with_interval(metrics, both.base)} (base) → "
+        f"{catalogue.with_interval(metrics, both.tuned)} (tuned)"
+        for both in (catalogue.ACCURACY, catalogue.CORRECT)
+        if both.tuned in metrics
+    ]
+    lines += [
+        f"{words}: {catalogue.with_interval(metrics, key)}"
+        for key, words in (
+            ("chosen_logps_change", "log-prob of chosen, mean change in nats"),
+            ("win_rate_blank", "control: win rate with a grey image"),
         )
-    if metrics["chosen_logps_change"] < 0:
-        lines.append(
-            f"note: chosen answers lost {-metrics['chosen_logps_change']:.2f} nats on average; DPO "
-            "widens the margin that way too (LLaMA-Factory#7643). train.pref_ftx adds a term that "
-            "holds them up"
-        )
-    for way, what in (("blank", "a blank image"), ("shuffled", "another pair's image")):
-        if metrics.get(f"win_rate_{way}_low", 0) > 0.5:
-            lines.append(
-                f"note: with {what} the win rate is still {metrics[f'win_rate_{way}']:.3f}: that "
-                "much needs no look at the image"
-            )
+        if key in metrics
+    ]
     return "\n".join(lines)

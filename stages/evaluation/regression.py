@@ -1,79 +1,157 @@
-"""Did anything get worse? What lm-eval's tasks gave for the base, against the tuned model."""
+"""Did anything get worse? What lm-eval's tasks gave for one model, against another.
+
+The keys ``lm_eval/<task>/<metric>/<what>`` of ``results/metrics.json`` are written and read here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from stages.core.errors import UserError
 from stages.evaluation import statistics
-from stages.parameters.params import Evaluate
+from stages.evaluation.paired import Bootstrap, Change, changes
 from stages.probing import lm_eval
 
+PREFIX = "lm_eval"
+_WHAT = {  # the last part of a key: what it is of a Change
+    "base": "before",
+    "tuned": "after",
+    "change": "difference",
+    "change_low": "low",
+    "change_high": "high",
+    "gained": "gained",
+    "lost": "lost",
+    "p_value": "p_value",
+}
 
-def comparison(
-    base: lm_eval.Results, tuned: lm_eval.Results, settings: Evaluate
-) -> dict[str, float]:
-    """Every figure of base and of tuned, and the change, under flat keys.
 
-    ``lm_eval/<task>/<metric>/`` and then ``base``, ``tuned``, ``change`` (tuned - base, in the
-    metric's unit), and ``higher_is_better`` (1 or 0) where lm-eval says which it is. For a metric
-    that is a mean over documents, of at least ``statistics.FEW_GROUPS`` different images, there are
-    ``change_low`` and ``change_high``, from a bootstrap of images of the paired differences; and
-    where its values are right or wrong, ``gained``, ``lost`` and the ``p_value`` of McNemar's test.
+@dataclass(frozen=True)
+class TaskChange:
+    """One metric of one of lm-eval's tasks for two models, in the metric's own unit.
 
-    Raises:
-        UserError: base and tuned did not answer the same documents.
+    ``higher_is_better`` is ``None`` where lm-eval does not say; ``documents`` is 0 where the file
+    does not say.
     """
-    _same_documents(base, tuned)
-    before, after = lm_eval.outcomes(base), lm_eval.outcomes(tuned)
-    flat: dict[str, float] = {}
-    for task in sorted(before.keys() & after.keys()):
-        old, new = before[task], after[task]
-        paired = {
+
+    task: str
+    metric: str
+    change: Change
+    higher_is_better: bool | None
+    documents: int = 0
+
+    @property
+    def better(self) -> Literal["higher", "lower"] | None:
+        if self.higher_is_better is None:
+            return None
+        return "higher" if self.higher_is_better else "lower"
+
+
+def task_changes(
+    before: lm_eval.Results, after: lm_eval.Results, settings: Bootstrap
+) -> list[TaskChange]:
+    """Every metric that both have, by task and metric.
+
+    A metric that is a mean over documents, of at least ``statistics.FEW_GROUPS`` different images,
+    has an interval, from a bootstrap of images of the paired differences; where its values are
+    right or wrong, there is McNemar's test too.
+
+    Tasks that the two did not answer the same documents of are left out.
+    """
+    apart = set(different_documents(before, after))
+    first, second = lm_eval.figures(before), lm_eval.figures(after)
+    found = []
+    for task in sorted(first.keys() & second.keys()):
+        old, new = first[task], second[task]
+        if apart & set(new.parts):
+            continue
+        columns = {
             metric: (np.array(old.values[metric]), np.array(values))
             for metric, values in new.values.items()
             if len(old.values.get(metric, ())) == len(values) == new.documents
         }
-        intervals = {}
-        if paired and len(set(new.clusters)) >= statistics.FEW_GROUPS:
-            intervals = statistics.bootstrap_intervals(
-                {metric: last - first for metric, (first, last) in paired.items()},
-                new.clusters,
-                seed=settings.seed,
-                resamples=settings.resamples,
-                level=settings.confidence,
-            )
+        enough = len(set(new.clusters)) >= statistics.FEW_GROUPS
+        right_or_wrong = [
+            metric
+            for metric, both in columns.items()
+            if enough and all(np.isin(values, (0.0, 1.0)).all() for values in both)
+        ]
+        paired = changes(
+            columns, new.clusters, settings, tested=right_or_wrong, fewest=statistics.FEW_GROUPS
+        )
         for metric in sorted(new.metrics.keys() & old.metrics.keys()):
-            first, last = old.metrics[metric], new.metrics[metric]
-            found = {"base": first, "tuned": last, "change": last - first}
-            if metric in intervals:
-                found |= {
-                    "change_low": intervals[metric].low,
-                    "change_high": intervals[metric].high,
-                }
-                if all(np.isin(values, (0.0, 1.0)).all() for values in paired[metric]):
-                    test = statistics.mcnemar(*paired[metric])
-                    found |= {"gained": test.gained, "lost": test.lost, "p_value": test.p_value}
+            told = (old.metrics[metric], new.metrics[metric])
+            plain = Change(*told, told[1] - told[0])
+            change = replace(
+                paired.get(metric, plain),
+                before=plain.before,
+                after=plain.after,
+                difference=plain.difference,
+            )
             better = new.higher_is_better.get(metric)
-            if better is not None:
-                found["higher_is_better"] = int(better)
-            flat |= {f"lm_eval/{task}/{metric}/{what}": value for what, value in found.items()}
-    return {
-        key: float(f"{value:.6g}") if isinstance(value, float) else value
-        for key, value in flat.items()
-    }
+            found.append(TaskChange(task, metric, change, better, new.documents))
+    return found
 
 
-def _same_documents(base: lm_eval.Results, tuned: lm_eval.Results) -> None:
-    shown = [
+def different_documents(before: lm_eval.Results, after: lm_eval.Results) -> list[str]:
+    """Tasks of which the two did not answer the same documents, or only one answered any."""
+    first, second = (
         {task: data["shown"] for task, data in results.document.get("datasets", {}).items()}
-        for results in (base, tuned)
-    ]
-    different = sorted(
-        task
-        for task in shown[0].keys() | shown[1].keys()
-        if shown[0].get(task) != shown[1].get(task)
+        for results in (before, after)
     )
-    if different:
+    return sorted(
+        task for task in first.keys() | second.keys() if first.get(task) != second.get(task)
+    )
+
+
+def comparison(
+    base: lm_eval.Results, tuned: lm_eval.Results, settings: Bootstrap
+) -> dict[str, float]:
+    """Metrics of base and tuned under flat keys, 6 digits.
+
+    ``lm_eval/<task>/<metric>/`` and then ``base``, ``tuned``, ``change`` (tuned - base), where they
+    are known ``change_low``, ``change_high``, ``gained``, ``lost`` and ``p_value``, and
+    ``higher_is_better`` (1 or 0) where lm-eval says which it is.
+
+    Raises:
+        UserError: base and tuned did not answer the same documents.
+    """
+    if apart := different_documents(base, tuned):
         raise UserError(
-            f"base and tuned did not answer the same documents of {', '.join(different)}; "
-            "`dvc repro -f reference` lets base answer anew"
+            f"base and tuned did not answer the same documents of {', '.join(apart)}; "
+            "`dvc repro -f baseline` lets the base answer again"
+        )
+    flat: dict[str, float] = {}
+    for one in task_changes(base, tuned, settings):
+        values = {what: getattr(one.change, name) for what, name in _WHAT.items()}
+        if one.higher_is_better is not None:
+            values["higher_is_better"] = int(one.higher_is_better)
+        flat |= {
+            f"{PREFIX}/{one.task}/{one.metric}/{what}": float(f"{value:.6g}")
+            if isinstance(value, float)
+            else value
+            for what, value in values.items()
+            if value is not None
+        }
+    return flat
+
+
+def read(metrics: Mapping[str, Any]) -> Iterator[TaskChange]:
+    """lm-eval's part of ``results/metrics.json``, in the file's order."""
+    for key in metrics:
+        prefix, _, rest = key.partition("/")
+        task, _, rest = rest.partition("/")
+        metric, _, what = rest.rpartition("/")
+        if prefix != PREFIX or what != "tuned":
+            continue
+        values = {
+            name: metrics.get(f"{PREFIX}/{task}/{metric}/{what}") for what, name in _WHAT.items()
+        }
+        better = metrics.get(f"{PREFIX}/{task}/{metric}/higher_is_better")
+        yield TaskChange(
+            task,
+            metric,
+            Change(**values),  # type: ignore[arg-type]
+            None if better is None else bool(better),
         )

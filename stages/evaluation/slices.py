@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from stages.evaluation import statistics
-from stages.evaluation.metrics import ENOUGH_IMAGES
+from stages.evaluation.catalogue import ENOUGH_IMAGES
 from stages.parameters.params import Evaluate
 
 BINS = 4  # of a number, each with about equally many pairs

@@ -53,18 +53,20 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Figures:
     """One task's figures, or those of a group of tasks.
 
     ``metrics``: name to figure. ``values``: for each metric that is a plain mean, the value of
     every document, shape (documents,). ``clusters``: (documents,) labels, the same for documents
-    that show the same images. ``higher_is_better``: None where neither is.
+    that show the same images. ``higher_is_better``: None where neither is. ``parts``: the tasks of
+    a group, or the task itself.
     """
 
     metrics: dict[str, float]
     values: dict[str, tuple[float, ...]]
     clusters: tuple[str, ...]
     higher_is_better: dict[str, bool | None]
+    parts: tuple[str, ...]
 
     @property
     def documents(self) -> int:
@@ -473,22 +475,23 @@ def read(folder: Path) -> Results:
 # figures
 
 
-def outcomes(results: Results) -> dict[str, Outcome]:
+def figures(results: Results) -> dict[str, Figures]:
     """The figures of every task and of every group that has its own, by name."""
     document = results.document
     groups: dict[str, Any] = document.get("group_subtasks", {})
     found = {}
-    for name, figures in document.get("results", {}).items():
+    for name, told in document.get("results", {}).items():
         metrics, values = {}, {}
-        rows = [row for task in _leaves(name, groups) for row in results.samples.get(task, [])]
+        parts = tuple(_leaves(name, groups))
+        rows = [row for task in parts for row in results.samples.get(task, [])]
         filters = {row["filter"] for row in rows}
-        for key, figure in figures.items():
-            metric, comma, filtered = key.partition(",")
+        for key, figure in told.items():
+            metric, comma, kept_by = key.partition(",")
             if not comma or not _is_number(figure):
                 continue
-            label = metric if filtered == "none" else f"{metric}_{filtered}"
+            label = metric if kept_by == "none" else f"{metric}_{kept_by}"
             metrics[label] = float(figure)
-            each = [row["metrics"].get(metric) for row in rows if row["filter"] == filtered]
+            each = [row["metrics"].get(metric) for row in rows if row["filter"] == kept_by]
             # Only where documents' values average to the figure is their mean what it reports.
             if each and all(map(_is_number, each)):
                 numbers = tuple(float(value) for value in each)
@@ -496,16 +499,17 @@ def outcomes(results: Results) -> dict[str, Outcome]:
                     values[label] = numbers
         if metrics:
             first = min(filters, default=None)
-            found[name] = Outcome(
+            found[name] = Figures(
                 metrics,
                 values,
                 tuple(
                     " ".join(row["images"]) or f"{task} {row['doc_id']}"
-                    for task in _leaves(name, groups)
+                    for task in parts
                     for row in results.samples.get(task, [])
                     if row["filter"] == first
                 ),
                 document.get("higher_is_better", {}).get(name, {}),
+                parts,
             )
     return found
 

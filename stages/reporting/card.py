@@ -1,22 +1,33 @@
-"""The model card: ``models/adapter/README.md`` as the Hugging Face Hub reads it.
+"""The model card: ``reports/model_card.md``, as the Hugging Face Hub reads a ``README.md``.
 
 Metadata (YAML front matter) and a page about one adapter, from facts that stages recorded: its
 parameters, metrics, counts and sources. The page's words are in ``card.md`` beside this module. The
-same facts give the same bytes: no time, no machine, no commit of this repository.
+same facts give the same bytes: no time, no machine, no commit of this repository. Who publishes the
+adapter copies the card beside it as ``README.md``.
 
 The Hub's fields: https://huggingface.co/docs/hub/model-cards. ``huggingface_hub`` writes and checks
 them.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
-from stages.evaluation.metrics import MEANING
+from stages.core.text import readable
+from stages.evaluation import catalogue, regression
+from stages.evaluation.catalogue import METRICS, is_known
 from stages.parameters.params import REFERENCE_FREE, Params
-from stages.reporting.findings import is_known
+from stages.reporting import tables
+from stages.reporting.text import (
+    capitalized,
+    cell,
+    code,
+    fenced,
+    literal,
+    without_absolute_paths,
+)
 from stages.sources import manifest
 from stages.sources.kind import About
 from stages.sources.local import LocalSource
@@ -98,33 +109,8 @@ CITATIONS = {
 }""",
 }
 
-# Measures of the table: name, metrics of base, tuned and change.
-_RESULTS = (
-    ("**win rate** over the base", None, "win_rate", None),
-    ("preference accuracy", "base_accuracy", "tuned_accuracy", "accuracy_change"),
-    ("right answers", "base_correct", "tuned_correct", "correct_change"),
-)
-_CONTROLS = (
-    ("win rate with a blank image", "win_rate_blank"),
-    ("win rate with the own image, less that", "win_rate_over_blank"),
-    ("win rate with another pair's image", "win_rate_shuffled"),
-    ("win rate with the own image, less that", "win_rate_over_shuffled"),
-    ("preference accuracy with a blank image", "tuned_accuracy_blank"),
-    ("preference accuracy with another pair's image", "tuned_accuracy_shuffled"),
-    ("win rate of a judge that prefers the longer answer", "longer_wins"),
-    ("win rate where chosen is shorter", "win_rate_chosen_shorter"),
-    ("win rate at equal length", "win_rate_equal_length"),
-    ("win rate where chosen is longer", "win_rate_chosen_longer"),
-    ("win rate without what length explains", "win_rate_without_length"),
-)
-_DIFFERENCES = frozenset({"win_rate_over_blank", "win_rate_over_shuffled"})
-# These go into model-index: metric, its name, the metric type.
-_INDEXED = (
-    ("win_rate", "Win rate over the base model", "win_rate"),
-    ("tuned_accuracy", "Preference accuracy, log-prob per token", "accuracy"),
-    ("tuned_correct", "Right answers to held-out questions", "accuracy"),
-)
-_OF_QUESTIONS = "tuned_correct"  # measured on other rows than the pairs
+# What goes into model-index: a metric and its type there.
+INDEXED = {"win_rate": "win_rate", "tuned_accuracy": "accuracy", "tuned_correct": "accuracy"}
 
 
 def render(
@@ -140,10 +126,10 @@ def render(
 ) -> str:
     """The card.
 
-    ``metrics``, ``preprocess`` and ``formatted`` are ``reports/{metrics,preprocess,format}.json``;
-    ``data`` and ``model`` the ``SOURCE.json`` of ``data/raw`` and ``models/base``;
-    ``configuration`` is the text of ``models/adapter/llamafactory.yaml`` and ``adapter`` its
-    ``adapter_config.json``. Groups of metrics that a run lacks are left out.
+    ``metrics``, ``preprocess`` and ``formatted`` are ``metrics.json``, ``preprocess.json`` and
+    ``format.json`` of ``reports``; ``data`` and ``model`` the ``SOURCE.json`` of ``data/raw`` and
+    ``models/base``; ``configuration`` is the text of ``models/adapter/llamafactory.yaml`` and
+    ``adapter`` its ``adapter_config.json``. Groups of metrics that a run lacks are left out.
 
     Raises:
         ValueError: the Hub's library does not read back the metadata that it wrote.
@@ -164,10 +150,10 @@ def render(
     environment.filters |= {
         "code": code,
         "fenced": fenced,
-        "literal": ascii,
+        "literal": literal,
         "number": lambda value: f"{value:,}",
         "capitalized": capitalized,
-        "cell": lambda text: text.replace("|", "\\|"),
+        "cell": cell,
     }
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         metadata=f"---\n{_metadata(p, metrics, data, model, adapter, licence)}\n---",
@@ -202,7 +188,7 @@ def render(
             "revision": _revision(model),
             "licence": model.get("licence"),
             "files": len(model["files"]),
-            "size": _size(sum(file["size"] for file in model["files"])),
+            "size": readable(sum(file["size"] for file in model["files"])),
         },
         data={
             "name": _data_name(data),
@@ -218,20 +204,21 @@ def render(
             for what, source in parts
             if is_non_commercial(source.get("licence"))
         ],
-        results=list(_results(metrics)),
-        tasks=list(_tasks(metrics)),
-        controls=[
-            {"name": name, "figure": _share(metrics, key, signed=key in _DIFFERENCES)}
-            for name, key in _CONTROLS
-            if key in metrics
-        ],
+        both_models=tables.both_models(metrics),
+        win_rate=tables.figure(metrics, "win_rate"),
+        tasks=tables.tasks(metrics),
+        controls=tables.controls(metrics),
         figures=[
-            {"key": key, "value": _plain(metrics, key), "meaning": meaning}
-            for key, meaning in MEANING.items()
+            {"key": key, "figure": tables.figure(metrics, key), "meaning": metric.meaning}
+            for key, metric in METRICS.items()
             if key in metrics
         ],
         confidence=f"{p.evaluate.confidence * 100:g}%",
-        logps_changes=[_nats(metrics, f"{side}_logps_change") for side in ("chosen", "rejected")],
+        logps_changes=[
+            catalogue.with_interval(metrics, key)
+            for key in ("chosen_logps_change", "rejected_logps_change")
+            if is_known(metrics.get(key))
+        ],
         grew_although_chosen_fell=is_known(metrics.get("chosen_logps_change"))
         and metrics["chosen_logps_change"] < 0
         and is_known(metrics.get("reward_margin"))
@@ -294,32 +281,33 @@ def _metadata(
     base_name = _base_name(p, model)
     known = _about(data)
     on_hub = data["kind"] == "hub"
-    results = [
+    measured = [
         EvalResult(
             task_type="image-text-to-text",
             dataset_type=str(data["repo"] or "local"),
             dataset_name=_data_name(data)
-            + (", its own test questions" if key == _OF_QUESTIONS else ""),
+            + (", its own test questions" if METRICS[key].rows == "questions" else ""),
             # The pairs' split is the pipeline's, none of the source. The library makes one entry of
             # results that agree in type, split and revision, whatever their names.
-            dataset_split=None if key == _OF_QUESTIONS else "held out by image",
+            dataset_split=None if METRICS[key].rows == "questions" else "held out by image",
             dataset_revision=data.get("commit") if on_hub else None,
             metric_type=kind,
-            metric_name=name,
+            metric_name=METRICS[key].title,
             metric_value=metrics[key],
         )
-        for key, name, kind in _INDEXED
+        for key, kind in INDEXED.items()
         if is_known(metrics.get(key))
     ] + [
         EvalResult(
             task_type="image-text-to-text",
-            dataset_type=task,
-            dataset_name=f"{task} (lm-eval)",
-            metric_type=metric,
-            metric_name=f"{task} {metric}",
-            metric_value=metrics[f"lm_eval/{task}/{metric}/tuned"],
+            dataset_type=one.task,
+            dataset_name=f"{one.task} (lm-eval)",
+            metric_type=one.metric,
+            metric_name=f"{one.task} {one.metric}",
+            metric_value=one.change.after,
         )
-        for task, metric in _tasks(metrics)
+        for one in regression.read(metrics)
+        if is_known(one.change.after)
     ]
     _, tag = METHODS[p.train.loss]
     facts = ModelCardData(
@@ -338,8 +326,8 @@ def _metadata(
             "qwen3-vl",
             "dvc",
         ],
-        model_name=_title(p, base_name) if results else None,
-        eval_results=results or None,
+        model_name=_title(p, base_name) if measured else None,
+        eval_results=measured or None,
     )
     return facts.to_yaml()
 
@@ -395,109 +383,3 @@ def _described(data: Mapping[str, Any]) -> str:
 
 def _about(data: Mapping[str, Any]) -> About | None:
     return KINDS[data["kind"]].about(manifest.parse(data))
-
-
-# --------------------------------------------------------------------------------------------------
-# Figures
-
-
-def _results(metrics: Mapping[str, float]) -> Iterator[dict[str, str]]:
-    for name, base, tuned, change in _RESULTS:
-        if tuned not in metrics:
-            continue
-        rows = metrics.get("questions" if tuned == "tuned_correct" else "pairs")
-        unit = "questions" if tuned == "tuned_correct" else "test pairs"
-        yield {
-            "name": name + (f", {rows:,} {unit}" if rows is not None else ""),
-            "base": _share(metrics, base) if base else "50%, by definition",
-            "tuned": _share(metrics, tuned),
-            "change": _share(metrics, change, signed=True) if change else "",
-        }
-    for task, metric in _tasks(metrics):
-        key = f"lm_eval/{task}/{metric}"
-        yield {
-            "name": f"lm-eval {code(task)}, {code(metric)}",
-            "base": _plain(metrics, f"{key}/base"),
-            "tuned": _plain(metrics, f"{key}/tuned"),
-            "change": _plain(metrics, f"{key}/change"),
-        }
-
-
-def _tasks(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """Task and metric of lm-eval's results that have a figure of the adapter."""
-    for key in metrics:
-        found = re.fullmatch(r"lm_eval/(.+)/([^/]+)/tuned", key)
-        if found and is_known(metrics[key]):
-            yield found[1], found[2]
-
-
-def _share(metrics: Mapping[str, float], key: str, *, signed: bool = False) -> str:
-    """``98.4% [97.4, 99.2]``, a difference in points, ``-`` where it is unknown."""
-    value = metrics.get(key)
-    if not is_known(value):
-        return "-"
-    shown = f"{value * 100:+.1f} points" if signed else f"{value * 100:.1f}%"
-    sign = "+" if signed else ""
-    return shown + _bracket(metrics, key, lambda end: f"{end * 100:{sign}.1f}")
-
-
-def _plain(metrics: Mapping[str, float], key: str) -> str:
-    value = metrics.get(key)
-    if not is_known(value):
-        return "-"
-    return f"{value:.4g}" + _bracket(metrics, key, lambda end: f"{end:.4g}")
-
-
-def _nats(metrics: Mapping[str, float], key: str) -> str:
-    """``-7.91 [-8.09, -7.73]``, always signed; empty where it is unknown."""
-    value = metrics.get(key)
-    if not is_known(value):
-        return ""
-    return f"{value:+.2f}" + _bracket(metrics, key, lambda end: f"{end:+.2f}")
-
-
-def _bracket(metrics: Mapping[str, float], key: str, show: Any) -> str:
-    ends = [metrics.get(f"{key}_{end}") for end in ("low", "high")]
-    return f" [{', '.join(show(end) for end in ends)}]" if all(map(is_known, ends)) else ""
-
-
-def _size(size: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} bytes"
-
-
-# --------------------------------------------------------------------------------------------------
-# Text that others wrote
-
-
-def capitalized(text: str) -> str:
-    """With a capital first letter, the others as they are."""
-    return text[:1].upper() + text[1:]
-
-
-def code(text: object) -> str:
-    """``text`` as inline code of one line, for a table's cell or a sentence."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    line = line.replace("|", "\\|") or " "
-    longest = max((len(run) for run in re.findall("`+", line)), default=0)
-    ticks = "`" * (longest + 1)
-    return f"{ticks} {line} {ticks}" if longest else f"`{line}`"
-
-
-def fenced(text: str, language: str = "") -> str:
-    """``text`` as a block of code, with a fence longer than any inside it."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.strip()}\n{fence}"
-
-
-def without_absolute_paths(configuration: str) -> str:
-    """YAML text whose values that are paths of a machine (``/etc/ds.json``) are names only."""
-
-    def named(found: re.Match[str]) -> str:
-        return found[1] + found[2] + PureWindowsPath(found[3]).name + found[2]
-
-    pattern = r"(?m)^(\s*(?:[\w.-]+: +|- +)+)(['\"]?)((?:/|~|[A-Za-z]:[\\/]).*?)\2[ ]*$"
-    return re.sub(pattern, named, configuration)

@@ -1,7 +1,7 @@
 """Pairs and questions to look at: most won, lost and changed, newly right and newly wrong.
 
-Pairs are chosen among all scored ones. Own answers are beside those that the models were asked,
-which may be a small sample (``evaluate.generation.prompts``).
+Pairs are picked from all scored ones. Those that the models were asked, which may be a small
+sample (``evaluate.generation.prompts``), have the models' own answers.
 """
 
 import base64
@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from stages.dataset import formatted
-from stages.reporting.findings import is_known, number, records, signed, text_of
+from stages.evaluation.catalogue import LOG_PROB, MARGIN, is_known
+from stages.reporting.text import rows_of, text_of
 
 LONG_TEXT = 320  # characters; longer ones are folded
 LONGEST_SIDE = 320  # pixels of an image in the page
@@ -37,7 +38,7 @@ def extremes(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Won, lost and changed pairs, at most ``size`` each, of all scored ones.
 
-    ``base_answer`` and ``tuned_answer`` stand beside them, missing where a pair was not asked.
+    Columns ``base_answer`` and ``tuned_answer`` are missing where a pair was not asked.
     """
     given = answers.loc[answers["of"] == "pair", ["id", "base_answer", "tuned_answer"]]
     pairs = scores.merge(given, on="id", how="left", validate="1:1")
@@ -104,13 +105,13 @@ def card(
     base_answer, tuned_answer = (_own_answer(row[f"{model}_answer"]) for model in ("base", "tuned"))
     logps = {
         side: tuple(
-            number(_per_token(row[f"{prefix}_{side}_logps"], row[f"{side}_tokens"]))
+            LOG_PROB.text(_per_token(row[f"{prefix}_{side}_logps"], row[f"{side}_tokens"]))
             for prefix in ("reference", "policy")
         )
         for side in ("chosen", "rejected")
     }
     blind = [
-        f"{signed(row[key], 2)} with {what}"
+        f"{MARGIN.text(row[key])} with {what}"
         for key, what in (
             ("reward_margin_blank", "a blank image"),
             ("reward_margin_shuffled", "another pair's image"),
@@ -128,7 +129,7 @@ def card(
         tuned_is=same_as(tuned_answer, chosen, rejected),
         chosen_logps=(logps["chosen"][0], logps["chosen"][1]),
         rejected_logps=(logps["rejected"][0], logps["rejected"][1]),
-        margin=signed(row["reward_margin"], 2),
+        margin=MARGIN.text(row["reward_margin"]),
         won=row["reward_margin"] > 0,
         order=f"base ranks {_first(row['base_margin'])} first, tuned {_first(row['tuned_margin'])}",
         controls=", ".join(blind),
@@ -159,7 +160,7 @@ def same_as(answer: str | None, chosen: str, rejected: str) -> str:
 
 
 def alt_text(question: str, answer: str) -> str:
-    """What stands for the image where it can't be seen; at most some 200 characters."""
+    """What is read out where the image can't be seen; at most some 200 characters."""
     short = [text if len(text) <= 90 else f"{text[:89]}…" for text in (question, answer)]
     return f"Image of the question “{short[0]}”. Chosen answer: “{short[1]}”"
 
@@ -188,7 +189,7 @@ def picture(content: bytes | None) -> Picture | None:
 
 
 def folded(text: str) -> tuple[str, str]:
-    """A text's beginning and the whole, where it is too long to show; else the text and nothing."""
+    """A text's beginning and all of it, where it is too long to show; else the text and nothing."""
     if len(text) <= LONG_TEXT:
         return text, ""
     return f"{text[: LONG_TEXT // 2].rstrip()}…", text
@@ -196,7 +197,7 @@ def folded(text: str) -> tuple[str, str]:
 
 # questions with known answers
 
-OUTCOMES = (
+GRADES = (  # whether base, and whether tuned is right
     ("newly right", False, True),
     ("newly wrong", True, False),
     ("both wrong", False, False),
@@ -204,12 +205,12 @@ OUTCOMES = (
 )
 
 
-def outcomes(answers: pd.DataFrame) -> list[tuple[str, int]]:
-    """How many questions with a known answer had which outcome."""
+def grades(answers: pd.DataFrame) -> list[tuple[str, int]]:
+    """How many questions with a known answer became right, became wrong, or stayed so."""
     known = _graded(answers)
     return [
         (name, int(((known["base_correct"] == base) & (known["tuned_correct"] == tuned)).sum()))
-        for name, base, tuned in OUTCOMES
+        for name, base, tuned in GRADES
         if len(known)
     ]
 
@@ -217,19 +218,20 @@ def outcomes(answers: pd.DataFrame) -> list[tuple[str, int]]:
 def questions(
     answers: pd.DataFrame, image: Callable[[str], bytes | None], size: int
 ) -> list[dict[str, Any]]:
-    """At most ``size`` of each outcome, those whose id comes first; of any, if none is graded."""
+    """At most ``size`` of each of ``GRADES``, those whose id comes first; of all questions, if none
+    is graded."""
     asked = answers[answers["of"] == "question"]
     known = _graded(answers)
     rows: list[dict[str, Any]] = []
-    for name, base, tuned in OUTCOMES:
+    for name, base, tuned in GRADES:
         here = known[(known["base_correct"] == base) & (known["tuned_correct"] == tuned)]
-        rows += [{**row, "outcome": name} for row in records(here.sort_values("id").head(size))]
+        rows += [{**row, "grade": name} for row in rows_of(here.sort_values("id").head(size))]
     if known.empty:
-        some = records(asked.sort_values("id").head(2 * size))
-        rows = [{**row, "outcome": ""} for row in some]
+        some = rows_of(asked.sort_values("id").head(2 * size))
+        rows = [{**row, "grade": ""} for row in some]
     return [
         {
-            "outcome": row["outcome"],
+            "grade": row["grade"],
             "question": text_of(row["question"]),
             "truth": text_of(row["truth"]),
             "answers": [

@@ -2,13 +2,14 @@
 
 It holds no script and asks for nothing: styles, charts and images are inside, and its
 Content-Security-Policy forbids the rest. The words follow from the numbers by the rules of
-``reporting.findings``, which the page prints too. The same inputs give the same text.
+``reporting.verdicts``, which the page prints too. The page follows from what the stages wrote and
+from nothing else: no time, device, commit or path of a machine.
 """
 
 import json
 import math
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,18 @@ from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
 from stages.dataset.pairs import REASONS, SPLITS
-from stages.evaluation.metrics import ENOUGH_IMAGES
+from stages.evaluation import catalogue
+from stages.evaluation.catalogue import COUNT, DASH, ENOUGH_IMAGES, is_known
 from stages.parameters import params
-from stages.reporting import card, figures, findings, gallery
-from stages.reporting.findings import DASH, is_known, number, percent, records
+from stages.reporting import card, figures, gallery, tables, verdicts
+from stages.reporting.text import capitalized, rows_of, without_absolute_paths
 from stages.sources import manifest
 from stages.sources.registry import KINDS
 
 TEMPLATE = "page.html"
-PACKAGES = (
-    *("llamafactory", "torch", "transformers", "peft", "trl", "datasets"),
-    *("dvc", "mlflow", "lm-eval"),
-)
+_INTERVAL = re.compile(r"(\[[^\s\]]+,) ([^\s\]]+\])")  # which a line must not break
 CARDS = 6  # of each part of the gallery
-QUESTIONS = 3  # of each outcome
+QUESTIONS = 3  # of each of gallery.GRADES
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,10 @@ class Inputs:
     confidence: float
     adapter_parameters: int | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(inputs: Inputs) -> str:
-    """The page. The same inputs give the same text."""
+    """The page. The same inputs give the same bytes."""
     import jinja2
     from markupsafe import Markup
 
@@ -93,10 +91,8 @@ def render(inputs: Inputs) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "count": lambda number: f"{number:,}",
-        "number": number,
-        "markup": Markup,
-        "percent": percent,
+        "count": COUNT.text,
+        "unbroken": lambda text: _INTERVAL.sub("\\1\N{NO-BREAK SPACE}\\2", text),
     }
     won, lost, changed = gallery.extremes(inputs.scores, inputs.answers, CARDS)
     by_id = {str(pair["id"]): pair for pair in inputs.test_pairs}
@@ -105,20 +101,21 @@ def render(inputs: Inputs) -> str:
         inputs=inputs,
         m=values,
         level=f"{100 * inputs.confidence:g}%",
-        verdict=findings.TITLES[findings.verdict(values, "win_rate", 0.5)],
-        headline=findings.headline(values),
-        concerns=findings.concerns(values, inputs.slices),
-        rules=findings.RULES,
-        tiles=findings.tiles(values),
-        compared=findings.comparisons(values),
-        singles=findings.singles(values),
-        controls=findings.controls(values),
-        tasks=findings.lm_eval(values),
+        title=verdicts.TITLES[verdicts.verdict(values, "win_rate")],
+        headline=verdicts.headline(values),
+        concerns=verdicts.concerns(values, inputs.slices),
+        rules=verdicts.RULES,
+        tiles=tables.tiles(values),
+        both_models=tables.both_models(values),
+        others=tables.others(values),
+        controls=tables.controls(values),
+        tasks=tables.tasks(values),
+        win_rate=catalogue.shown("win_rate", values.get("win_rate")),
         charts=[
             (name, label, Markup(figures.inline_svg(figure, name, label)))
             for name, label, figure in charts(inputs)
         ],
-        slices=findings.slice_rows(inputs.slices),
+        slices=tables.slice_rows(inputs.slices),
         enough_images=ENOUGH_IMAGES,
         gallery=[
             (
@@ -126,17 +123,17 @@ def render(inputs: Inputs) -> str:
                 sentence,
                 [
                     gallery.card(row, by_id.get(str(row["id"])), inputs.image)
-                    for row in records(rows)
+                    for row in rows_of(rows)
                 ],
             )
             for (name, sentence), rows in zip(gallery.PARTS, (won, lost, changed), strict=True)
         ],
         asked=gallery.questions(inputs.answers, inputs.image, QUESTIONS),
-        outcomes=gallery.outcomes(inputs.answers),
+        grades=gallery.grades(inputs.answers),
         funnel=funnel(inputs.preprocess, inputs.format),
         splits=split_rows(inputs.preprocess, inputs.format),
         method=method(inputs),
-        parameters=dumped(inputs.parameters),
+        parameters=without_absolute_paths(dumped(inputs.parameters)),
         text=gallery.folded,
     )
 
@@ -163,7 +160,7 @@ def charts(inputs: Inputs) -> list[tuple[str, str, Any]]:
     return found + [(name, label, figure) for name, label, figure in others if figure is not None]
 
 
-# data, costs, provenance
+# data and method
 
 
 def funnel(preprocess: Mapping[str, Any], formatted_: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -192,8 +189,8 @@ def funnel(preprocess: Mapping[str, Any], formatted_: Mapping[str, Any]) -> list
     kept("Pairs after preprocess", preprocess.get("rows_kept"))
     left_out(formatted_.get("left_out", {}))
     kept("Pairs after format", formatted_.get("pairs_kept"))
-    whole = max((row["count"] for row in rows), default=0) or 1
-    return [{**row, "share": row["count"] / whole} for row in rows]
+    largest = max((row["count"] for row in rows), default=0) or 1
+    return [{**row, "share": row["count"] / largest} for row in rows]
 
 
 def split_rows(
@@ -256,7 +253,7 @@ def method(inputs: Inputs) -> list[tuple[str, str]]:
     return [
         (name, text)
         for name, text in (
-            ("Method", card.capitalized(words)),
+            ("Method", capitalized(words)),
             ("Loss", loss),
             ("Reference", reference),
             ("Adapter", tuning),
@@ -315,12 +312,12 @@ def described(folder: Path, source: params.DataSource | params.ModelSource) -> O
 
 def parameter_count(folder: Path) -> int | None:
     """Numbers in a folder's safetensors files, from their headers alone; ``None`` if none."""
+    from safetensors import safe_open
+
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+        with safe_open(path, framework="numpy") as weights:
+            total += sum(math.prod(weights.get_slice(k).get_shape()) for k in weights.keys())  # noqa: SIM118
     return total or None
 
 
@@ -331,16 +328,3 @@ def dumped(parameters: Mapping[str, Any]) -> str:
     stream = StringIO()
     YAML(typ="safe", pure=True).dump(dict(parameters), stream)
     return stream.getvalue()
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions; a package that is not installed is left out."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -1,0 +1,533 @@
+"""Every metric of ``results/metrics.json``: its meaning, its unit, how it is read and judged.
+
+One entry for each key, in the file's order. What computes, judges, shows or documents a metric asks
+here; nothing is guessed from parts of a key's name. The ends of an interval have no entry of their
+own: ``<key>_low`` and ``<key>_high`` are in the unit of their key. The keys of lm-eval's tasks are
+read by ``stages.evaluation.regression``.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeGuard
+
+Better = Literal["higher", "lower"]
+ENDS = ("low", "high")
+DASH = "\N{EN DASH}"
+
+
+def is_known(value: Any) -> TypeGuard[float]:
+    """Whether a metric is there: a number that is neither NaN nor infinite."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a value reads: ``factor`` times the value with ``digits``, then ``suffix``.
+
+    ``least``: smaller values read as "< least". ``change``: the unit of a difference of two values,
+    where that is another one.
+    """
+
+    name: str
+    digits: int = 2
+    signed: bool = False
+    factor: float = 1
+    suffix: str = ""
+    least: float = 0
+    change: "Unit | None" = None
+
+    @property
+    def difference(self) -> "Unit":
+        return self.change or self
+
+    def text(self, value: Any) -> str:
+        """``98.4%``, ``+25.9 points``, ``1,000``; a dash for what is not known."""
+        if not is_known(value):
+            return DASH
+        if self.least and value < self.least:
+            return f"< {self.least:g}"
+        return self._number(value, self.digits) + self.suffix
+
+    def interval(self, low: Any, high: Any) -> str:
+        """``[97.4, 99.2]``; empty where an end is not known.
+
+        There are as many digits as it takes not to show an end near 0 as 0: whether an interval
+        leaves 0 out decides what can be told.
+        """
+        if not (is_known(low) and is_known(high)):
+            return ""
+        digits = next(
+            (
+                digits
+                for digits in range(self.digits, self.digits + 4)
+                if all(end == 0 or round(self.factor * end, digits) for end in (low, high))
+            ),
+            self.digits,
+        )
+        return f"[{self._number(low, digits)}, {self._number(high, digits)}]"
+
+    def with_interval(self, value: Any, low: Any, high: Any) -> str:
+        """``98.4% [97.4, 99.2]``: the text of every figure, wherever it is shown."""
+        return f"{self.text(value)} {self.interval(low, high)}".strip()
+
+    def _number(self, value: float, digits: int) -> str:
+        text = f"{self.factor * value:{'+' if self.signed else ''},.{digits}f}"
+        if not text.strip("+-0.,"):
+            text = text.lstrip("+-")  # 0 has no sign, nor has what is rounded to it
+        return text.replace("-", "\N{MINUS SIGN}")
+
+
+COUNT = Unit("count", digits=0)
+POINTS = Unit("points", digits=1, signed=True, factor=100, suffix=" points")
+SHARE = Unit("share", digits=1, factor=100, suffix="%", change=POINTS)  # of rows
+FRACTION = Unit("fraction", digits=1, factor=100, suffix="%", change=POINTS)  # of something else
+NATS = Unit("nats", signed=True)
+LOG_PROB = Unit("nats", change=NATS)
+MARGIN = Unit("nats times beta", signed=True)
+TOKENS = Unit("tokens", change=Unit("tokens", signed=True))
+P_VALUE = Unit("p-value", digits=3, least=0.001)
+# Of lm-eval's metrics only their authors know the unit.
+_NAME = "as lm-eval prints it"
+FIGURE = Unit(_NAME, digits=3, change=Unit(_NAME, digits=3, signed=True))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One key of the file.
+
+    ``interval``: whether it has ``_low`` and ``_high``. ``better``: which way is, if either.
+    ``null``: its value where training changed nothing, which a verdict compares with. ``needs``:
+    what a run must have for the key to be there; always there if empty. ``rows``: the key that
+    counts what it is a mean or a count of. ``p_value``: the key of its McNemar test. ``alarm``: for
+    a control, what value would be bad and what it would show. ``title``: its name for people, where
+    it is shown large.
+    """
+
+    key: str
+    unit: Unit
+    meaning: str
+    interval: bool = False
+    better: Better | None = None
+    null: float = 0
+    needs: str = ""
+    rows: str = "pairs"
+    p_value: str = ""
+    alarm: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Both:
+    """What is measured of base and of tuned: keys of the two and of their paired difference.
+
+    ``meaning`` has a place for ``{model}``.
+    """
+
+    stem: str
+    title: str
+    meaning: str
+    unit: Unit
+    change: str
+    by: str
+    better: Better | None = None
+    p_value: str = ""
+    needs: str = ""
+    rows: str = "pairs"
+
+    @property
+    def base(self) -> str:
+        return f"base_{self.stem}"
+
+    @property
+    def tuned(self) -> str:
+        return f"tuned_{self.stem}"
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Its entries: base, tuned and change."""
+
+        def entry(key: str, unit: Unit, meaning: str, p_value: str = "", title: str = "") -> Metric:
+            return Metric(
+                key,
+                unit,
+                meaning,
+                interval=True,
+                better=self.better,
+                needs=self.needs,
+                rows=self.rows,
+                p_value=p_value,
+                title=title,
+            )
+
+        change = f"{self.tuned} - {self.base}, {self.by} by {self.by}"
+        return (
+            entry(self.base, self.unit, self.meaning.format(model="the base")),
+            entry(
+                self.tuned,
+                self.unit,
+                self.meaning.format(model="the tuned model"),
+                title=self.title,
+            ),
+            entry(self.change, self.unit.difference, change, self.p_value),
+        )
+
+
+def _win_rate_where(name: str, words: str, alarm: str) -> tuple[Metric, ...]:
+    """A count of pairs by length, and their win rate."""
+    return (
+        Metric(f"pairs_{name}", COUNT, f"pairs whose {words}"),
+        Metric(
+            f"win_rate_{name}",
+            SHARE,
+            f"win rate of pairs whose {words}",
+            interval=True,
+            better="higher",
+            null=0.5,
+            needs=f"such pairs of at least {ENOUGH_IMAGES} images",
+            rows=f"pairs_{name}",
+            alarm=alarm,
+        ),
+    )
+
+
+def _shown_another(way: str, image: str, as_high: str) -> tuple[Metric, ...]:
+    """What the control pairs give with another image than their own."""
+
+    def entry(key: str, unit: Unit, meaning: str, alarm: str, **more: Any) -> Metric:
+        return Metric(
+            key,
+            unit,
+            meaning,
+            interval=True,
+            needs=_CONTROLS,
+            rows="control_pairs",
+            alarm=alarm,
+            **more,
+        )
+
+    return (
+        entry(
+            f"win_rate_{way}",
+            SHARE,
+            f"win rate of the control pairs with {image}",
+            as_high,
+            null=0.5,
+        ),
+        entry(
+            f"win_rate_over_{way}",
+            POINTS,
+            f"win rate with the own image - win_rate_{way}, pair by pair",
+            "0 inside the interval: the model may not look at the image.",
+            better="higher",
+        ),
+        entry(
+            f"tuned_accuracy_{way}",
+            SHARE,
+            f"tuned_accuracy of the control pairs with {image}",
+            "As high as tuned_accuracy: the text alone gives chosen away.",
+        ),
+    )
+
+
+ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
+_FIT = f"{ENOUGH_IMAGES} images, and differences in length on both sides of 0 or at 0"
+_CONTROLS = "`evaluate.controls` above 0"
+_ANSWERS = "`evaluate.generation.prompts` above 0"
+_QUESTIONS = "a data set with known answers, `evaluate.generation.questions` above 0"
+
+ACCURACY = Both(
+    "accuracy",
+    "Preference accuracy",
+    "share of pairs where {model} gives chosen the higher log-prob per token, a tie counted half",
+    SHARE,
+    "accuracy_change",
+    "pair",
+    better="higher",
+    p_value="accuracy_p_value",
+)
+ACCURACY_SUMMED = Both(
+    "accuracy_summed",
+    "Preference accuracy, summed",
+    "share of pairs where {model} gives chosen the higher summed log-prob, which favours short "
+    "answers",
+    SHARE,
+    "accuracy_change_summed",
+    "pair",
+    better="higher",
+    p_value="accuracy_p_value_summed",
+)
+ANSWER_TOKENS = Both(
+    "answer_tokens",
+    "Answer tokens",
+    "mean length of {model}'s answers in tokens",
+    TOKENS,
+    "answer_tokens_change",
+    "question",
+    needs=_ANSWERS,
+    rows="answers",
+)
+REPETITION = Both(
+    "repetition",
+    "Repetition",
+    "mean share of {model}'s word 4-grams that its answer had already said",
+    FRACTION,
+    "repetition_change",
+    "question",
+    better="lower",
+    needs=_ANSWERS,
+    rows="answers",
+)
+UNFINISHED = Both(
+    "unfinished",
+    "Unfinished",
+    "share of {model}'s answers that max_new_tokens cut",
+    SHARE,
+    "unfinished_change",
+    "question",
+    better="lower",
+    needs=_ANSWERS,
+    rows="answers",
+)
+CORRECT = Both(
+    "correct",
+    "Right answers",
+    "share of the questions that {model} answers correctly",
+    SHARE,
+    "correct_change",
+    "question",
+    better="higher",
+    p_value="correct_p_value",
+    needs=_QUESTIONS,
+    rows="questions",
+)
+BOTH = (ACCURACY, ACCURACY_SUMMED, ANSWER_TOKENS, REPETITION, UNFINISHED, CORRECT)
+MARGIN_QUANTILES = {f"reward_margin_p{q:02}": q / 100 for q in (5, 25, 50, 75, 95)}
+_LENGTH = "Far below the win rate: much of it is length."
+
+_ENTRIES = (
+    # of all test pairs
+    Metric("pairs", COUNT, "test pairs scored"),
+    Metric("images", COUNT, "distinct images among them; the bootstrap draws these"),
+    Metric(
+        "win_rate",
+        SHARE,
+        "share of pairs whose reward margin is above 0, a tie counted half",
+        interval=True,
+        better="higher",
+        null=0.5,
+        title="Win rate over the base",
+    ),
+    Metric(
+        "win_rate_wilson_low",
+        SHARE,
+        "lower end of Wilson's interval of win_rate, each image one trial",
+    ),
+    Metric(
+        "win_rate_wilson_high",
+        SHARE,
+        "its upper end; the interval to read below some 30 images",
+    ),
+    Metric("ties", COUNT, "pairs whose reward margin is exactly 0"),
+    Metric(
+        "reward_margin",
+        MARGIN,
+        "mean of beta·[(log π - log π_ref)(chosen) - (log π - log π_ref)(rejected)]",
+        interval=True,
+        better="higher",
+        title="Reward margin",
+    ),
+    *(
+        Metric(
+            key,
+            MARGIN,
+            "the median reward margin"
+            if quantile == 0.5
+            else f"{100 * quantile:.0f}% of the reward margins are below this",
+        )
+        for key, quantile in MARGIN_QUANTILES.items()
+    ),
+    Metric(
+        "chosen_logps_change",
+        NATS,
+        "mean of (log π - log π_ref)(chosen); below 0 chosen lost probability",
+        interval=True,
+        better="higher",
+        title="Chosen log-prob",
+    ),
+    Metric(
+        "rejected_logps_change",
+        NATS,
+        "mean of (log π - log π_ref)(rejected)",
+        interval=True,
+    ),
+    *ACCURACY.metrics(),
+    Metric("accuracy_gained", COUNT, "pairs that the tuned model orders better than the base"),
+    Metric("accuracy_lost", COUNT, "pairs that the tuned model orders worse than the base"),
+    Metric(
+        "accuracy_p_value",
+        P_VALUE,
+        "exact two-sided McNemar test that gained and lost are equally likely",
+    ),
+    *ACCURACY_SUMMED.metrics(),
+    Metric("accuracy_p_value_summed", P_VALUE, "McNemar's test of accuracy_change_summed"),
+    # controls: length
+    Metric(
+        "longer_wins",
+        SHARE,
+        "share of pairs whose chosen has more tokens: what preferring length scores",
+        interval=True,
+        alarm="Far from 50%: length alone tells chosen from rejected.",
+    ),
+    *_win_rate_where(
+        "chosen_shorter",
+        "chosen has fewer tokens than rejected",
+        "Far below the win rate: the model prefers longer answers.",
+    ),
+    *_win_rate_where(
+        "equal_length",
+        "answers have equally many tokens",
+        "Far below the win rate: it needs length to tell the two apart.",
+    ),
+    *_win_rate_where(
+        "chosen_longer",
+        "chosen has more tokens than rejected",
+        "Far above the win rate: the model prefers longer answers.",
+    ),
+    Metric(
+        "win_rate_without_length",
+        SHARE,
+        "win rate of what remains of the margins after a fit to length",
+        interval=True,
+        better="higher",
+        null=0.5,
+        needs=_FIT,
+        alarm=_LENGTH,
+    ),
+    Metric(
+        "win_rate_at_equal_length",
+        SHARE,
+        "win rate at equal length, by a logistic fit to the difference",
+        better="higher",
+        null=0.5,
+        needs=_FIT,
+        alarm=_LENGTH,
+    ),
+    Metric(
+        "length_explained",
+        FRACTION,
+        "share of the margins' variance that the difference in length explains",
+        needs=_FIT,
+        alarm="Large: the margins follow from the difference in length.",
+    ),
+    # controls: the image
+    Metric(
+        "control_pairs",
+        COUNT,
+        "test pairs that were scored again with another image in place of their own",
+        needs=_CONTROLS,
+    ),
+    *_shown_another(
+        "blank",
+        "a grey image of the same size",
+        "As high as the win rate: the image is not needed to win.",
+    ),
+    *_shown_another(
+        "shuffled", "the image of another pair", "As high as the win rate: any image does."
+    ),
+    # generated answers
+    Metric(
+        "answers",
+        COUNT,
+        "questions of test pairs that both models answered greedily",
+        needs=_ANSWERS,
+    ),
+    *ANSWER_TOKENS.metrics(),
+    *REPETITION.metrics(),
+    *UNFINISHED.metrics(),
+    Metric(
+        "same_answers",
+        SHARE,
+        "share of questions to which both gave the same answer",
+        needs=_ANSWERS,
+        rows="answers",
+    ),
+    # graded answers
+    Metric(
+        "questions",
+        COUNT,
+        "held-out questions with known answers that both models answered",
+        needs=_QUESTIONS,
+    ),
+    Metric(
+        "constant_correct",
+        SHARE,
+        "share that always giving the most frequent true answer gets right",
+        needs=_QUESTIONS,
+        rows="questions",
+    ),
+    *CORRECT.metrics(),
+    Metric(
+        "correct_gained",
+        COUNT,
+        "questions that only the tuned model answers correctly",
+        needs=_QUESTIONS,
+    ),
+    Metric(
+        "correct_lost",
+        COUNT,
+        "questions that only the base answers correctly",
+        needs=_QUESTIONS,
+    ),
+    Metric(
+        "correct_p_value",
+        P_VALUE,
+        "exact two-sided McNemar test that gained and lost are equally likely",
+        needs=_QUESTIONS,
+    ),
+)
+METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _ENTRIES}
+# Every key that the file can have, lm-eval's aside, in its order.
+KEYS = tuple(
+    key
+    for metric in METRICS.values()
+    for key in (metric.key, *(f"{metric.key}_{end}" for end in ENDS if metric.interval))
+)
+
+# DVC's metrics: at most eight, under names so short that `dvc exp show` fits 120 columns.
+HEADLINE = {
+    "win_rate": "win_rate",
+    "win_low": "win_rate_low",
+    "win_high": "win_rate_high",
+    "base_acc": ACCURACY.base,
+    "tuned_acc": ACCURACY.tuned,
+    "correct": CORRECT.tuned,  # else what lm-eval's first task gives, see metrics.headline
+    "chosen_logps": "chosen_logps_change",
+    "margin": "reward_margin",
+}
+
+
+def about(key: str) -> Metric:
+    """The entry of a key, or of the key that it is an end of.
+
+    Raises:
+        KeyError: there is no such metric.
+    """
+    for end in ENDS:
+        name = key.removesuffix(f"_{end}")
+        if key not in METRICS and name in METRICS and METRICS[name].interval:
+            return METRICS[name]
+    return METRICS[key]
+
+
+def shown(key: str, value: Any) -> str:
+    """A metric as text in its unit: ``98.4%``, ``+25.9 points``, ``1,000``, ``+0.46``."""
+    return about(key).unit.text(value)
+
+
+def interval(values: Mapping[str, Any], key: str) -> str:
+    """``[97.4, 99.2]``, in the unit of the metric; empty where it has none."""
+    return about(key).unit.interval(*(values.get(f"{key}_{end}") for end in ENDS))
+
+
+def with_interval(values: Mapping[str, Any], key: str) -> str:
+    return f"{shown(key, values.get(key))} {interval(values, key)}".strip()

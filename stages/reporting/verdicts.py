@@ -1,0 +1,230 @@
+"""What the metrics say, in words, by rules that the page prints too.
+
+Metrics are those of ``results/metrics.json``; any of them may be missing.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from stages.evaluation import regression, statistics
+from stages.evaluation.catalogue import (
+    ACCURACY,
+    CORRECT,
+    FIGURE,
+    METRICS,
+    REPETITION,
+    UNFINISHED,
+    Better,
+    is_known,
+    shown,
+    with_interval,
+)
+from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
+from stages.evaluation.statistics import SURE, Direction
+from stages.reporting.text import rows_of
+
+Verdict = Literal["better", "worse", "unclear"]
+
+# The rules' numbers.
+HIGH_BASE = 0.9  # base_accuracy from which there was little to learn
+LENGTH_GIVEAWAY = 0.15  # distance of longer_wins from one half
+MORE_UNFINISHED = 0.05  # rise of the share of answers that hit max_new_tokens
+
+TITLES: Mapping[Verdict, str] = {
+    "better": "Training raised chosen over rejected.",
+    "worse": "Training raised rejected over chosen.",
+    "unclear": "No clear change of preference.",
+}
+
+
+def direction(values: Mapping[str, Any], key: str) -> Direction:
+    """Whether a metric is above or below what it is where training changed nothing."""
+    metric = METRICS[key]
+    low, high, p_value = (
+        value if is_known(value) else None
+        for value in (values.get(name) for name in (f"{key}_low", f"{key}_high", metric.p_value))
+    )
+    return statistics.direction(low, high, p_value, null=metric.null)
+
+
+def judged(found: Direction, better: Better | None) -> Verdict:
+    """Whether going that way is good; ``unclear`` where neither way is."""
+    if found == "unclear" or better is None:
+        return "unclear"
+    return "better" if found == better else "worse"
+
+
+def verdict(values: Mapping[str, Any], key: str) -> Verdict:
+    return judged(direction(values, key), METRICS[key].better)
+
+
+def headline(values: Mapping[str, Any]) -> str:
+    """What was found, in one sentence or two, each figure with its interval."""
+    pairs, images = values.get("pairs", 0), values.get("images")
+    of = f"{pairs:,} held-out pairs" + (f" ({images:,} images)" if images != pairs else "")
+    wins = with_interval(values, "win_rate")
+    raised = {
+        "better": f"raised chosen over rejected in {wins} of them",
+        "worse": f"raised chosen over rejected in only {wins} of them, less than half",
+        "unclear": f"raised chosen over rejected in {wins} of them, which is not clearly more or "
+        "less than half",
+    }[verdict(values, "win_rate")]
+    text = f"On {of} the tuned model {raised}"
+    if is_known(values.get(ACCURACY.base)) and is_known(values.get(ACCURACY.tuned)):
+        text += (
+            f"; it gives chosen the higher log-prob per token in "
+            f"{with_interval(values, ACCURACY.tuned)}, the base in "
+            f"{with_interval(values, ACCURACY.base)}"
+        )
+    text += "."
+    if is_known(values.get(CORRECT.base)) and is_known(values.get(CORRECT.tuned)):
+        text += (
+            f" Of {values.get('questions', 0):,} held-out questions it answers "
+            f"{with_interval(values, CORRECT.tuned)} right, the base "
+            f"{with_interval(values, CORRECT.base)}."
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class Concern:
+    """Something that a reader should know before quoting the headline."""
+
+    warning: bool  # else a note
+    text: str
+
+
+RULES = (
+    "“Raised” and “better” need an interval that lies entirely on the good side, “worse” one "
+    "entirely on the bad side, and for what is right or wrong a p-value of McNemar's test below "
+    f"{SURE:g} as well; everything else is “not clear”.",
+    "There is a warning where chosen_logps_change is below 0; where accuracy_change or "
+    "correct_change is “worse”; where a task of lm-eval is, with a p-value below "
+    f"{SURE:g} divided by the number of its metrics that can be judged; where the win rate with a "
+    "blank or another image is clearly above one half, or the win rate is and "
+    "win_rate_over_blank or win_rate_over_shuffled is not clearly above 0; where a slice's win "
+    "rate is clearly below one half; where repetition_change is clearly above 0; where the share "
+    f"of unfinished answers rose by more than {100 * MORE_UNFINISHED:.0f} points.",
+    f"There is a note where base_accuracy is {100 * HIGH_BASE:.0f}% or more; where longer_wins is "
+    f"more than {100 * LENGTH_GIVEAWAY:.0f} points from one half; where pairs are tied; where "
+    f"there are fewer than {FEW_IMAGES} test images.",
+)
+
+
+def concerns(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> list[Concern]:
+    """Warnings, then notes, by the ``RULES``."""
+    found = [
+        *_log_prob_concerns(values),
+        *_change_concerns(values),
+        *_image_concerns(values),
+        *_slice_concerns(slices),
+        *_answer_concerns(values),
+        *_notes(values),
+    ]
+    return sorted(found, key=lambda concern: not concern.warning)
+
+
+def _log_prob_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
+    change = values.get("chosen_logps_change")
+    if is_known(change) and change < 0:
+        sure = "" if verdict(values, "chosen_logps_change") == "worse" else ", not clearly"
+        yield Concern(
+            True,
+            f"Chosen answers lost probability{sure}: "
+            f"{with_interval(values, 'chosen_logps_change')} nats on average. DPO can widen the "
+            "margin that way too; train.pref_ftx holds chosen up.",
+        )
+
+
+def _change_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
+    for both, what in (
+        (ACCURACY, "Preference accuracy fell"),
+        (CORRECT, "Right answers became fewer"),
+    ):
+        if verdict(values, both.change) == "worse":
+            yield Concern(True, f"{what}: {with_interval(values, both.change)}.")
+    tasks = [one for one in regression.read(values) if one.better]
+    tested = sum(one.change.p_value is not None for one in tasks)
+    for one in tasks:
+        change = one.change
+        sure = change.p_value is None or change.p_value < SURE / tested
+        if judged(change.direction, one.better) == "worse" and sure:
+            figure = FIGURE.difference.with_interval(change.difference, change.low, change.high)
+            yield Concern(True, f"{one.task} got worse: {one.metric} {figure}.")
+
+
+def _image_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
+    wins = values.get("win_rate")
+    for image, what in (("blank", "a blank image"), ("shuffled", "another pair's image")):
+        key, over = f"win_rate_{image}", f"win_rate_over_{image}"
+        if direction(values, key) == "higher" and is_known(wins) and wins > 0.5:
+            yield Concern(
+                True,
+                f"Some pairs are won without looking: with {what} the win rate is still "
+                f"{with_interval(values, key)}.",
+            )
+        elif (
+            verdict(values, "win_rate") == "better"
+            and is_known(values.get(over))
+            and verdict(values, over) != "better"
+        ):
+            yield Concern(
+                True,
+                "Nothing shows that the preference depends on the image: the win rate is not "
+                f"clearly higher than with {what} ({with_interval(values, over)}).",
+            )
+
+
+def _slice_concerns(slices: pd.DataFrame | None) -> Iterable[Concern]:
+    for row in rows_of(slices):
+        if verdict(row, "win_rate") == "worse":
+            yield Concern(
+                True,
+                f"In the slice {row.get('by')} = {row.get('slice')} training raised rejected over "
+                f"chosen: win rate {with_interval(row, 'win_rate')} of {row.get('pairs')} pairs.",
+            )
+
+
+def _answer_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
+    if verdict(values, REPETITION.change) == "worse":
+        yield Concern(
+            True,
+            f"Answers repeat themselves more: {with_interval(values, REPETITION.tuned)}, the "
+            f"base's {with_interval(values, REPETITION.base)}.",
+        )
+    base, tuned = values.get(UNFINISHED.base), values.get(UNFINISHED.tuned)
+    if is_known(base) and is_known(tuned) and tuned - base > MORE_UNFINISHED:
+        yield Concern(
+            True,
+            f"More answers do not come to an end: {shown(UNFINISHED.tuned, tuned)}, the base's "
+            f"{shown(UNFINISHED.base, base)}.",
+        )
+
+
+def _notes(values: Mapping[str, Any]) -> Iterable[Concern]:
+    base = values.get(ACCURACY.base)
+    if is_known(base) and base >= HIGH_BASE:
+        yield Concern(
+            False,
+            f"The base already ordered {with_interval(values, ACCURACY.base)} of the pairs "
+            "rightly: there was little to learn.",
+        )
+    longer = values.get("longer_wins")
+    if is_known(longer) and abs(longer - 0.5) > LENGTH_GIVEAWAY:
+        which = "longer" if longer > 0.5 else "shorter"
+        yield Concern(
+            False,
+            f"Length gives chosen away: always preferring the {which} answer is right in "
+            f"{shown('longer_wins', max(longer, 1 - longer))} of the pairs. Part of the wins may "
+            "be length.",
+        )
+    images = values.get("images")
+    if is_known(images) and images < FEW_IMAGES:
+        yield Concern(False, f"Few test images ({images:,}): read every figure with great care.")
+    if values.get("ties"):
+        yield Concern(
+            False, f"{values['ties']:,} pairs are tied (margin exactly 0) and count as half a win."
+        )
