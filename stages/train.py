@@ -49,10 +49,13 @@ def main(
             f"training {fingerprint}: {out} holds its adapter already; nothing to train "
             "(`dvc repro -f train` trains it again)"
         )
+    elif process.is_finished(folder) and not is_forced():
+        print(f"training {fingerprint}: finished in an earlier experiment, taken up from {folder}")
+        process.publish(folder, out, fingerprint)
     else:
         facts = train(p, configuration, fingerprint, folder)
         process.publish(folder, out, fingerprint)
-        process.discard_checkpoints(folder)
+        process.finish(folder)
     if not trained or not history.has_curves(curves):
         history.write_curves(folder, curves)
     return facts

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
+from stages.families import registry
 from stages.sources.manifest import refuse_lfs_pointer
 from stages.sources.names import PICKLES, suffix
-
-MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 
 
 def check_model(
@@ -38,10 +37,11 @@ def check_model(
     config = _json_object(folder / "config.json", name)
     kind, named = config.get("model_type"), config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else "no architecture"
-    if kind not in MODEL_TYPES or not architecture.endswith("ForConditionalGeneration"):
+    if kind not in registry.model_types() or not architecture.endswith("ForConditionalGeneration"):
         raise UserError(
             f"{name}: config.json describes {architecture} (model_type {kind}), but this pipeline "
-            "tunes Qwen3-VL models; set model.source to one, such as Qwen/Qwen3-VL-4B-Instruct"
+            f"tunes {registry.names()} models; set model.source to one, such as "
+            f"{registry.FAMILIES[0].example}"
         )
     vocabulary = "tokenizer.json" in there or {"vocab.json", "merges.txt"} <= there
     if not vocabulary or "tokenizer_config.json" not in there:

@@ -65,6 +65,10 @@ FIXES = (
 )
 
 
+WEIGHTS = "adapter_model.safetensors"
+FINISHED = "finished.txt"
+
+
 def prepare(folder: Path) -> str | None:
     """Make a run's folder ready; the checkpoint it will resume from, or None for a clean start.
 
@@ -212,7 +216,7 @@ def is_trained(fingerprint: str, out: Path) -> bool:
         made = json.loads((out / "fingerprint.json").read_text(encoding="utf-8"))
         return (
             made["fingerprint"] == fingerprint
-            and made["adapter_sha256"] == sha256(out / "adapter_model.safetensors")
+            and made["adapter_sha256"] == sha256(out / WEIGHTS)
             and (out / "adapter_config.json").is_file()
             and (out / "llamafactory.yaml").is_file()
         )
@@ -231,7 +235,7 @@ def publish(folder: Path, out: Path, fingerprint: str) -> None:
     (out / "fingerprint.json").unlink(missing_ok=True)
     for path in out.iterdir():  # never written into: with DVC's link types it is the cache's own
         path.unlink()
-    for name in ("adapter_model.safetensors", "llamafactory.yaml"):
+    for name in (WEIGHTS, "llamafactory.yaml"):
         shutil.copyfile(folder / name, out / name)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     for name in ("target_modules", "modules_to_save"):
@@ -242,12 +246,26 @@ def publish(folder: Path, out: Path, fingerprint: str) -> None:
     )
     made = {
         "fingerprint": fingerprint,
-        "adapter_sha256": sha256(out / "adapter_model.safetensors"),
+        "adapter_sha256": sha256(out / WEIGHTS),
     }
     (out / "fingerprint.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
 
 
-def discard_checkpoints(folder: Path) -> None:
-    """Remove what only an interrupted training needs; log and trainer state stay."""
+def finish(folder: Path) -> None:
+    """Mark a training's folder as finished, and remove what only an interrupted one needs.
+
+    The adapter, the log and the trainer's state stay: an experiment that comes back to this
+    fingerprint takes them up. DVC's own cache of runs can't, since the stage's outputs persist.
+    """
+    (folder / FINISHED).write_text(f"{sha256(folder / WEIGHTS)}\n", encoding="utf-8")
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a training ended well in ``folder`` and its adapter is the one that it made."""
+    try:
+        told = (folder / FINISHED).read_text(encoding="utf-8").strip()
+        return told == sha256(folder / WEIGHTS)
+    except OSError:
+        return False
