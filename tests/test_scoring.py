@@ -17,7 +17,7 @@ from stages.dataset import formatted
 from stages.evaluation import metrics
 from stages.model import scoring, tokens
 from stages.probing import controls, prompts
-from stages.tuning import training
+from stages.tuning.config import dpo_config
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def theirs(
     from llamafactory.train.trainer_utils import create_ref_model
 
     folder = tmp_path_factory.mktemp("trainer")
-    config = training.dpo_config(
+    config = dpo_config(
         params_with(**{"train.beta": BETA, "train.per_device_eval_batch_size": 4}),
         model=model_dir,
         formatted=formatted_dir,
