@@ -65,8 +65,9 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 
 # To pip 23.2, which Python 3.11 brings, a[x]==1, a[x, y]==1 and a==1 are three packages, each refused
 # if the lock has not got it; so an entry with extras is repeated without them and with each of them.
-exps: setup ## Compare experiments: what was changed, and the headline figures (make exps ARGS=-A for all commits)
-	$(IN_VENV) dvc exp show --no-pager --only-changed --hide-workspace --drop '$(DROP)' --sort-by win_rate $(ARGS)
+# Without --drop the table has a column for every file that a stage reads or writes.
+exps: setup ## Compare experiments: changed parameters, headline figures (ARGS=-A: of all commits)
+	$(IN_VENV) dvc exp show --no-pager --only-changed --drop 'Created|.*/.*' $(ARGS)
 
 costs: setup ## What each stage took when it ran here
 	$(IN_VENV) python -m stages.costs

@@ -21,7 +21,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.report import all_stages
+from stages.costs import stage_names
 
 PACKAGES = ("torch", "transformers", "llamafactory", "peft", "trl")
 
@@ -34,8 +34,8 @@ def main() -> None:
         given = (override.partition("=")[::2] for override in overrides)
         values = {key: YAML(typ="safe").load(value) for key, value in given}
         set_parameters(clone / "params.yaml", values)
-        seconds = {stage: timed(clone, stage) for stage in all_stages(clone / "dvc.yaml")}
-        metrics = json.loads((clone / "reports" / "metrics.json").read_text())
+        seconds = {stage: timed(clone, stage) for stage in stage_names(clone / "dvc.yaml")}
+        metrics = json.loads((clone / "reports" / "results" / "metrics.json").read_text())
     print(f"\ncommand: python -m benchmarks.pipeline {' '.join(overrides)}".rstrip())
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(f"device: {device()}; {versions}\n")

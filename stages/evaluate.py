@@ -75,15 +75,11 @@ def main(
 
     runs.complete_run(
         json.loads((adapter / "fingerprint.json").read_text())["fingerprint"],
-        runs.RunRecord(
-            name=runs.experiment_name(),
-            parameters=p.model_dump(mode="json"),
-            metrics=measured,
-            curves=curves,
-            tags=runs.provenance(),
-            artifacts=(headline, results, details, curves, adapter / "llamafactory.yaml"),
-            datasets=tuple(runs.dataset(formatted_data / f"{split}.json") for split in SPLITS),
-        ),
+        parameters=p.model_dump(mode="json"),
+        metrics=measured,
+        curves=curves,
+        artifacts=(headline, results, details, curves, adapter / "llamafactory.yaml"),
+        datasets=[formatted_data / f"{split}.json" for split in SPLITS],
     )
     return tuned.cost()
 

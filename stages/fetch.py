@@ -1,6 +1,6 @@
 """fetch: brings the data set or the base model of ``params.yaml`` here, as upstream published it.
 
-In: ``data.source`` or ``model.source``: a Hub repository at a revision, a local path, or easy-VQA.
+In: ``data.source`` or ``model.source``, of one of the kinds in ``stages.sources.registry``.
 Out: a folder with upstream's files and ``SOURCE.json`` (commit, licence, each file's sha256).
 
 Two items, so that a change of the model does not fetch the data again. The folder persists between
@@ -12,55 +12,34 @@ from pathlib import Path
 
 from stages.core import command
 from stages.core.errors import UserError
+from stages.core.text import readable
 from stages.parameters import params
-from stages.sources import fetching
+from stages.sources.manifest import Source
+from stages.sources.registry import KINDS
 
 
 def main(item: str, out: Path) -> None:
     """Fetch ``item``, which is ``data`` or ``model``, into ``out``."""
     p = params.load()
     if item == "data":
-        source = fetch_data(p.data.source, out)
+        fetched = KINDS[p.data.source.kind].fetch_data(p.data.source, out)
     elif item == "model":
-        source = fetch_model(p.model.source, p.model.trust, out)
+        fetched = fetch_model(p.model.source, p.model.trust, out)
     else:
-        raise UserError(f"--item {item}: there is no such item; write data or model")
-    print(summary(item, source))
+        raise UserError(f"--item {item}: write data or model")
+    print(summary(item, fetched))
 
 
-def fetch_data(source: params.DataSource, out: Path) -> fetching.Source:
-    """Data are tables and images: pickles and code are never fetched with them."""
-    if source.kind == "easy-vqa":
-        return fetching.copy_easy_vqa(out)
-    if source.kind == "path":
-        return fetching.copy_data(source.path, out, source.licence)
-    return fetching.fetch_hub(source.repo, source.revision, source.files, out, repo_type="dataset")
-
-
-def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> fetching.Source:
+def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> Source:
     """Weights are safetensors, unless a parameter allows more."""
-    if source.kind == "path":
-        return fetching.copy_model(
-            source.path,
-            out,
-            allow_pickle=trust.pickle,
-            allow_code=trust.remote_code,
-            licence=source.licence,
-        )
-    return fetching.fetch_hub(
-        source.repo,
-        source.revision,
-        source.files,
-        out,
-        repo_type="model",
-        allow_pickle=trust.pickle,
-        allow_code=trust.remote_code,
-    )
+    fetch = KINDS[source.kind].fetch_model
+    assert fetch is not None  # else params refuses it as a source of models
+    return fetch(source, out, allow_pickle=trust.pickle, allow_code=trust.remote_code)
 
 
-def summary(item: str, source: fetching.Source) -> str:
+def summary(item: str, source: Source) -> str:
     """One line: what was fetched, its size, commit and licence."""
-    parts = [f"{len(source.files):,} files, {fetching.readable(source.size)}"]
+    parts = [f"{len(source.files):,} files, {readable(source.size)}"]
     if source.commit:
         parts.append(f"{source.repo} at {source.commit}")
     parts.append(f"licence {source.licence or 'unknown'}")

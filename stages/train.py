@@ -11,7 +11,6 @@ starts clean. An adapter that exists for the same fingerprint is not trained aga
 """
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from stages.core.project import is_forced, project_root
 from stages.dataset import formatted
 from stages.parameters import params
 from stages.tracking import runs
-from stages.tuning import training
+from stages.tuning import config, history, process
 
 WORKSPACE = Path("models/training")
 
@@ -31,7 +30,7 @@ def main(
     formatted_data: Path, images: Path, model: Path, out: Path, curves: Path
 ) -> dict[str, Any]:
     p = params.load()
-    config = training.dpo_config(
+    configuration = config.dpo_config(
         p,
         model=model,
         formatted=formatted_data,
@@ -39,43 +38,64 @@ def main(
         output=WORKSPACE,
         validated=bool(formatted.read(formatted_data, "validation")),
     )
-    fingerprint = training.fingerprint(config, formatted_data, model, p.train.gpus)
-    if training.is_trained(fingerprint, out, curves) and not is_forced():
+    fingerprint = config.fingerprint(configuration, formatted_data, model, p.train.gpus)
+    # Experiments in DVC's temporary copies keep their checkpoints in the real project.
+    folder = Path(os.path.relpath(project_root() / WORKSPACE / fingerprint))
+
+    facts: dict[str, Any] = {}
+    trained = process.is_trained(fingerprint, out) and not is_forced()
+    if trained and (history.has_curves(curves) or (folder / history.STATE).is_file()):
         print(
             f"training {fingerprint}: {out} holds its adapter already; nothing to train "
             "(`dvc repro -f train` trains it again)"
         )
-        return {}
-    training.require_gpus(p.train.gpus)
-    # Experiments in DVC's temporary copies keep their checkpoints in the real project.
-    folder = Path(os.path.relpath(project_root() / WORKSPACE / fingerprint))
+    elif process.is_finished(folder) and not is_forced():
+        print(f"training {fingerprint}: finished in an earlier experiment, taken up from {folder}")
+        process.publish(folder, out, fingerprint)
+    else:
+        facts = train(p, configuration, fingerprint, folder)
+        process.publish(folder, out, fingerprint)
+        process.finish(folder)
+    if not trained or not history.has_curves(curves):
+        history.write_curves(folder, curves)
+    return facts
 
-    resumed = training.prepare(folder)
+
+def train(
+    p: params.Params, configuration: dict[str, Any], fingerprint: str, folder: Path
+) -> dict[str, Any]:
+    """Train in ``folder``, with live curves in MLflow; the facts for the diary.
+
+    Raises:
+        UserError: the training failed, or what it logs can't be right; the latter ends it there.
+    """
+    config.require_gpus(p.train.gpus)
+    resumed = process.prepare(folder)
     print(
         f"training {fingerprint}: " + (f"resuming from {resumed}" if resumed else "a clean start")
     )
-    configuration = folder / "llamafactory.yaml"
+    file = folder / "llamafactory.yaml"
     # By the library that LLaMA-Factory reads it with: to YAML 1.1, a bare `no` is false.
-    OmegaConf.save(OmegaConf.create(config), configuration)
+    OmegaConf.save(OmegaConf.create(configuration), file)
 
-    run = partial(runs.open_run, fingerprint)
-    with runs.live(run, training.CURVES) as live_environment:
-        training.launch(
-            ["train", str(configuration), f"output_dir={folder}", "report_to=mlflow"],
-            folder / "train.log",
-            training.environment(p.train.gpus, os.environ | live_environment),
-        )
+    beta = None if p.train.loss in params.REFERENCE_FREE else p.train.beta
+    with runs.Live(fingerprint) as live:
 
-    history = training.history(folder)
-    if p.train.loss not in params.REFERENCE_FREE:
-        margin = training.check_first_step(history, p.train.beta)
+        def watch(entry: dict[str, Any]) -> None:
+            history.check(entry, beta)
+            if measured := history.point(entry):
+                live.log(entry["step"], *measured)
+
+        environment = config.environment(p.train.gpus, os.environ)
+        process.launch(["train", str(file), f"output_dir={folder}"], folder, environment, watch)
+
+    entries = history.read(folder)
+    for entry in entries:  # those before a checkpoint that it resumed from too
+        history.check(entry, beta)
+    if beta is not None:
+        margin = history.first_margin(entries)
         print(f"reward margin at step 1: {margin:.2g} (the policy starts at the reference)")
-    curves.mkdir(parents=True, exist_ok=True)
-    for split, table in training.curves(history).items():
-        table.to_csv(curves / f"{split}.csv", index=False)
-    training.publish(folder, out, fingerprint)
-    training.discard_checkpoints(folder)
-    return training.cost(history, p.train.gpus, resumed is not None)
+    return history.cost(entries, p.train.gpus, resumed is not None)
 
 
 if __name__ == "__main__":

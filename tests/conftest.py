@@ -163,27 +163,56 @@ def base(llamafactory: None, model_dir: Path, params_with: Callable[..., Params]
 
 
 @pytest.fixture(scope="session")
-def adapter_dir(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA adapter with random weights, large enough to change every log-prob."""
-    import copy
+def checkpoint_of(model_dir: Path) -> Callable[..., Any]:
+    """``checkpoint_of(policy, p)``: a checkpoint with that policy loaded, which keeps nothing."""
+    from stages.model.checkpoint import Checkpoint
 
-    import torch
-    from peft import LoraConfig, get_peft_model
+    class Unkept(Checkpoint):
+        def kept(self, kind: str, make: Callable[[], bytes], **_: Any) -> bytes:
+            return make()
 
-    folder: Path = tmp_path_factory.mktemp("adapter")
-    config = LoraConfig(
-        r=4,
-        target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)",
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(copy.deepcopy(base.model), config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
-    model.save_pretrained(folder)
-    return folder
+    def made(policy: Any, p: Params) -> Checkpoint:
+        checkpoint = Unkept(model_dir, p)
+        checkpoint.policy = policy
+        return checkpoint
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def save_adapter() -> Callable[..., Path]:
+    """``save_adapter(model, folder)``: a LoRA adapter with random weights, large enough to change
+    every log-prob. The model stays as it is.
+    """
+
+    def save(base: Any, folder: Path) -> Path:
+        import copy
+
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=4,
+            target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)",
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(copy.deepcopy(base), config)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
+        model.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def adapter_dir(
+    base: Any, save_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return save_adapter(base.model, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,6 @@ EXEMPT = {
     "stages": "a docstring",
     "stages.core": "the command line, errors and texts of numbers; where the project is",
     "stages.parameters": "checks parameters; their values are DVC's to watch, under params",
-    "stages.sources.check": "refuses a model that later stages could not load",
     "stages.tracking": "mirrors results to MLflow; no stage reads them there",
 }
 WRITES = {
@@ -355,3 +354,9 @@ def key_lines(path: Path) -> Iterator[tuple[str, str, str]]:
         depth = len(found[1])
         above = [(d, name) for d, name in above if d < depth] + [(depth, found[2])]
         yield ".".join(name for _, name in above), found[3] or "", found[4] or ""
+
+
+# What a change reruns: rows of what is changed, where that is, and the stages that run again.
+COSTS = table_under(
+    (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), "## What a change reruns"
+)

@@ -15,9 +15,11 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +50,8 @@ class Repo:
     for files only; ``wrong`` files are served with their last byte changed; ``cut`` files break
     off, once, before that byte (with a TCP reset if ``reset``, which may lose what is under way);
     ``hang`` files stop there, once, and keep the connection open;
-    ``gone`` files are listed but answer 404; ``stall`` waits that many seconds before every answer.
+    ``gone`` files are listed but answer 404; ``stall`` waits that many seconds before every answer;
+    ``rate`` is how many bytes a second one connection gets.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Repo:
     hang: dict[str, int] = field(default_factory=dict)
     gone: Sequence[str] = ()
     stall: float = 0.0
+    rate: float = 0.0
     requests: list[Request] = field(default_factory=list)
 
     def downloads(self, file: str | None = None) -> list[Request]:
@@ -432,7 +436,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = files[path]
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_blob_id(content)}"'}
         if large:
-            headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+            headers["ETag"] = f'"{_sha256(content)}"'
             if not redirected:
                 headers["X-Linked-Etag"] = headers["ETag"]
                 headers["X-Linked-Size"] = str(len(content))
@@ -458,7 +462,23 @@ class _Handler(BaseHTTPRequestHandler):
         if cut is not None and repo.reset:
             linger = struct.pack("ii", 1, 0)  # on, 0 seconds: closing sends RST
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        if repo.rate and self.command == "GET":
+            self._send_slowly(status, body, headers, repo.rate)
+            return
         self._send(status, body, headers, "application/octet-stream", cut, broken is repo.hang)
+
+    def _send_slowly(
+        self, status: int, body: bytes, headers: Mapping[str, str], rate: float
+    ) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        start, step = time.monotonic(), 2**20
+        with suppress(OSError):  # the client may leave at any time
+            for sent in range(0, len(body), step):
+                self.wfile.write(body[sent : sent + step])
+                time.sleep(max(0, start + (sent + step) / rate - time.monotonic()))
 
     def _json(self, value: object, headers: Mapping[str, str] | None = None) -> None:
         self._send(200, json.dumps(value).encode(), headers or {})
@@ -516,13 +536,19 @@ def _commit(name: str, files: Mapping[str, bytes]) -> str:
     return hashlib.sha1(f"{name}\n{listing}".encode()).hexdigest()
 
 
+@lru_cache(maxsize=512)  # large files are asked about often
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache(maxsize=512)
 def _blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _lfs(path: str, content: bytes) -> str | None:
     if any(fnmatch.fnmatch(path, pattern) for pattern in LFS):
-        return hashlib.sha256(content).hexdigest()
+        return _sha256(content)
     return None
 
 

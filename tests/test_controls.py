@@ -3,7 +3,6 @@
 import pytest
 from PIL import Image, ImageChops
 
-from stages.model import scoring
 from stages.probing import controls
 
 
@@ -62,9 +61,8 @@ def test_one_image_alone_cannot_be_exchanged(images, tmp_path):
     assert list(controls.shown(PAIRS[:2], images, tmp_path)) == ["blank"]
 
 
-def test_no_sample_is_no_rows_and_runs_no_model(images, params_with):
-    p = params_with(**{"evaluate.controls": 0})
-    no_model = scoring.Policy(None, None, None, None, None, None)
-    table = controls.log_probs(no_model, PAIRS, images, p, label="test")
+def test_no_sample_is_no_rows_and_loads_no_model(checkpoint_of, images, params_with):
+    checkpoint = checkpoint_of(None, params_with(**{"evaluate.controls": 0}))
+    table = controls.log_probs(checkpoint, PAIRS, images, label="test")
     assert table.empty
     assert list(table.columns) == ["id", "shown"]

@@ -61,7 +61,7 @@ def test_the_histograms_bins_are_round_and_none_holds_wins_and_losses(scale):
 
 def test_a_data_set_is_known_by_the_md5_that_dvc_has(tmp_path):
     (tmp_path / "test.json").write_text("[]")
-    made = evaluate.dataset(tmp_path / "test.json")
+    made = runs.dataset(tmp_path / "test.json")
     assert (made.name, made.digest) == ("test", hashlib.md5(b"[]").hexdigest())
 
 
@@ -73,15 +73,18 @@ def project(tmp_path, monkeypatch, write_params):
     """What the stages before leave, and fakes of the model and of the tracker."""
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path / "params.yaml", **{"train.beta": 0.5, "evaluate.resamples": 200})
-    for folder in ("formatted", "reference", "adapter", "curves"):
+    for folder in ("formatted", "reference", "baseline", "base", "adapter", "curves"):
         (tmp_path / folder).mkdir()
     rows = {"train": [], "validation": [], "test": PAIRS, "questions": QUESTIONS}
     for name, content in rows.items():
         (tmp_path / "formatted" / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "adapter" / "fingerprint.json").write_text('{"fingerprint": "0123abcd"}')
     (tmp_path / "adapter" / "llamafactory.yaml").write_text("stage: dpo\n")
-    reference_of("abcd").to_parquet(tmp_path / "reference" / "logps.parquet")
-    answers_of("base").to_parquet(tmp_path / "reference" / "answers.parquet")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    (tmp_path / "base" / "SOURCE.json").write_text("{}")
+    table("abcd", -5.0, -5.0).to_parquet(tmp_path / "reference" / "logps.parquet")
+    controls_of("ab").to_parquet(tmp_path / "baseline" / "controls.parquet")
+    answers_of("base").to_parquet(tmp_path / "baseline" / "answers.parquet")
 
     monkeypatch.setattr(scoring, "load", lambda model, p, adapter: ("policy", model, adapter))
     monkeypatch.setattr(
@@ -99,7 +102,7 @@ def project(tmp_path, monkeypatch, write_params):
     monkeypatch.setattr(
         controls,
         "log_probs",
-        lambda policy, pairs, images, p, label: pd.concat(
+        lambda checkpoint, pairs, images, label: pd.concat(
             [
                 table("ab", [-5.0, -6.0], [-6.0, -5.0]).assign(shown="blank"),
                 table("ab", [-6.0, -6.0], [-5.0, -5.0]).assign(shown="shuffled"),
@@ -116,7 +119,7 @@ def project(tmp_path, monkeypatch, write_params):
         lambda base, tuned, settings: {f"lm_eval/{base}/{tuned}/change": 0.25},
     )
     monkeypatch.setattr(
-        evaluate.prompts, "answers", lambda policy, asked, images, p, label: answers_of("tuned")
+        evaluate.prompts, "answers", lambda checkpoint, asked, images, label: answers_of("tuned")
     )
     completed = []
     monkeypatch.setattr(
@@ -134,9 +137,8 @@ def write_tasks(probed, folder):
     (folder / "results.json").write_text(json.dumps(probed))
 
 
-def reference_of(names):
-    tables = [table(names, -5.0, -5.0).assign(shown="own")]
-    tables += [table("ab", -5.0, -5.0).assign(shown=way) for way in ("blank", "shuffled")]
+def controls_of(names):
+    tables = [table(names, -5.0, -5.0).assign(shown=way) for way in ("blank", "shuffled")]
     return pd.concat(tables)
 
 
@@ -162,21 +164,20 @@ def run(folder):
         model=folder / "base",
         adapter=folder / "adapter",
         reference=folder / "reference",
+        baseline=folder / "baseline",
         curves=folder / "curves",
         task_files=folder / "tasks",
-        metrics=folder / "reports" / "metrics.json",
-        scores=folder / "reports" / "scores.parquet",
-        answers=folder / "reports" / "answers.parquet",
-        lm_eval=folder / "reports" / "lm_eval",
-        margins=folder / "reports" / "margins.csv",
-        by_slice=folder / "reports" / "slices.csv",
+        headline=folder / "reports" / "headline.json",
+        results=folder / "reports" / "results",
+        details=folder / "reports" / "details",
     )
 
 
 def test_everything_is_written_and_the_run_completed(project, capsys):
     folder, completed = project
     assert run(folder)["device"] == "cpu"
-    result = json.loads((folder / "reports" / "metrics.json").read_text())
+    reports = folder / "reports"
+    result = json.loads((reports / "results" / "metrics.json").read_text())
     assert result["win_rate"] == 0.75
     assert result["reward_margin"] == 0.5 * (2 + 2 + 2 - 1) / 4
     assert (result["base_correct"], result["tuned_correct"]) == (0.5, 1.0)
@@ -187,12 +188,12 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     known = [key for key in result if key in metrics.MEANING]
     assert known == [key for key in metrics.MEANING if key in known]
     assert set(metrics.MEANING) - set(known) <= metrics.OPTIONAL
-    scores = pd.read_parquet(folder / "reports" / "scores.parquet")
+    scores = pd.read_parquet(reports / "details" / "scores.parquet")
     assert list(scores["reward_margin"]) == [1.0, 1.0, 1.0, -0.5]
-    assert len(pd.read_parquet(folder / "reports" / "answers.parquet")) == 6
-    assert set(pd.read_csv(folder / "reports" / "slices.csv")["note"]) == {"too few pairs"}
-    assert json.loads((folder / "reports" / "lm_eval" / "results.json").read_text()) == "probed"
-    assert pd.read_csv(folder / "reports" / "margins.csv")["pairs"].sum() == 4
+    assert len(pd.read_parquet(reports / "details" / "answers.parquet")) == 6
+    assert set(pd.read_csv(reports / "results" / "slices.csv")["note"]) == {"too few pairs"}
+    assert json.loads((reports / "details" / "lm_eval" / "results.json").read_text()) == "probed"
+    assert pd.read_csv(reports / "results" / "margins.csv")["pairs"].sum() == 4
     assert "win rate 0.750" in capsys.readouterr().out
 
     ((fingerprint, record),) = completed
@@ -203,7 +204,10 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     assert record.parameters["train"]["lora_rank"] == 8
     assert record.curves == folder / "curves"
     assert all(path.exists() for path in record.artifacts)
-    assert {path.name for path in record.artifacts} >= {"metrics.json", "llamafactory.yaml"}
+    assert {path.name for path in record.artifacts} >= {"results", "llamafactory.yaml"}
+    headline = json.loads((reports / "headline.json").read_text())
+    assert (headline["win_rate"], headline["correct"]) == (0.75, 1.0)
+    assert len(headline) <= 8
     assert [data.name for data in record.datasets] == ["train", "validation", "test"]
 
 
@@ -220,10 +224,10 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_reference_that_was_shown_no_controls_is_told(project):
+def test_a_baseline_that_was_shown_other_controls_is_told(project):
     folder, _ = project
-    table("abcd", -5.0, -5.0).assign(shown="own").to_parquet(folder / "reference" / "logps.parquet")
-    with pytest.raises(UserError, match=r"0 of the 2 test pairs.*dvc repro -f reference"):
+    controls_of("b").to_parquet(folder / "baseline" / "controls.parquet")
+    with pytest.raises(UserError, match=r"1 of the 2 test pairs.*dvc repro -f reference baseline"):
         run(folder)
 
 
@@ -239,7 +243,7 @@ def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatc
 
 def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project):
     folder, completed = project
-    reference_of("abcx").to_parquet(folder / "reference" / "logps.parquet")
+    table("abcx", -5.0, -5.0).to_parquet(folder / "reference" / "logps.parquet")
     with pytest.raises(UserError, match=r"3 of the 4 test pairs.*dvc repro -f reference"):
         run(folder)
     assert not (folder / "reports").exists()
@@ -249,8 +253,8 @@ def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project):
 def test_a_data_set_without_questions_has_no_metrics_of_them(project, monkeypatch):
     folder, _ = project
     (folder / "formatted" / "questions.json").write_text("[]")
-    answers_of("base")[:4].to_parquet(folder / "reference" / "answers.parquet")
+    answers_of("base")[:4].to_parquet(folder / "baseline" / "answers.parquet")
     monkeypatch.setattr(evaluate.prompts, "answers", lambda *_, **__: answers_of("tuned")[:4])
     run(folder)
-    result = json.loads((folder / "reports" / "metrics.json").read_text())
+    result = json.loads((folder / "reports" / "results" / "metrics.json").read_text())
     assert not [key for key in result if "correct" in key or key == "questions"]

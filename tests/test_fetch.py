@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from stages import fetch
 from stages.core.errors import UserError
 from stages.parameters import params
-from stages.sources import fetching
+from stages.sources import download, easyvqa, hub, local, manifest
 from tests.hub_server import (
     COLUMNS,
     PAGE_SIZE,
@@ -59,9 +59,9 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
 
 
-def fetch_data(repo: Repo, out: Path, revision: str = "main", **options) -> fetching.Source:
+def fetch_data(repo: Repo, out: Path, revision: str = "main", **options) -> manifest.Source:
     with serve([repo]) as url:
-        return fetching.fetch_hub(
+        return hub.fetch(
             repo.name,
             revision,
             options.pop("files", PATTERNS),
@@ -72,12 +72,12 @@ def fetch_data(repo: Repo, out: Path, revision: str = "main", **options) -> fetc
         )
 
 
-def fetch_model(repo: Repo, out: Path, **options) -> fetching.Source:
+def fetch_model(repo: Repo, out: Path, **options) -> manifest.Source:
     with serve([repo]) as url:
-        return fetching.fetch_hub(
+        return hub.fetch(
             repo.name,
             "main",
-            options.pop("files", fetching.MODEL_FILES),
+            options.pop("files", local.MODEL_FILES),
             out,
             repo_type="model",
             endpoint=url,
@@ -91,6 +91,10 @@ def content(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def tiny_table(text: str = "a") -> Repo:
@@ -107,18 +111,18 @@ def test_a_data_set_laid_out_as_topic_overwrite_arrives_byte_for_byte(tmp_path, 
     (_, files) = repo.snapshots()["main"]
     published = {name: files[name] for name in files if name.endswith(".parquet")}
     arrived = content(tmp_path / "raw")
-    manifest = json.loads(arrived.pop("SOURCE.json"))
+    written = json.loads(arrived.pop("SOURCE.json"))
     assert arrived == published
     assert sorted(arrived) == [f"TPO-Dataset_{i:03d}-7.parquet" for i in range(3)]
-    assert list(manifest) == ["kind", "repo", "revision", "commit", "licence", "files"]
-    assert manifest["kind"] == "hub"
-    assert manifest["repo"] == "helehan/topic-overwrite"
-    assert manifest["licence"] == "cc-by-nc-4.0"
-    assert manifest["files"] == [
-        {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert list(written) == ["kind", "repo", "revision", "commit", "licence", "files"]
+    assert written["kind"] == "hub"
+    assert written["repo"] == "helehan/topic-overwrite"
+    assert written["licence"] == "cc-by-nc-4.0"
+    assert written["files"] == [
+        {"path": name, "size": len(data), "sha256": sha256(data)}
         for name, data in sorted(published.items())
     ]
-    assert fetching.read(tmp_path / "raw") == source
+    assert manifest.read(tmp_path / "raw") == source
     table = pq.read_table(io.BytesIO(arrived["TPO-Dataset_000-7.parquet"]))
     assert table.column_names == list(COLUMNS)
     image = table["image"][0].as_py()
@@ -144,9 +148,9 @@ def test_two_fetches_write_the_same_bytes_and_no_host_or_place(tmp_path):
     for name in ("one", "two"):
         fetch_data(repo, tmp_path / name)  # each time from another port
     assert content(tmp_path / "one") == content(tmp_path / "two")
-    manifest = (tmp_path / "one" / "SOURCE.json").read_text()
-    assert "127.0.0.1" not in manifest
-    assert str(tmp_path) not in manifest
+    text = (tmp_path / "one" / "SOURCE.json").read_text()
+    assert "127.0.0.1" not in text
+    assert str(tmp_path) not in text
 
 
 def test_right_files_are_kept_and_stale_ones_cleared(tmp_path):
@@ -173,6 +177,37 @@ def test_a_file_in_the_hugging_face_cache_is_not_downloaded_again(tmp_path, monk
     fetch_data(repo, tmp_path / "raw")
     assert len(repo.downloads()) == before
     assert len(list((tmp_path / "raw").glob("*.parquet"))) == 2
+
+
+def test_a_commit_that_was_fetched_and_is_all_here_asks_the_network_nothing(tmp_path, monkeypatch):
+    repo = topic_overwrite_repo(rows=6, shards=2)
+    commit = repo.snapshots()["main"][0]
+    first = fetch_data(repo, tmp_path / "raw", commit)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repo.requests.clear()
+    assert fetch_data(repo, tmp_path / "raw", commit) == first
+    assert repo.requests == []
+    # Other patterns are judged by what the commit holds, not by what was fetched.
+    with pytest.raises(UserError, match=r"README\.md is not here yet and HF_HUB_OFFLINE is set"):
+        fetch_data(repo, tmp_path / "raw", commit, files=["*.parquet", "*.md"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert fetch_data(repo, tmp_path / "raw", "main").files == first.files
+    assert repo.requests  # a branch can move, so it is looked up each time
+
+
+def test_files_arrive_side_by_side(tmp_path):
+    names = [f"{i}.parquet" for i in range(hub.CONNECTIONS)]
+    repo = Repo("owner/data", {name: name.encode() for name in names}, "dataset", stall=0.3)
+    start = time.monotonic()
+    fetch_data(repo, tmp_path / "raw")
+    assert time.monotonic() - start < 0.3 * len(names)  # one after the other: twice that, or more
+    assert content(tmp_path / "raw").keys() == {*names, "SOURCE.json"}
+
+
+def test_two_files_of_the_same_content_arrive_both(tmp_path):
+    repo = Repo("owner/data", {f"{i}.parquet": b"same" for i in range(8)}, "dataset")
+    fetch_data(repo, tmp_path / "raw")
+    assert len(list((tmp_path / "raw").glob("*.parquet"))) == 8
 
 
 def test_the_server_satisfies_the_clients_own_snapshot_download(tmp_path):
@@ -214,10 +249,11 @@ def test_a_reset_connection_is_resumed_too(tmp_path, monkeypatch):
 def test_a_killed_download_goes_on_in_the_next_process(tmp_path):
     data = safetensors_bytes("rows", 12_000_000)
     repo = Repo("owner/big", {"rows.parquet": data}, "dataset", hang={"rows.parquet": 11_000_000})
-    begun = tmp_path / "raw" / ".partial" / hashlib.sha256(data).hexdigest()
+    announced = download.Announced("rows.parquet", len(data), sha256(data), lfs=True)
+    begun = tmp_path / "raw" / ".partial" / announced.partial_name
     code = (
-        "import sys; from pathlib import Path; from stages import sources;"
-        f"sources.fetch_hub('owner/big', 'main', ['*'], Path({str(tmp_path / 'raw')!r}),"
+        "from pathlib import Path; from stages.sources import hub;"
+        f"hub.fetch('owner/big', 'main', ['*'], Path({str(tmp_path / 'raw')!r}),"
         " repo_type='dataset')"
     )
     with serve([repo]) as url:
@@ -255,10 +291,11 @@ def test_a_file_with_other_bytes_than_announced_is_refused_by_name(tmp_path, nam
     assert (tmp_path / "raw" / name).read_bytes() == b"0123456789"
 
 
-def test_a_partial_file_of_other_content_is_refused_and_then_fetched_anew(tmp_path):
+def test_a_partial_file_of_other_content_is_refused_and_then_fetched_again(tmp_path):
     data = safetensors_bytes("rows", 1000)
     repo = Repo("owner/data", {"rows.parquet": data}, "dataset")
-    partial = tmp_path / "raw" / ".partial" / hashlib.sha256(data).hexdigest()
+    announced = download.Announced("rows.parquet", len(data), sha256(data), lfs=True)
+    partial = tmp_path / "raw" / ".partial" / announced.partial_name
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"x" * 500)
     with pytest.raises(UserError, match=r"rows\.parquet does not have the content"):
@@ -270,7 +307,7 @@ def test_a_partial_file_of_other_content_is_refused_and_then_fetched_anew(tmp_pa
 def test_too_little_room_is_said_before_anything_is_downloaded(tmp_path, monkeypatch):
     repo = topic_overwrite_repo(rows=4, shards=1)
     usage = type("Usage", (), {"free": 5})()
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(manifest.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"needs [\d.]+ kB on the disk .* but 5 bytes are free"):
         fetch_data(repo, tmp_path / "raw")
     assert repo.downloads() == []
@@ -296,7 +333,7 @@ def test_each_refusal_is_one_sentence_with_the_fix_and_without_the_token(tmp_pat
         else:
             monkeypatch.delenv("HF_TOKEN", raising=False)
         files = options.get("files", PATTERNS)
-        ask = functools.partial(fetching.fetch_hub, name or repo.name, revision, files)
+        ask = functools.partial(hub.fetch, name or repo.name, revision, files)
         with serve([repo]) as url, pytest.raises(UserError) as caught:
             ask(tmp_path / "raw", repo_type="dataset", endpoint=url)
         text = str(caught.value)
@@ -324,15 +361,15 @@ def test_each_refusal_is_one_sentence_with_the_fix_and_without_the_token(tmp_pat
     assert "TPO-Dataset_000-2.parquet" in text
     assert "is a parquet, JSON or JSONL table" in message(shards(), files=["*.md"])
     gone = shards(gone=["TPO-Dataset_000-2.parquet"])
-    assert "listed but can't be downloaded" in message(gone)
-    assert "(HTTP 500)" in message(shards(status=500))
+    assert "lists a file that can't be downloaded" in message(gone)
+    assert "answers HTTP 500" in message(shards(status=500))
     assert "(HTTP 403)" in message(shards(status=403))
 
 
 def test_no_network_no_answer_and_no_hub_are_told_apart(tmp_path, monkeypatch):
     def message(url: str) -> str:
         with pytest.raises(UserError) as caught:
-            fetching.fetch_hub("a/b", "main", ["*"], tmp_path, repo_type="model", endpoint=url)
+            hub.fetch("a/b", "main", ["*"], tmp_path, repo_type="model", endpoint=url)
         return str(caught.value)
 
     text = message(closed_port().replace("http://", "http://user:secret@"))
@@ -345,7 +382,7 @@ def test_no_network_no_answer_and_no_hub_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.1)
     with serve([slow]) as url:
         assert "did not answer in time" in message(url)
-    monkeypatch.setattr(fetching.hub.HfApi, "model_info", lambda *_, **__: json.loads("<html>"))
+    monkeypatch.setattr(download.HfApi, "model_info", lambda *_, **__: json.loads("<html>"))
     assert "does not answer as a Hugging Face Hub does" in message("http://127.0.0.1")
 
 
@@ -411,7 +448,7 @@ def test_an_incomplete_model_is_refused_naming_what_is_missing(tmp_path, absent,
     with pytest.raises(UserError, match=message):
         fetch_model(Repo("owner/model", files), tmp_path / "base")
     with pytest.raises(UserError, match=message):
-        fetching.copy_model(tmp_path / "local", tmp_path / "copied")
+        local.copy_model(tmp_path / "local", tmp_path / "copied")
     assert not (tmp_path / "copied").exists()
 
 
@@ -426,7 +463,8 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path):
         repo = Repo("owner/evil", {"rows.json": b"[]", name: b"[]"}, "dataset")
         with pytest.raises(UserError, match="leads out of its folder"):
             fetch_data(repo, tmp_path / "deep" / "raw", files=["*.json"])
-    assert content(tmp_path) == {}
+    assert not (tmp_path / "deep").exists()
+    assert not list(tmp_path.rglob("*evil.json"))
 
 
 def test_a_folder_that_fetch_did_not_make_is_never_cleared(tmp_path):
@@ -454,7 +492,7 @@ def test_a_local_json_file_brings_the_images_it_names_and_no_other(tmp_path):
         {"image": "images/absent.jpg"},
     ]
     (here / "pairs.json").write_text(json.dumps(rows))
-    source = fetching.copy_data(here / "pairs.json", tmp_path / "raw")
+    source = local.copy_data(here / "pairs.json", tmp_path / "raw")
     assert [file.path for file in source.files] == ["images/a.jpg", "images/b.png", "pairs.json"]
     assert (source.kind, source.repo, source.commit, source.licence) == ("path", None, None, None)
     assert str(tmp_path) not in (tmp_path / "raw" / "SOURCE.json").read_text()
@@ -463,10 +501,10 @@ def test_a_local_json_file_brings_the_images_it_names_and_no_other(tmp_path):
 def test_the_licence_of_a_local_source_is_the_one_that_params_name(tmp_path):
     (tmp_path / "pairs.json").write_text("[]")
     data = {"kind": "path", "path": tmp_path / "pairs.json", "licence": "CC0-1.0"}
-    fetch.fetch_data(params.PathSource.model_validate(data), tmp_path / "raw")
+    local.fetch_data(local.LocalSource.model_validate(data), tmp_path / "raw")
     assert json.loads((tmp_path / "raw" / "SOURCE.json").read_text())["licence"] == "CC0-1.0"
     model = params.load(ROOT / "params" / "demo.yaml").model
-    assert isinstance(model.source, params.PathSource)
+    assert isinstance(model.source, local.LocalSource)
     here = model.source.model_copy(update={"path": ROOT / model.source.path})
     assert fetch.fetch_model(here, model.trust, tmp_path / "base").licence == "Apache-2.0"
 
@@ -477,19 +515,19 @@ def test_a_local_folder_brings_its_tables_and_images_and_follows_no_link_out(tmp
     (here / ".git").mkdir()
     for name in ("sub/rows.jsonl", "sub/a.png", "notes.docx", "run.py", ".git/x.json"):
         (here / name).write_bytes(b"{}")
-    source = fetching.copy_data(here, tmp_path / "raw")
+    source = local.copy_data(here, tmp_path / "raw")
     assert [file.path for file in source.files] == ["sub/a.png", "sub/rows.jsonl"]
-    assert fetching.copy_data(here, tmp_path / "raw") == source
+    assert local.copy_data(here, tmp_path / "raw") == source
     (tmp_path / "secret.json").write_bytes(b"{}")
     (here / "link.json").symlink_to(tmp_path / "secret.json")
     with pytest.raises(UserError, match=r"link\.json is a link that leads out"):
-        fetching.copy_data(here, tmp_path / "raw")
+        local.copy_data(here, tmp_path / "raw")
 
 
 def test_local_sources_that_cannot_be_used_are_named(tmp_path):
     def message(path: Path, out: Path = tmp_path / "raw") -> str:
         with pytest.raises(UserError) as caught:
-            fetching.copy_data(path, out)
+            local.copy_data(path, out)
         return str(caught.value)
 
     assert "does not exist" in message(tmp_path / "absent")
@@ -500,33 +538,44 @@ def test_local_sources_that_cannot_be_used_are_named(tmp_path):
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
     (tmp_path / "rows.parquet").write_bytes(pointer)
     assert "git lfs pull" in message(tmp_path / "rows.parquet")
-    assert "name a folder beside it" in message(tmp_path, tmp_path / "sub" / "raw")
+    assert "name a folder next to it" in message(tmp_path, tmp_path / "sub" / "raw")
 
 
 def test_a_model_in_the_hugging_face_cache_can_be_named_by_its_snapshot_folder(tmp_path):
     repo = Repo("owner/model", model_files())
     with serve([repo]) as url:
         path = huggingface_hub.snapshot_download(repo.name, endpoint=url, cache_dir=tmp_path / "c")
-    source = fetching.copy_model(Path(path), tmp_path / "base")
+    source = local.copy_model(Path(path), tmp_path / "base")
     assert "model.safetensors" in {file.path for file in source.files}
     assert not any(path.is_symlink() for path in (tmp_path / "base").iterdir())
 
 
-@pytest.mark.parametrize("damage", ["cut", "page", "huge header"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "cut header", "too long", "page", "empty", "huge header"]
+)
 def test_a_damaged_safetensors_file_is_named(tmp_path, damage):
-    local = tmp_path / "local"
-    local.mkdir()
+    folder = tmp_path / "local"
+    folder.mkdir()
     for name, data in model_files(weights=1000).items():
-        (local / name).write_bytes(data)
-    whole = (local / "model.safetensors").read_bytes()
-    broken = {"cut": whole[:-1], "page": b"<html>", "huge header": b"\xff" * 7 + b"\0" + whole}
-    (local / "model.safetensors").write_bytes(broken[damage])
-    with pytest.raises(UserError, match=r"model\.safetensors (has|is not a whole)"):
-        fetching.copy_model(local, tmp_path / "base")
+        (folder / name).write_bytes(data)
+    complete = (folder / "model.safetensors").read_bytes()
+    broken = {
+        "cut": complete[:-1],
+        "cut header": complete[:20],
+        "too long": complete + b"x",
+        "page": b"<html>",
+        "empty": b"",
+        "huge header": b"\xff" * 7 + b"\0" + complete,
+    }
+    (folder / "model.safetensors").write_bytes(broken[damage])
+    with pytest.raises(
+        UserError, match=r"model\.safetensors is truncated or not a safetensors file"
+    ):
+        local.copy_model(folder, tmp_path / "base")
 
 
 def test_easy_vqa_is_copied_from_its_package_as_published(tmp_path):
-    source = fetching.copy_easy_vqa(tmp_path / "raw")
+    source = easyvqa.fetch_data(easyvqa.EasyVqaSource(kind="easy-vqa"), tmp_path / "raw")
     names = [file.path for file in source.files]
     assert sum(name.startswith("train/images/") for name in names) == 4000
     assert sum(name.startswith("test/images/") for name in names) == 1000
@@ -544,7 +593,8 @@ def test_the_stage_fetches_what_a_preset_names_from_hf_endpoint(tmp_path):
     (tmp_path / "params.yaml").write_text((PROJECT / "params/qwen3-vl-4b.yaml").read_text())
     chosen = params.load(tmp_path / "params.yaml")
     data, model = chosen.data.source, chosen.model.source
-    assert data.kind == model.kind == "hub"
+    assert isinstance(data, hub.HubSource)
+    assert isinstance(model, hub.HubSource)
     repos = [
         topic_overwrite_repo(rows=4, shards=2, name=data.repo, commit=data.revision),
         Repo(model.repo, model_files(shards=2), commit=model.revision),
@@ -554,7 +604,8 @@ def test_the_stage_fetches_what_a_preset_names_from_hf_endpoint(tmp_path):
         for item, offline in (("data", "0"), ("model", "0"), ("data", "1")):
             out = tmp_path / (item + offline)
             command = [sys.executable, "-m", "stages.fetch", "--item", item, "--out", str(out)]
-            environment = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": offline}
+            home = str(tmp_path / f"home-{item}{offline}")
+            environment = {"HF_ENDPOINT": url, "HF_HOME": home, "HF_HUB_OFFLINE": offline}
             children.append(
                 subprocess.Popen(
                     command,
@@ -568,8 +619,8 @@ def test_the_stage_fetches_what_a_preset_names_from_hf_endpoint(tmp_path):
         answers = [child.communicate(timeout=60) for child in children]
     assert [child.returncode for child in children] == [0, 0, 1], answers
     assert data.revision in answers[0][0]
-    assert fetching.read(tmp_path / "data0").commit == data.revision
-    assert fetching.read(tmp_path / "model0").commit == model.revision
+    assert manifest.read(tmp_path / "data0").commit == data.revision
+    assert manifest.read(tmp_path / "model0").commit == model.revision
     assert answers[2][1].startswith("error: helehan/topic-overwrite is not here yet")
     assert "Traceback" not in answers[2][1]
 
@@ -577,11 +628,11 @@ def test_the_stage_fetches_what_a_preset_names_from_hf_endpoint(tmp_path):
 def test_data_are_fetched_without_pickles_whatever_the_model_may(tmp_path):
     files = {"rows.jsonl": b"{}\n", "rows.pkl": b"pickle", "load.py": b"import os"}
     repo = Repo("owner/data", files, "dataset")
-    source = params.HubSource(kind="hub", repo=repo.name, revision="main", files=["*"])
+    source = hub.HubSource(kind="hub", repo=repo.name, revision="main", files=["*"])
     with serve([repo]) as url, pytest.MonkeyPatch.context() as patch:
         # Read from HF_ENDPOINT when huggingface_hub is imported, which here has happened.
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(constants, "ENDPOINT", url)
-        fetched = fetch.fetch_data(source, tmp_path / "raw")
+        fetched = hub.fetch_data(source, tmp_path / "raw")
     assert [file.path for file in fetched.files] == ["rows.jsonl"]

@@ -18,7 +18,7 @@ def refusal(tmp_path):
     def refused(*changes: tuple[str, str]) -> str:
         text = DEMO
         for old, new in changes:
-            assert text.count(old) == 1, f"{old!r} should stand once in params/demo.yaml"
+            assert text.count(old) == 1, f"{old!r} should occur once in params/demo.yaml"
             text = text.replace(old, new)
         return refusal_of(tmp_path, text)
 
@@ -35,7 +35,7 @@ def refusal_of(folder: Path, text: str) -> str:
 
 
 def loaded(folder: Path, old: str, new: str) -> params.Params:
-    assert DEMO.count(old) == 1, f"{old!r} should stand once in params/demo.yaml"
+    assert DEMO.count(old) == 1, f"{old!r} should occur once in params/demo.yaml"
     (folder / "mine.yaml").write_text(DEMO.replace(old, new), encoding="utf-8")
     return params.load(folder / "mine.yaml")
 

@@ -17,8 +17,10 @@ import pytest
 
 from stages.parameters import arguments, params
 from stages.parameters.params import Params
-from stages.tuning import training
+from stages.tuning import config as tuning
+from stages.tuning import history
 from tests.contracts import (
+    COSTS,
     FOLDERS,
     MODULES,
     PRESETS,
@@ -36,15 +38,11 @@ from tests.contracts import (
     leaves_of,
     parameters_read,
     stages_in,
-    table_under,
     tracked_files,
     tree,
     types_of,
     yaml_of,
 )
-
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-COSTS = table_under(CONTRIBUTING, "## What a change reruns")
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
@@ -257,7 +255,7 @@ def test_every_plot_draws_columns_of_an_output():
             assert any(covers_path(out, file) for out in outs), f"{name}: nothing writes {file}"
             drawn = {settings["x"], *([columns] if isinstance(columns, str) else columns)}
             if file.startswith("reports/curves/"):
-                assert drawn <= {"step", "epoch", *training.CURVES.values()}, name
+                assert drawn <= {"step", "epoch", *history.CURVES.values()}, name
             if (ROOT / file).is_file():
                 header = (ROOT / file).read_text(encoding="utf-8").splitlines()[0]
                 assert drawn <= set(header.split(",")), name
@@ -290,9 +288,9 @@ def test_every_curve_is_one_that_the_trainer_logs():
         package_folder("transformers") / "trainer.py",
     ]
     source = "".join(path.read_text(encoding="utf-8") for path in trainers)
-    for name in training.CURVES:
+    for name in history.CURVES:
         assert re.search(rf"""["']({{prefix}})?{re.escape(name).replace('"', "")}["']""", source), (
-            f"training.CURVES: neither trainer logs {name}"
+            f"history.CURVES: neither trainer logs {name}"
         )
 
 
@@ -344,7 +342,7 @@ def test_llamafactory_accepts_every_preset(preset):
     from transformers import HfArgumentParser
 
     p = params.load(preset)
-    config = training.dpo_config(
+    config = tuning.dpo_config(
         p,
         model=Path("models/base"),
         formatted=Path("data/formatted"),
@@ -366,7 +364,7 @@ def test_the_keys_that_the_pipeline_sets_are_arguments_of_llamafactory():
 
 def test_every_key_that_the_pipeline_sets_itself_is_refused_in_a_preset():
     p = params.load(ROOT / "params" / "demo.yaml")
-    config = training.dpo_config(
+    config = tuning.dpo_config(
         p, model=Path(), formatted=Path(), images=Path(), output=Path(), validated=True
     )
     assert not config.keys() - p.train.passed_through.keys() - arguments.RESERVED.keys()

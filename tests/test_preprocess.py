@@ -1,5 +1,7 @@
-"""The stage as a whole: what is kept, what is counted, and what a failure leaves behind."""
+"""The stage: what is kept, what is counted, and what a failure leaves behind."""
 
+import contextlib
+import dataclasses
 import gc
 import hashlib
 import io
@@ -14,6 +16,7 @@ import types
 import weakref
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +26,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import stages
 from stages import preprocess
 from stages.core.errors import UserError
 from stages.dataset import pairs
 from stages.dataset.pairs import Question, Record, Refusal
-from stages.ingest import images
+from stages.ingest import counts, decoder, images, output
 from stages.parameters import params
+from stages.sources.registry import KINDS
 
+SOURCE: dict[str, Any] = {
+    "repo": None,
+    "revision": None,
+    "commit": None,
+    "licence": None,
+    "files": [],
+}
 PROJECT = Path(__file__).parent.parent
 COLUMNS = params.Columns(
     image="image",
@@ -73,7 +83,7 @@ def row(number, **changes):
 
 def raw_folder(folder, rows):
     folder.mkdir()
-    (folder / "SOURCE.json").write_text('{"kind": "path"}')
+    (folder / "SOURCE.json").write_text(json.dumps(SOURCE | {"kind": "path"}))
     table = {name: [row[name] for row in rows] for name in rows[0]}
     pq.write_table(pa.table(table), folder / "a.parquet", row_group_size=7)
     return folder
@@ -201,17 +211,9 @@ def test_adding_rows_moves_no_pair_to_another_split(run, tmp_path):
 # Questions with known answers
 
 
-def easy_vqa(monkeypatch, records, questions):
-    fake = types.ModuleType("stages.sources.easyvqa")
-    fake.records = lambda raw: iter(records)  # type: ignore[attr-defined]
-    fake.questions = lambda raw: iter(questions)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "stages.sources.easyvqa", fake)
-    monkeypatch.setattr(stages, "easy_vqa", fake, raising=False)
-
-
 def test_an_image_of_the_held_out_questions_is_in_no_pair(run, tmp_path, monkeypatch):
     (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "SOURCE.json").write_text('{"kind": "easy-vqa"}')
+    (tmp_path / "raw" / "SOURCE.json").write_text(json.dumps(SOURCE | {"kind": "easy-vqa"}))
     rows = [Record(f"train {i}", picture(i), f"q{i}", "yes", "no", "easy") for i in range(40)]
     questions = [
         Question("test 1", picture(5), "colour?", "red", "colour"),
@@ -220,7 +222,8 @@ def test_an_image_of_the_held_out_questions_is_in_no_pair(run, tmp_path, monkeyp
         Question("test 4", b"broken", "shape?", "circle", "shape"),
         Question("test 5", picture(100), "shape?", "", "shape"),
     ]
-    easy_vqa(monkeypatch, rows, questions)
+    kind = dataclasses.replace(KINDS["easy-vqa"], read=lambda raw: (iter(rows), iter(questions)))
+    monkeypatch.setitem(KINDS, "easy-vqa", kind)
     report = run(tmp_path / "raw")
     assert report["rows_kept"] == 39
     assert report["left_out"]["image_in_held_out_questions"] == 1
@@ -254,7 +257,7 @@ def mistake(run, raw, **changes):
 
 
 def test_a_missing_source_file_says_to_fetch(run, tmp_path):
-    assert "fetch@data" in mistake(run, tmp_path)
+    assert "dvc repro -f fetch" in mistake(run, tmp_path)
 
 
 def test_nothing_kept_says_why(run, tmp_path):
@@ -310,7 +313,7 @@ def test_the_remains_of_a_killed_run_are_cleared(run, tmp_path):
 def test_a_full_disk_is_said_in_one_sentence(tmp_path):
     with (
         pytest.raises(UserError, match="disk is full"),
-        preprocess.whole_or_nothing(tmp_path / "out"),
+        output.all_or_nothing(tmp_path / "out"),
     ):
         raise OSError(28, "No space left on device")
 
@@ -334,11 +337,8 @@ def records(*contents):
 
 
 def decode(rows, work=fragile):
-    decoder = preprocess.Decoder(work, workers=2)
-    try:
-        return list(decoder.decode(rows))
-    finally:
-        decoder.close()
+    with contextlib.closing(decoder.Decoder(work, workers=2)) as pool:
+        return list(pool.decode(rows))
 
 
 def test_a_crash_of_a_worker_names_the_row():
@@ -360,8 +360,8 @@ def test_an_unexpected_error_in_a_worker_notes_the_row():
 def test_workers_of_a_killed_stage_end_by_themselves(tmp_path):
     script = """if __name__ == "__main__":
         import os, signal, time
-        from stages import preprocess
-        pool = preprocess._pool(1)
+        from stages.ingest import decoder
+        pool = decoder._pool(1)
         print(pool.submit(os.getpid).result(), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -410,7 +410,7 @@ class Later:
 @given(st.lists(st.sampled_from([None, b"a", b"b", b"c", b"d"])), st.integers(1, 5))
 def test_rows_come_back_in_order_and_each_image_is_decoded_once(contents, window):
     pool, rows = Later(), records(*contents)
-    found = list(preprocess.in_order(rows, pool.submit, window=window))
+    found = list(decoder.in_order(rows, pool.submit, window=window))
     assert [row for row, _ in found] == rows
     for row, outcome in found:
         if row.image is None:
@@ -436,16 +436,16 @@ def test_the_rows_held_at_once_are_bounded_whatever_their_number(tmp_path, repea
 
     gc.disable()  # nothing may depend on the collector of cycles
     try:
-        counts = preprocess.write_tables(
+        counted = preprocess.write_tables(
             source(),
             [],
             tmp_path,
-            decode=lambda rows: preprocess.in_order(rows, Later().submit, window=window),
+            decode=lambda rows: decoder.in_order(rows, Later().submit, window=window),
             split=lambda group: "train",
         )
     finally:
         gc.enable()
-    assert counts["rows_kept"] == 2000
+    assert counted["rows_kept"] == 2000
     assert peak[0] <= window + 2  # one being read, one being written
 
 
@@ -454,17 +454,17 @@ def test_the_rows_held_at_once_are_bounded_whatever_their_number(tmp_path, repea
 
 @settings(deadline=None)  # other processes may hold the processor
 @given(st.dictionaries(st.text(), st.integers(1, 1000)))
-def test_label_counts_lose_no_pair_and_are_safe_names(counts):
-    named = preprocess.label_counts(counts)
-    assert sum(named.values()) == sum(counts.values())
+def test_label_counts_lose_no_pair_and_are_safe_names(found):
+    named = counts.by_label(found)
+    assert sum(named.values()) == sum(found.values())
     assert all(name and not set(name) & set("./\\: \n") for name in named)
-    shuffled = dict(random.Random(1).sample(list(counts.items()), len(counts)))
-    assert preprocess.label_counts(shuffled) == named
+    shuffled = dict(random.Random(1).sample(list(found.items()), len(found)))
+    assert counts.by_label(shuffled) == named
 
 
 def test_label_counts_keep_like_names_apart_and_sum_up_rare_ones():
-    assert preprocess.label_counts({"a.b": 2, "a/b": 3, "": 1}) == {"none": 1, "a_b": 2, "a_b_2": 3}
-    many = preprocess.label_counts({f"origin{i:02}": i + 1 for i in range(60)})
+    assert counts.by_label({"a.b": 2, "a/b": 3, "": 1}) == {"none": 1, "a_b": 2, "a_b_2": 3}
+    many = counts.by_label({f"origin{i:02}": i + 1 for i in range(60)})
     assert len(many) == 51
     assert many["other"] == sum(range(1, 11))
 

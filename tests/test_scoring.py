@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
 from stages.dataset import formatted
 from stages.evaluation import metrics
 from stages.model import scoring, tokens
 from stages.probing import controls, prompts
-from stages.tuning import training
+from tests.trainer import dpo_trainer, trainers_log_probs
 
 pytestmark = pytest.mark.slow
 
@@ -62,71 +61,14 @@ BETA = 0.3
 def theirs(
     llamafactory, params_with, model_dir, formatted_dir, images, adapter_dir, tmp_path_factory
 ):
-    """LLaMA-Factory's DPO trainer on the test split, as ``llamafactory-cli train`` builds it from
-    the file that the train stage writes, with the adapter where training had got to.
-    """
-    from llamafactory.data import (
-        PairwiseDataCollatorWithPadding,
-        get_dataset,
-        get_template_and_fix_tokenizer,
-    )
-    from llamafactory.extras.constants import IGNORE_INDEX
-    from llamafactory.hparams import get_train_args
-    from llamafactory.model import load_model, load_tokenizer
-    from llamafactory.train.dpo.trainer import CustomDPOTrainer
-    from llamafactory.train.trainer_utils import create_ref_model
-
+    p = params_with(**{"train.beta": BETA, "train.per_device_eval_batch_size": 4})
     folder = tmp_path_factory.mktemp("trainer")
-    config = training.dpo_config(
-        params_with(**{"train.beta": BETA, "train.per_device_eval_batch_size": 4}),
-        model=model_dir,
-        formatted=formatted_dir,
-        images=images,
-        output=folder / "output",
-        validated=True,
-    )
-    with (folder / "llamafactory.yaml").open("w") as file:
-        YAML().dump(config, file)
-    config = YAML(typ="safe").load((folder / "llamafactory.yaml").read_text())
-    config |= {"eval_dataset": "test", "adapter_name_or_path": str(adapter_dir)}
-    config |= {"preprocessing_num_workers": 1}
-    model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
-    # From here on as llamafactory/train/dpo/workflow.py goes.
-    module = load_tokenizer(model_args)
-    template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
-    data = get_dataset(template, model_args, data_args, training_args, stage="rm", **module)
-    model = load_model(module["tokenizer"], model_args, finetuning_args, training_args.do_train)
-    trainer = CustomDPOTrainer(
-        model=model,
-        ref_model=create_ref_model(model_args, finetuning_args),
-        args=training_args,
-        finetuning_args=finetuning_args,
-        data_collator=PairwiseDataCollatorWithPadding(
-            template=template,
-            model=model,
-            pad_to_multiple_of=8,
-            label_pad_token_id=IGNORE_INDEX,
-            **module,
-        ),
-        **data,
-        **module,
-    )
-    model.eval()
-    return trainer
+    return dpo_trainer(p, model_dir, formatted_dir, images, adapter_dir, folder)
 
 
 def test_log_probs_are_the_trainers(theirs, pairs, tuned_logps, base_logps):
-    import torch
-
-    policy, reference = [], []
-    with torch.no_grad():
-        for batch in theirs.get_eval_dataloader():
-            output = theirs.concatenated_forward(theirs.model, batch)
-            policy.append(torch.stack([output["chosen_logps"], output["rejected_logps"]]))
-            pair = theirs.compute_reference_log_probs(theirs.model, batch)
-            reference.append(torch.stack(pair))
-    for ours, found in ((tuned_logps, policy), (base_logps, reference)):
-        chosen, rejected = torch.cat(found, dim=1).numpy()
+    policy, reference = trainers_log_probs(theirs)
+    for ours, (chosen, rejected) in ((tuned_logps, policy), (base_logps, reference)):
         assert len(chosen) == len(pairs)
         assert np.abs(ours.chosen - chosen).max() < 1e-3
         assert np.abs(ours.rejected - rejected).max() < 1e-3
@@ -277,14 +219,25 @@ def test_a_generated_token_is_the_one_that_scoring_finds_likeliest(tuned, pairs,
     assert logits[prompt - 1].argmax() == first
 
 
-def test_answers_are_a_table_of_pairs_and_questions(base, formatted_dir, images, params_with):
+def test_answers_are_a_table_of_pairs_and_questions(
+    base, checkpoint_of, formatted_dir, images, params_with
+):
     p = params_with(**{"evaluate.generation": {"prompts": 3, "questions": 2, "max_new_tokens": 4}})
-    asked = prompts.chosen(formatted_dir, p)
-    table = prompts.answers(base, asked, images, p, label="test")
+    checkpoint = checkpoint_of(base, p)
+    asked = prompts.selected(formatted_dir, p)
+    table = prompts.answers(checkpoint, asked, images, label="test")
     assert list(table["of"]) == ["pair"] * 3 + ["question"] * 2
-    assert list(table["id"]) == [row["id"] for row in (*asked.pairs, *asked.questions)]
+    rows = [*asked.pairs, *asked.questions]
+    assert list(table["id"]) == [row["id"] for row in rows]
+    again = scoring.answer(base, rows, images, max_new_tokens=4, batch_size=128, label="test")
+    assert list(table["answer"]) == [answer.text for answer in again]
+    assert list(table["finished"]) == [answer.finished for answer in again]
+
+
+def test_nothing_asked_loads_no_model(checkpoint_of, images, params_with):
+    checkpoint = checkpoint_of(None, params_with())
     nothing = prompts.Prompts([], [])
-    assert prompts.answers(base, nothing, images, p, label="test").shape == (0, 5)
+    assert prompts.answers(checkpoint, nothing, images, label="test").shape == (0, 5)
 
 
 def test_an_answer_says_how_long_it_is_and_whether_it_ended(base, pairs, images):
@@ -301,9 +254,11 @@ def test_an_answer_says_how_long_it_is_and_whether_it_ended(base, pairs, images)
         assert before.tokens == min(after.tokens, 4)
 
 
-def test_controls_have_the_tokens_of_the_pair_and_another_image(base, pairs, images, params_with):
+def test_controls_have_the_tokens_of_the_pair_and_another_image(
+    base, checkpoint_of, pairs, images, params_with
+):
     p = params_with(**{"evaluate.controls": 6, "scoring.batch_size": 4})
-    table = controls.log_probs(base, pairs, images, p, label="test")
+    table = controls.log_probs(checkpoint_of(base, p), pairs, images, label="test")
     sample = formatted.sample(pairs, 6)
     own = scoring.to_table(sample, score(base, sample, images))
     assert sorted(table["shown"].unique()) == ["blank", "shuffled"]
@@ -338,7 +293,7 @@ def test_images_that_differ_between_the_halves_are_each_seen(base, pairs, images
     visual = next(m for name, m in base.model.named_modules() if name.endswith("visual"))
     with torch.inference_mode():
         plain = visual(pixels, grid_thw=grid).pooler_output
-        with scoring._seeing_each_image_once(base.model):
+        with base.family.seeing_each_image_once(base.model):
             once = visual(pixels, grid_thw=grid).pooler_output
     assert torch.equal(plain, once)
 

@@ -120,12 +120,12 @@ def asked(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(params_with, asked, images):
-    """``run(policy, {"easy_vqa": 20})``"""
+def run(params_with, checkpoint_of, asked, images):
+    """``run(policy, {"easy_vqa": 20})``: answered now, nothing taken up."""
 
-    def running(policy, limits):
-        p = params_with(**{"evaluate.lm_eval": limits})
-        return lm_eval.run(policy, p, TASKS, asked, images)
+    def running(policy, limits, folder=TASKS):
+        checkpoint = checkpoint_of(policy, params_with(**{"evaluate.lm_eval": limits}))
+        return lm_eval.run(checkpoint, folder, asked, images)
 
     return running
 
@@ -406,9 +406,9 @@ def test_a_model_answers_pope(pope_hub, base, run, tmp_path):
         ({"name": "someone/else"}, r"was not found, or needs a token"),
         (
             {"commit": REVISION, "gone": ["Full/random-00000-of-00001.parquet"]},
-            r"lacks a file that it lists",
+            r"lists a file that can't be downloaded",
         ),
-        ({"commit": REVISION, "status": 503}, r"can't be reached or does not answer"),
+        ({"commit": REVISION, "status": 503}, r"can't be downloaded now .*HTTP 503"),
         ({"offline": True}, r"is not here yet and HF_HUB_OFFLINE is set"),
         ({"closed": True}, r"can't be reached or does not answer"),
     ],

@@ -1,8 +1,12 @@
 """Where the project is, and whether the user forced the stage that runs."""
 
 import os
+import re
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+FORCE = re.compile(r"--force|-[a-z]*f[a-z]*")  # one-letter options may be joined: dvc repro -sf
 
 
 def project_root(root: Path = Path()) -> Path:
@@ -22,18 +26,20 @@ def project_root(root: Path = Path()) -> Path:
 
 @cache
 def is_forced() -> bool:
-    """Whether DVC runs this stage although nothing changed, which only ``-f`` makes it do.
+    """Whether the user forced the stage that runs, with ``dvc repro -f`` or ``dvc exp run -f``.
 
-    DVC does not tell a stage how it was called, but its record of the stage says whether there was
-    a reason to run. Asked only where something finished could be taken up instead (2 s). The
-    command ``dvc status`` can't be used: a stage that runs is locked.
+    DVC does not tell a stage how it was called, and its records can't tell either: it deletes a
+    stage's outputs before it runs, so a forced stage looks like one whose outputs were lost, as all
+    are in a fresh clone. So the command line of the DVC that started this process is read. Of an
+    experiment from the queue it does not hold the option: that one runs as if it was not forced.
     """
-    name = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
-    if not name:
+    if "DVC_STAGE" not in os.environ:
         return False
-    from dvc.repo import Repo
+    import psutil  # type: ignore[import-untyped]
 
-    with Repo() as repo:
-        stage = repo.stage.load_one(name=name)
-        entries = (*stage.deps, *stage.outs)
-        return not (stage.changed_stage() or any(entry.workspace_status() for entry in entries))
+    for process in psutil.Process().parents():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if "dvc" in (Path(word).name for word in words[:3]):
+                return any(FORCE.fullmatch(word) for word in words)
+    return False

@@ -43,7 +43,7 @@ LEFT_OUT = pa.schema({name: pa.string() for name in ("where", "reason", "detail"
 class Record:
     """One row as a source has it, before any check.
 
-    ``where`` says where the row stands ("train-00.parquet row 17"), for messages and the list of
+    ``where`` says which row it is ("train-00.parquet row 17"), for messages and the list of
     rows left out. ``image`` is the encoded file (PNG, JPEG, …). What the source lacks is ``None``.
     ``origin`` is the data set the row came from, ``kind`` its question type; both may be empty.
     ``note`` is the source's word on why ``image`` is ``None``, if it has one.
@@ -131,7 +131,7 @@ def split_of(group: str, *, key: str, validation: float, test: float) -> str:
 
     A keyed hash of the group's name is read as a number in [0, 1): below ``test`` it is test, below
     ``test + validation`` validation, else train. The answer depends on nothing else, so an image
-    never stands on two sides, and adding data moves nothing. ``key`` has at most 64 bytes.
+    is never on two sides, and adding data moves nothing. ``key`` has at most 64 bytes.
     """
     digest = hashlib.blake2b(group.encode(), key=key.encode(), digest_size=8).digest()
     position = int.from_bytes(digest, "big") / 2**64

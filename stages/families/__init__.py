@@ -1,1 +1,1 @@
-"""What differs between model families, one file each."""
+"""What differs between families of models, one file for each; ``registry`` lists them."""

@@ -69,7 +69,8 @@ class Stored:
 def store(data: bytes, *, folder: Path, limits: Limits) -> Stored | Refusal:
     """Normalise one encoded image and write it into ``folder`` under the hash of what is written.
 
-    Safe in several processes at once: equal images give equal bytes, moved into place whole.
+    Safe in several processes at once: equal images give equal bytes, and only a complete file is
+    moved into place.
 
     Raises:
         OSError: the folder cannot be written.
@@ -143,7 +144,7 @@ def fitted(width: int, height: int, max_pixels: int) -> tuple[int, int]:
 
 def _decoded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The first frame as upright RGB without metadata, ``size`` large before it is turned."""
-    image.draft(None, size)  # a JPEG that will be scaled down need not be decoded whole
+    image.draft(None, size)  # a JPEG that will be scaled down need not be decoded in full
     image.load()
     picture = _rgb(image)
     if size != picture.size:

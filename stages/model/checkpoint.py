@@ -1,8 +1,9 @@
-"""A model on disk, base or tuned: loaded when it is first needed, and what it gave is kept.
+"""A model on disk, base or tuned: loaded when it is first needed, and what it gives is kept.
 
-Log-probs, answers and the results of tasks are dear, so each finished piece (2,048 pairs, one task)
-is written to ``models/kept/`` under a fingerprint of everything that decides it. A stage that died,
-or that runs again because something else changed, takes them up. ``dvc repro -f`` does not.
+Log-probs, answers and the results of tasks are expensive, so each finished piece (2,048 pairs, the
+answers, one task) is written to ``models/kept/`` under a fingerprint of everything that decides it.
+A stage that died, or that runs again because something else changed, takes its pieces up, and does
+not load the model for them. ``dvc repro -f`` computes them again.
 """
 
 import hashlib
@@ -10,22 +11,34 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from stages.core.errors import UserError
 from stages.core.project import is_forced, project_root
 from stages.model import scoring
 from stages.parameters.params import Params
 
 KEPT = Path("models", "kept")
-MOST_KEPT = 400  # pieces, the latest; of 21,376 pairs and 3 tasks a checkpoint makes about 20
-CHUNK = 2048  # pairs, in whole batches
-PACKAGES = ("llamafactory", "torch", "transformers", "peft", "tokenizers", "pillow", "lm_eval")
+MOST_KEPT = 400  # pieces, the latest; 21,376 pairs, answers and 3 tasks make about 20
+CHUNK = 2048  # pairs, in full batches
+STAGES = Path(__file__).parent.parent
+CODE = ("families/*.py", "model/*.py")
+# What computes, and what prepares images; bitsandbytes quantises, where it is installed.
+PACKAGES = (
+    *("llamafactory", "torch", "torchvision", "transformers", "peft", "tokenizers", "pillow"),
+    "bitsandbytes",
+)
+# Of a formatted row; images are named by their content.
+DECISIVE = ("id", "messages", "chosen", "rejected", "images")
 
 
 @dataclass
@@ -44,14 +57,23 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the weights, the sections of the parameters that decide tokens and numbers, the
-        device, this folder's code and the versions of the packages that compute."""
+        """Of the weights, the parameters that decide tokens and numbers, the device, the code and
+        the packages that compute.
+
+        Raises:
+            UserError: the base model was not fetched.
+        """
         import torch
 
-        adapter = self.adapter and _sha256(self.adapter / "adapter_model.safetensors")
+        # It holds the hash of each of the model's files, and is written last.
+        source = self.model / "SOURCE.json"
+        if not source.is_file():
+            raise UserError(f"{source} is missing; `dvc repro fetch@model` fetches the base model")
+        device = scoring.choose_device(self.p.scoring.device, torch.cuda.is_available())
+        adapter = sorted(self.adapter.glob("adapter_*")) if self.adapter else []
         return digest(
-            model=_sha256(self.model / "SOURCE.json"),
-            adapter=adapter or "",
+            model=_sha256(source),
+            adapter={file.name: _sha256(file) for file in adapter},
             parameters=[
                 self.p.scoring.model_dump(),
                 self.p.format.model_dump(),
@@ -59,37 +81,37 @@ class Checkpoint:
                 self.p.model.trust.remote_code,
                 self.p.model.quantization_bit,
             ],
-            device=scoring.choose_device(self.p.scoring.device, torch.cuda.is_available()),
-            code=code(*sorted(Path(__file__).parent.glob("*.py"))),
-            packages={name: version(name) for name in PACKAGES},
+            device=torch.cuda.get_device_name() if device == "cuda" else device,
+            code=code(*CODE),
+            packages={name: _version(name) for name in PACKAGES},
         )
 
-    def kept(self, what: str, make: Callable[[], bytes], **decides: Any) -> bytes:
+    def kept(self, kind: str, make: Callable[[], bytes], *, label: str, **decides: Any) -> bytes:
         """``make()``, or what it gave an earlier run under the same fingerprint.
 
-        ``decides``: all that decides the piece besides the checkpoint, as JSON values.
+        Args:
+            kind: of piece; the first part of its file's name.
+            label: what is said when it is taken up.
+            decides: all that decides the piece besides the checkpoint, as JSON values.
         """
-        folder = project_root() / KEPT
-        name = "".join(c if c.isalnum() else "-" for c in what)
-        path = folder / f"{name}-{digest(checkpoint=self.fingerprint, what=what, **decides)}"
-        if path.is_file() and not is_forced():
-            os.utime(path)
-            print(f"{what}: finished in an earlier run, taken up from {KEPT / path.name}")
-            return path.read_bytes()
+        name = f"{kind}-{digest(checkpoint=self.fingerprint, kind=kind, decides=decides)}"
+        path = project_root() / KEPT / name
+        found = _read(path)
+        if found is not None and not is_forced():
+            print(f"{label}: finished in an earlier run, taken up from {KEPT / name}")
+            return found
         content = make()
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-        for old in sorted(folder.iterdir(), key=lambda file: -file.stat().st_mtime)[MOST_KEPT:]:
-            old.unlink(missing_ok=True)
+        try:
+            _write(path, content)
+        except OSError as error:
+            print(f"{label}: can't be kept for a later run ({error.strerror})")
         return content
 
-    def kept_table(self, what: str, make: Callable[[], pd.DataFrame], **decides: Any) -> Any:
+    def kept_table(
+        self, kind: str, make: Callable[[], pd.DataFrame], *, label: str, **decides: Any
+    ) -> pd.DataFrame:
         """The same for a table, which comes back as Parquet has it."""
-        from io import BytesIO
-
-        content = self.kept(what, lambda: make().to_parquet(index=False), **decides)
+        content = self.kept(kind, lambda: make().to_parquet(index=False), label=label, **decides)
         return pd.read_parquet(BytesIO(content))
 
     def log_probs(
@@ -98,7 +120,10 @@ class Checkpoint:
         """``scoring.to_table`` of every pair, in their order.
 
         The batches are those of one call of ``scoring.log_probs``: chunks are cut from the order
-        that it would take, at whole batches.
+        that it would take, at full batches.
+
+        Raises:
+            UserError: a log-prob is not finite.
         """
         size = self.p.scoring.batch_size
         order = scoring.by_length(pairs)
@@ -107,21 +132,67 @@ class Checkpoint:
         for start in range(0, len(order), chunk):
             places = order[start : start + chunk]
             part = [pairs[place] for place in places]
-            what = f"{label} {start + len(places)} of {len(pairs)}"
-            table = self.kept_table(what, partial(self._score, part, images, label), pairs=part)
+            table = self.kept_table(
+                "log-probs",
+                partial(self.score, part, images, label=label),
+                label=f"{label}, {start + len(places):,} of {len(pairs):,} pairs",
+                pairs=[decisive(pair) for pair in part],
+            )
             tables.append(table.set_index(places))
         return pd.concat(tables).sort_index() if tables else scoring.to_table([], scoring.NOTHING)
 
-    def _score(self, pairs: list[Any], images: Path, label: str) -> pd.DataFrame:
+    def score(self, pairs: Sequence[Any], images: Path, *, label: str) -> pd.DataFrame:
+        """``scoring.to_table`` of every pair, computed now and not kept.
+
+        Raises:
+            UserError: a log-prob is not finite.
+        """
         policy, start = self.policy, time.monotonic()
         logps = scoring.log_probs(
             policy, pairs, images, batch_size=self.p.scoring.batch_size, label=label
         )
-        self.seconds, self.scored = (
-            self.seconds + time.monotonic() - start,
-            self.scored + len(pairs),
+        self.seconds += time.monotonic() - start
+        self.scored += len(pairs)
+        table = scoring.to_table(pairs, logps)
+        refuse_infinite(table, is_tuned=self.adapter is not None)
+        return table
+
+    def answers(
+        self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
+    ) -> pd.DataFrame:
+        """Greedy answers to formatted prompts, in their order: ``id``, ``answer``, its ``tokens``,
+        and whether it ``finished`` within ``max_new_tokens``.
+        """
+
+        def given() -> pd.DataFrame:
+            answers = (
+                []
+                if not rows
+                else scoring.answer(
+                    self.policy,
+                    rows,
+                    images,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=2 * self.p.scoring.batch_size,
+                    label=label,
+                )
+            )
+            return pd.DataFrame(
+                {
+                    "id": pd.Series([row["id"] for row in rows], dtype="str"),
+                    "answer": pd.Series([answer.text for answer in answers], dtype="str"),
+                    "tokens": pd.Series([answer.tokens for answer in answers], dtype="int64"),
+                    "finished": pd.Series([answer.finished for answer in answers], dtype="bool"),
+                }
+            )
+
+        return self.kept_table(
+            "answers",
+            given,
+            label=label,
+            rows=[decisive(row) for row in rows],
+            max_new_tokens=max_new_tokens,
         )
-        return scoring.to_table(pairs, logps)
 
     def cost(self) -> dict[str, Any]:
         """For the diary: the device, and pairs/s of what was not taken up."""
@@ -133,16 +204,79 @@ class Checkpoint:
         return found
 
 
+def refuse_infinite(table: pd.DataFrame, *, is_tuned: bool) -> None:
+    """Raise ``UserError`` where a log-prob of ``scoring.to_table`` is not finite."""
+    finite = np.isfinite(table[["chosen_logps", "rejected_logps"]].to_numpy(float)).all(axis=1)
+    if finite.all():
+        return
+    fix = (
+        "lower train.learning_rate, or set scoring.dtype to float32"
+        if is_tuned
+        else "set scoring.dtype to float32, or fetch the model again where it is"
+    )
+    raise UserError(
+        f"the {'tuned' if is_tuned else 'base'} model gives log-probs that are not finite for "
+        f"{(~finite).sum()} of {len(table)} pairs (first: {table['id'][~finite].iloc[0]}); {fix}"
+    )
+
+
 def digest(**parts: Any) -> str:
     """16 hexadecimal digits of JSON values by name."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def code(*files: Path) -> dict[str, str]:
-    """Name and hash of source files: what was computed by other code is not taken up."""
-    return {file.name: _sha256(file) for file in files}
+def code(*patterns: str) -> dict[str, str]:
+    """Hashes of source files in ``stages``: what other code computed is not taken up."""
+    files = sorted(file for pattern in patterns for file in STAGES.glob(pattern))
+    return {file.relative_to(STAGES).as_posix(): _sha256(file) for file in files}
+
+
+def decisive(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a formatted row decides its score or answer."""
+    return {name: row[name] for name in DECISIVE if name in row}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# A piece's file is the hash of its content, 32 bytes, and the content.
+
+
+def _read(path: Path) -> bytes | None:
+    """The content of a piece; None where there is none, or where it is damaged."""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return None
+    content = stored[32:]
+    if hashlib.sha256(content).digest() != stored[:32]:
+        return None
+    with suppress(OSError):
+        os.utime(path)  # the oldest are deleted first
+    return content
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of it or nothing; then the oldest pieces beyond ``MOST_KEPT`` are deleted."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        unfinished.write_bytes(hashlib.sha256(content).digest() + content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    ages = {}
+    for file in path.parent.iterdir():
+        with suppress(FileNotFoundError):  # another process deletes too
+            ages[file] = file.stat().st_mtime
+    for old in sorted(ages, key=ages.__getitem__, reverse=True)[MOST_KEPT:]:
+        old.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ rows of a batch.
 import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.errors import UserError
+from stages.families.family import Family
 from stages.model import tokens
 from stages.parameters.params import Params
 
@@ -26,6 +26,8 @@ from stages.parameters.params import Params
 class Policy:
     """A loaded model with what turns pairs into its input. ``model`` is in evaluation mode."""
 
+    family: Family
+    image_token_id: int
     model: Any
     tokenizer: Any
     processor: Any
@@ -92,6 +94,8 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
     if adapter is not None:
         model = _with_adapter(model, adapter)
     return Policy(
+        family=loaded.family,
+        image_token_id=loaded.image_token_id,
         model=model.eval(),
         tokenizer=tokenizer,
         processor=processor,
@@ -209,8 +213,7 @@ def log_probs(
 
     sums = np.zeros((2, len(pairs)))
     counts = np.zeros((3, len(pairs)), dtype=np.int64)
-    image_token = policy.model.config.image_token_id
-    with _seeing_each_image_once(policy.model):
+    with policy.family.seeing_each_image_once(policy.model):
         for rows, batch in _batches(policy, pairs, images, batch_size, label):
             labels = batch.pop("labels")
             with torch.inference_mode():
@@ -221,43 +224,9 @@ def log_probs(
             # The collator puts all chosen rows first, then all rejected ones.
             sums[:, rows] = summed.double().cpu().numpy().reshape(2, -1)
             counts[:2, rows] = lengths.cpu().numpy().reshape(2, -1)
-            seen = (batch["input_ids"] == image_token).sum(dim=1)
+            seen = (batch["input_ids"] == policy.image_token_id).sum(dim=1)
             counts[2, rows] = seen.cpu().numpy()[: len(rows)]
     return PairLogProbs(*sums, *counts)
-
-
-@contextmanager
-def _seeing_each_image_once(model: Any) -> Iterator[None]:
-    """While it lasts, the vision tower sees the images of a batch of pairs once.
-
-    LLaMA-Factory's collator gives every image to chosen and to rejected, and puts all chosen rows
-    first: the second half of the images is the first again, and so is what the tower makes of it.
-    """
-    import torch
-
-    visual = next(module for name, module in model.named_modules() if name.endswith("visual"))
-    forward = visual.forward
-
-    def once(pixels: Any, grid_thw: Any, **more: Any) -> Any:
-        images = len(grid_thw) // 2
-        patches = int(grid_thw[:images].prod(dim=1).sum())
-        if not (
-            torch.equal(grid_thw[:images], grid_thw[images:])
-            and torch.equal(pixels[:patches], pixels[patches:])
-        ):
-            return forward(pixels, grid_thw, **more)
-        seen = forward(pixels[:patches], grid_thw[:images], **more)
-        return type(seen)(
-            last_hidden_state=torch.cat([seen.last_hidden_state] * 2),
-            pooler_output=torch.cat([seen.pooler_output] * 2),
-            deepstack_features=[torch.cat([layer] * 2) for layer in seen.deepstack_features],
-        )
-
-    visual.forward = once
-    try:
-        yield
-    finally:
-        del visual.forward  # the class's own is behind it
 
 
 def to_table(pairs: Sequence[dict[str, Any]], logps: PairLogProbs) -> pd.DataFrame:
@@ -389,8 +358,7 @@ def _left_padded(policy: Policy, prompts: Sequence[dict[str, Any]], images: Path
     batch = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        # Tells images from text when the model works out its three-part positions (mrope).
-        "mm_token_type_ids": (input_ids == policy.model.config.image_token_id).long(),
+        **policy.family.position_inputs(input_ids, policy.image_token_id),
         **seen,
     }
     return {name: tensor.to(policy.model.device) for name, tensor in batch.items()}

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.dataset.formatted import PLACEHOLDERS
+from stages.families import registry
+from stages.families.family import Family
 from stages.parameters.params import Params
 
 
@@ -15,6 +17,7 @@ from stages.parameters.params import Params
 class Tokenization:
     """What LLaMA-Factory loads before a model: arguments, tokenizer, processor, template."""
 
+    family: Family
     model_args: Any
     data_args: Any
     finetuning_args: Any
@@ -30,6 +33,10 @@ class Tokenization:
             self.tokenizer.all_special_tokens
         )
         return sorted(special | set(PLACEHOLDERS))
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(self.family.image_token))
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,12 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
     """Load tokenizer, processor and template as ``llamafactory-cli`` does for the same parameters.
 
     ``more`` are further arguments of LLaMA-Factory's, for who goes on to load the model.
+
+    Raises:
+        UserError: the model is of no known family, or ``model.template`` is of another one.
     """
+    family = registry.of_model(model_dir)
+    registry.check_template(family, p.model.template)
     # Else LLaMA-Factory prints the tokenizer's files and every argument, for each of the stages.
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
 
@@ -73,7 +85,13 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
     module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
     return Tokenization(
-        model_args, data_args, finetuning_args, module["tokenizer"], module["processor"], template
+        family=family,
+        model_args=model_args,
+        data_args=data_args,
+        finetuning_args=finetuning_args,
+        tokenizer=module["tokenizer"],
+        processor=module["processor"],
+        template=template,
     )
 
 
@@ -97,27 +115,13 @@ def count(tokens: Tokenization, row: dict[str, Any], size: tuple[int, int]) -> L
 
 
 def image_tokens(tokens: Tokenization, width: int, height: int) -> int:
-    """Number of tokens that an image of this size (pixels) becomes.
-
-    LLaMA-Factory first brings it within ``image_min_pixels`` and ``image_max_pixels``
-    (``Qwen2VLPlugin._preprocess_image``), then the model's processor rounds its sides to whole
-    patches (``smart_resize``); each ``merge_size``² patches become one token.
-    """
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    processor = tokens.processor.image_processor
-    factor = processor.patch_size * processor.merge_size
-    width, height = tokens.template.mm_plugin._get_qwen_video_size_after_regularization(
-        width, height, tokens.model_args.image_max_pixels, tokens.model_args.image_min_pixels
+    """Number of tokens that an image of this size (pixels) becomes."""
+    return tokens.family.image_tokens(
+        (width, height),
+        image_processor=tokens.processor.image_processor,
+        plugin=tokens.template.mm_plugin,
+        bounds=(tokens.model_args.image_min_pixels, tokens.model_args.image_max_pixels),
     )
-    rows, columns = smart_resize(
-        height,
-        width,
-        factor=factor,
-        min_pixels=processor.size["shortest_edge"],
-        max_pixels=processor.size["longest_edge"],
-    )
-    return (rows // factor) * (columns // factor)
 
 
 def fits(lengths: Lengths, cutoff_len: int) -> bool:

@@ -1,22 +1,36 @@
-"""What LLaMA-Factory accepts, read from its own source.
+"""What LLaMA-Factory accepts in the ``train`` section, without importing it, which takes 20 s.
 
-Importing LLaMA-Factory takes about 20 s on two cores, so the names and types of its arguments are
-read from the source of its argument classes instead (the same dataclasses that ``llamafactory-cli``
-parses a YAML file into). A test holds this reading against the real classes.
+Names and types of its arguments are kept in ``arguments.json``, which
+
+    python -m stages.parameters.arguments
+
+writes from the dataclasses that it parses a YAML file into; run it after a change of LLaMA-Factory
+or transformers. A test compares the file with the installed versions.
 """
 
-import ast
-import difflib
-import importlib.util
+import dataclasses
+import json
+import types
 import typing
-from collections.abc import Iterator
+from enum import Enum
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from stages.core.errors import UserError
+from stages.core.errors import did_you_mean
+
+FILE = Path(__file__).with_suffix(".json")
+_TYPES = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "null": type(None),
+    "object": dict,
+}
 
 # Keys of LLaMA-Factory's that the pipeline sets, and the parameter (or path) that decides each.
 RESERVED = {
@@ -77,15 +91,14 @@ _LOWEST: dict[str, tuple[float, bool]] = {
 
 
 def problem_with(key: str, value: Any) -> str | None:
-    """Why ``key: value`` can't stand in the ``train`` section, or None if it can."""
+    """What is wrong with ``key: value`` in the ``train`` section, or None."""
     if key in RESERVED:
         return f"is not set here; it comes from {RESERVED[key]}"
     known = arguments()
     if key not in known:
-        matches = difflib.get_close_matches(key, [*known, "beta", "loss", "gpus"], n=1, cutoff=0.6)
-        hint = f"; did you mean '{matches[0]}'?" if matches else ""
-        return f"is no argument of LLaMA-Factory's{hint}"
-    # Strict, because LLaMA-Factory gets the value as it stands here: to it, the text 'no' is true.
+        hint = did_you_mean(key, [*known, "beta", "loss", "gpus"])
+        return f"is unknown: LLaMA-Factory has no option '{key}'{hint}"
+    # Strict, because LLaMA-Factory gets the value as it is: to it, the text 'no' is true.
     settings = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
     try:
         typed = TypeAdapter(known[key], config=settings).validate_python(value)
@@ -101,80 +114,78 @@ def problem_with(key: str, value: Any) -> str | None:
 
 @cache
 def arguments() -> dict[str, Any]:
-    """Name and type of every argument that ``llamafactory-cli train`` takes.
-
-    Types that cannot be told from the source alone become ``Any``.
-    """
-    return {name: annotation for path in _sources() for name, annotation in _fields(path)}
+    """Name and type of every argument that ``llamafactory-cli train`` takes."""
+    schemas = json.loads(FILE.read_text(encoding="utf-8"))["arguments"]
+    return {name: _type(schema) for name, schema in schemas.items()}
 
 
-def _sources() -> list[Path]:
-    transformers, factory = _folder("transformers"), _folder("llamafactory")
-    # Base classes first: a field that LLaMA-Factory declares again overrides transformers'.
-    return [
-        transformers / "training_args.py",
-        transformers / "training_args_seq2seq.py",
-        *(
-            factory / "hparams" / f"{name}_args.py"
-            for name in ("model", "data", "generating", "finetuning", "training")
-        ),
-    ]
+def _type(schema: dict[str, Any]) -> Any:
+    """The type that a JSON schema describes, as far as ``_schema`` writes it."""
+    if "anyOf" in schema:
+        return Union[tuple(map(_type, schema["anyOf"]))]  # noqa: UP007  # members are not known here
+    if "enum" in schema:
+        return Literal[tuple(schema["enum"])]
+    if schema.get("type") == "array":
+        return list[_type(schema["items"])]  # type: ignore[misc]
+    if schema.get("type") == "object":
+        return dict[str, _type(schema.get("additionalProperties", {}))]  # type: ignore[misc]
+    return _TYPES[schema["type"]] if schema else Any
 
 
-def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise UserError(f"{package} is not installed; `make test` or `make repro` sets it up")
-    return Path(spec.origin).parent
+# The file, from the real classes
 
 
-def _fields(path: Path) -> Iterator[tuple[str, Any]]:
-    """Fields of the dataclasses in a source file; ``init=False`` fields are no arguments."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.ClassDef) or not any(
-            "dataclass" in ast.unparse(d) for d in node.decorator_list
-        ):
-            continue
-        for item in node.body:
-            if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
-                continue
-            source = ast.unparse(item)
-            if "init=False" not in source and "ClassVar" not in source:
-                yield item.target.id, _annotation(ast.unparse(item.annotation))
+def document() -> dict[str, Any]:
+    """The content of the file, from the installed packages; importing them takes 20 s or more."""
+    from llamafactory.hparams import parser
+
+    arguments = {}
+    for arguments_class in parser._TRAIN_ARGS:
+        hints = typing.get_type_hints(arguments_class)
+        for field in dataclasses.fields(arguments_class):
+            if field.init:
+                arguments[field.name] = _schema(hints[field.name]) or {}
+    return {
+        "versions": {name: version(name) for name in ("llamafactory", "transformers")},
+        "arguments": dict(sorted(arguments.items())),
+    }
 
 
-def _annotation(source: str) -> Any:
-    """The type that an annotation spells, ``Any`` where it needs names of other modules.
+def _schema(hint: Any) -> dict[str, Any] | None:
+    """The JSON schema of a type; ``None``: anything goes, since YAML can't hold such an object.
 
     ``SchedulerType | str`` means the scheduler's names: transformers says ``str`` because a string
     becomes the enumeration, and fails on any other only when the training starts.
     """
-    first = source.partition(" | ")[0]
-    if first in _enumerations():
-        return typing.Literal[_enumerations()[first]]
-    names: dict[str, Any] = {
-        name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union")
-    }
-    try:  # the source is an installed package's own
-        return eval(source, {"__builtins__": {}}, names | _BUILTINS)
-    except (NameError, TypeError, AttributeError):
-        return Any
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if name := next((name for name, known in _TYPES.items() if hint is known), None):
+        return {"type": name}
+    if origin is typing.Literal:
+        return {"enum": list(inner)}
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return {"enum": [member.value for member in hint]}
+    if origin is list:
+        return {"type": "array", "items": _schema(inner[0]) or {}}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema(inner[1]) or {}}
+    if origin in (typing.Union, types.UnionType):
+        enumerated = any(isinstance(each, type) and issubclass(each, Enum) for each in inner)
+        options = [_schema(each) for each in inner if not (enumerated and each is str)]
+        if None in options:
+            return None
+        return options[0] if len(options) == 1 else {"anyOf": options}
+    return None
 
 
-@cache
-def _enumerations() -> dict[str, tuple[str, ...]]:
-    """Values of the string enumerations that transformers' training arguments use, by name."""
-    folder = _folder("transformers")
-    return {
-        node.name: tuple(
-            str(item.value.value)
-            for item in node.body
-            if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
-        )
-        for path in (folder / "trainer_utils.py", folder / "training_args.py")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef) and "ExplicitEnum" in map(ast.unparse, node.bases)
-    }
+def main() -> None:
+    """Write the file again, after a change of LLaMA-Factory or transformers."""
+    content = document()
+    head = json.dumps({"versions": content["versions"]}, indent=1).removesuffix("\n}")
+    lines = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content["arguments"].items()
+    )
+    FILE.write_text(f'{head},\n "arguments": {{\n{lines}\n }}\n}}\n', encoding="utf-8")
 
 
-_BUILTINS = {t.__name__: t for t in (str, int, float, bool, dict, list, tuple)} | {"None": None}
+if __name__ == "__main__":
+    main()

@@ -11,17 +11,19 @@ other key is passed through under LLaMA-Factory's name and checked against its a
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.core.errors import UserError
+from stages.core.errors import UserError, did_you_mean
+from stages.core.schema import Section, SourceSection
 from stages.parameters import arguments
+from stages.sources import registry
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -29,35 +31,6 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Loss = Literal["sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"]
 REFERENCE_FREE: frozenset[str] = frozenset({"orpo", "simpo"})
-
-
-class Section(BaseModel):
-    """A part of ``params.yaml``: immutable, complete, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class HubSource(Section):
-    """A repository on the Hugging Face Hub (or whatever ``HF_ENDPOINT`` names)."""
-
-    kind: Literal["hub"]
-    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-    revision: Annotated[str, Field(min_length=1)]
-    files: Annotated[list[str], Field(min_length=1)]
-
-
-class PathSource(Section):
-    """A local file or folder; its licence is what the user says, null where unknown."""
-
-    kind: Literal["path"]
-    path: Path
-    licence: str | None
-
-
-class EasyVqaSource(Section):
-    """The easy-VQA data set, as its PyPI package ships it."""
-
-    kind: Literal["easy-vqa"]
 
 
 class Columns(Section):
@@ -71,8 +44,12 @@ class Columns(Section):
     kind: str | None
 
 
-DataSource = HubSource | PathSource | EasyVqaSource
-ModelSource = HubSource | PathSource
+if TYPE_CHECKING:
+    DataSource: TypeAlias = SourceSection
+    ModelSource: TypeAlias = SourceSection
+else:  # one of the kinds of sources that are registered, told by ``kind``
+    DataSource = Union[registry.data_sections()]  # noqa: UP007
+    ModelSource = Union[registry.model_sections()]  # noqa: UP007
 
 
 class Data(Section):
@@ -224,28 +201,21 @@ def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the known name closest to ``name``, else the empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
-
-
 def _explain(detail: ErrorDetails) -> str:
     """One clause for one of pydantic's errors, with the key as it is written in the file."""
-    # Union members appear in pydantic's location under their tag, which is no key in the file.
-    tags = {"hub", "path", "easy-vqa"}
-    location = [
-        part for i, part in enumerate(detail["loc"]) if not (part in tags and _is_tag(detail, i))
-    ]
+    # pydantic's location names the kind of a source, which is not a key in the file.
+    location = [part for i, part in enumerate(detail["loc"]) if not _is_kind(detail["loc"], i)]
     key = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(str(location[-1]), _siblings(detail['loc'][:-1]))}"
+        return (
+            f"unknown key '{key}'{did_you_mean(str(location[-1]), _siblings(detail['loc'][:-1]))}"
+        )
     if detail["type"] == "union_tag_not_found":
         return f"key '{key}.kind' is missing"
     if detail["type"] == "union_tag_invalid":
         context = detail["ctx"]
         known = context["expected_tags"].replace("'", "").split(", ")
-        hint = nearest(context["tag"], known)
+        hint = did_you_mean(context["tag"], known)
         return f"'{key}.kind' = {context['tag']!r}: must be one of {', '.join(known)}{hint}"
     if detail["type"] == "model_attributes_type":
         return f"'{key}' must hold keys, one of them kind"
@@ -268,8 +238,8 @@ def _explain(detail: ErrorDetails) -> str:
     )
 
 
-def _is_tag(detail: ErrorDetails, index: int) -> bool:
-    return index > 0 and detail["loc"][index - 1] == "source"
+def _is_kind(location: tuple[int | str, ...], index: int) -> bool:
+    return index > 0 and location[index - 1] == "source" and location[index] in registry.KINDS
 
 
 def _is_leaf(value: object) -> bool:
@@ -279,14 +249,9 @@ def _is_leaf(value: object) -> bool:
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
     """The keys known at a place in the file."""
     section: type[BaseModel] = Params
-    tagged: dict[str, type[BaseModel]] = {
-        "hub": HubSource,
-        "path": PathSource,
-        "easy-vqa": EasyVqaSource,
-    }
     for i, part in enumerate(location):
-        if part in tagged and i > 0 and location[i - 1] == "source":
-            section = tagged[str(part)]
+        if _is_kind(location, i):
+            section = registry.KINDS[str(part)].section
         elif str(part) in section.model_fields:
             annotation = section.model_fields[str(part)].annotation
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):

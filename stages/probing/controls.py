@@ -12,8 +12,7 @@ from typing import Any
 import pandas as pd
 
 from stages.dataset import formatted
-from stages.model import scoring
-from stages.model.checkpoint import Checkpoint, code
+from stages.model.checkpoint import Checkpoint, code, decisive
 
 GREY = (128, 128, 128)
 
@@ -23,25 +22,27 @@ def log_probs(
 ) -> pd.DataFrame:
     """Log-probs of a fixed sample of ``pairs``, as ``scoring.to_table`` has them, with ``shown``:
     "blank" or "shuffled". No rows where ``evaluate.controls`` is 0.
+
+    Raises:
+        UserError: a log-prob is not finite.
     """
     sample = formatted.sample(pairs, checkpoint.p.evaluate.controls)
 
     def measured() -> pd.DataFrame:
-        tables = [pd.DataFrame(columns=["id", "shown"])]
         with tempfile.TemporaryDirectory() as folder:
-            for way, changed in shown(sample, images, Path(folder)).items():
-                logps = scoring.log_probs(
-                    checkpoint.policy,
-                    changed,
-                    images,
-                    batch_size=checkpoint.p.scoring.batch_size,
-                    label=f"{label} {way}",
-                )
-                tables.append(scoring.to_table(changed, logps).assign(shown=way))
-        return pd.concat(tables[1:] or tables)
+            tables = [
+                checkpoint.score(changed, images, label=f"{label} {way}").assign(shown=way)
+                for way, changed in shown(sample, images, Path(folder)).items()
+            ]
+        return pd.concat(tables) if tables else pd.DataFrame(columns=["id", "shown"])
 
-    this = Path(__file__)
-    return checkpoint.kept_table(f"{label} controls", measured, pairs=sample, code=code(this))
+    return checkpoint.kept_table(
+        "controls",
+        measured,
+        label=f"{label} controls",
+        pairs=[decisive(pair) for pair in sample],
+        code=code("probing/controls.py"),
+    )
 
 
 def shown(pairs: Sequence[dict[str, Any]], images: Path, folder: Path) -> dict[str, list[Any]]:

@@ -13,22 +13,29 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import UserError
+from stages.core import hub_errors
+from stages.core.errors import UserError, did_you_mean
 from stages.dataset import formatted
 from stages.model.checkpoint import Checkpoint, code, digest
 from stages.model.scoring import Policy
-from stages.parameters.params import Params, nearest
+from stages.parameters.params import Params
 
 KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
-KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better")
+# Of lm-eval's own results.
+SECTIONS = (
+    *("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better"),
+    "n-samples",
+)
+# Modules that the project's own tasks import.
+OF_TASKS = ("probing/grading.py", "easyvqa/topics.py", "dataset/formatted.py")
 
 
 @dataclass(frozen=True)
@@ -82,15 +89,12 @@ def check(names: Iterable[str], folder: Path) -> None:
     members = _local(folder)
     if not all(leaf in members for name in names for leaf in _leaves(name, members)):
         members = _indexed(_manager(folder, defaults=True))
-    _refuse(names, members, folder)
-
-
-def _refuse(names: Sequence[str], members: Mapping[str, Sequence[str]], folder: Path) -> None:
     asked_by: dict[str, str] = {}
     for name in names:
         if name not in members:
             raise UserError(
-                f"{KEY}: neither {folder} nor lm-eval has a task '{name}'{nearest(name, members)}"
+                f"{KEY}: neither {folder} nor lm-eval has a task '{name}'"
+                + did_you_mean(name, members)
             )
         for leaf in _leaves(name, members):
             if leaf in asked_by:
@@ -153,11 +157,9 @@ def _manager(folder: Path, *, defaults: bool, metadata: dict[str, str] | None = 
 def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path) -> Results:
     """Let a model answer the tasks of ``evaluate.lm_eval``, greedily or as each task says.
 
-    Each task is kept by itself, by its number of documents and all files of ``folder``: another
-    task in the parameters is answered alone.
-
-    A task has its number of documents, the first ones, or None for all; in a group the number is
-    for each of its tasks.
+    Each task or group is kept by itself, so that another one in the parameters is answered alone.
+    It has its number of documents, the first ones, or None for all; in a group the number is for
+    each of its tasks.
 
     Args:
         folder: the project's own tasks.
@@ -165,22 +167,32 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
         images: the folder that its image names are relative to.
 
     Raises:
-        UserError: a name is no task, a data set can't be had, or lm-eval can't run such a task.
+        UserError: a data set can't be had, or lm-eval can't run such a task.
     """
-    p = checkpoint.p
-    decides = {
-        "files": {file.name: digest(content=file.read_text("utf-8")) for file in _files(folder)},
-        "questions": digest(content=formatted.read(formatted_data, "questions")),
-        "code": code(*sorted(Path(__file__).parent.glob("*.py"))),
-    }
+    members = _local(folder)
+    asked = checkpoint.p.evaluate.lm_eval
+    ours = {name: all(leaf in members for leaf in _leaves(name, members)) for name in asked}
+
+    @cache
+    def manager() -> Any:
+        return _manager(
+            folder,
+            defaults=not all(ours.values()),
+            metadata={"formatted_data": str(formatted_data), "images": str(images)},
+        )
+
     document: dict[str, Any] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
-    for name, documents in p.evaluate.lm_eval.items():
+    for name, documents in asked.items():
         content = checkpoint.kept(
-            f"lm-eval {name}",
-            partial(_answered, checkpoint, {name: documents}, folder, formatted_data, images),
+            "lm-eval",
+            partial(_answered, checkpoint, name, documents, manager),
+            label=f"lm-eval {name}",
+            task=name,
             documents=documents,
-            **decides,
+            code=code("probing/lm_eval.py"),
+            version=version("lm_eval"),
+            own=_decides(folder, formatted_data) if ours[name] else None,
         )
         found = json.loads(content)
         for section, values in found["document"].items():
@@ -192,48 +204,35 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
     return Results(document, samples)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+def _decides(folder: Path, formatted_data: Path) -> dict[str, Any]:
+    """What decides the results of the project's own tasks, graders included."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {
+        "files": {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+        },
+        "questions": digest(rows=formatted.read(formatted_data, "questions")),
+        "code": code(*OF_TASKS),
+    }
 
 
 def _answered(
-    checkpoint: Checkpoint,
-    limits: Mapping[str, int | None],
-    folder: Path,
-    formatted_data: Path,
-    images: Path,
+    checkpoint: Checkpoint, name: str, documents: int | None, manager: Callable[[], Any]
 ) -> bytes:
     """``document`` and ``samples`` of ``Results`` as JSON, from lm-eval's own output."""
-    policy, p = checkpoint.policy, checkpoint.p
-    members = _local(folder)
-    local = all(leaf in members for name in limits for leaf in _leaves(name, members))
-    manager = _manager(
-        folder,
-        defaults=not local,
-        metadata={"formatted_data": str(formatted_data), "images": str(images)},
-    )
-    members = _indexed(manager)
-    _refuse(list(limits), members, folder)
     with _quiet():
-        loaded = {name: _load(name, manager, members) for name in limits}
-        model = _model(policy, p)
-        document: dict[str, Any] = {}
-        samples: dict[str, list[dict[str, Any]]] = {}
-        for limit in dict.fromkeys(limits.values()):
-            names = [name for name in limits if limits[name] == limit]
-            found = _evaluated(model, manager, [loaded[name] for name in names], names, limit)
-            for task, rows in found["samples"].items():
-                samples[task] = _rows(rows)
-            for section in (*KEPT, "n-samples"):
-                document.setdefault(section, {}).update(found.get(section, {}))
-    document["results"] = {name: _figures(found) for name, found in document["results"].items()}
-    document["groups"] = {name: _figures(found) for name, found in document["groups"].items()}
-    described = {name: task for asked in loaded.values() for name, task in asked["tasks"].items()}
-    document["configs"] = {name: _config(task) for name, task in described.items()}
-    document["datasets"] = {
-        name: _data_set(task, samples[name]) for name, task in described.items()
-    }
-    document["limits"] = dict(limits)
+        asked = _load(name, manager())
+        model = _model(checkpoint.policy, checkpoint.p)
+        found = _evaluated(model, manager(), asked, name, documents)
+    document = {section: found.get(section, {}) for section in SECTIONS}
+    for section in ("results", "groups"):
+        document[section] = {each: _figures(of) for each, of in document[section].items()}
+    samples = {task: _rows(rows) for task, rows in found["samples"].items()}
+    tasks = asked["tasks"]
+    document["configs"] = {task: _config(made) for task, made in tasks.items()}
+    document["datasets"] = {task: _data_set(made, samples[task]) for task, made in tasks.items()}
+    document["limits"] = {name: documents}
     document["lm_eval_version"] = version("lm_eval")
     return _json({"document": document, "samples": samples})
 
@@ -255,7 +254,7 @@ def _model(policy: Policy, p: Params) -> Any:
     )
 
 
-def _load(name: str, manager: Any, members: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _load(name: str, manager: Any) -> dict[str, Any]:
     """What a name stands for, with its data: ``tasks`` and ``groups`` by name.
 
     Raises:
@@ -267,9 +266,9 @@ def _load(name: str, manager: Any, members: Mapping[str, Sequence[str]]) -> dict
     try:
         loaded: dict[str, Any] = manager.load([name])
     except (OSError, ValueError, httpx.HTTPError, DatasetsError) as error:
-        entries = [manager.task_index.get(leaf) for leaf in _leaves(name, members)]
+        entries = [manager.task_index.get(leaf) for leaf in _leaves(name, _indexed(manager))]
         repos = sorted({str(entry.cfg.get("dataset_path")) for entry in entries if entry})
-        raise UserError(f"{KEY}.{name}: {_why(error, ' and '.join(repos))}") from None
+        raise UserError(f"{KEY}.{name}: {_why(error, repos)}") from None
     for task, made in loaded["tasks"].items():
         if getattr(made, "UNSAFE_CODE", False):
             raise UserError(
@@ -279,76 +278,47 @@ def _load(name: str, manager: Any, members: Mapping[str, Sequence[str]]) -> dict
     return loaded
 
 
-def _why(error: Exception, repo: str) -> str:
-    """Why a data set can't be had, and what to do; nothing that may hold a signed address."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    kinds = {kind.__name__ for each in causes for kind in type(each).__mro__}
-    said = " ".join(str(each) for each in causes)
-    remove = f"or remove the task from {KEY}"
-    if "OfflineModeIsEnabled" in kinds or "OfflineModeIsEnabled" in said:
-        return (
-            f"the data set {repo} is not here yet and HF_HUB_OFFLINE is set; unset it once to "
-            f"download the data set, {remove}"
-        )
-    if "GatedRepoError" in kinds or "is a gated dataset" in said:
-        return (
-            f"the data set {repo} is gated; accept its terms on its page and set HF_TOKEN to a "
-            f"token that may read it, {remove}"
-        )
-    if "RevisionNotFoundError" in kinds or "Revision '" in said:
-        return (
-            f"the data set {repo} has no such revision (any more); set the task's revision "
-            f"(dataset_kwargs in its YAML file) to one that its page lists, {remove}"
-        )
-    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return (
-            f"the data set {repo} was not found, or needs a token (HF_TOKEN) that may read it; "
-            f"check HF_ENDPOINT and the token, {remove}"
-        )
-    if "RemoteEntryNotFoundError" in kinds:
-        return f"the data set {repo} lacks a file that it lists; try again later, {remove}"
-    if kinds & {"ConnectionError", "HTTPError", "TimeoutException"}:
-        return (
-            f"the data set {repo} can't be downloaded, since the Hub can't be reached or does not "
-            f"answer; check the network and HF_ENDPOINT, {remove}"
-        )
-    return f"the data set {repo} can't be loaded ({type(error).__name__}); fix that, {remove}"
+def _why(error: Exception, repos: Sequence[str]) -> str:
+    """Why a task's data sets can't be had, and what to do."""
+    from huggingface_hub import constants
+
+    what = f"the data set {' and '.join(repos)}"
+    why = hub_errors.explain(
+        error, what, page=f"{constants.ENDPOINT}/datasets/{''.join(repos[:1])}"
+    )
+    why = why or f"{what} can't be loaded ({type(error).__name__}); fix that"
+    if "no such revision" in why:
+        why += " (dataset_kwargs in the task's YAML file names it)"
+    return f"{why}, or remove the task from {KEY}"
 
 
 def _evaluated(
-    model: Any, manager: Any, loaded: Sequence[dict[str, Any]], names: Sequence[str], limit: Any
+    model: Any, manager: Any, asked: Mapping[str, Any], name: str, documents: int | None
 ) -> dict[str, Any]:
-    """lm-eval's own results of tasks that share a limit, with samples.
+    """lm-eval's own results of a task or group, with samples.
 
     Raises:
         UserError: a task scores the log-probs of given answers to an image, which lm-eval can't.
     """
     from lm_eval import evaluator
 
-    asked: list[Any] = []
-    for name, made in zip(names, loaded, strict=True):
-        group = made["groups"].get(name)
-        asked.extend([group] if group else made["tasks"].values())
+    group = asked["groups"].get(name)
     # Samples carry images, and lm-eval would encode each as PNG to hash it: half an hour for POPE.
     hashes, evaluator.LMEVAL_HASHMM = evaluator.LMEVAL_HASHMM, False
     try:
         found: dict[str, Any] = evaluator.simple_evaluate(
             model=model,
-            tasks=asked,
+            tasks=[group] if group else list(asked["tasks"].values()),
             task_manager=manager,
-            limit=limit,
+            limit=documents,
             apply_chat_template=True,
             bootstrap_iters=0,
             log_samples=True,
         )
     except NotImplementedError:
         raise UserError(
-            f"{KEY}: one of {', '.join(names)} compares log-probs of given answers to an image, "
-            "which lm-eval can't do; choose tasks whose answers are generated"
+            f"{KEY}: {name} compares log-probs of given answers to an image, which lm-eval can't "
+            "do; choose tasks whose answers are generated"
         ) from None
     finally:
         evaluator.LMEVAL_HASHMM = hashes

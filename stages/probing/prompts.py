@@ -8,8 +8,7 @@ import pandas as pd
 
 from stages.core.errors import UserError
 from stages.dataset import formatted
-from stages.model import scoring
-from stages.model.checkpoint import Checkpoint, code
+from stages.model.checkpoint import Checkpoint
 from stages.parameters.params import Params
 from stages.probing.grading import is_correct
 
@@ -33,42 +32,16 @@ def selected(formatted_data: Path, p: Params) -> Prompts:
 
 
 def answers(checkpoint: Checkpoint, asked: Prompts, images: Path, *, label: str) -> pd.DataFrame:
-    """Greedy answers, one row a prompt: ``id``, ``of`` ("pair" or "question"), ``answer``, its
-    ``tokens``, and whether it ``finished`` within ``max_new_tokens``.
-    """
-    rows = [*asked.pairs, *asked.questions]
-    longest = checkpoint.p.evaluate.generation.max_new_tokens
-    return checkpoint.kept_table(
-        label,
-        lambda: _answered(checkpoint, asked, images, longest, label),
-        rows=rows,
-        max_new_tokens=longest,
-        code=code(Path(__file__)),
-    )
-
-
-def _answered(
-    checkpoint: Checkpoint, asked: Prompts, images: Path, longest: int, label: str
-) -> pd.DataFrame:
-    rows = [*asked.pairs, *asked.questions]
-    given = scoring.answer(
-        checkpoint.policy,
-        rows,
+    """``Checkpoint.answers``, one row a prompt, with ``of``: "pair" or "question"."""
+    table = checkpoint.answers(
+        [*asked.pairs, *asked.questions],
         images,
-        max_new_tokens=longest,
-        batch_size=2 * checkpoint.p.scoring.batch_size,
+        max_new_tokens=checkpoint.p.evaluate.generation.max_new_tokens,
         label=label,
     )
     of = ["pair"] * len(asked.pairs) + ["question"] * len(asked.questions)
-    return pd.DataFrame(
-        {
-            "id": pd.Series([row["id"] for row in rows], dtype="str"),
-            "of": pd.Series(of, dtype="str"),
-            "answer": pd.Series([answer.text for answer in given], dtype="str"),
-            "tokens": pd.Series([answer.tokens for answer in given], dtype="int64"),
-            "finished": pd.Series([answer.finished for answer in given], dtype="bool"),
-        }
-    )
+    table.insert(1, "of", pd.Series(of, dtype="str"))
+    return table
 
 
 def beside_each_other(asked: Prompts, base: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
@@ -95,7 +68,7 @@ def beside_each_other(asked: Prompts, base: pd.DataFrame, tuned: pd.DataFrame) -
     for name, given in (("base", base), ("tuned", tuned)):
         if set(map(tuple, given[["id", "of"]].to_numpy())) != asked_for:
             raise UserError(
-                f"the {name} model answered other prompts; `dvc repro -f reference` answers anew"
+                f"the {name} model answered other prompts; `dvc repro -f baseline` asks again"
             )
         named = given.set_index(["id", "of"]).add_prefix(f"{name}_").reset_index()
         table = table.merge(named, on=["id", "of"], validate="1:1")

@@ -25,10 +25,13 @@ from stages.reporting.text import (
     cell,
     code,
     fenced,
-    folder_name,
     literal,
     without_absolute_paths,
 )
+from stages.sources import manifest
+from stages.sources.kind import About
+from stages.sources.local import LocalSource
+from stages.sources.registry import KINDS
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 
@@ -75,29 +78,6 @@ class Licence:
     def shown(self) -> str:
         return self.name or self.identifier
 
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a data source that ``SOURCE.json`` does not say."""
-
-    language: str
-    note: str
-    citation: str | None = None
-
-
-KNOWN = {
-    "easy-vqa": Known(
-        "en",
-        "easy-VQA holds drawings of one shape in one colour, and questions about them; the answers "
-        "in pairs are sentences that the pipeline makes from its labels.",
-    ),
-    "helehan/topic-overwrite": Known(
-        "en",
-        "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that "
-        "model gets wrong may be among the chosen answers.",
-        "tpo",
-    ),
-}
 
 # As in CITATION.cff.
 CITATIONS = {
@@ -158,7 +138,7 @@ def render(
 
     base_name = _base_name(p, model)
     licence = licence_of(data.get("licence"), model.get("licence"))
-    known = KNOWN.get(str(data.get("repo")))
+    known = _about(data)
     method, _ = METHODS[p.train.loss]
     parts = (("data", data), ("base model", model))
     environment = jinja2.Environment(
@@ -299,7 +279,7 @@ def _metadata(
     from huggingface_hub import EvalResult, ModelCardData
 
     base_name = _base_name(p, model)
-    known = KNOWN.get(str(data.get("repo")))
+    known = _about(data)
     on_hub = data["kind"] == "hub"
     measured = [
         EvalResult(
@@ -361,26 +341,23 @@ def _check_reads_back(text: str, licence: Licence) -> None:
 
 
 def _title(p: Params, base_name: str) -> str:
-    name = base_name.rpartition("/")[2] if p.model.source.kind == "hub" else base_name
+    published = KINDS[p.model.source.kind].address is not None
+    name = base_name.rpartition("/")[2] if published else base_name
     return f"{name.replace('/', '-')}-{METHODS[p.train.loss][1]}-adapter"
 
 
 def _base_name(p: Params, model: Mapping[str, Any]) -> str:
-    """The repository, or the folder."""
-    source = p.model.source
-    if source.kind != "path":
-        return str(model.get("repo") or source.repo)
-    return folder_name(source.path)
+    return KINDS[p.model.source.kind].name(p.model.source, manifest.parse(model))
 
 
 def _is_local(model: Mapping[str, Any]) -> bool:
     """Whether no repository of the Hub holds the base: its name there would be another model's."""
-    return bool(model["kind"] != "hub")
+    return KINDS[model["kind"]].address is None
 
 
 def _is_the_demos(p: Params) -> bool:
     source = p.model.source
-    return source.kind == "path" and source.path == DEMO_BASE
+    return isinstance(source, LocalSource) and source.path == DEMO_BASE
 
 
 def _revision(model: Mapping[str, Any]) -> str:
@@ -401,9 +378,8 @@ def _data_name(data: Mapping[str, Any]) -> str:
 
 
 def _described(data: Mapping[str, Any]) -> str:
-    if data["kind"] == "hub":
-        return f"{code(data['repo'])} on the Hugging Face Hub"
-    if data["kind"] == "easy-vqa":
-        return f"{code(data['repo'])}, the PyPI package"
-    size = readable(sum(file["size"] for file in data["files"]))
-    return f"local files ({len(data['files']):,}, {size}), published nowhere that is known here"
+    return KINDS[data["kind"]].words(manifest.parse(data))
+
+
+def _about(data: Mapping[str, Any]) -> About | None:
+    return KINDS[data["kind"]].about(manifest.parse(data))

@@ -23,8 +23,9 @@ from stages.evaluation import catalogue
 from stages.evaluation.catalogue import COUNT, DASH, ENOUGH_IMAGES, is_known
 from stages.parameters import params
 from stages.reporting import card, figures, gallery, tables, verdicts
-from stages.reporting.text import capitalized, folder_name, rows_of, without_absolute_paths
-from stages.sources import fetching
+from stages.reporting.text import capitalized, rows_of, without_absolute_paths
+from stages.sources import manifest
+from stages.sources.registry import KINDS
 
 TEMPLATE = "page.html"
 _INTERVAL = re.compile(r"(\[[^\s\]]+,) ([^\s\]]+\])")  # which a line must not break
@@ -45,9 +46,8 @@ class Origin:
 
     @property
     def link(self) -> str | None:
-        if self.kind != "hub" or not self.commit:
-            return None
-        return f"https://huggingface.co/{self.name}/tree/{self.commit}"
+        address = KINDS[self.kind].address
+        return address(self.name, self.commit) if address and self.commit else None
 
 
 @dataclass(frozen=True)
@@ -297,15 +297,12 @@ def yaml(path: Path) -> dict[str, Any]:
 
 
 def described(folder: Path, source: params.DataSource | params.ModelSource) -> Origin:
-    """Where a fetched folder came from."""
-    fetched = fetching.read(folder)
-    name = fetched.repo or fetched.kind
-    if isinstance(source, params.PathSource):
-        name = folder_name(source.path)
+    """Where a fetched folder came from, and what pins it."""
+    fetched = manifest.read(folder)
     weights = next((file for file in fetched.files if file.path.endswith(".safetensors")), None)
     return Origin(
         fetched.kind,
-        name,
+        KINDS[fetched.kind].name(source, fetched),
         fetched.commit,
         fetched.licence,
         parameter_count(folder),

@@ -1,4 +1,5 @@
-"""easy-VQA as preference pairs: a true sentence, and the same sentence with one topic overwritten.
+"""Kind ``easy-vqa``: the data set that the PyPI package of that name ships, made into preference
+pairs: a true sentence, and the same sentence with one topic overwritten.
 
 easy-VQA (github.com/vzhou842/easy-VQA, MIT) shows one coloured shape an image and asks what it is.
 Each of its train images becomes one pair: one of its own questions (or a request for a
@@ -10,12 +11,15 @@ test images stay outside: their questions only grade generated answers.
 """
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from stages.core.errors import UserError
-from stages.dataset.pairs import Question, Record
+from stages.core.schema import SourceSection
 from stages.easyvqa.topics import (
     COLOURS,
     DESCRIBE,
@@ -27,11 +31,53 @@ from stages.easyvqa.topics import (
     scene_of,
     sentence,
 )
+from stages.sources.kind import About, Kind
+from stages.sources.local import copy_all, walk
+from stages.sources.manifest import Source
+
+if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
+    from stages.dataset.pairs import Question, Record
 
 ORIGIN = "easy-vqa"
 
 
-def records(raw: Path) -> Iterator[Record]:
+class EasyVqaSource(SourceSection):
+    """The easy-VQA data set, as its PyPI package ships it."""
+
+    kind: Literal["easy-vqa"]
+
+
+def fetch_data(_: EasyVqaSource, out: Path) -> Source:
+    """Copy easy-VQA as its installed package ships it: images, questions and answers, unchanged.
+
+    4,000 train and 1,000 test images of 64x64 pixels with 48,248 questions (Zhou, 2019, MIT).
+
+    Raises:
+        UserError: the package ``easy-vqa`` is not installed.
+    """
+    spec = importlib.util.find_spec("easy_vqa")  # looked up, not imported: only its data count
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "the package easy-vqa is not installed; run `pip install -r requirements.txt`"
+        )
+    root = Path(next(iter(spec.submodule_search_locations))) / "data"
+    names = [
+        name
+        for name in walk(root)
+        if name == "answers.txt" or name.endswith(("/questions.json", ".png"))
+    ]
+    version = importlib.metadata.version("easy-vqa")
+    return copy_all(
+        root, names, out, kind="easy-vqa", repo="easy-vqa", commit=version, licence="MIT"
+    )
+
+
+def read(raw: Path) -> "tuple[Iterator[Record], Iterator[Question]]":
+    """Its pairs, and its own test questions with their answers."""
+    return records(raw), questions(raw)
+
+
+def records(raw: Path) -> "Iterator[Record]":
     """One preference pair for each train image, in the order of the images' numbers.
 
     An image whose questions reveal too little for a pair is a row without text, so that it is
@@ -40,6 +86,8 @@ def records(raw: Path) -> Iterator[Record]:
     Raises:
         UserError: a file of the data set is missing or is not what it should be.
     """
+    from stages.dataset.pairs import Record
+
     asked = _by_image(raw / "train" / "questions.json")
     for number in sorted(asked):
         scene = scene_of(asked[number])
@@ -58,8 +106,10 @@ def records(raw: Path) -> Iterator[Record]:
         )
 
 
-def questions(raw: Path) -> Iterator[Question]:
+def questions(raw: Path) -> "Iterator[Question]":
     """The data set's own test questions with their one-word answers, in its order."""
+    from stages.dataset.pairs import Question
+
     rows = _rows(raw / "test" / "questions.json")
     images: dict[int, bytes] = {}
     for i, (text, answer, number) in enumerate(rows):
@@ -145,12 +195,12 @@ def _rows(path: Path) -> list[tuple[str, str, int]]:
         return [(str(text), str(answer), int(number)) for text, answer, number in rows]
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing; `dvc repro -f fetch@data` copies easy-VQA anew"
+            f"{path} is missing; `dvc repro -f fetch@data` copies easy-VQA again"
         ) from None
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is not easy-VQA's list of [question, answer, image] ({error}); "
-            "`dvc repro -f fetch@data` copies it anew"
+            "`dvc repro -f fetch@data` copies it again"
         ) from None
 
 
@@ -159,5 +209,19 @@ def _image(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing; `dvc repro -f fetch@data` copies easy-VQA anew"
+            f"{path} is missing; `dvc repro -f fetch@data` copies easy-VQA again"
         ) from None
+
+
+KIND = Kind(
+    section=EasyVqaSource,
+    fetch_data=fetch_data,
+    read=read,
+    name=lambda _, fetched: str(fetched.repo),
+    words=lambda fetched: f"`{fetched.repo}`, the PyPI package",
+    about=lambda _: About(
+        "en",
+        "easy-VQA holds drawings of one shape in one colour, and questions about them; the answers "
+        "in pairs are sentences that the pipeline makes from its labels.",
+    ),
+)

@@ -1,285 +1,185 @@
-"""The Hugging Face Hub: what a repository holds at a revision, and its files, resumed and checked.
+"""Kind ``hub``: a repository on the Hugging Face Hub at one commit."""
 
-Why not ``snapshot_download``: since huggingface_hub#4228 it downloads to a temporary name that is
-unique to the process and deletes it on failure, so a shard of 5 GB that was cut at 4.9 GB starts
-again from 0. Here the client's own ``http_get`` appends to a file that survives the process, and
-every byte is checked against the digest that the Hub announces for the commit: the sha256 of a
-large file, the git blob id of a small one.
-"""
-
-import errno
-import hashlib
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import httpx
-from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, tqdm
+from pydantic import Field
 
 from stages.core.errors import UserError
+from stages.core.schema import SourceSection
+from stages.sources import check, manifest
+from stages.sources.kind import About, Kind
+from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
+from stages.sources.names import TABLES, is_permitted, is_weights, matches, suffix
 
-RepoType = Literal["dataset", "model"]
+if TYPE_CHECKING:
+    from stages.sources import download
 
-
-@dataclass(frozen=True)
-class Announced:
-    """A file as the Hub announces it at one commit, before a byte of it is here.
-
-    ``digest`` is the sha256 of a large (LFS) file, else the id of its git blob:
-    sha1 of ``b"blob <size>\\0"`` and the content.
-    """
-
-    path: str
-    size: int
-    digest: str
-    lfs: bool
+CONNECTIONS = 8  # as many as snapshot_download opens
 
 
-@dataclass(frozen=True)
-class Repository:
-    """A repository at one commit: what ``revision`` (a branch, tag or commit) was resolved to."""
+class HubSource(SourceSection):
+    """A repository on the Hugging Face Hub (or whatever ``HF_ENDPOINT`` names)."""
 
-    name: str
-    type: RepoType
-    revision: str
-    commit: str
-    licence: str | None
-    files: tuple[Announced, ...]  # sorted by path
-    endpoint: str | None  # None: what HF_ENDPOINT says
-
-    @property
-    def page(self) -> str:
-        """The repository's page, for messages."""
-        return _page(self.name, self.type, self.endpoint)
+    kind: Literal["hub"]
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(min_length=1)]
+    files: Annotated[list[str], Field(min_length=1)]
 
 
-def look_up(
-    name: str, revision: str, repo_type: RepoType, endpoint: str | None = None
-) -> Repository:
-    """Resolve a revision, and list what is there: one request, so that both are of the same commit.
-
-    Raises:
-        UserError: offline, no access, no such repository or revision, no answer, no Hub.
-    """
-    with _explained(name, revision, _page(name, repo_type, endpoint)):
-        api = HfApi(endpoint=endpoint)
-        ask = api.dataset_info if repo_type == "dataset" else api.model_info
-        timeout = constants.HF_HUB_ETAG_TIMEOUT  # without one, httpx would wait for ever
-        try:
-            info = ask(name, revision=revision, files_metadata=True, timeout=timeout)
-            files = [
-                Announced(file.rfilename, file.size or 0, digest, lfs=file.lfs is not None)
-                for file in info.siblings or []
-                for digest in [file.lfs.sha256 if file.lfs else str(file.blob_id)]
-            ]
-            # Digests become the names of partial files, so they can't be just anything.
-            for file in files:
-                if not re.fullmatch(r"[0-9a-f]{64}" if file.lfs else r"[0-9a-f]{40}", file.digest):
-                    raise ValueError(file.path)
-            if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):
-                raise ValueError(info.sha)
-            card: Any = info.card_data or {}
-            licence = card.get("license")
-        except (OSError, HFValidationError, UnicodeEncodeError):
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"{_site(endpoint)} does not answer as a Hugging Face Hub does (a commit, and the "
-                "size and digest of each file); check HF_ENDPOINT and the proxy"
-            ) from None
-    if licence == "other":
-        licence = card.get("license_name") or licence
-    if isinstance(licence, list):
-        licence = ", ".join(licence)
-    files.sort(key=lambda file: file.path)
-    return Repository(name, repo_type, revision, str(info.sha), licence, tuple(files), endpoint)
+def fetch_data(source: HubSource, out: Path) -> Source:
+    """Data are tables and images: pickles and code are never fetched with them."""
+    return fetch(source.repo, source.revision, source.files, out, repo_type="dataset")
 
 
-def download(repository: Repository, file: Announced, partial: Path, bar: tqdm) -> None:
-    """Make ``partial`` hold the announced content of one file.
+def fetch_model(source: HubSource, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
+    """Weights are safetensors, unless a parameter allows more."""
+    return fetch(
+        source.repo,
+        source.revision,
+        source.files,
+        out,
+        repo_type="model",
+        allow_pickle=allow_pickle,
+        allow_code=allow_code,
+    )
 
-    It is copied from the Hugging Face cache if it is there; else what ``partial`` already holds is
-    kept, and the rest asked for with a ``Range`` request. ``bar`` counts bytes.
+
+def fetch(
+    repo: str,
+    revision: str,
+    files: Sequence[str],
+    out: Path,
+    *,
+    repo_type: Literal["dataset", "model"],
+    allow_pickle: bool = False,
+    allow_code: bool = False,
+    endpoint: str | None = None,
+) -> Source:
+    """Bring the files of a repository that match any pattern of ``files`` into ``out``.
+
+    ``revision`` is a branch, a tag or a commit; it is resolved once and everything is taken at that
+    commit. Patterns are the Hub's own (``fnmatch`` over the path). Files that are right already, in
+    ``out`` or in the Hugging Face cache, are not downloaded again, and a partial file is resumed;
+    a commit that was fetched before, and is all here, is not even looked up. ``HF_ENDPOINT``
+    (unless ``endpoint`` is given), ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and
+    ``HF_HUB_DOWNLOAD_TIMEOUT`` hold.
 
     Raises:
-        UserError: no access, no connection, a full disk; or other content than announced, which is
-            deleted.
+        UserError: no access, no such repository, revision or file, no network, wrong content, no
+            room, or a model that later stages can't use.
     """
-    name, commit, endpoint = repository.name, repository.commit, repository.endpoint
-    cached = try_to_load_from_cache(name, file.path, revision=commit, repo_type=repository.type)
-    with _explained(name, repository.revision, repository.page, file.path):
-        if isinstance(cached, str) and is_right(Path(cached), file):
-            shutil.copyfile(cached, partial)
-            bar.update(file.size)
-            return
-        if size_of(partial) > file.size:
-            partial.unlink()
-        bar.update(size_of(partial))
-        # The repository's own address, not the storage that it leads to: that one is signed and
-        # expires. httpx drops the token when it is led to another host.
-        url = hf_hub_url(
-            name, file.path, repo_type=repository.type, revision=commit, endpoint=endpoint
+    from huggingface_hub.utils import tqdm
+
+    from stages.sources import download
+
+    repository = download.look_up(repo, revision, repo_type, endpoint)
+    wanted = _select(repository, files, allow_pickle=allow_pickle, allow_code=allow_code)
+    names = [file.path for file in wanted]
+    if repo_type == "model":
+        there = [file.path for file in repository.files]
+        check.check_weights_exist(repo, names, there, allow_pickle)
+    elif not any(suffix(name) in TABLES for name in names):
+        raise UserError(
+            f"{repo}: none of the files that match {', '.join(files)} is a parquet, JSON or JSONL "
+            "table; name some in data.source.files"
         )
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # gzip can't be resumed
-        while True:
-            before = size_of(partial)
-            try:
-                with partial.open("ab") as stream:
-                    http_get(
-                        url,
-                        stream,
-                        resume_size=before,
-                        headers=headers,
-                        expected_size=file.size,
-                        _tqdm_bar=bar,
-                    )
-                break
-            except httpx.NetworkError:  # a reset connection, which http_get itself does not retry
-                if size_of(partial) == before:
-                    raise
-        if not is_right(partial, file):
-            partial.unlink()
-            raise UserError(
-                f"{name}: {file.path} does not have the content that the Hub announces for it "
-                f"({'sha256' if file.lfs else 'git blob'} {file.digest[:12]}…), so it was deleted. "
-                "Run again; if that does not help, a proxy or mirror (HF_ENDPOINT) alters files"
-            )
+    manifest.begin(out)
+    partial = {file: out / PARTIAL / file.partial_name for file in wanted}
+    missing = [file for file in wanted if not download.is_right(out / file.path, file)]
+    arrived = sum(manifest.size_of(partial[file]) for file in missing)
+    manifest.check_room(out, sum(file.size for file in missing) - arrived, what=repo)
+    total = sum(file.size for file in wanted)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=repo) as bar:
+        bar.update(total - sum(file.size for file in missing))
+
+        def bring(file: "download.Announced") -> None:
+            download.download(repository, file, partial[file], bar)
+            manifest.place(partial[file], out, file.path)
+
+        # Its threads are daemons: when one fails, or Ctrl-C is pressed, nobody waits for the rest.
+        with ThreadPool(CONNECTIONS) as pool:
+            # Weights last: a model that can't be used is refused before gigabytes have arrived.
+            pool.map(bring, [file for file in missing if not is_weights(file.path)], chunksize=1)
+            if repo_type == "model":
+                check.check_model(out, names, name=repo, allow_pickle=allow_pickle)
+            pool.map(bring, [file for file in missing if is_weights(file.path)], chunksize=1)
+    if repo_type == "model":
+        check.check_weights(out, names, name=repo)
+    described = tuple(
+        File(file.path, file.size, file.digest if file.lfs else manifest.sha256_of(out / file.path))
+        for file in wanted
+    )
+    return manifest.finish(
+        out, Source("hub", repo, revision, repository.commit, repository.licence, described)
+    )
 
 
-@contextmanager
-def _explained(repo: str, revision: str, page: str, path: str | None = None) -> Iterator[None]:
-    """Turn what goes wrong between here and the Hub into one sentence with the fix.
-
-    Nothing of the original message is repeated: it may hold a signed address or a header with a
-    token.
-    """
-    what = f"{repo}, {path}" if path else repo
-    kept = "; what has arrived is kept, run the same command again to go on" if path else ""
-    site = _site_of(page)
-    try:
-        yield
-    except OfflineModeIsEnabled:
-        message = (
-            f"{what} is not here yet and HF_HUB_OFFLINE is set. Unset it, or download the "
-            "repository on a machine with a network (`hf download`) and name the folder (kind: "
-            "path)"
+def _select(
+    repository: "download.Repository",
+    patterns: Sequence[str],
+    *,
+    allow_pickle: bool,
+    allow_code: bool,
+) -> "list[download.Announced]":
+    """The files that match a pattern and may be fetched."""
+    name, files = repository.name, repository.files
+    matching = [file for file in files if file.path != MANIFEST and matches(file.path, patterns)]
+    if not matching:
+        there = ", ".join(file.path for file in files[:5]) or "nothing"
+        raise UserError(
+            f"{name}: no file matches {', '.join(patterns)}; the repository holds {there}"
+            + (f" and {len(files) - 5} more (see {repository.page})" if len(files) > 5 else "")
         )
-    except GatedRepoError:
-        message = (
-            f"{what} is gated. Accept its licence on {page} while logged in, create a token with "
-            "read access (https://huggingface.co/settings/tokens), and set it in the environment "
-            "as HF_TOKEN"
+    for file in matching:
+        _refuse_outside(file.path, name)
+    safe = [
+        file
+        for file in matching
+        if is_permitted(file.path, allow_pickle=allow_pickle, allow_code=allow_code)
+    ]
+    left_out = sorted({file.path for file in matching} - {file.path for file in safe})
+    if left_out:
+        print(f"{name}: left out, because they can run code when loaded: {', '.join(left_out)}")
+    return safe
+
+
+def _refuse_outside(name: str, repo: str) -> None:
+    """Refuse a path that would be written outside the folder, or over the folder's own files."""
+    parts = name.split("/")
+    if (
+        any(part in ("", ".", "..") for part in parts)
+        or any(character in name for character in "\\\0\n\r")
+        or ":" in parts[0]
+        or parts[0] in (PARTIAL, MANIFEST)
+    ):
+        raise UserError(
+            f"{repo}: the file name {name!r} leads out of its folder; this repository can't be "
+            "trusted"
         )
-    except RepositoryNotFoundError:
-        message = (
-            f"{repo} was not found on {site}. Check the spelling ({page}); if it is private, set "
-            "HF_TOKEN to a token that may read it"
-        )
-    except DisabledRepoError:
-        message = f"{repo} has been disabled by the Hub; choose another source (see {page})"
-    except RevisionNotFoundError:
-        message = (
-            f"{repo} has no revision {revision} (any more); choose one that is listed on "
-            f"{page}/commits/main"
-        )
-    except RemoteEntryNotFoundError:
-        message = (
-            f"{what} is listed but can't be downloaded; choose another revision than {revision} or "
-            f"report it on {page}"
-        )
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            message = (
-                f"{site} refuses the token for {what} (HTTP {status}). Set HF_TOKEN to a valid "
-                f"token that may read {page}, or unset it if the repository is public"
-            )
-        elif status == 429:
-            message = (
-                f"{site} says that this address has asked too often (HTTP 429). Wait a few "
-                f"minutes, or set HF_TOKEN{kept}"
-            )
-        else:
-            message = f"{site} can't serve {what} now (HTTP {status}). Try again later{kept}"
-    except HFValidationError:
-        message = f"{repo} is not a repository's name; write owner/name"
-    except UnicodeEncodeError:
-        message = "HF_TOKEN holds characters that no token has; set it again"
-    except httpx.TimeoutException:
-        message = (
-            f"{site} did not answer in time for {what}. Check the network, or allow more seconds "
-            f"with HF_HUB_DOWNLOAD_TIMEOUT{kept}"
-        )
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL):
-        message = f"HF_ENDPOINT is not an address; write it as https://host, not {site}"
-    except httpx.RequestError:
-        message = (
-            f"{site} can't be reached for {what}. Check the network, the proxy and "
-            f"HF_ENDPOINT{kept}"
-        )
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            message = f"the disk is full, while fetching {what}; free some space{kept}"
-        elif error.errno is not None:
-            message = f"{what} can't be written ({error.strerror})"
-        else:  # http_get's own: the body ended before the announced size
-            message = f"{what} arrived incomplete{kept}"
-    else:
-        return
-    raise UserError(message) from None
 
 
-def _site(endpoint: str | None) -> str:
-    return _site_of(endpoint or constants.ENDPOINT)
+def _about(fetched: Source) -> About | None:
+    return _KNOWN.get(str(fetched.repo))
 
 
-def _site_of(address: str) -> str:
-    """Scheme and host of an address, without a user or password that it may hold."""
-    parts = urlsplit(address)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}" if parts.scheme and host else address.rpartition("@")[2]
+_KNOWN = {
+    "helehan/topic-overwrite": About(
+        "en",
+        "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that "
+        "model gets wrong may be among the chosen answers.",
+        "tpo",
+    ),
+}
 
-
-def _page(repo: str, repo_type: RepoType, endpoint: str | None) -> str:
-    return f"{_site(endpoint)}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
-
-
-def is_right(path: Path, file: Announced) -> bool:
-    """Whether the file at ``path`` has the announced size and content."""
-    if not path.is_file() or size_of(path) != file.size:
-        return False
-    if file.lfs:
-        return sha256_of(path) == file.digest
-    digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest() == file.digest
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def size_of(path: Path) -> int:
-    """Size in bytes; 0 where there is no file."""
-    return path.stat().st_size if path.is_file() else 0
+KIND = Kind(
+    section=HubSource,
+    fetch_data=fetch_data,
+    fetch_model=fetch_model,
+    name=lambda source, fetched: str(fetched.repo or source.repo),
+    words=lambda fetched: f"`{fetched.repo}` on the Hugging Face Hub",
+    address=lambda name, commit: f"https://huggingface.co/{name}/tree/{commit}",
+    about=_about,
+)

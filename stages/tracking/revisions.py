@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
-from stages.core.errors import UserError
+from stages.core.errors import UserError, did_you_mean
 from stages.dataset import formatted
-from stages.parameters.params import PARAMS_FILE, flattened, nearest
+from stages.parameters.params import PARAMS_FILE, flattened
 from stages.probing import lm_eval
 from stages.reporting.comparison import Experiment, differences
 
@@ -131,8 +131,8 @@ def _names() -> list[str]:
 def _no_such(name: str, known: Sequence[str]) -> str:
     listed = ", ".join(known[:LISTED]) + (", …" if len(known) > LISTED else "")
     return (
-        f"there is no commit, branch, tag or experiment '{name}'{nearest(name, known)} (there are: "
-        f"{listed or 'none yet'}; `dvc exp list --all-commits` lists experiments, {WORKSPACE} "
+        f"there is no commit, branch, tag or experiment '{name}'{did_you_mean(name, known)} (there "
+        f"are: {listed or 'none yet'}; `dvc exp list --all-commits` lists experiments, {WORKSPACE} "
         "means the files here)"
     )
 

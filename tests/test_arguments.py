@@ -1,5 +1,6 @@
-"""What LLaMA-Factory accepts, as read from its source, is what its own classes accept."""
+"""What the train section may hold: LLaMA-Factory's arguments, except those the pipeline sets."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,20 +26,28 @@ def test_known_keys_with_fitting_values_pass():
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("lora_rnak", 8, "no argument of LLaMA-Factory's; did you mean 'lora_rank'?"),
+        ("lora_rnak", 8, "LLaMA-Factory has no option 'lora_rnak'; did you mean 'lora_rank'?"),
         ("betaa", 0.1, "did you mean 'beta'?"),
-        ("zzzzzz", 0.1, "no argument of LLaMA-Factory's"),
+        ("zzzzzz", 0.1, "LLaMA-Factory has no option 'zzzzzz'"),
         ("learning_rate", 0, "must be greater than 0"),
         ("learning_rate", "fast", "'fast'"),
         ("lora_rank", 0, "must be at least 1"),
         ("lora_rank", 2.5, "2.5"),
         ("finetuning_type", "lara", "'lara'"),
+        ("flash_attn", "fa9", "'fa2'"),
         ("output_dir", "x", "it comes from dvc.yaml"),
         ("pref_beta", 0.1, "it comes from train.beta"),
     ],
 )
 def test_a_wrong_key_or_value_is_told(key, value, told):
     assert told in (arguments.problem_with(key, value) or "no problem")
+
+
+@pytest.mark.slow
+def test_the_committed_file_says_what_the_installed_llamafactory_accepts(llamafactory):
+    assert json.loads(arguments.FILE.read_text()) == arguments.document(), (
+        "run python -m stages.parameters.arguments"
+    )
 
 
 def test_what_the_pipeline_sets_is_an_argument_or_was_one():

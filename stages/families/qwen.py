@@ -1,0 +1,84 @@
+"""What the families of Qwen have in common.
+
+An image keeps its resolution: it becomes a grid of patches, and each square of ``merge_size``²
+patches becomes one token. Positions have three parts: time, row, column. In text all three advance
+together, by one a token. All tokens of an image share one time; its rows and columns count from
+there. The text behind it goes on after the longer side of the image's grid of tokens, so an image
+of 3 by 5 tokens takes 5 positions. How a head holds the parts, and what else the vision tower
+gives, is in the file of each family.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def image_tokens(
+    size: tuple[int, int], *, image_processor: Any, plugin: Any, bounds: tuple[int, int]
+) -> int:
+    """Number of tokens that an image becomes, by its size alone.
+
+    LLaMA-Factory first brings it within ``bounds`` (``Qwen2VLPlugin._preprocess_image``), then the
+    model's processor rounds its sides to whole patches (``smart_resize``); the patch is 16 pixels
+    in Qwen3-VL, 14 in Qwen2.5-VL.
+
+    Args:
+        size: width and height in pixels.
+        image_processor: the model's own.
+        plugin: of LLaMA-Factory's template.
+        bounds: ``image_min_pixels`` and ``image_max_pixels``.
+    """
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    least, most = bounds
+    factor = image_processor.patch_size * image_processor.merge_size
+    width, height = plugin._get_qwen_video_size_after_regularization(*size, most, least)
+    rows, columns = smart_resize(
+        height,
+        width,
+        factor=factor,
+        min_pixels=image_processor.size["shortest_edge"],
+        max_pixels=image_processor.size["longest_edge"],
+    )
+    return (rows // factor) * (columns // factor)
+
+
+def position_inputs(input_ids: Any, image_token_id: int) -> dict[str, Any]:
+    """What ``generate`` needs to work out positions: which tokens (n, length) are an image's."""
+    return {"mm_token_type_ids": (input_ids == image_token_id).long()}
+
+
+@contextmanager
+def seeing_each_image_once(model: Any) -> Iterator[None]:
+    """While it lasts, the vision tower sees the images of a batch of pairs once.
+
+    LLaMA-Factory's collator gives every image to chosen and to rejected, and puts all chosen rows
+    first: the second half of the images is the first again, and so is what the tower makes of it.
+    Each output of the tower is a tensor with a row a patch or token, or a list of them.
+    """
+    import torch
+
+    visual = next(module for name, module in model.named_modules() if name.endswith("visual"))
+    forward = visual.forward
+
+    def twice(output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return torch.cat([output] * 2)
+        return [torch.cat([each] * 2) for each in output]
+
+    def once(pixels: Any, grid_thw: Any, **more: Any) -> Any:
+        images = len(grid_thw) // 2
+        patches = int(grid_thw[:images].prod(dim=1).sum())
+        if not (
+            torch.equal(grid_thw[:images], grid_thw[images:])
+            and torch.equal(pixels[:patches], pixels[patches:])
+        ):
+            return forward(pixels, grid_thw, **more)
+        seen = forward(pixels[:patches], grid_thw[:images], **more)
+        return type(seen)(**{name: twice(output) for name, output in seen.items()})
+
+    visual.forward = once
+    try:
+        yield
+    finally:
+        del visual.forward  # the class's own is behind it

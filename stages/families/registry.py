@@ -1,0 +1,68 @@
+"""The families of models that the pipeline tunes. A new one is a file here and a line below."""
+
+import json
+from pathlib import Path
+
+from stages.core.errors import UserError
+from stages.families import qwen2_5_vl, qwen3_vl
+from stages.families.family import Family
+
+FAMILIES = (qwen3_vl.FAMILY, qwen2_5_vl.FAMILY)
+
+
+def model_types() -> tuple[str, ...]:
+    """Every ``model_type`` that is known."""
+    return tuple(kind for family in FAMILIES for kind in family.model_types)
+
+
+def names() -> str:
+    """All families in words: "Qwen3-VL and Qwen2.5-VL"."""
+    *most, last = (family.name for family in FAMILIES)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def of_type(model_type: object, *, name: str) -> Family:
+    """The family of a ``model_type``; ``name`` says in a message whose it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    raise UserError(
+        f"{name}: config.json says model_type {model_type}, but this pipeline tunes {names()} "
+        f"models; set model.source to one, such as {FAMILIES[0].example}"
+    )
+
+
+def of_model(folder: Path) -> Family:
+    """The family of the model in ``folder``, by its ``config.json``.
+
+    Raises:
+        UserError: the file is missing or broken, or the family is not known.
+    """
+    path = folder / "config.json"
+    try:
+        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is missing or names no model_type; `dvc repro -f fetch@model` gets it again"
+        ) from None
+    return of_type(model_type, name=str(folder))
+
+
+def check_template(family: Family, template: str) -> None:
+    """Refuse a chat template of another family.
+
+    LLaMA-Factory takes any: image tokens may still fit, but the model sees prompts unlike those it
+    was trained on, and nothing says so.
+
+    Raises:
+        UserError: naming the template that fits.
+    """
+    if template not in family.templates:
+        raise UserError(
+            f"model.template is {template}, but the model is a {family.name}; set it to "
+            f"{' or '.join(family.templates)}"
+        )

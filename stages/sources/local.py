@@ -1,0 +1,251 @@
+"""Kind ``path``: a local table with its images, or the folder of a base model."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from tqdm import tqdm
+
+from stages.core.errors import UserError
+from stages.core.schema import SourceSection
+from stages.core.text import readable
+from stages.sources import check, manifest
+from stages.sources.kind import Kind
+from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
+from stages.sources.names import IMAGES, TABLES, is_permitted, matches, suffix
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # all that a base model needs
+
+
+class LocalSource(SourceSection):
+    """A local file or folder; its licence is what the user says, null where unknown."""
+
+    kind: Literal["path"]
+    path: Path
+    licence: str | None
+
+
+def fetch_data(source: LocalSource, out: Path) -> Source:
+    return copy_data(source.path, out, source.licence)
+
+
+def fetch_model(source: LocalSource, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
+    return copy_model(
+        source.path,
+        out,
+        allow_pickle=allow_pickle,
+        allow_code=allow_code,
+        licence=source.licence,
+    )
+
+
+def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
+    """Copy a local table, or a local folder's tables, with the images next to them, into ``out``.
+
+    Of a folder: all parquet, JSON and JSONL files, and all images if there is JSON. Of a single
+    JSON or JSONL file: the images that it names, by paths relative to it, inside its folder.
+    Relative paths stay as they are. Hidden files, pickles and code are not copied.
+
+    Raises:
+        UserError: nothing there, nothing usable there, or a link that leads out of the folder.
+    """
+    path = path.expanduser()
+    if not path.exists():
+        raise UserError(
+            f"data.source.path: {path} does not exist; name a parquet, JSON or JSONL file, or a "
+            "folder"
+        )
+    if path.is_dir():
+        _refuse_nested(path, out)
+        root, found = path, walk(path)
+        tables = [name for name in found if suffix(name) in TABLES]
+        with_images = any(suffix(name) != ".parquet" for name in tables)
+        images = [name for name in found if with_images and suffix(name) in IMAGES]
+    else:
+        root = path.parent
+        tables = [path.name] if suffix(path.name) in TABLES else []
+        images = _images_named_in(path) if suffix(path.name) in TABLES - {".parquet"} else []
+    if not tables:
+        packed = suffix(path.name) in {".zip", ".tar", ".gz", ".tgz", ".7z"}
+        raise UserError(
+            f"data.source.path: {path} is not and does not hold a parquet, JSON or JSONL file"
+            + ("; unpack the archive first" if packed else "")
+        )
+    return copy_all(root, tables + images, out, kind="path", licence=licence)
+
+
+def copy_model(
+    path: Path,
+    out: Path,
+    *,
+    files: Sequence[str] = MODEL_FILES,
+    allow_pickle: bool = False,
+    allow_code: bool = False,
+    licence: str | None = None,
+) -> Source:
+    """Copy a local model folder's own files (no subfolders) that match ``files`` into ``out``.
+
+    Raises:
+        UserError: not a folder, or not a model that later stages can use (see ``check``).
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"model.source.path: {path} is not a folder; name the folder that holds config.json"
+        )
+    _refuse_nested(path, out)
+    found = [name for name in walk(path) if "/" not in name]
+    patterns = [
+        *files,
+        *(("*.bin", "*.pt", "*.pth") if allow_pickle else ()),
+        *(("*.py",) if allow_code else ()),
+    ]
+    names = [
+        name
+        for name in found
+        if matches(name, patterns)
+        and is_permitted(name, allow_pickle=allow_pickle, allow_code=allow_code)
+    ]
+    check.check_model(path, names, name=str(path), allow_pickle=allow_pickle)
+    check.check_weights_exist(str(path), names, found, allow_pickle)
+    check.check_weights(path, names, name=str(path))
+    return copy_all(path, names, out, kind="path", licence=licence)
+
+
+def copy_all(
+    root: Path,
+    names: Iterable[str],
+    out: Path,
+    *,
+    kind: str,
+    repo: str | None = None,
+    commit: str | None = None,
+    licence: str | None = None,
+) -> Source:
+    """Copy the named files of ``root`` into ``out``, leaving alone those that are there already.
+
+    Raises:
+        UserError: one can't be read or written, is a Git LFS pointer, or the disk has no room.
+    """
+    names = sorted(set(names) - {MANIFEST})
+    manifest.begin(out)
+    try:
+        files = []
+        for name in names:
+            path = root / name
+            manifest.refuse_lfs_pointer(path, str(path))
+            files.append(File(name, manifest.size_of(path), manifest.sha256_of(path)))
+        missing = [file for file in files if not _is_there(out / file.path, file)]
+        manifest.check_room(out, sum(file.size for file in missing), what=str(root))
+        quiet = len(missing) < 100
+        for file in tqdm(missing, desc=f"copying {kind}", unit="file", disable=quiet):
+            shutil.copyfile(root / file.path, out / PARTIAL / "copying")
+            manifest.place(out / PARTIAL / "copying", out, file.path)
+    except OSError as error:
+        raise UserError(f"{error.filename or root} can't be copied ({error.strerror})") from None
+    return manifest.finish(out, Source(kind, repo, None, commit, licence, tuple(files)))
+
+
+def walk(root: Path) -> list[str]:
+    """Relative POSIX paths of the visible files under ``root``, sorted; no link may lead out.
+
+    The one exception is a folder of the Hugging Face cache, whose files are links to its ``blobs``.
+
+    Raises:
+        UserError: a link leads out of ``root``, or to a folder.
+    """
+    real = root.resolve()
+    homes = [real]
+    if real.parent.name == "snapshots":
+        homes += [real.parents[1] / "blobs", real.parents[2] / "blobs"]
+    found = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in subfolders:
+            if (Path(folder) / name).is_symlink():
+                raise UserError(
+                    f"{Path(folder) / name} is a link to a folder, and only what lies inside "
+                    f"{root} is copied; put the folder itself there"
+                )
+        for name in files:
+            path = Path(folder) / name
+            if name.startswith(".") or not path.is_file():
+                continue
+            if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
+                raise UserError(
+                    f"{path} is a link that leads out of {root}; put the file itself there"
+                )
+            found.append(path.relative_to(root).as_posix())
+    return sorted(found)
+
+
+def _is_there(path: Path, file: File) -> bool:
+    return manifest.size_of(path) == file.size and (
+        path.is_file() and manifest.sha256_of(path) == file.sha256
+    )
+
+
+def _refuse_nested(source: Path, out: Path) -> None:
+    if out.resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f"{source} holds {out}, the folder to be filled from it; name a folder next to it"
+        )
+
+
+def _images_named_in(table: Path) -> list[str]:
+    """Images in its folder that a JSON or JSONL table names anywhere, by paths relative to it.
+
+    A name that leads elsewhere, or to nothing, is not copied: preprocess counts that row as one
+    without an image.
+    """
+    root = table.parent.resolve()
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+        if table.suffix.lower() == ".json":
+            values = [json.loads(text)]
+        else:
+            values = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UserError(f"{table} is not UTF-8 text; save it as UTF-8") from None
+    except ValueError as error:
+        raise UserError(f"{table} is not valid JSON ({error})") from None
+    found = set()
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values.extend(value.values())
+        elif isinstance(value, list):
+            values.extend(value)
+        elif isinstance(value, str) and len(value) < 1024 and "\0" not in value:
+            path = PurePosixPath(value)
+            if path.suffix.lower() not in IMAGES or path.is_absolute() or ".." in path.parts:
+                continue
+            real = (root / path).resolve()
+            if real.is_relative_to(root) and real.is_file():
+                found.add(path.as_posix())
+    return sorted(found)
+
+
+def _name(source: LocalSource, _: Source) -> str:
+    """The folder as the project knows it; of one outside, only its name: the way there is a
+    machine's own."""
+    path = source.path
+    outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
+    return path.name if outside else path.as_posix()
+
+
+def _words(fetched: Source) -> str:
+    many = f"{len(fetched.files):,}, {readable(fetched.size)}"
+    return f"local files ({many}), published nowhere that is known here"
+
+
+KIND = Kind(
+    section=LocalSource,
+    fetch_data=fetch_data,
+    fetch_model=fetch_model,
+    name=_name,
+    words=_words,
+)

@@ -1,0 +1,133 @@
+"""What a training is made of: LLaMA-Factory's configuration, its environment, its fingerprint."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stages.core.errors import UserError
+from stages.parameters.params import Params
+
+INSIDE = Path(__file__).parent / "inside"  # our code that runs in the training process
+
+# Packages whose version decides what a training computes.
+PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+
+# Values of finetuning_type that leave the base model as it is and train an adapter beside it.
+ADAPTERS = ("lora", "oft")
+
+
+def dpo_config(
+    p: Params, *, model: Path, formatted: Path, images: Path, output: Path, validated: bool
+) -> dict[str, Any]:
+    """The complete configuration of a DPO training, as ``llamafactory-cli train`` reads it from
+    YAML.
+
+    ``validated``: whether there are validation pairs to watch.
+
+    It reports to nobody: the steps reach MLflow through the train stage (``process.launch``), and
+    the file does not depend on where runs are tracked.
+
+    Raises:
+        UserError: ``train.finetuning_type`` makes no adapter, which is what the pipeline passes on.
+    """
+    method = p.train.passed_through.get("finetuning_type", "lora")
+    if method not in ADAPTERS:
+        raise UserError(
+            f"train.finetuning_type is {method}, which makes no adapter; set it to "
+            f"{' or '.join(ADAPTERS)}"
+        )
+    config: dict[str, Any] = {
+        "stage": "dpo",
+        "do_train": True,
+        "model_name_or_path": str(model),
+        "trust_remote_code": p.model.trust.remote_code,
+        "template": p.model.template,
+        "quantization_bit": p.model.quantization_bit,
+        "dataset_dir": str(formatted),
+        "media_dir": str(images),
+        "dataset": "train",
+        "cutoff_len": p.format.cutoff_len,
+        "image_max_pixels": p.format.image_max_pixels,
+        "image_min_pixels": p.format.image_min_pixels,
+        "pref_beta": p.train.beta,
+        "pref_loss": p.train.loss,
+        "use_cpu": p.train.gpus == 0,
+        "output_dir": str(output),
+        "report_to": "none",
+        "logging_first_step": True,
+        **p.train.passed_through,
+    }
+    if validated:
+        config["eval_dataset"] = "validation"
+    else:
+        config["eval_strategy"] = "no"
+        config.pop("eval_steps", None)
+    return config
+
+
+def fingerprint(config: Mapping[str, Any], formatted: Path, model: Path, gpus: int) -> str:
+    """A name for everything that decides what a training produces: 16 hex digits.
+
+    It covers the LLaMA-Factory configuration (not where it writes), the number of processes (the
+    effective batch follows from it), the formatted train and validation pairs (which name their
+    images by content), the base model's files (by the hashes in its ``SOURCE.json``), the versions
+    of the packages that compute, and our code inside the training process.
+    """
+    deciding = {key: value for key, value in config.items() if key != "output_dir"}
+    parts = {
+        "config": deciding,
+        "processes": max(gpus, 1),
+        "data": {
+            name: sha256(formatted / name)
+            for name in ("train.json", "validation.json", "dataset_info.json")
+        },
+        "model": sha256(model / "SOURCE.json"),
+        "packages": {package: version(package) for package in PACKAGES},
+        "inside": {path.name: sha256(path) for path in INSIDE.glob("*.py")},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def require_gpus(wanted: int) -> None:
+    """Raise ``UserError`` if ``train.gpus`` wants more GPUs than there are; loads no model."""
+    if wanted == 0:
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < wanted:
+        raise UserError(
+            f"train.gpus is {wanted}, but torch finds {found or 'no'} GPU{'s' * (found > 1)} here; "
+            "run on a machine that has them, lower train.gpus, or use the demo preset "
+            "(make use PRESET=demo), which needs none"
+        )
+
+
+def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:
+    """Environment in which ``llamafactory-cli`` uses exactly ``gpus`` GPUs (0: the CPU).
+
+    One GPU of several must be chosen here, since LLaMA-Factory turns to torchrun wherever it sees
+    more than one. A choice the user already made (``CUDA_VISIBLE_DEVICES``) is narrowed, never
+    widened.
+    """
+    visible = base.get("CUDA_VISIBLE_DEVICES", "")
+    devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
+    # Else every file and argument is listed, and the progress bar is hard to find.
+    result = {"LLAMAFACTORY_VERBOSITY": "WARN"} | dict(base)
+    result["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:gpus])
+    # LLaMA-Factory looks for torchrun on the path, also where .venv was never activated.
+    tools = [str(Path(sys.executable).parent), *filter(None, [base.get("PATH")])]
+    result["PATH"] = os.pathsep.join(tools)
+    if gpus > 1:
+        result |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(gpus)}
+    return result
+
+
+def sha256(path: Path) -> str | None:
+    """Of a file's content, in hexadecimal; ``None`` where there is no file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None

@@ -1,0 +1,105 @@
+"""What of ours runs inside ``llamafactory-cli``: a callback that writes each logged step to a file.
+
+Python imports a module of this name whenever it starts. The train stage puts this folder on the
+path of the training process (``process.inside``), the way tracers and coverage tools do; the
+workers of torchrun and Ray inherit it. There it waits for ``llamafactory.train.tuner`` and wraps
+that module's ``_training_function``, which runs in every process that trains, to add the callback.
+Without the variable ``EVENTS`` it does nothing, and whatever goes wrong here costs one line, not
+the training.
+
+Its code is part of a training's fingerprint. It imports nothing of this project, and nothing heavy
+(not even typing) before the training does: every start of Python pays for it, about 1 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+EVENTS = "TRAINING_EVENTS"  # environment variable: the file to write to
+TUNER = "llamafactory.train.tuner"
+
+
+class Hook:
+    """A finder that changes one module, right after Python has run it."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != TUNER:
+            return None
+        from importlib.machinery import PathFinder
+
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_change(module: Any) -> None:
+            execute(module)
+            attempt(lambda: add_callback(module))
+
+        spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
+        return spec
+
+
+def add_callback(tuner: Any) -> None:
+    """Let every training of this process write its steps. Ray pickles its worker by name, so that
+    each of its processes imports ``tuner``, and comes here, by itself."""
+    train = tuner._training_function
+
+    def train_and_write(config: dict[str, Any]) -> Any:
+        attempt(lambda: config["callbacks"].append(writer(os.environ[EVENTS])))
+        return train(config)
+
+    tuner._training_function = train_and_write
+
+
+def writer(file: str) -> Any:
+    """The callback: what the trainer logs, as one line of JSON, by the first process of all."""
+    import json
+
+    from transformers import TrainerCallback
+
+    class Writer(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                attempt(lambda: self.write(state.log_history[-1]))
+
+        def write(self, entry: dict[str, Any]) -> None:
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.write(json.dumps(entry, default=float) + "\n")
+
+    return Writer()
+
+
+def attempt(what: Callable[[], object]) -> None:
+    """Do it; a training that could go on must not die of it."""
+    try:
+        what()
+    except Exception as error:
+        print(f"{__file__}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def chain() -> None:
+    """Run the ``sitecustomize`` that this one hides, such as Debian's or a tracer's."""
+    from importlib.machinery import PathFinder
+
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != here]
+    spec = PathFinder.find_spec("sitecustomize", sys.path)
+    if spec is not None and spec.loader is not None:
+        from importlib.util import module_from_spec
+
+        sys.modules["sitecustomize"] = module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+
+if __name__ == "sitecustomize":  # not where the stage or a test imports it
+    if os.environ.get(EVENTS):
+        sys.meta_path.insert(0, Hook())
+    chain()

@@ -1,0 +1,152 @@
+"""What a training is made of: its configuration, its fingerprint, its environment."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.core.errors import UserError
+from stages.tuning import config as tuning
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """A formatted data set and a base model, as far as a fingerprint looks at them."""
+    (tmp_path / "formatted").mkdir()
+    for name in ("train", "validation", "dataset_info"):
+        (tmp_path / "formatted" / f"{name}.json").write_text(f'["{name}"]')
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "SOURCE.json").write_text('{"commit": "1"}')
+    return tmp_path / "formatted", tmp_path / "base"
+
+
+def config(p, output="models/training", validated=True):
+    paths = {"model": Path("base"), "formatted": Path("formatted"), "images": Path("images")}
+    return tuning.dpo_config(p, **paths, output=Path(output), validated=validated)
+
+
+def test_the_configuration_holds_our_names_and_llamafactorys(params_with):
+    made = config(params_with(**{"train.beta": 0.3, "train.lora_rank": 5, "train.loss": "ipo"}))
+    assert (made["stage"], made["pref_beta"], made["pref_loss"]) == ("dpo", 0.3, "ipo")
+    assert made["lora_rank"] == 5
+    assert made["eval_dataset"] == "validation"
+    assert not {"beta", "loss", "gpus"} & set(made)
+
+
+def test_without_validation_pairs_nothing_is_evaluated_in_training(params_with):
+    made = config(params_with(), validated=False)
+    assert made["eval_strategy"] == "no"
+    assert not {"eval_dataset", "eval_steps"} & set(made)
+
+
+def test_a_training_that_would_leave_no_adapter_is_refused(params_with):
+    with pytest.raises(UserError, match=r"finetuning_type is full.*lora"):
+        config(params_with(**{"train.finetuning_type": "full"}))
+
+
+def mark(p, inputs, gpus=0, **changes):
+    formatted, model = inputs
+    return tuning.fingerprint(config(p) | changes, formatted, model, gpus)
+
+
+def test_the_fingerprint_does_not_depend_on_where_results_go(params_with, inputs):
+    one = mark(params_with(), inputs)
+    assert one == mark(params_with(), inputs, output_dir="elsewhere")
+    assert len(one) == 16
+    assert int(one, 16) >= 0
+
+
+@pytest.mark.parametrize(
+    "file",
+    [f"formatted/{name}.json" for name in ("train", "validation", "dataset_info")]
+    + ["base/SOURCE.json"],
+)
+def test_the_fingerprint_changes_with_data_and_model(params_with, inputs, tmp_path, file):
+    before = mark(params_with(), inputs)
+    (tmp_path / file).write_text("[]")
+    assert mark(params_with(), inputs) != before
+
+
+def test_the_fingerprint_changes_with_packages_processes_and_the_worker(
+    params_with, inputs, tmp_path, monkeypatch
+):
+    seen = {mark(params_with(), inputs), mark(params_with(), inputs, gpus=8)}
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "version", lambda package: f"{package} of another day")
+        seen.add(mark(params_with(), inputs))
+    code = (tuning.INSIDE / "sitecustomize.py").read_text()
+    monkeypatch.setattr(tuning, "INSIDE", tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(code)
+    assert mark(params_with(), inputs) in seen  # where the code lies says nothing
+    (tmp_path / "sitecustomize.py").write_text(code + "1\n")
+    seen.add(mark(params_with(), inputs))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"train.beta": 0.11}, {"train.seed": 7}, {"train.lora_rank": 4}, {"format.cutoff_len": 99}],
+)
+def test_the_fingerprint_changes_with_what_decides_the_result(params_with, inputs, change):
+    before = mark(params_with(), inputs)
+    assert mark(params_with(**change), inputs) != before
+
+
+# devices
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "visible"),
+    [
+        (0, None, ""),
+        (0, "3,5", ""),
+        (1, None, "0"),
+        (1, "3,5", "3"),
+        (8, None, "0,1,2,3,4,5,6,7"),
+        (8, "8,7,6,5,4,3,2,1,0", "8,7,6,5,4,3,2,1"),
+    ],
+)
+def test_exactly_the_wanted_gpus_are_visible(gpus, given, visible):
+    base = {"KEPT": "yes"} | ({} if given is None else {"CUDA_VISIBLE_DEVICES": given})
+    made = tuning.environment(gpus, base)
+    assert made["CUDA_VISIBLE_DEVICES"] == visible
+    assert made["KEPT"] == "yes"
+
+
+def test_only_more_than_one_gpu_takes_torchrun():
+    assert "FORCE_TORCHRUN" not in tuning.environment(0, {}) | tuning.environment(1, {})
+    eight = tuning.environment(8, {})
+    assert (eight["FORCE_TORCHRUN"], eight["NPROC_PER_NODE"]) == ("1", "8")
+
+
+def test_the_tools_beside_the_interpreter_are_on_the_path():
+    path = tuning.environment(8, {"PATH": "/usr/bin"})["PATH"]
+    assert path.split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
+
+
+@pytest.mark.slow
+def test_gpus_that_are_not_there_are_missed_before_anything_is_loaded(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match=r"train.gpus is 1, but torch finds no GPU here"):
+        tuning.require_gpus(1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(UserError, match=r"train.gpus is 8, but torch finds 4 GPUs here"):
+        tuning.require_gpus(8)
+    tuning.require_gpus(4)
+
+
+def test_a_training_on_the_cpu_does_not_even_import_torch():
+    code = (
+        "import sys; from stages.tuning import config; config.require_gpus(0); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

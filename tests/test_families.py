@@ -1,0 +1,332 @@
+"""Every family of models is scored as LLaMA-Factory trains it, and a small one of each goes through
+every stage.
+"""
+
+import importlib
+import json
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw
+from ruamel.yaml import YAML
+
+from stages.core import command
+from stages.core.errors import UserError
+from stages.dataset import formatted
+from stages.families import registry
+from stages.model import scoring, tokens
+from stages.probing import lm_eval
+from tests import tiny_models
+from tests.trainer import dpo_trainer, trainers_log_probs
+
+ROOT = Path(__file__).parent.parent
+QWEN2_5 = {"model.template": "qwen2_vl", "format.cutoff_len": 256}
+BETA = 0.3
+
+
+# registry
+
+
+def test_a_model_is_of_the_family_that_its_config_names(model_dir, tmp_path):
+    assert registry.of_model(model_dir).name == "Qwen3-VL"
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    assert registry.of_model(tmp_path).name == "Qwen2.5-VL"
+    assert set(registry.model_types()) == {"qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"}
+
+
+def test_a_model_of_no_known_family_is_refused_with_those_there_are(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(UserError, match=r"model_type llava.*Qwen3-VL and Qwen2\.5-VL models"):
+        registry.of_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_a_missing_or_broken_config_is_one_sentence(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is missing or names no model_type"):
+        registry.of_model(tmp_path)
+
+
+def test_a_template_of_another_family_is_refused_before_anything_is_loaded(
+    model_dir, params_with, monkeypatch
+):
+    p = params_with(**{"model.template": "qwen2_vl"})
+    monkeypatch.setitem(sys.modules, "llamafactory", None)
+    with pytest.raises(UserError, match=r"qwen2_vl, but .* Qwen3-VL; set it to qwen3_vl_nothink"):
+        tokens.load(model_dir, p)
+
+
+def test_model_and_probing_name_no_family():
+    for folder in ("model", "probing"):
+        for file in (ROOT / "stages" / folder).glob("*.py"):
+            assert "qwen" not in file.read_text().lower(), file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.name)
+def test_llamafactory_uses_the_first_template_for_the_example(llamafactory, family):
+    from llamafactory.data.template import TEMPLATES
+    from llamafactory.extras.constants import DEFAULT_TEMPLATE
+
+    assert DEFAULT_TEMPLATE[family.example.partition("/")[2]] == family.templates[0]
+    for name in family.templates:
+        assert TEMPLATES[name].mm_plugin.image_token == family.image_token
+
+
+# Qwen2.5-VL, as test_scoring.py does for Qwen3-VL
+
+
+@pytest.fixture(scope="module")
+def qwen2_5_dir(llamafactory, tmp_path_factory):
+    return tiny_models.qwen2_5_vl(tmp_path_factory.mktemp("models") / "qwen2.5-vl")
+
+
+@pytest.fixture(scope="module")
+def p(params_with):
+    return params_with(**QWEN2_5, **{"train.beta": BETA, "train.per_device_eval_batch_size": 4})
+
+
+@pytest.fixture(scope="module")
+def formatted_of_it(qwen2_5_dir, pairs_dir, write_params, tmp_path_factory):
+    from stages import format as format_stage
+
+    folder = tmp_path_factory.mktemp("formatted")
+    write_params(folder / "params.yaml", **QWEN2_5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        format_stage.main(
+            pairs_dir, qwen2_5_dir, Path("formatted"), Path("format.json"), Path("lengths.csv")
+        )
+    return folder / "formatted"
+
+
+@pytest.fixture(scope="module")
+def images(pairs_dir):
+    return pairs_dir / "images"
+
+
+@pytest.fixture(scope="module")
+def pairs(formatted_of_it):
+    return formatted.read(formatted_of_it, "test")
+
+
+@pytest.fixture(scope="module")
+def policy(qwen2_5_dir, p):
+    return scoring.load(qwen2_5_dir, p)
+
+
+@pytest.fixture(scope="module")
+def adapter(policy, save_adapter, tmp_path_factory):
+    return save_adapter(policy.model, tmp_path_factory.mktemp("adapter"))
+
+
+def score(policy, pairs, images, batch_size=8):
+    return scoring.log_probs(policy, pairs, images, batch_size=batch_size, label="test")
+
+
+@pytest.fixture(scope="module")
+def logps(policy, pairs, images):
+    return score(policy, pairs, images)
+
+
+@pytest.mark.slow
+def test_log_probs_of_qwen2_5_vl_are_the_trainers(
+    p, qwen2_5_dir, formatted_of_it, pairs, images, adapter, logps, tmp_path
+):
+    tuned = score(scoring.load(qwen2_5_dir, p, adapter), pairs, images)
+    theirs = dpo_trainer(p, qwen2_5_dir, formatted_of_it, images, adapter, tmp_path)
+    policy, reference = trainers_log_probs(theirs)
+    for ours, (chosen, rejected) in ((tuned, policy), (logps, reference)):
+        assert len(chosen) == len(pairs)
+        assert np.abs(ours.chosen - chosen).max() < 1e-3
+        assert np.abs(ours.rejected - rejected).max() < 1e-3
+    assert np.abs(tuned.chosen - logps.chosen).min() > 1e-2
+
+
+@pytest.mark.slow
+def test_another_image_changes_every_log_prob_of_qwen2_5_vl(policy, pairs, images, logps, tmp_path):
+    for pair in pairs:
+        Image.effect_noise((90, 70), 80).convert("RGB").save(tmp_path / pair["images"][0])
+    changed = score(policy, pairs, tmp_path)
+    assert np.abs(changed.chosen - logps.chosen).min() > 1e-4
+    assert np.abs(changed.rejected - logps.rejected).min() > 1e-4
+
+
+@pytest.mark.slow
+def test_image_tokens_of_qwen2_5_vl_are_those_that_format_counts(
+    qwen2_5_dir, p, pairs, images, logps
+):
+    tokenization = tokens.load(qwen2_5_dir, p)
+    expected = []
+    for pair in pairs:
+        with Image.open(images / pair["images"][0]) as image:
+            expected.append(tokens.image_tokens(tokenization, *image.size))
+    assert list(logps.image_tokens) == expected
+    # 28 by 28 pixels a token, where Qwen3-VL has 32 by 32.
+    assert tokens.image_tokens(tokenization, 112, 112) == (128 // 28 + 1) ** 2
+
+
+@pytest.mark.slow
+def test_greedy_answers_of_qwen2_5_vl_do_not_depend_on_the_batch(policy, pairs, images):
+    def ask(rows, batch_size):
+        return scoring.answer(
+            policy, rows, images, max_new_tokens=8, batch_size=batch_size, label="test"
+        )
+
+    alone = ask(pairs[:6], 1)
+    assert ask(pairs[:6], 4) == alone
+    assert len({answer.text for answer in alone}) > 1
+
+
+@pytest.mark.slow
+def test_lm_eval_gets_the_answers_of_qwen2_5_vl_that_scoring_gets(
+    policy, params_with, formatted_of_it, images, checkpoint_of, tmp_path
+):
+    """With the system prompt that its chat template opens with, from either side."""
+    for path in images.iterdir():  # square, as easy-VQA's are: see test_tasks.py
+        with Image.open(path) as image:
+            image.resize((60, 60)).save(tmp_path / path.name)
+    p = params_with(**QWEN2_5, **{"evaluate.lm_eval": {"easy_vqa": 4}})
+    found = lm_eval.run(
+        checkpoint_of(policy, p), ROOT / "tasks" / "easy_vqa", formatted_of_it, tmp_path
+    )
+    rows = formatted.sample(formatted.read(formatted_of_it, "questions"), 4)
+    answers = scoring.answer(policy, rows, tmp_path, max_new_tokens=32, batch_size=4, label="test")
+    samples = found.samples["easy_vqa"]
+    assert [row["filtered_resps"][0].strip() for row in samples] == [a.text for a in answers]
+    assert samples[0]["arguments"][0][0].startswith("<|im_start|>system\nYou are a helpful")
+
+
+# what is the same in each family
+
+
+@pytest.fixture(params=[family.name for family in registry.FAMILIES])
+def each(request):
+    """A loaded policy of each family."""
+    return request.getfixturevalue({"Qwen3-VL": "base", "Qwen2.5-VL": "policy"}[request.param])
+
+
+@pytest.mark.slow
+def test_the_vision_tower_sees_each_image_once_and_gives_the_same_bits(each, pairs, images):
+    import torch
+
+    batch = each.collator(scoring.encode(each, pairs[:3], images))
+    visual = next(m for name, m in each.model.named_modules() if name.endswith("visual"))
+    seen = []
+    hook = visual.patch_embed.register_forward_hook(
+        lambda module, arguments, output: seen.append(len(output))
+    )
+    with torch.inference_mode():
+        plain = visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
+        with each.family.seeing_each_image_once(each.model):
+            once = visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
+    hook.remove()
+    assert seen[1] == seen[0] / 2
+    assert type(once) is type(plain)
+    assert once.keys() == plain.keys()
+    for name in plain:
+        whole, halves = (
+            [output] if isinstance(output, torch.Tensor) else output
+            for output in (plain[name], once[name])
+        )
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, halves, strict=True))
+    assert "forward" not in vars(visual)
+
+
+@pytest.mark.slow
+def test_positions_go_on_after_the_longer_side_of_an_image(each):
+    """The rule in ``families/qwen.py``."""
+    import torch
+
+    grid = torch.tensor([[1, 6, 10]])  # patches: 3 by 5 tokens
+    ids = torch.tensor([[3, *[each.image_token_id] * 15, 4, 5]])
+    inputs = each.family.position_inputs(ids, each.image_token_id)
+    positions, _ = each.model.model.get_rope_index(ids, image_grid_thw=grid, **inputs)
+    time, row, column = positions[:, 0].tolist()
+    assert time == [0, *[1] * 15, 6, 7]
+    assert row == [0, *(1 + i for i in range(3) for _ in range(5)), 6, 7]
+    assert column == [0, *(1 + i for _ in range(3) for i in range(5)), 6, 7]
+
+
+# every stage
+
+
+def small_data(folder):
+    """60 images, one pair each, as a user's own folder holds them."""
+    folder.mkdir()
+    rows = []
+    for i in range(60):
+        colour, other = (("red", "green", "blue", "teal")[(i + k) % 4] for k in (0, 1))
+        image = Image.new("RGB", (56 + i, 60), "white")
+        ImageDraw.Draw(image).rectangle((8, 8, 20 + i % 12, 26), fill=colour)
+        image.save(folder / f"{i}.png")
+        rows.append(
+            {
+                "image": f"{i}.png",
+                "question": "What color is the shape?",
+                "chosen": f"The shape is {colour}.",
+                "rejected": f"The shape is {other}.",
+            }
+        )
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def stage_commands():
+    """The commands of dvc.yaml, in order."""
+    document = YAML(typ="safe").load(ROOT / "dvc.yaml")
+    for name, stage in document["stages"].items():
+        for key, item in stage.get("foreach", {None: {}}).items():
+            line = stage.get("do", stage)["cmd"]
+            if key:
+                line = line.replace("${key}", key).replace("${item.out}", item["out"])
+            yield name, shlex.split(line.replace("${evaluate.task_files}", "tasks/easy_vqa"))
+
+
+@pytest.mark.slow
+def test_qwen2_5_vl_goes_through_every_stage(qwen2_5_dir, write_params, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    small_data(tmp_path / "mine")
+    shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
+    write_params(
+        tmp_path / "params.yaml",
+        **QWEN2_5,
+        **{
+            "data.source": {"kind": "path", "path": "mine", "licence": None},
+            "data.columns.origin": None,
+            "model.source": {"kind": "path", "path": str(qwen2_5_dir), "licence": "Apache-2.0"},
+            "preprocess.validation": 0.2,
+            "preprocess.test": 0.3,
+            "format.image_max_pixels": 8192,
+            "format.image_min_pixels": 784,
+            "train.max_steps": 3,
+            "train.logging_steps": 1,
+            "train.eval_steps": 2,
+            "evaluate.resamples": 200,
+            "evaluate.controls": 8,
+            "evaluate.generation": {"prompts": 6, "questions": 0, "max_new_tokens": 8},
+            "evaluate.lm_eval": {},
+        },
+    )
+    handler = signal.getsignal(signal.SIGTERM)
+    for _, words in stage_commands():
+        monkeypatch.setattr("sys.argv", words[2:])
+        command.run(importlib.import_module(words[2]).main)
+    signal.signal(signal.SIGTERM, handler)
+
+    results = json.loads((tmp_path / "reports" / "results" / "metrics.json").read_text())
+    assert 0 <= results["win_rate"] <= 1
+    scores = pd.read_parquet(tmp_path / "reports" / "details" / "scores.parquet")
+    assert len(scores) == results["pairs"] > 5
+    assert (scores["policy_chosen_logps"] != scores["reference_chosen_logps"]).all()
+    curve = pd.read_csv(tmp_path / "reports" / "curves" / "train.csv")
+    assert abs(curve["reward_margin"].iloc[0]) < 1e-3
+    assert (tmp_path / "reports" / "report.html").stat().st_size > 10_000
+    assert "## " in (tmp_path / "reports" / "model_card.md").read_text()

@@ -1,0 +1,158 @@
+"""What runs inside ``llamafactory-cli``, in real interpreters with a LLaMA-Factory of ten lines.
+
+The real one is met in ``test_train.py``.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from stages.tuning import process
+from stages.tuning.config import INSIDE
+from stages.tuning.inside import sitecustomize
+
+TUNER = """
+    from transformers import State
+
+    def _training_function(config):
+        for step in (1, 2):
+            for callback in config["callbacks"]:
+                callback.on_log(None, State([{"step": step, "loss": 0.5}]), None)
+        print("trained with", len(config["callbacks"]))
+
+    def run_exp():
+        _training_function({"args": {}, "callbacks": []})
+
+    class Worker:  # as under Ray
+        def train(self):
+            _training_function({"args": {}, "callbacks": []})
+"""
+TRANSFORMERS = """
+    import os
+
+    class TrainerCallback: pass
+
+    class State:
+        def __init__(self, log_history):
+            self.log_history = log_history
+            self.is_world_process_zero = os.environ.get("RANK", "0") == "0"
+"""
+RUN = "from llamafactory.train.tuner import run_exp; run_exp()"
+
+
+@pytest.fixture
+def packages(tmp_path):
+    """A folder for the path, with what stands for LLaMA-Factory and transformers."""
+    folder = tmp_path / "packages"
+    write(folder / "llamafactory" / "__init__.py", "")
+    write(folder / "llamafactory" / "train" / "__init__.py", "")
+    write(folder / "llamafactory" / "train" / "tuner.py", TUNER)
+    write(folder / "transformers.py", TRANSFORMERS)
+    return folder
+
+
+def write(file, code):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(textwrap.dedent(code))
+
+
+def python(code, packages, events, **more):
+    """Run it as the train stage runs its process; the last lines of both streams."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(packages)} | more
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | process.inside(events, environment),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "code", [RUN, "from llamafactory.train import tuner; tuner.Worker().train()"]
+)
+def test_every_way_to_train_writes_its_steps(packages, tmp_path, code):
+    assert python(code, packages, tmp_path / "events") == ("trained with 1\n", "")
+    lines = (tmp_path / "events").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": n, "loss": 0.5} for n in (1, 2)]
+
+
+def test_only_the_first_process_of_all_writes(packages, tmp_path):
+    assert python(RUN, packages, tmp_path / "events", RANK="1") == ("trained with 1\n", "")
+    assert not (tmp_path / "events").exists()
+
+
+def test_without_the_variable_nothing_is_changed(packages):
+    environment = {"PYTHONPATH": f"{INSIDE}{os.pathsep}{packages}"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("trained with 0\n", "")
+
+
+def test_the_sitecustomize_that_it_hides_still_runs(packages, tmp_path):
+    write(packages / "sitecustomize.py", "import sys; sys.theirs = __file__")
+    code = f"import sys, sitecustomize; print(sys.theirs, sitecustomize.__file__); {RUN}"
+    shown, _ = python(code, packages, tmp_path / "events")
+    theirs = str(packages / "sitecustomize.py")
+    assert shown == f"{theirs} {theirs}\ntrained with 1\n"
+
+
+def test_the_failure_of_that_one_does_not_reach_ours(packages, tmp_path):
+    write(packages / "sitecustomize.py", "1 / 0")
+    shown, error = python(RUN, packages, tmp_path / "events")
+    assert shown == "trained with 1\n"
+    assert "ZeroDivisionError" in error  # Python's own message
+
+
+@pytest.mark.parametrize(
+    ("rename", "events", "told"),
+    [
+        ("trains_otherwise", "events", "AttributeError"),
+        ("_training_function", "no/such/folder/events", "FileNotFoundError"),
+    ],
+)
+def test_what_fails_in_it_costs_a_line_and_not_the_training(
+    packages, tmp_path, rename, events, told
+):
+    write(
+        packages / "llamafactory" / "train" / "tuner.py",
+        TUNER.replace("_training_function", rename),
+    )
+    shown, error = python(RUN, packages, tmp_path / events)
+    assert shown.startswith("trained with ")
+    assert set(line.partition(":")[0] for line in error.splitlines()) == {
+        str(INSIDE / "sitecustomize.py")
+    }
+    assert told in error
+
+
+def test_starting_python_loads_next_to_nothing_more(tmp_path):
+    code = "import sys; print(*sys.modules)"
+    plain = subprocess.run(
+        [sys.executable, "-c", code], env={}, capture_output=True, text=True, check=True
+    )
+    shown, _ = python(code, tmp_path, tmp_path / "events")
+    more = set(shown.split()) - set(plain.stdout.split())
+    assert more <= {
+        *("sitecustomize", "__future__", "importlib", "importlib._bootstrap"),
+        *("importlib._bootstrap_external", "importlib.machinery", "warnings"),
+    }
+
+
+def test_llamafactory_has_the_function_that_is_wrapped():
+    """Read, not imported: that takes 20 s."""
+    spec = find_spec("llamafactory")
+    assert spec is not None
+    assert spec.origin is not None
+    tuner = sitecustomize.TUNER.split(".")[1:]
+    source = Path(spec.origin).parent.joinpath(*tuner).with_suffix(".py").read_text()
+    assert "def _training_function(config: dict[str, Any])" in source
+    assert 'callbacks: list[Any] = config.get("callbacks")' in source

@@ -1,0 +1,352 @@
+"""The process that trains: where it resumes, how it is run and watched, what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.core.errors import UserError
+from stages.tuning import process as training
+
+ROOT = Path(__file__).parent.parent
+
+
+# resuming
+
+
+def checkpoint(folder, step, state='{"global_step": 1}'):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "adapter_model.safetensors").write_bytes(b"weights")
+    if state is not None:
+        (path / "trainer_state.json").write_text(state)
+    return path
+
+
+def test_the_newest_checkpoint_is_resumed_by_number_not_by_name(tmp_path):
+    for step in (900, 1000, 99):
+        checkpoint(tmp_path / "run", step)
+    assert training.prepare(tmp_path / "run") == "checkpoint-1000"
+
+
+@pytest.mark.parametrize("state", [None, "", '{"global_step": 10, "log_hist'])
+def test_a_half_written_checkpoint_is_dropped_for_the_one_before(tmp_path, state):
+    whole = checkpoint(tmp_path / "run", 10)
+    half = checkpoint(tmp_path / "run", 20, state)
+    assert training.prepare(tmp_path / "run") == "checkpoint-10"
+    assert whole.exists()
+    assert not half.exists()
+
+
+def test_a_folder_that_is_no_numbered_checkpoint_does_not_get_in_the_way(tmp_path):
+    checkpoint(tmp_path / "run", 10)
+    checkpoint(tmp_path / "run", "10.tmp")
+    assert training.prepare(tmp_path / "run") == "checkpoint-10"
+
+
+def test_without_a_checkpoint_the_folder_is_emptied(tmp_path):
+    checkpoint(tmp_path / "run", 20, None)
+    (tmp_path / "run" / "adapter_model.safetensors").write_bytes(b"of an earlier run")
+    assert training.prepare(tmp_path / "run") is None
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_new_folder_is_made(tmp_path):
+    assert training.prepare(tmp_path / "a" / "b") is None
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_discarding_checkpoints_leaves_log_and_state(tmp_path):
+    checkpoint(tmp_path, 10)
+    (tmp_path / "train.log").write_text("log")
+    training.discard_checkpoints(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.log"]
+
+
+# the process
+
+
+@pytest.fixture
+def fake_cli(tmp_path, monkeypatch):
+    """``fake_cli(code)`` puts a Python program in the place of ``llamafactory-cli``."""
+
+    def write(code):
+        script = tmp_path / "bin" / "llamafactory-cli"
+        script.parent.mkdir(exist_ok=True)
+        header = "import os, signal, subprocess, sys, time\n"
+        script.write_text(f"#!{interpreter}\n" + header + textwrap.dedent(code))
+        script.chmod(0o755)
+
+    interpreter = sys.executable
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    return write
+
+
+def launch(folder, *arguments, watch=lambda step: None):
+    training.launch(arguments or ("train",), folder, {"PATH": os.environ["PATH"]}, watch)
+
+
+def test_what_the_training_prints_is_shown_and_kept(fake_cli, tmp_path, capfdbinary):
+    fake_cli("""
+        print(sys.argv[1:], os.environ["PATH"] != "", flush=True)
+        print("on standard error \\u2713", file=sys.stderr)
+    """)
+    launch(tmp_path, "train", "a b.yaml", "x=1")
+    expected = "['train', 'a b.yaml', 'x=1'] True\non standard error ✓\n".encode()
+    assert (tmp_path / "train.log").read_bytes() == expected
+    shown = capfdbinary.readouterr()
+    assert shown.out == expected
+    assert b"no live curves and no early checks" in shown.err  # this one wrote no steps
+
+
+STEPS = """
+    def write(line):
+        with open(os.environ["TRAINING_EVENTS"], "a") as file: file.write(line)
+
+    def wait_for(name):
+        while not os.path.exists(name): time.sleep(0.01)
+"""
+
+
+def test_output_and_steps_arrive_while_the_training_runs(fake_cli, tmp_path, capfd):
+    (tmp_path / "events.jsonl").write_text('{"step": 99}\n')  # of an attempt that was killed
+    fake_cli(
+        STEPS
+        + f"""
+    sys.stdout.write("half a line"); sys.stdout.flush()
+    write('{{"step": 1}}\\n{{"st'); wait_for("{tmp_path}/1")
+    write('ep": 2, "loss": NaN}}\\n{{torn\\n'); wait_for("{tmp_path}/2")
+    write('{{"step": 3}}\\n')
+    """
+    )
+    seen = []
+
+    def watch(entry):
+        assert (tmp_path / "train.log").read_text() == "half a line"
+        seen.append(entry["step"])
+        (tmp_path / str(entry["step"])).touch()  # the training waits for this
+
+    launch(tmp_path, watch=watch)
+    assert seen == [1, 2, 3]
+    assert "no live curves" not in capfd.readouterr().err
+
+
+def test_a_step_that_can_not_be_right_ends_the_training_there(fake_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_cli(
+        STEPS
+        + """
+    worker = subprocess.Popen(["sleep", "600"])
+    open("pids", "w").write(f"{os.getpid()} {worker.pid}")
+    write('{"step": 1}\\n')
+    time.sleep(600)
+    """
+    )
+    (tmp_path / "checkpoint-1").mkdir()
+
+    def watch(entry):
+        raise UserError("the training diverged")
+
+    start = time.monotonic()
+    with pytest.raises(UserError, match="diverged"):
+        launch(tmp_path, watch=watch)
+    assert time.monotonic() - start < 10
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        wait_for(lambda pid=pid: not running(pid))
+    assert (tmp_path / "checkpoint-1").is_dir()
+
+
+def test_the_path_of_the_user_stays_behind_ours(tmp_path):
+    made = training.inside(Path("events.jsonl"), {"PYTHONPATH": "/theirs"})
+    assert made["PYTHONPATH"].split(os.pathsep)[1:] == ["/theirs"]
+    assert Path(made["TRAINING_EVENTS"]).is_absolute()  # Ray's workers run elsewhere
+
+
+def real_python():
+    """The interpreter, whatever ``sys.executable`` was patched to."""
+    return str(Path(sys.prefix) / "bin" / "python")
+
+
+FAILURES = {
+    "GPU ran out of memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+    "image tokens were cut": "ValueError: Image features and image tokens do not match, tokens: 9",
+    "no bfloat16": "ValueError: Your setup doesn't support bf16/gpu.",
+    "the disk is full": "OSError: [Errno 28] No space left on device: 'checkpoint-10'",
+    "no GPU could be used": "RuntimeError: No CUDA GPUs are available",
+    "quantisation failed": "ImportError: `bitsandbytes` 4-bit quantization requires a newer one",
+    "a process of the distributed run": "DistBackendError: NCCL error in: ProcessGroupNCCL.cpp",
+    "the machine ran out of memory": "  traceback : Signal 9 (SIGKILL) received by PID 4242",
+}
+
+
+def test_every_fix_has_its_failure():
+    assert {fix_of(told) for told in FAILURES} == {fix for _, fix in training.FIXES}
+
+
+def fix_of(told):
+    return next(fix for _, fix in training.FIXES if told in fix)
+
+
+@pytest.mark.parametrize("told", FAILURES)
+def test_a_failure_is_told_with_its_last_lines_and_the_likely_fix(fake_cli, tmp_path, told):
+    fake_cli(f"""
+        print("Loading the model")
+        print("Traceback (most recent call last):", file=sys.stderr)
+        print('  File "/x/y.py", line 3, in main', file=sys.stderr)
+        sys.exit({FAILURES[told]!r})
+    """)
+    with pytest.raises(UserError) as error:
+        launch(tmp_path)
+    message = str(error.value)
+    assert f"likely fix: {fix_of(told)}" in message
+    assert FAILURES[told].strip() in message
+    assert "exit status 1" in message
+    assert str(tmp_path / "train.log") in message
+    assert "Traceback" not in message
+    assert "y.py" not in message
+
+
+def test_an_unknown_failure_gets_no_made_up_fix(fake_cli, tmp_path):
+    fake_cli("""
+        print("[rank0]: ProcessGroupNCCL.cpp: using GPU 0 to perform barrier")
+        print("Quantizing model to 4 bit with bitsandbytes.")
+        sys.exit("ZeroDivisionError: division by zero")
+    """)
+    with pytest.raises(UserError, match="ZeroDivisionError") as error:
+        launch(tmp_path)
+    assert "likely fix" not in str(error.value)
+
+
+def test_what_an_earlier_attempt_died_of_is_not_told_again(fake_cli, tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text("OSError: [Errno 28] No space left on device\n")
+    fake_cli("sys.exit('ZeroDivisionError: division by zero')")
+    with pytest.raises(UserError) as error:
+        launch(tmp_path)
+    assert "disk" not in str(error.value)
+    assert "No space left" in log.read_text()
+
+
+def test_a_training_killed_outright_is_told_to_lack_memory(fake_cli, tmp_path):
+    fake_cli("os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(UserError, match="killed by signal 9") as error:
+        launch(tmp_path)
+    assert "machine ran out of memory" in str(error.value)
+
+
+def test_a_missing_llamafactory_is_told(fake_cli, tmp_path):
+    with pytest.raises(UserError, match="llamafactory-cli is missing; `make repro` installs"):
+        launch(tmp_path)
+
+
+def test_terminating_the_stage_ends_the_training_and_its_workers(fake_cli, tmp_path):
+    fake_cli("""
+        worker = subprocess.Popen(["sleep", "600"])
+        with open(sys.argv[1] + ".part", "w") as file: file.write(f"{os.getpid()} {worker.pid}")
+        os.rename(sys.argv[1] + ".part", sys.argv[1])
+        time.sleep(600)
+    """)
+    code = textwrap.dedent(f"""
+        import os, sys
+        from pathlib import Path
+        from stages.core import command
+        from stages.tuning import process
+        sys.executable = {sys.executable!r}
+        def main() -> None:
+            folder = Path({str(tmp_path)!r})
+            process.launch([{str(tmp_path / "pids")!r}], folder, dict(os.environ), print)
+        command.run(main)
+    """)
+    stage = subprocess.Popen(
+        [real_python(), "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    wait_for((tmp_path / "pids").exists)
+    stage.send_signal(signal.SIGTERM)
+    _, error = stage.communicate(timeout=20)
+    assert stage.returncode == 130
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        wait_for(lambda pid=pid: not running(pid))
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+
+
+def test_last_lines_leave_out_bars_frames_and_blanks():
+    output = (
+        "first\n\n"
+        " 10%|█         | 1/10 [00:00<00:01]\r 20%|██        | 2/10 [00:00<00:01]\r\n"
+        "Traceback (most recent call last):\n"
+        '  File "/x/y.py", line 3, in main\n'
+        "    run()\n"
+        "    ^^^^^\n"
+        "ValueError: told\n"
+        "\r 30%|███       | 3/10 [00:00<00:01]"
+    )
+    assert training.last_lines(output) == ["first", "ValueError: told"]
+    assert training.last_lines("\n".join(map(str, range(20))), count=3) == ["17", "18", "19"]
+
+
+# publishing
+
+
+def trained(folder, modules=("q", "v")):
+    """A folder as a training leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    keys = {"target_modules": modules, "modules_to_save": None, "r": 8}
+    (folder / "adapter_config.json").write_text(json.dumps(keys))
+    (folder / "llamafactory.yaml").write_text("stage: dpo\n")
+    (folder / "training_args.bin").write_bytes(b"paths and times")
+    return folder
+
+
+def test_equal_adapters_are_equal_files(tmp_path):
+    published = []
+    for name, modules in (("one", ["v", "k", "q"]), ("other", ["q", "v", "k"])):
+        out = tmp_path / name / "adapter"
+        out.mkdir(parents=True)
+        (out / "README.md").write_text("of an adapter before")
+        training.publish(trained(tmp_path / name / "training", modules), out, "f")
+        published.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert published[0] == published[1]
+    assert set(published[0]) == {
+        *("adapter_model.safetensors", "adapter_config.json"),
+        *("llamafactory.yaml", "fingerprint.json"),
+    }
+    assert json.loads(published[0]["adapter_config.json"])["target_modules"] == ["k", "q", "v"]
+
+
+def test_an_adapter_is_known_by_its_fingerprint_and_its_bytes(tmp_path):
+    out = tmp_path / "adapter"
+    assert not training.is_trained("f", out)
+    training.publish(trained(tmp_path / "training"), out, "f")
+    assert training.is_trained("f", out)
+    assert not training.is_trained("other", out)
+    for path in out.iterdir():
+        kept = path.read_bytes()
+        path.unlink()
+        assert not training.is_trained("f", out), path.name
+        path.write_bytes(kept)
+    (out / "adapter_model.safetensors").write_bytes(b"weight$")
+    assert not training.is_trained("f", out)
+    (out / "fingerprint.json").write_text("[")
+    assert not training.is_trained("f", out)

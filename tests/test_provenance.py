@@ -1,0 +1,122 @@
+"""Provenance: what a result came from, and nothing that must not be shown."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from stages.core.project import project_root
+from stages.tracking import provenance
+
+PASSWORD = "hunter2-and-more"
+
+
+@pytest.fixture(autouse=True)
+def _no_experiment(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("DVC_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def test_nothing_secret_and_no_home_path_is_shown(monkeypatch, tmp_path):
+    home = tmp_path / "home" / "someone"
+    project = home / "project"
+    project.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    text = (
+        f"{project}/data and {home}/other and {home}2/x with hf_abcdefgh at "
+        f"https://me:{PASSWORD}@host/repo?x=1"
+    )
+    shown = provenance.redacted(text, project)
+    assert shown == f"./data and ~/other and {home}2/x with *** at https://host/repo?x=1"
+
+
+def git(folder, *arguments):
+    subprocess.run(
+        ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments],
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_provenance_says_what_a_result_came_from(project, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "brave-cat")
+    lock = {
+        "schema": "2.0",
+        "stages": {
+            "preprocess": {"outs": [{"path": "data/pairs", "md5": "aa.dir"}]},
+            "train": {"outs": [{"path": "models/adapter", "md5": "bb.dir"}]},
+            "evaluate": {"outs": [{"path": "reports/metrics.json", "md5": "cc"}]},
+        },
+    }
+    (project / "dvc.lock").write_text(json.dumps(lock))
+    (project / "data" / "raw").mkdir(parents=True)
+    source = {"kind": "hub", "repo": "me/pairs", "commit": "f" * 40, "licence": None}
+    (project / "data" / "raw" / "SOURCE.json").write_text(json.dumps(source))
+    (project / "reports").mkdir()
+    (project / "reports" / "metrics.json").write_text("{}")
+    (project / "params.yaml").write_text("beta: 0.1\n")
+    git(project, "init", "-q", "-b", "main")
+    git(project, "add", "dvc.lock", "reports/metrics.json", "params.yaml")
+    git(project, "commit", "-qm", "first")
+    tags = provenance.tags()
+    assert len(tags.pop("git.commit")) == 40
+    assert tags == {
+        "git.branch": "main",
+        "git.state": "clean",
+        "dvc.experiment": "brave-cat",
+        "dvc.md5.data/pairs": "aa.dir",
+        "dvc.md5.models/adapter": "bb.dir",
+        "data.kind": "hub",
+        "data.repo": "me/pairs",
+        "data.commit": "f" * 40,
+    }
+    # What a run of the pipeline itself changes does not make it dirty; a parameter does.
+    (project / "reports" / "metrics.json").write_text('{"win_rate": 1}')
+    (project / "dvc.lock").write_text(json.dumps(lock) + "\n")
+    assert provenance.tags()["git.state"] == "clean"
+    (project / "params.yaml").write_text("beta: 0.2\n")
+    assert provenance.tags()["git.state"] == "dirty: params.yaml"
+    # The repository's index may say otherwise, as it does in DVC's temporary copies.
+    git(project, "update-index", "--assume-unchanged", "params.yaml")
+    assert provenance.tags()["git.state"] == "dirty: params.yaml"
+    assert provenance.experiment_name() == "brave-cat"
+    monkeypatch.delenv("DVC_EXP_NAME")
+    assert provenance.experiment_name().startswith("workspace-")
+
+
+def test_provenance_works_in_a_temporary_copy_and_in_a_project_below_the_repository(tmp_path):
+    origin = tmp_path / "repository"
+    (origin / "sub").mkdir(parents=True)
+    (origin / "sub" / "params.yaml").write_text("beta: 0.1\n")
+    git(origin, "init", "-q", "-b", "main")
+    git(origin, "add", ".")
+    git(origin, "commit", "-qm", "first")
+    copy = origin / "sub" / ".dvc" / "tmp" / "exps" / "tmp1"
+    git(tmp_path, "clone", "-q", str(origin), str(copy))
+    (copy / "sub" / "params.yaml").write_text("beta: 0.2\n")
+    there, here = provenance.tags(copy / "sub"), provenance.tags(origin / "sub")
+    assert there["git.commit"] == here["git.commit"]
+    assert there["git.state"] == "dirty: params.yaml"
+    assert here["git.state"] == "clean"
+
+
+def test_provenance_without_a_repository_is_silent(project, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
+    assert provenance.tags() == {}
+    assert provenance.experiment_name() == "workspace-uncommitted"
+
+
+def test_a_project_that_lives_below_some_dvc_folder_is_its_own_root(tmp_path):
+    folder = tmp_path / ".dvc" / "tmp"
+    folder.mkdir(parents=True)
+    assert project_root(folder) == folder.resolve()

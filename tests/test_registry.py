@@ -1,0 +1,101 @@
+"""A kind of source is one file and one registration; params, fetch, preprocess follow."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from stages.sources import manifest
+
+ROOT = Path(__file__).parent.parent
+MADE_UP = """
+import hashlib, io, sys
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from stages.core.schema import SourceSection
+from stages.dataset.pairs import Question, Record
+from stages.sources import manifest, registry
+from stages.sources.kind import Kind
+
+
+class Colours(SourceSection):
+    kind: Literal["colours"]
+    number: int
+
+
+def fetch(source, out):
+    manifest.begin(out)
+    path = out / manifest.PARTIAL / "n"
+    path.write_text(str(source.number))
+    file = manifest.File("number.txt", manifest.size_of(path), manifest.sha256_of(path))
+    manifest.place(path, out, "number.txt")
+    return manifest.finish(out, manifest.Source("colours", "colours", None, None, "CC0", (file,)))
+
+
+def picture(number):
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32), (4 * number, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def read(raw):
+    number = int((raw / "number.txt").read_text())
+    rows = (Record(f"colour {i}", picture(i), "Red?", "Yes.", "No.") for i in range(number))
+    return rows, iter([Question("test", picture(63), "Red?", "yes")])
+
+
+kind = Kind(Colours, fetch, name=lambda *_: "colours", words=lambda _: "colours", read=read)
+registry.KINDS[kind.tag] = kind
+
+if __name__ == "__main__":
+    from stages import fetch as fetch_stage, preprocess
+
+    fetch_stage.main("data", Path("raw"))
+    preprocess.main(Path("raw"), Path("pairs"), Path("report.json"))
+"""
+
+
+def run(folder: Path, preset: str) -> subprocess.CompletedProcess[str]:
+    (folder / "made_up.py").write_text(MADE_UP)
+    (folder / "params.yaml").write_text(preset)
+    return subprocess.run(
+        [sys.executable, "made_up.py"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def preset(*lines: str) -> str:
+    text = (ROOT / "params" / "demo.yaml").read_text()
+    head = "data:\n  source:\n"
+    start = text.index("    kind: easy-vqa")
+    end = text.index("\n", start)
+    assert head in text[:start]
+    return text[:start] + "\n".join(f"    {line}" for line in lines) + text[end:]
+
+
+def test_a_new_kind_goes_through_params_fetch_and_preprocess(tmp_path):
+    done = run(tmp_path, preset("kind: colours", "number: 60"))
+    assert done.returncode == 0, done.stderr
+    assert "licence CC0" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["rows_kept"], report["questions_kept"]) == (60, 1)
+    assert manifest.read(tmp_path / "raw").kind == "colours"
+
+
+def test_a_new_kind_has_its_own_keys_and_is_no_model_unless_it_says_so(tmp_path):
+    done = run(tmp_path, preset("kind: colours", "numbr: 60"))
+    assert "unknown key 'data.source.numbr'; did you mean 'number'?" in done.stderr
+    done = run(tmp_path, preset("kind: colour", "number: 60"))
+    assert "hub, path, easy-vqa, colours; did you mean 'colours'?" in done.stderr
+    wrong = preset("kind: colours", "number: 60").replace("    kind: path ", "    kind: colours ")
+    assert (
+        "'model.source.kind' = 'colours': must be one of hub, path" in run(tmp_path, wrong).stderr
+    )

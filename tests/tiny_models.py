@@ -1,0 +1,112 @@
+"""Models of every family, small and random, in the form in which the Hub has the real ones."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "demo" / "model"
+
+# As Qwen2.5-VL's own: with a system prompt, where the demo's has none.
+CHAT_TEMPLATE = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant."
+    "<|im_end|>\n{% endif %}"
+)
+
+
+def qwen2_5_vl(folder: Path) -> Path:
+    """Qwen2.5-VL's architecture in about 0.6 million parameters, with the demo's tokenizer.
+
+    Written as Qwen/Qwen2.5-VL-3B-Instruct is: a flat config.json, the names that its tensors had
+    before transformers 5, pixel bounds as ``min_pixels`` and ``max_pixels``.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    ids: dict[str, int] = {
+        token["content"]: token["id"]
+        for token in json.loads((DEMO / "tokenizer.json").read_text())["added_tokens"]
+    }
+    config: dict[str, Any] = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+        "hidden_act": "silu",
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "max_window_layers": 2,
+        "sliding_window": 1024,
+        "use_sliding_window": False,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+        "initializer_range": 0.1,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "vocab_size": json.loads((DEMO / "config.json").read_text())["text_config"]["vocab_size"],
+        "vision_config": {
+            "depth": 3,
+            "hidden_act": "silu",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "in_chans": 3,
+            "out_hidden_size": 128,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": 56,  # of 2 by 2 tokens
+            "fullatt_block_indexes": [1],  # within depth, else no layer sees the entire image
+            "initializer_range": 0.1,
+        },
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
+    folder.mkdir(parents=True)
+    weights = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"  # tied
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write(folder / "config.json", config)
+    write(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
+            "min_pixels": 28 * 28,
+            "max_pixels": 12845056,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+    )
+    template = CHAT_TEMPLATE + (DEMO / "chat_template.jinja").read_text()
+    write(folder / "chat_template.json", {"chat_template": template})
+    shutil.copyfile(DEMO / "tokenizer.json", folder / "tokenizer.json")
+    tokenizer = json.loads((DEMO / "tokenizer_config.json").read_text())
+    tokenizer.pop("processor_class", None)
+    write(folder / "tokenizer_config.json", tokenizer)
+    return folder
+
+
+def write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
