@@ -1,4 +1,4 @@
-"""A small but whole experiment, as the stages would leave it: what the report's tests look at."""
+"""A small but complete experiment, as the stages would leave it, for the report's tests."""
 
 import io
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from stages.dataset.pairs import REASONS, row_id
-from stages.report import Inputs, Origin
+from stages.reporting.page import Inputs, Origin
 
 ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "green", "blue", "gold", "black", "gray", "teal", "brown")
@@ -222,7 +222,7 @@ def curve_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def inputs_with(**changed: Any) -> Inputs:
     train, validation = curve_tables()
-    whole = Inputs(
+    complete = Inputs(
         metrics=metrics_of(),
         scores=score_table(),
         answers=answer_table(),
@@ -264,28 +264,9 @@ def inputs_with(**changed: Any) -> Inputs:
         },
         adapter_parameters=12_345,
         confidence=0.95,
-        stages=("fetch@data", "train", "evaluate"),
-        diary={
-            "train": {
-                "stage": "train",
-                "seconds": 91.2,
-                "peak_memory_gb": 2.1,
-                "device": "cpu",
-                "pairs_per_second": 22.4,
-                "at": "2026-01-31T12:00:00Z",
-            }
-        },
-        experiment="brave-lion",
-        tags={
-            "git.commit": "0123456789abcdef0123456789abcdef01234567",
-            "git.state": "clean",
-            "dvc.md5.data/pairs": "d41d8cd98f00b204e9800998ecf8427e.dir",
-            "data.licence": "MIT",
-        },
-        preset="demo",
-        versions={"torch": "2.11.0", "dvc": "3.67.1"},
+        parameters={"train": {"beta": 0.1}},
     )
-    return replace(whole, **changed)
+    return replace(complete, **changed)
 
 
 def uncharted(**changed: Any) -> Inputs:

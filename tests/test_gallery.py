@@ -3,8 +3,10 @@
 import pandas as pd
 import pytest
 
-from stages import report
-from stages.reporting import findings, gallery
+from stages.evaluation.catalogue import LOG_PROB
+from stages.reporting import gallery
+from stages.reporting.page import render
+from stages.reporting.text import rows_of
 from tests.experiment import Page, answer_table, inputs_with, metrics_of, score_table, uncharted
 
 
@@ -43,7 +45,7 @@ def test_which_pairs_were_answered_does_not_decide_which_are_shown(tmp_path, ask
 
 def test_a_pair_that_was_not_asked_has_its_question_and_image_and_says_so():
     inputs = uncharted(answers=answer_table(0))
-    (row,) = findings.records(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
+    (row,) = rows_of(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
     card = card_of(row, inputs)
     assert card.question == "What color is the shape?"
     assert card.picture == card_of({**row, "base_answer": "Yes."}, inputs).picture
@@ -54,26 +56,22 @@ def test_a_pair_that_was_not_asked_has_its_question_and_image_and_says_so():
 
 def test_the_page_says_which_pairs_have_own_answers():
     # The pairs with the lowest margins are asked: those most won have no own answers.
-    some = Page(
-        report.render(uncharted(answers=answer_table(5), metrics=metrics_of(answers=5)))
-    ).text
-    assert "Chosen among all 40 scored test pairs" in some
+    some = Page(render(uncharted(answers=answer_table(5), metrics=metrics_of(answers=5)))).text
+    assert "Picked from all 40 scored test pairs" in some
     assert "was among the 5 that both models answered" in some
     assert some.count("base says not asked") == some.count("tuned says not asked") > 0
     assert "base says, same as rejected" in some
-    none = Page(
-        report.render(uncharted(answers=answer_table(0), metrics=metrics_of(answers=None)))
-    ).text
+    none = Page(render(uncharted(answers=answer_table(0), metrics=metrics_of(answers=None)))).text
     assert "because neither model was asked for any" in none
     assert none.count("base says not asked") == none.count("✓ won") + none.count("✗ not won") > 12
-    every = Page(report.render(uncharted())).text
+    every = Page(render(uncharted())).text
     assert "was among the 40 that both models answered" in every
     assert "not asked" not in every
 
 
 def test_an_answer_is_shown_even_where_it_is_empty_or_the_other_model_was_not_asked():
     inputs = uncharted()
-    (row,) = findings.records(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
+    (row,) = rows_of(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
     card = card_of({**row, "base_answer": "", "tuned_answer": float("nan")}, inputs)
     assert (card.base_answer, card.tuned_answer) == ("", None)
 
@@ -81,11 +79,11 @@ def test_an_answer_is_shown_even_where_it_is_empty_or_the_other_model_was_not_as
 def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():
     inputs = inputs_with()
     won, _, _ = gallery.extremes(inputs.scores, inputs.answers, 1)
-    (row,) = findings.records(won)
+    (row,) = rows_of(won)
     card = card_of(row, inputs)
     assert card.chosen_logps == (
-        findings.number(row["reference_chosen_logps"] / 8),
-        findings.number(row["policy_chosen_logps"] / 8),
+        LOG_PROB.text(row["reference_chosen_logps"] / 8),
+        LOG_PROB.text(row["policy_chosen_logps"] / 8),
     )
     assert (card.base_is, card.tuned_is) == ("same as rejected", "same as chosen")
     assert card.margin == f"+{row['reward_margin']:.2f}"
@@ -95,15 +93,15 @@ def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():
 def test_a_card_of_the_control_sample_gives_the_margins_without_the_image():
     inputs = inputs_with()
     row = {
-        **findings.records(gallery.extremes(inputs.scores, inputs.answers, 40)[1])[0],
+        **rows_of(gallery.extremes(inputs.scores, inputs.answers, 40)[1])[0],
         "reward_margin_blank": 0.1,
     }
     assert card_of(row, inputs).controls.startswith("+0.10 with a blank image")
 
 
-def test_questions_show_each_outcome_and_mark_right_and_wrong_in_words():
+def test_questions_show_each_grade_and_mark_right_and_wrong_in_words():
     asked = gallery.questions(answer_table(), lambda _: None, 2)
-    assert [row["outcome"] for row in asked] == [
+    assert [row["grade"] for row in asked] == [
         *["newly right"] * 2,
         *["newly wrong"] * 2,
         *["both wrong"] * 2,
@@ -112,7 +110,7 @@ def test_questions_show_each_outcome_and_mark_right_and_wrong_in_words():
     marks = [tuple(mark for _, _, mark in row["answers"]) for row in asked]
     assert marks[0] == ("wrong", "right")
     assert marks[2] == ("right", "wrong")
-    assert dict(gallery.outcomes(answer_table())) == {
+    assert dict(gallery.grades(answer_table())) == {
         "newly right": 4,
         "newly wrong": 4,
         "both wrong": 4,
@@ -125,4 +123,4 @@ def test_questions_without_known_answers_are_shown_unmarked():
     asked = gallery.questions(answers, lambda _: None, 3)
     assert len(asked) == 4
     assert {mark for row in asked for _, _, mark in row["answers"]} == {""}
-    assert "not known" in Page(report.render(uncharted(answers=answers))).text
+    assert "not known" in Page(render(uncharted(answers=answers))).text

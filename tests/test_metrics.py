@@ -1,11 +1,12 @@
 """The numbers of metrics.json, held against sums done by hand."""
 
-import math
+import re
 
 import pandas as pd
 import pytest
 
 from stages.evaluation import metrics, statistics
+from stages.evaluation.catalogue import HEADLINE, KEYS, METRICS
 from stages.parameters.params import Evaluate, Generation
 
 SETTINGS = Evaluate(
@@ -14,6 +15,7 @@ SETTINGS = Evaluate(
     seed=0,
     controls=0,
     lm_eval={},
+    task_files="tasks",
     generation=Generation(prompts=0, questions=0, max_new_tokens=8),
 )
 BETA = 0.5
@@ -165,12 +167,6 @@ def test_image_controls_compare_the_same_pairs(scores):
     assert metrics.of_images(scores, SETTINGS) == {}
 
 
-def test_wins_without_the_image_are_named_in_words(all_metrics):
-    assert "with a blank image" not in metrics.in_words(all_metrics)
-    blind = all_metrics | {"win_rate_blank": 0.9, "win_rate_blank_low": 0.85}
-    assert "with a blank image the win rate is still 0.900" in metrics.in_words(blind)
-
-
 def test_the_order_of_the_reference_is_of_no_matter(scores):
     shuffled = pd.concat(
         [REFERENCE.iloc[::-1], REFERENCE.assign(id=[f"train {i}" for i in range(4)])]
@@ -262,23 +258,21 @@ def all_metrics(scores):
     )
 
 
-def test_every_key_has_a_meaning_and_every_meaning_a_key_in_its_order(all_metrics):
-    bounds = {f"{key}_{end}" for key in metrics.WITH_INTERVAL for end in ("low", "high")}
-    assert [key for key in all_metrics if key not in bounds] == list(metrics.MEANING)
-    assert bounds <= set(all_metrics)
+def test_the_catalogue_has_every_key_in_its_order_and_no_other(all_metrics):
+    assert tuple(all_metrics) == KEYS
 
 
-def test_what_a_run_can_lack_is_known_to_be_optional(scores):
+def test_what_a_run_can_lack_says_what_it_needs(scores):
     least = metrics.of_pairs(scores, SETTINGS) | metrics.of_length(scores, SETTINGS)
-    bounds = {f"{key}_{end}" for key in metrics.WITH_INTERVAL for end in ("low", "high")}
-    assert set(least) - bounds == set(metrics.MEANING) - metrics.OPTIONAL
+    assert set(least) & set(METRICS) == {m.key for m in METRICS.values() if not m.needs}
 
 
 def test_values_are_plain_numbers_within_their_intervals(all_metrics):
     found = all_metrics
     assert all(type(value) in (int, float) for value in found.values()), found
-    for key in metrics.WITH_INTERVAL:
-        assert found[f"{key}_low"] <= found[key] <= found[f"{key}_high"]
+    for key, metric in METRICS.items():
+        if metric.interval:
+            assert found[f"{key}_low"] <= found[key] <= found[f"{key}_high"]
 
 
 def test_one_image_gives_no_intervals_instead_of_a_crash(scores):
@@ -286,21 +280,27 @@ def test_one_image_gives_no_intervals_instead_of_a_crash(scores):
     assert found["images"] == 1
     assert found["win_rate"] == 0.625
     assert not [key for key in found if key.endswith(("_low", "_high")) and "wilson" not in key]
-    assert "win rate 0.625 on 4 held-out pairs" in metrics.in_words(found)
+    assert "win rate 62.5% of 4 held-out pairs" in metrics.in_words(found)
 
 
-def test_in_words_gives_the_headline_and_warns_when_chosen_answers_fall(scores):
+def test_in_words_gives_the_figures_that_come_first(scores):
     found = metrics.of_pairs(scores, SETTINGS) | metrics.of_questions(GRADED, SETTINGS)
-    words = metrics.in_words(found)
-    low, high = found["win_rate_low"], found["win_rate_high"]
-    assert f"win rate 0.625 [{low:.3f}, {high:.3f}] on 4 held-out pairs" in words
-    assert "3 held-out questions: 0.333 (base) → 0.667 (tuned)" in words
-    assert "lost 0.50 nats" in words
-    assert "train.pref_ftx" in words
+    lines = metrics.in_words(found).splitlines()
+    assert re.fullmatch(r"win rate 62\.5% \[[\d.]+, [\d.]+\] of 4 held-out pairs", lines[0])
+    assert re.fullmatch(r"right answers 33\.3% .* \(base\) → 66\.7% .* \(tuned\)", lines[2])
+    assert "−0.50" in lines[3]  # noqa: RUF001
 
 
-def test_in_words_does_not_warn_when_they_rise(scores):
-    rising = POLICY.assign(chosen_logps=REFERENCE["chosen_logps"] + 1)
-    found = metrics.of_pairs(metrics.score(PAIRS, rising, REFERENCE, BETA), SETTINGS)
-    assert math.isclose(found["chosen_logps_change"], 1.0)
-    assert "lost" not in metrics.in_words(found)
+def test_the_headline_has_four_digits_and_falls_back_on_lm_evals_first_task(all_metrics):
+    found = metrics.headline(all_metrics)
+    assert tuple(found) == tuple(HEADLINE)
+    assert found["correct"] == round(all_metrics["tuned_correct"], 4)
+    without = {key: value for key, value in all_metrics.items() if "correct" not in key}
+    assert "correct" not in metrics.headline(without)
+    tasks = {
+        f"lm_eval/{task}/{metric}/{what}": value
+        for task, metric, value in (("a", "acc", 0.71234), ("a", "f1", 0.2), ("b", "acc", 0.3))
+        for what in ("base", "tuned", "change")
+    }
+    assert metrics.headline(without | tasks)["correct"] == 0.7123
+    assert metrics.headline(all_metrics | tasks) == found

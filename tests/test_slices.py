@@ -15,6 +15,7 @@ SETTINGS = Evaluate(
     seed=0,
     controls=0,
     lm_eval={},
+    task_files="tasks",
     generation=Generation(prompts=0, questions=0, max_new_tokens=8),
 )
 

@@ -326,5 +326,7 @@ def dumped(parameters: Mapping[str, Any]) -> str:
     from io import StringIO
 
     stream = StringIO()
-    YAML(typ="safe", pure=True).dump(dict(parameters), stream)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.dump(dict(parameters), stream)
     return stream.getvalue()

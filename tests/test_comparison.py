@@ -1,0 +1,347 @@
+"""Two experiments side by side: differences, refusals and words, by hand."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.core.errors import UserError
+from stages.evaluation import statistics
+from stages.evaluation.catalogue import NATS, SHARE
+from stages.evaluation.paired import Change, changes
+from stages.parameters.params import flattened
+from stages.probing import lm_eval
+from stages.reporting import comparison
+from stages.reporting.comparison import (
+    CHOSEN,
+    PREFERENCE,
+    RIGHT,
+    WIN_RATE,
+    Comparison,
+    Experiment,
+    Measure,
+    Settings,
+)
+
+PARAMETERS = {
+    "evaluate": {"confidence": 0.95, "resamples": 500, "seed": 0},
+    "train": {"beta": 0.1, "lora_rank": 8},
+}
+
+
+def row(number: int, **content: str) -> dict[str, Any]:
+    texts = {"question": f"q{number}?", "chosen": f"yes {number}", "rejected": f"no {number}"}
+    texts |= content
+    return {
+        "id": f"id{number}",
+        "group": f"image{number}",
+        "messages": [{"role": "user", "content": f"<image>{texts['question']}"}],
+        "chosen": {"role": "assistant", "content": texts["chosen"]},
+        "rejected": {"role": "assistant", "content": texts["rejected"]},
+        "images": [f"image{number}.jpg"],
+    }
+
+
+def scores(margins: list[float], beta: float = 0.1) -> pd.DataFrame:
+    """Pairs of those margins in nats; the reference gives -10 and -10, chosen goes up by 1."""
+    n = len(margins)
+    return pd.DataFrame(
+        {
+            "id": [f"id{i}" for i in range(n)],
+            "group": [f"image{i}" for i in range(n)],
+            "policy_chosen_logps": [-9.0] * n,
+            "policy_rejected_logps": [-9.0 - m for m in margins],
+            "reference_chosen_logps": [-10.0] * n,
+            "reference_rejected_logps": [-10.0] * n,
+            "chosen_tokens": [4] * n,
+            "rejected_tokens": [4] * n,
+            "reward_margin": [beta * m for m in margins],
+        }
+    )
+
+
+def answers(right: list[bool]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "id": [f"q{i}" for i in range(len(right))] + ["id0"],
+            "of": ["question"] * len(right) + ["pair"],
+            "image": [f"other{i}" for i in range(len(right))] + ["image0"],
+            "question": ["what?"] * len(right) + ["q0?"],
+            "truth": ["red"] * len(right) + [None],
+            "tuned_correct": [*right, None],
+        }
+    )
+
+
+def experiment(
+    name: str = "main",
+    margins: tuple[float, ...] = (1.0, 2.0, -1.0, -2.0),
+    right: tuple[bool, ...] = (),
+    parameters: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Experiment:
+    made = Experiment(
+        name=name,
+        commit="abc1234",
+        parameters=flattened(parameters or PARAMETERS),
+        metrics={"win_rate": statistics.win_rate(list(margins)).rate},
+        scores=scores(list(margins)),
+        answers=answers(list(right)),
+        probed=lm_eval.Results({}, {}),
+        pairs=[row(i) for i in range(len(margins))],
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def measure(unit: Any = SHARE, **changed: Any) -> Measure:
+    plain = Change(0.5, 0.68, 0.18, 0.1, 0.26, gained=20, lost=2, p_value=0.0001)
+    return Measure("win rate", unit, dataclasses.replace(plain, **changed), 100)
+
+
+def named(found: Comparison) -> dict[str, Change]:
+    return {measure.name: measure.change for measure in found.measures}
+
+
+# the figures
+
+
+def test_differences_are_after_minus_before_pair_by_pair():
+    # two wins of four, then three: one lost pair is won, and nothing is lost
+    before = experiment(margins=(1.0, 2.0, -1.0, -2.0), right=(True, False))
+    after = experiment(margins=(1.0, 2.0, 3.0, -2.0), right=(False, True))
+    found = named(comparison.compare(before, after))
+    wins = found[WIN_RATE]
+    assert (wins.before, wins.after, wins.difference) == (0.5, 0.75, 0.25)
+    assert (wins.gained, wins.lost, wins.p_value) == (1, 0, 1.0)
+    assert found[PREFERENCE].difference == 0.25
+    assert found[RIGHT].difference == 0
+    assert found[CHOSEN].difference == 0
+
+
+def test_the_interval_is_the_bootstrap_of_the_difference_with_the_settings_of_the_parameters():
+    rng = np.random.default_rng(5)
+    first, second = rng.normal(size=60), rng.normal(0.5, size=60)
+    before, after = experiment(margins=tuple(first)), experiment(margins=tuple(second))
+    found = named(comparison.compare(before, after))[WIN_RATE]
+    gap = statistics.outcomes(second) - statistics.outcomes(first)
+    groups = sorted(f"image{i}" for i in range(60))
+    order = np.argsort([f"id{i}" for i in range(60)])
+    expected = statistics.bootstrap_interval(gap[order], groups, seed=0, resamples=500, level=0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_order_of_rows_does_not_matter():
+    after = experiment(margins=(1.0, -3.0, 2.0, 5.0))
+    shuffled = dataclasses.replace(after, scores=after.scores.iloc[[2, 0, 3, 1]])
+    assert comparison.compare(experiment(), shuffled) == comparison.compare(experiment(), after)
+
+
+def test_another_beta_changes_neither_the_win_rate_nor_a_margin_that_is_shown():
+    stronger = {**PARAMETERS, "train": {"beta": 0.4, "lora_rank": 8}}
+    moved = (1.0, 2.0, 3.0, -2.0)
+    same = comparison.compare(experiment(), experiment(margins=moved))
+    other = comparison.compare(
+        experiment(),
+        experiment(margins=moved, parameters=stronger, scores=scores(list(moved), 0.4)),
+    )
+    assert other.parameters == (("train.beta", "0.1", "0.4"),)
+    assert other.measures == same.measures
+    assert other.gained == same.gained
+    assert (other.gained[0].before, other.gained[0].after) == (-1.0, 3.0)
+
+
+def test_a_reference_within_rounding_is_the_same_and_one_beyond_is_not():
+    table = scores([1.0, -1.0])
+    far = table.copy()
+    near = table.assign(reference_chosen_logps=-9.9985)  # of 10 nats
+    far.loc[1, "reference_rejected_logps"] = -9.5
+    assert comparison.reference_difference(table, near) == 0
+    assert comparison.reference_difference(table, far) == pytest.approx(0.5)
+
+
+def test_against_another_reference_only_figures_without_reference_are_given():
+    table = scores([1.0, 2.0, -1.0, -2.0])
+    table = table.assign(reference_chosen_logps=-10.5, reference_rejected_logps=-10.5)
+    found = comparison.compare(experiment(), experiment(scores=table, right=()))
+    assert list(named(found)) == [PREFERENCE]
+    assert found.flipped_by[0] == PREFERENCE
+    assert "the references differ, by up to 0.5 nats" in found.notes[0]
+
+
+def test_right_answers_to_different_questions_are_not_compared():
+    found = comparison.compare(experiment(right=(True, False)), experiment(right=(True,)))
+    assert RIGHT not in named(found)
+    assert any("2 and 1 questions" in note for note in found.notes)
+
+
+def test_pairs_of_one_image_have_no_interval_and_no_verdict():
+    before, after = experiment(), experiment(margins=(1.0, 2.0, 3.0, 4.0))
+    for one in (before, after):
+        one.scores["group"] = "same"
+    (found, *_) = comparison.compare(before, after).measures
+    assert found.change.low is None
+    assert "no difference can be told" in comparison.sentence(found)
+
+
+# flips
+
+
+def test_flips_are_sorted_by_size_and_a_tie_that_becomes_a_win_is_gained():
+    ids = ["id0", "id1", "id2", "id3", "id4"]
+    before = np.array([-1.0, 0.0, 2.0, 1.0, -5.0])
+    after = np.array([1.0, 0.5, -9.0, 0.5, -1.0])
+    gained, lost = comparison.flips(ids, before, after, [row(i) for i in range(5)])
+    assert [flip.id for flip in gained] == ["id0", "id1"]
+    assert [(flip.id, flip.before, flip.after) for flip in lost] == [("id2", 2.0, -9.0)]
+    assert gained[0].question == "q0?"
+    assert (gained[0].chosen, gained[0].rejected) == ("yes 0", "no 0")
+
+
+def test_at_most_ten_flips_are_shown_and_all_are_counted():
+    margins = tuple(float(i + 1) for i in range(12))
+    lost = comparison.compare(
+        experiment(margins=margins), experiment(margins=tuple(-m for m in margins))
+    )
+    text = comparison.render(lost)
+    assert "Pairs lost in win rate over the base: 12, the 10 largest changes" in text
+    assert text.count("    pair ") == 10
+    assert "id11" in text  # the largest
+    assert "    pair      id0\n" not in text
+
+
+# words
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, "win rate: higher after, +18.0 points [+10.0, +26.0]."),
+        ({"difference": -0.1, "low": -0.2, "high": -0.01}, "lower after, -10.0 points"),
+        ({"low": -0.01}, "no difference can be told, the interval [-1.0, +26.0] includes 0."),
+        ({"low": 0.0}, "no difference can be told"),
+        ({"p_value": 0.125}, "20 gained and 2 lost can be chance (p = 0.125)"),
+        ({"difference": 0.0, "low": 0.0, "high": 0.0, "gained": 0, "lost": 0}, "same, row by row."),
+        ({"difference": 0.0, "low": 0.0, "high": 0.0, "gained": None, "lost": None}, "the same."),
+        ({"low": None, "high": None}, "no difference can be told"),
+        ({"unit": NATS, "p_value": None}, "higher after, +0.18 [+0.10, +0.26]."),
+    ],
+)
+def test_a_difference_is_told_only_where_interval_and_test_tell_it(changed, words):
+    assert words in comparison.sentence(measure(**changed)).replace("\N{MINUS SIGN}", "-")
+
+
+SETTINGS = Settings(confidence=0.95, resamples=4000, seed=0)
+
+
+def test_four_pairs_lost_and_none_gained_are_no_difference_though_the_bootstrap_leaves_0_out():
+    before, after = np.ones(400), np.ones(400)
+    after[:4] = 0
+    both = {"win rate": (before, after)}
+    (found,) = comparison.measured(both, np.arange(400), SETTINGS, SHARE)
+    assert found.change.high is not None
+    assert found.change.high < 0
+    assert found.change.direction == "unclear"
+    assert "p = 0.125" in comparison.sentence(found)
+
+
+def test_one_pair_lost_gives_an_interval_that_ends_at_0_and_not_a_rounding_error_before_it():
+    before, after = np.ones(799), np.ones(799)
+    after[17] = 0
+    found = changes({"accuracy": (before, after)}, np.arange(799), SETTINGS)
+    assert found["accuracy"].high == 0
+
+
+def test_data_can_not_break_the_page_or_reach_the_terminal():
+    nasty = "a\n\n# heading\x1b[31m | ```" + "x" * 500
+    moved = experiment(margins=(1.0, 2.0, 3.0, -2.0))
+    rows = [row(i, question=nasty, chosen="<b>c</b>", rejected="r") for i in range(4)]
+    text = comparison.render(
+        comparison.compare(experiment(pairs=rows), dataclasses.replace(moved, pairs=rows))
+    )
+    assert "\x1b" not in text
+    shown = [line for line in text.splitlines() if "heading" in line]
+    assert shown
+    assert all(line.startswith("    question") and len(line) < 250 for line in shown)
+    assert all(line.startswith("    ") for line in text.splitlines() if "<b>" in line)
+
+
+def test_a_table_has_a_cell_for_each_column_whatever_a_name_holds():
+    found = dataclasses.replace(
+        comparison.compare(experiment(right=(True,)), experiment(right=(False,))),
+        tasks=(dataclasses.replace(measure(), name="a | b\n"),),
+    )
+    rows = [line for line in comparison.render(found).splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 4 + 2 + 1
+    assert {line.replace("\\|", "").count("|") for line in rows} == {10}
+
+
+def answered(values: list[float], shown: str = "these") -> lm_eval.Results:
+    """One task ``t`` with a metric of those values, each of its own image."""
+    document = {
+        "results": {"t": {"acc,none": float(np.mean(values))}},
+        "higher_is_better": {"t": {"acc": True}},
+        "datasets": {"t": {"shown": shown}},
+    }
+    rows = [
+        {"doc_id": i, "images": [f"i{i}"], "filter": "none", "metrics": {"acc": value}}
+        for i, value in enumerate(values)
+    ]
+    return lm_eval.Results(document, {"t": rows})
+
+
+def test_lm_eval_tasks_are_paired_document_by_document():
+    before = experiment(probed=answered([0.0] * 20 + [1.0] * 20))
+    after = experiment(probed=answered([1.0] * 40))
+    found = comparison.compare(before, after)
+    (task,) = found.tasks
+    assert (task.name, task.rows, task.change.difference) == ("t acc", 40, 0.5)
+    assert (task.change.gained, task.change.lost) == (20, 0)
+    assert "- t acc: higher after, +0.500 [" in comparison.render(found)
+
+
+def test_tasks_of_other_documents_are_named_and_not_compared():
+    before = experiment(probed=answered([0.0] * 40))
+    found = comparison.compare(before, experiment(probed=answered([1.0] * 40, shown="others")))
+    assert found.tasks == ()
+    assert any(note.startswith("t: not compared") for note in found.notes)
+
+
+# refusals
+
+
+def test_other_test_pairs_are_refused_with_how_many_are_common_and_why():
+    other = {**PARAMETERS, "preprocess": {"split_key": "b"}}
+    after = experiment(name="split", margins=(1.0, 2.0), parameters=other)
+    with pytest.raises(UserError, match=r"main has 4, split 2, 2 of them in common.*split_key"):
+        comparison.compare(experiment(), after)
+
+
+def test_the_same_ids_with_another_image_or_text_are_refused():
+    rows = [row(i) for i in range(4)]
+    rows[2]["images"] = ["replaced.jpg"]
+    with pytest.raises(UserError, match="1 of 4 common test pairs have another text or image"):
+        comparison.compare(experiment(), experiment(pairs=rows))
+
+
+def test_the_same_pairs_as_other_tokens_are_refused():
+    table = scores([1.0, 2.0, -1.0, -2.0])
+    table.loc[0, "chosen_tokens"] = 5
+    with pytest.raises(UserError, match="became other tokens"):
+        comparison.compare(experiment(), experiment(scores=table))
+
+
+def test_files_of_different_runs_are_refused():
+    with pytest.raises(UserError, match=r"win rate of 0\.5000, the metrics say 0\.9"):
+        comparison.compare(experiment(), experiment(metrics={"win_rate": 0.9}))
+    with pytest.raises(UserError, match="not of the pairs in its test set"):
+        comparison.compare(experiment(pairs=[row(7)]), experiment())
+
+
+def test_nan_never_passes_for_a_loss():
+    table = scores([1.0, 2.0, -1.0, -2.0])
+    table.loc[0, "policy_chosen_logps"] = math.nan
+    with pytest.raises(ValueError, match="policy_chosen"):
+        comparison.compare(experiment(), experiment(scores=table))

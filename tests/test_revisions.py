@@ -1,0 +1,219 @@
+"""Revisions of a real Git and DVC repository: what is read of them, and what is refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages import compare
+from stages.core.errors import UserError
+from stages.reporting import comparison
+from stages.tracking import revisions
+
+PARAMETERS: dict[str, Any] = {
+    "evaluate": {"confidence": 0.95, "resamples": 500, "seed": 0},
+    "train": {"beta": 0.1, "lora_rank": 8},
+}
+
+
+# Stands for the evaluate stage: results that follow from train.beta alone.
+STAGE = """
+import json, sys
+from pathlib import Path
+import pandas as pd
+from ruamel.yaml import YAML
+
+p = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())
+n, won = 40, int(100 * p["train"]["beta"])
+Path("data/formatted").mkdir(parents=True, exist_ok=True)
+for folder in ("results", "details/lm_eval/samples"):
+    Path("reports", folder).mkdir(parents=True, exist_ok=True)
+rows = [
+    {"id": f"id{i}", "group": f"g{i}", "messages": [{"content": f"<image>q{i}"}],
+     "chosen": {"content": "c"}, "rejected": {"content": "r"}, "images": [f"g{i}.jpg"]}
+    for i in range(n)
+]
+Path("data/formatted/test.json").write_text(json.dumps(rows))
+margins = [1.0 if i < won else -1.0 for i in range(n)]
+pd.DataFrame({
+    "id": [r["id"] for r in rows], "group": [r["group"] for r in rows],
+    "policy_chosen_logps": -9.0, "policy_rejected_logps": [-9.0 - m for m in margins],
+    "reference_chosen_logps": -10.0, "reference_rejected_logps": -10.0,
+    "chosen_tokens": 4, "rejected_tokens": 4,
+    "reward_margin": [p["train"]["beta"] * m for m in margins],
+}).to_parquet("reports/details/scores.parquet")
+pd.DataFrame({"id": ["a"], "of": ["pair"], "image": ["g0"], "question": ["q"], "truth": [None],
+              "tuned_correct": [None]}).to_parquet("reports/details/answers.parquet")
+Path("reports/results/metrics.json").write_text(json.dumps({"win_rate": won / n}))
+task = {"results": {"t": {"acc,none": won / n}}, "datasets": {"t": {"shown": "these"}},
+        "higher_is_better": {"t": {"acc": True}}}
+Path("reports/details/lm_eval/results.json").write_text(json.dumps(task))
+documents = [
+    {"doc_id": i, "images": [f"g{i}"], "filter": "none", "metrics": {"acc": float(i < won)}}
+    for i in range(n)
+]
+Path("reports/details/lm_eval/samples/t.jsonl").write_text("\\n".join(map(json.dumps, documents)))
+"""
+PIPELINE = """
+stages:
+  evaluate:
+    cmd: >-
+      python stage.py --formatted-data data/formatted --results reports/results
+      --details reports/details
+    deps: [stage.py]
+    params: [train.beta, evaluate]
+    outs: [data/formatted, reports/details, {reports/results: {cache: false}}]
+"""
+
+
+def call(*words: str, folder: Path) -> str:
+    # The environment of the tests, less what a `dvc exp run` around them would have set.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "GIT_"))}
+    variables = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+        **{f"GIT_{who}_{what}": "test@example.org"
+           for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+    }  # fmt: skip
+    done = subprocess.run(
+        words, cwd=folder, env=inherited | variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Branch main (beta 0.2, tagged), branch empty (never evaluated), the experiment tuned (beta
+    0.4), and a working tree as main's."""
+    folder: Path = tmp_path_factory.mktemp("project")
+    (folder / "stage.py").write_text(STAGE, encoding="utf-8")
+    (folder / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
+    (folder / "params.yaml").write_text(json.dumps(PARAMETERS), encoding="utf-8")
+    call("git", "init", "--quiet", "--initial-branch", "main", folder=folder)
+    call("dvc", "init", "--quiet", folder=folder)
+    call("git", "add", ".", folder=folder)
+    call("git", "commit", "--quiet", "-m", "Not run", folder=folder)
+    call("git", "branch", "empty", folder=folder)
+    (folder / "params.yaml").write_text(
+        json.dumps({**PARAMETERS, "train": {"beta": 0.2, "lora_rank": 8}}), encoding="utf-8"
+    )
+    call("dvc", "repro", "--quiet", folder=folder)
+    call("git", "add", ".", folder=folder)
+    call("git", "commit", "--quiet", "-m", "beta 0.2", folder=folder)
+    call("git", "tag", "beta-0.2", folder=folder)
+    call("dvc", "exp", "run", "--quiet", "-n", "tuned", "-S", "train.beta=0.4", folder=folder)
+    call("git", "checkout", "--quiet", "--force", "main", folder=folder)
+    call("dvc", "checkout", "--quiet", folder=folder)
+    return folder
+
+
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    for name in list(os.environ):
+        if name.startswith("DVC_"):
+            monkeypatch.delenv(name)
+    return project
+
+
+@pytest.mark.slow
+def test_a_commit_a_tag_a_branch_and_an_experiment_are_read_though_only_the_cache_has_them(here):
+    shutil.rmtree(here / "data")
+    shutil.rmtree(here / "reports" / "details")
+    commit = call("git", "rev-parse", "main", folder=here).strip()
+    names = (commit, commit[:7], "main", "beta-0.2", "HEAD")
+    assert {name: revisions.load(name).metrics["win_rate"] for name in (*names, "tuned")} == {
+        **dict.fromkeys(names, 0.5),
+        "tuned": 1.0,
+    }
+    assert revisions.load("beta-0.2").commit == commit[:7]
+    found = comparison.compare(revisions.load("main"), revisions.load("tuned"))
+    assert found.parameters == (("train.beta", "0.2", "0.4"),)
+    assert len(found.gained) == 20
+    text = comparison.render(found)
+    assert "win rate over the base: higher after, +50.0 points" in text
+    assert "t acc: higher after, +0.500" in text
+
+
+@pytest.mark.slow
+def test_the_workspace_is_the_files_as_they_are_and_the_command_writes_the_page(here, capsys):
+    call("dvc", "checkout", "--quiet", folder=here)
+    compare.main("tuned", "workspace", here / "made" / "comparison.md")
+    printed = capsys.readouterr().out
+    assert "after   workspace (the files here)" in printed
+    assert "win rate over the base: lower after, -50.0" in printed.replace("\N{MINUS SIGN}", "-")
+    assert (here / "made" / "comparison.md").read_text(encoding="utf-8") == printed
+
+    kept = (here / "params.yaml").read_text(encoding="utf-8")
+    try:  # a parameter changed without a run: what is compared is not what it says
+        (here / "params.yaml").write_text(kept.replace("0.2", "0.3"), encoding="utf-8")
+        assert revisions.load("workspace").stale == ("train.beta",)
+    finally:
+        (here / "params.yaml").write_text(kept, encoding="utf-8")
+    assert revisions.load("workspace").stale == ()
+
+
+@pytest.mark.slow
+def test_a_revision_that_does_not_exist_is_refused_with_the_nearest_experiment(here):
+    with pytest.raises(UserError, match=r"experiment 'tuend'; did you mean 'tuned'\?.*main"):
+        revisions.load("tuend")
+
+
+@pytest.mark.slow
+def test_a_revision_without_results_is_refused_with_how_to_get_them(here):
+    with pytest.raises(UserError, match=r"empty was not evaluated.*dvc repro"):
+        revisions.load("empty")
+    cache, away = here / ".dvc" / "cache", here / "away"
+    cache.rename(away)
+    try:
+        with pytest.raises(UserError, match=r"of beta-0\.2 is not in DVC's cache.*dvc fetch"):
+            revisions.load("beta-0.2")
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+        away.rename(cache)
+
+
+def test_outside_of_a_project_it_says_where_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="project's root"):
+        revisions.load("workspace")
+
+
+def test_where_results_are_is_read_from_the_command_of_the_stage():
+    cmd = "python -m stages.evaluate --results reports/r --formatted-data data/f"
+    assert revisions.options(cmd) == {"results": "reports/r", "formatted-data": "data/f"}
+    pipeline = YAML(typ="safe").load((Path(__file__).parent.parent / "dvc.yaml").read_text())
+    given = revisions.options(pipeline["stages"][revisions.STAGE]["cmd"])
+    assert set(revisions.NEEDED) <= given.keys()
+
+
+@pytest.mark.slow
+def test_results_of_an_older_version_are_refused_in_one_sentence(here):
+    old = (here / "dvc.yaml").read_text(encoding="utf-8")
+    try:
+        new = old.replace("--results reports/results", "--metrics m.json --scores s.parquet")
+        (here / "dvc.yaml").write_text(new, encoding="utf-8")
+        with pytest.raises(UserError, match="has no --results: workspace was made by an older"):
+            revisions.load("workspace")
+    finally:
+        (here / "dvc.yaml").write_text(old, encoding="utf-8")
+
+
+def test_parameters_that_were_changed_after_the_run_are_noticed():
+    lock = {
+        "stages": {
+            "train": {"params": {"params.yaml": {"train": {"beta": 0.1}, "model.bits": None}}},
+            "fetch": {"params": {"other.yaml": {"train": {"beta": 7}}}},
+        }
+    }
+    ran = {"train": {"beta": 0.1}, "model": {"bits": None}, "evaluate": {"seed": 0}}
+    assert revisions.stale(ran, lock) == ()
+    changed = {"train": {"beta": 0.2, "seed": 1}, "model": {"bits": 4}}
+    assert revisions.stale(changed, lock) == ("model.bits", "train.beta", "train.seed")

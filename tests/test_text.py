@@ -1,0 +1,44 @@
+"""Texts that others wrote stay inside their line, cell or block."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from stages.core.text import readable
+from stages.reporting import text
+
+
+@pytest.mark.parametrize("given", ["a`b", "``", "`", "a|b", "", "a\nb", "``` x"])
+def test_inline_code_is_one_span_of_one_line(given):
+    shown = text.code(given)
+    assert "\n" not in shown
+    found = re.fullmatch(r"(`+)(?!`)(.*?)(?<!`)\1", shown)
+    assert found, shown
+    assert found[1] not in re.findall("`+", found[2])
+
+
+def test_one_line_has_nothing_that_ends_it_and_is_cut():
+    assert text.one_line("a\n\n# b\x1b[31m") == "a # b [31m"
+    assert text.one_line("abcdef", 4) == "abc…"
+    assert text.cell("a|b") == "a\\|b"
+
+
+@pytest.mark.parametrize("given", ["a", "it's", 'say "x"', "both ' and \"", "\\", "é\n"])
+def test_a_literal_is_that_string_in_double_quotes(given):
+    shown = text.literal(given)
+    assert ast.literal_eval(shown) == given
+    assert shown[0] == shown[-1] == '"'
+    assert shown.isascii()
+
+
+def test_a_folder_outside_the_project_is_its_name_only():
+    assert text.folder_name(Path("demo/model")) == "demo/model"
+    for outside in ("/elsewhere/secret/m", "../secret/m", "~/secret/m"):
+        assert text.folder_name(Path(outside)) == "m"
+
+
+def test_a_size_is_readable():
+    sizes = (17, 120_100, 2_906_512, 8_876_543_210)
+    assert [readable(size) for size in sizes] == ["17 bytes", "120.1 kB", "2.9 MB", "8.9 GB"]
