@@ -22,7 +22,7 @@ def stage(tmp_path):
             '"""Stage: 100% of what it does."""\n'
             "import time\n"
             "from pathlib import Path\n"
-            "from stages import command\n"
+            "from stages.core import command\n"
             "from stages.core.errors import UserError\n"
             "def main(raw_data: Path, times: int = 2) -> None:\n"
             + textwrap.indent(textwrap.dedent(body), "    ")

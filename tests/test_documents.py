@@ -3,12 +3,13 @@
 import json
 import re
 import shlex
+from collections.abc import Callable
 
 import pytest
 from ruamel.yaml import YAML
 
-from benchmarks import readme_table
-from stages.evaluation import metrics
+from benchmarks import tables
+from stages.evaluation.catalogue import KEYS, METRICS
 from stages.parameters import params
 from tests.contracts import (
     PACKAGES,
@@ -17,13 +18,9 @@ from tests.contracts import (
     STAGES,
     agree,
     commands,
-    covers,
-    covers_path,
     is_passed_on,
     key_of,
     source_of,
-    stages_in,
-    table_under,
     text_of,
     tracked_files,
 )
@@ -35,20 +32,13 @@ EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 # results
 
 
-def test_the_results_have_the_documented_keys_in_their_order():
+def test_the_results_have_the_keys_of_the_catalogue_in_its_order():
     if not RESULTS.exists():
         pytest.skip("reports/results/metrics.json comes with the first `make repro`")
     keys = list(json.loads(RESULTS.read_text(encoding="utf-8")))
-    documented = [
-        key
-        for name in metrics.MEANING
-        for key in (
-            [name, f"{name}_low", f"{name}_high"] if name in metrics.WITH_INTERVAL else [name]
-        )
-    ]
     own = [key for key in keys if not key.startswith("lm_eval/")]
-    assert own == [key for key in documented if key in keys]
-    assert set(metrics.MEANING) - metrics.OPTIONAL <= set(own)
+    assert own == [key for key in KEYS if key in keys]
+    assert {m.key for m in METRICS.values() if not m.needs} <= set(own)
     assert all(LM_EVAL_KEY.fullmatch(key) for key in keys[len(own) :])
 
 
@@ -58,60 +48,17 @@ LM_EVAL_KEY = re.compile(
 )
 
 
-def test_every_metric_is_documented_with_its_meaning():
-    rows = {
-        k: v for k, v in table_under(EVALUATION, "## Every key of `reports/results/metrics.json`")
-    }
-    assert list(rows) == [f"`{key}`" for key in metrics.MEANING]
-    for key, meaning in metrics.MEANING.items():
-        assert rows[f"`{key}`"] == meaning, f"docs/evaluation.md: {key}"
-
-
-def test_the_documented_intervals_are_those_that_are_computed():
-    sentence = re.search(r"An interval stands beside ([^.]+)\.", EVALUATION)
-    assert sentence
-    assert re.findall(r"`(\w+)`", sentence[1]) == list(metrics.WITH_INTERVAL)
-
-
-# README
-
-
-def test_readme_shows_the_results_that_are_committed():
+@pytest.mark.parametrize(("document", "name"), tables.TABLES, ids=str)
+def test_a_table_in_a_document_is_the_one_that_follows_from_code_and_results(document, name):
     """As the files are, or as they are committed: an experiment in the workspace is no mistake."""
-    if not RESULTS.exists():
-        pytest.skip("reports/results/metrics.json comes with the first `make repro`")
-    assert agree(
-        lambda read: (
-            readme_table.between_markers(read("README.md"))
-            == readme_table.table(json.loads(read("reports/results/metrics.json")))
-        )
-    ), "python -m benchmarks.readme_table writes README's table anew"
 
+    def holds(read: Callable[[str], str]) -> bool:
+        written = tables.TABLES[document, name]()
+        if name == "results":
+            written = tables.table(json.loads(read("reports/results/metrics.json")))
+        return tables.between_markers(read(document.as_posix()), name) == written
 
-def test_readme_tells_of_every_stage_what_dvc_yaml_says():
-    rows = table_under(README, "## The pipeline")
-    expected: dict[str, tuple[str, str]] = {}
-    for one in stages_in("dvc.yaml"):
-        name = one.name.partition("@")[0]
-        before = expected.get(name, ("", ""))[1]
-        knobs = [*re.findall(r"`([\w.]+)`", before), *one.params["params.yaml"]]
-        expected[name] = (one.desc, ", ".join(f"`{knob}`" for knob in dict.fromkeys(knobs)))
-    lines = "\n".join(
-        f"| `{name}` | {what} | {knobs} |" for name, (what, knobs) in expected.items()
-    )
-    assert rows == [(f"`{name}`", *cells) for name, cells in expected.items()], (
-        f"README's table under The pipeline should be:\n{lines}"
-    )
-
-
-def test_readme_lists_every_preset_as_its_first_line_describes_it():
-    rows = {name: described for name, described in table_under(README, "## Presets")}
-    for path in PRESETS:
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        described = first.removeprefix(f"# Preset {path.stem}: ")
-        assert described != first, f"{path.name}: begin with '# Preset {path.stem}: …'"
-        assert rows[f"[`{path.stem}`](params/{path.name})"] == described
-    assert len(rows) == len(PRESETS)
+    assert agree(holds), "python -m benchmarks.tables writes the tables again"
 
 
 def test_readme_draws_the_tree_that_git_tracks():
@@ -193,20 +140,6 @@ def test_every_stage_that_a_command_in_the_documents_names_exists():
             for word in shlex.split(command)[2:]:
                 if not word.startswith("-"):
                     assert word in names or (ROOT / word).is_file(), f"{document}: `{command}`"
-
-
-def test_changing_beta_reruns_train_evaluate_and_their_report_alone():
-    said = "`dvc exp run -S train.beta=0.2` runs train, evaluate and report anew, and nothing else"
-    assert said in README
-    stages = list(stages_in("dvc.yaml"))
-    stale = {"train"}
-    for _ in stages:  # whatever reads an output of these, and so on
-        outs = {out for one in stages if one.name in stale for out in one.outs}
-        stale |= {s.name for s in stages if any(covers_path(o, d) for o in outs for d in s.data)}
-    reading = {
-        s.name for s in stages if any(covers(k, "train.beta") for k in s.params["params.yaml"])
-    }
-    assert stale | reading == {"train", "evaluate", "report"}
 
 
 def test_readme_counts_the_steps_of_the_4b_preset():

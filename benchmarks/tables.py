@@ -1,0 +1,146 @@
+"""Writes the tables in the documents that follow from code, dvc.yaml, presets and results.
+
+python -m benchmarks.tables
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from stages.evaluation.catalogue import (
+    ACCURACY,
+    CORRECT,
+    HEADLINE,
+    METRICS,
+    Metric,
+    about,
+    shown,
+    with_interval,
+)
+
+README, EVALUATION, GUIDE = Path("README.md"), Path("docs/evaluation.md"), Path("docs/guide.md")
+METRICS_FILE = Path("reports/results/metrics.json")
+
+
+def main() -> None:
+    for (document, name), written in TABLES.items():
+        text = document.read_text(encoding="utf-8")
+        start, end = markers(name)
+        old = start + between_markers(text, name) + end
+        document.write_text(text.replace(old, start + written() + end, 1), encoding="utf-8")
+
+
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->\n", f"<!-- /{name} -->"
+
+
+def between_markers(text: str, name: str = "results") -> str:
+    """The table between two markers, as it is now."""
+    start, end = markers(name)
+    return text.partition(start)[2].partition(end)[0]
+
+
+def table(metrics: Mapping[str, float]) -> str:
+    """The headline figures as a Markdown table, with their intervals."""
+
+    def row(words: str, base: str, tuned: str) -> str:
+        return f"| {words} | {base} | {tuned} |"
+
+    pairs, images = (shown(key, metrics[key]) for key in ("pairs", "images"))
+    lines = [
+        row("held-out measure", "base", "tuned"),
+        "|---|---|---|",
+        row(
+            f"**win rate** of tuned over base, {pairs} pairs, {images} images",
+            "50%, by definition",
+            f"**{with_interval(metrics, 'win_rate')}**",
+        ),
+        row(
+            f"{ACCURACY.title.lower()}, the same pairs",
+            with_interval(metrics, ACCURACY.base),
+            with_interval(metrics, ACCURACY.tuned),
+        ),
+    ]
+    if CORRECT.tuned in metrics:
+        asked = shown("questions", metrics["questions"])
+        lines.append(
+            row(
+                f"{CORRECT.title.lower()}, {asked} of the data set's own test questions",
+                with_interval(metrics, CORRECT.base),
+                with_interval(metrics, CORRECT.tuned),
+            )
+        )
+    if "win_rate_blank" in metrics:
+        again = shown("control_pairs", metrics["control_pairs"])
+        words = f"control: win rate with a grey image in place of the real one, {again} pairs"
+        blank = with_interval(metrics, "win_rate_blank")
+        lines.append(f"| {words} | | {blank} |")
+    return "\n".join(lines) + "\n"
+
+
+def keys() -> str:
+    """The catalogue as a Markdown table."""
+
+    def row(metric: Metric) -> str:
+        return (
+            f"| `{metric.key}` | {metric.meaning} | {metric.unit.name} "
+            f"| {'yes' if metric.interval else ''} | {metric.better or ''} | {metric.needs} |"
+        )
+
+    head = "| key | meaning | unit | interval | better | there with |\n|---|---|---|---|---|---|"
+    return "\n".join([head, *map(row, METRICS.values())]) + "\n"
+
+
+def headline() -> str:
+    """DVC's metrics: the short names and what they are short for."""
+    rows = []
+    for short, key in HEADLINE.items():
+        meaning = about(key).meaning if key in METRICS else "an end of its interval"
+        rows.append(f"| `{short}` | `{key}` | {meaning} |")
+    return "\n".join(["| key | short for | what it is |", "|---|---|---|", *rows]) + "\n"
+
+
+def stages() -> str:
+    """Stages as dvc.yaml describes them, with the parameters that they read."""
+    rows = []
+    for name, entry in yaml_of("dvc.yaml")["stages"].items():
+        stage = entry.get("do", entry)
+        knobs = stage["params"]
+        if "foreach" in entry:
+            knobs = [item[key] for item in entry["foreach"].values() for key in ("source", "trust")]
+        listed = ", ".join(f"`{knob}`" for knob in dict.fromkeys(knobs))
+        rows.append(f"| `{name}` | {stage['desc']} | {listed} |")
+    head = ["| stage | what it does | parameters it reads |", "|---|---|---|"]
+    return "\n".join(head + rows) + "\n"
+
+
+def presets() -> str:
+    """Presets as their first lines describe them."""
+    rows = []
+    for path in sorted(Path("params").glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        start = f"# Preset {path.stem}: "
+        if not first.startswith(start):
+            raise ValueError(f"{path}: begin with '{start}…'")
+        rows.append(f"| [`{path.stem}`](../params/{path.name}) | {first.removeprefix(start)} |")
+    return "\n".join(["| preset | what it is |", "|---|---|", *rows]) + "\n"
+
+
+def yaml_of(file: str) -> Any:
+    return YAML(typ="safe").load(Path(file).read_text(encoding="utf-8"))
+
+
+TABLES: dict[tuple[Path, str], Callable[[], str]] = {
+    (README, "results"): lambda: table(json.loads(METRICS_FILE.read_text(encoding="utf-8"))),
+    (EVALUATION, "metrics"): keys,
+    (GUIDE, "stages"): stages,
+    (GUIDE, "presets"): presets,
+    (GUIDE, "headline"): headline,
+}
+
+
+if __name__ == "__main__":
+    main()
