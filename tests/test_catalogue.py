@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import readme_table
 from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, FIGURE, HEADLINE, KEYS, METRICS, POINTS, SHARE
 
@@ -86,10 +85,3 @@ def test_what_an_entry_refers_to_exists():
     assert set(HEADLINE.values()) <= set(KEYS)
     assert len(HEADLINE) <= 8
     assert all(len(short) <= 12 for short in HEADLINE)
-
-
-def test_the_docs_have_the_catalogues_table():
-    text = DOCS.read_text(encoding="utf-8")
-    assert readme_table.between_markers(text, "metrics") == readme_table.keys(), (
-        "`python -m benchmarks.readme_table` writes the table again"
-    )

@@ -2,11 +2,8 @@
 every stage.
 """
 
-import importlib
 import json
-import shlex
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -14,15 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
-from ruamel.yaml import YAML
 
-from stages.core import command
 from stages.core.errors import UserError
 from stages.dataset import formatted
 from stages.families import registry
 from stages.model import scoring, tokens
 from stages.probing import lm_eval
-from tests import tiny_models
+from tests import run_stages, tiny_models
 from tests.trainer import dpo_trainer, trainers_log_probs
 
 ROOT = Path(__file__).parent.parent
@@ -278,17 +273,6 @@ def small_data(folder):
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
-def stage_commands():
-    """The commands of dvc.yaml, in order."""
-    document = YAML(typ="safe").load(ROOT / "dvc.yaml")
-    for name, stage in document["stages"].items():
-        for key, item in stage.get("foreach", {None: {}}).items():
-            line = stage.get("do", stage)["cmd"]
-            if key:
-                line = line.replace("${key}", key).replace("${item.out}", item["out"])
-            yield name, shlex.split(line.replace("${evaluate.task_files}", "tasks/easy_vqa"))
-
-
 @pytest.mark.slow
 def test_qwen2_5_vl_goes_through_every_stage(qwen2_5_dir, write_params, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -315,11 +299,7 @@ def test_qwen2_5_vl_goes_through_every_stage(qwen2_5_dir, write_params, tmp_path
             "evaluate.lm_eval": {},
         },
     )
-    handler = signal.getsignal(signal.SIGTERM)
-    for _, words in stage_commands():
-        monkeypatch.setattr("sys.argv", words[2:])
-        command.run(importlib.import_module(words[2]).main)
-    signal.signal(signal.SIGTERM, handler)
+    run_stages.main()
 
     results = json.loads((tmp_path / "reports" / "results" / "metrics.json").read_text())
     assert 0 <= results["win_rate"] <= 1

@@ -1,0 +1,44 @@
+"""Runs every stage of dvc.yaml in the current folder, one after the other in one process.
+
+    python -m tests.run_stages
+
+LLaMA-Factory is imported once and not by each stage, which takes most of the time of a small run.
+"""
+
+import importlib
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+from ruamel.yaml import YAML
+
+from stages.core import command
+
+ROOT = Path(__file__).parent.parent
+
+
+def stage_commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Name of each stage and the words of its command, with the parameters of ``folder``."""
+    yaml = YAML(typ="safe")
+    task_files = yaml.load(folder / "params.yaml")["evaluate"]["task_files"]
+    for name, stage in yaml.load(ROOT / "dvc.yaml")["stages"].items():
+        for key, item in stage.get("foreach", {None: {}}).items():
+            line = stage.get("do", stage)["cmd"]
+            if key:
+                line = line.replace("${key}", key).replace("${item.out}", item["out"])
+            yield name, shlex.split(line.replace("${evaluate.task_files}", task_files))
+
+
+def main() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    for _, words in stage_commands(Path()):
+        with mock.patch.object(sys, "argv", words[2:]):
+            command.run(importlib.import_module(words[2]).main)
+    signal.signal(signal.SIGTERM, handler)
+
+
+if __name__ == "__main__":
+    main()
