@@ -62,11 +62,17 @@ def test_a_new_folder_is_made(tmp_path):
     assert (tmp_path / "a" / "b").is_dir()
 
 
-def test_discarding_checkpoints_leaves_log_and_state(tmp_path):
+def test_a_finished_training_keeps_adapter_log_and_state_and_no_checkpoint(tmp_path):
     checkpoint(tmp_path, 10)
-    (tmp_path / "train.log").write_text("log")
-    training.discard_checkpoints(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["train.log"]
+    for name in ("train.log", "trainer_state.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text(name)
+    assert not training.is_finished(tmp_path)
+    training.finish(tmp_path)
+    assert training.is_finished(tmp_path)
+    assert not list(tmp_path.glob("checkpoint-*"))
+    assert (tmp_path / "train.log").read_text() == "train.log"
+    (tmp_path / "adapter_model.safetensors").write_text("another")
+    assert not training.is_finished(tmp_path)
 
 
 # the process

@@ -86,12 +86,28 @@ def test_forcing_it_trains_again(stage, monkeypatch):
     assert stage.launched == 2
 
 
-def test_a_damaged_adapter_is_trained_again(stage):
-    stage.run()
-    (stage.out / "adapter_model.safetensors").write_bytes(b"weight")
-    stage.run()
+def test_an_experiment_that_comes_back_to_a_finished_training_takes_it_up(
+    stage, capfd, write_params
+):
+    for beta in (0.1, 0.2, 0.1):
+        write_params(stage.folder / "params.yaml", **{"train.beta": beta})
+        stage.run()
+    assert "finished in an earlier experiment" in capfd.readouterr().out
     assert stage.launched == 2
-    assert (stage.out / "adapter_model.safetensors").read_bytes() == b"weights"
+    assert "pref_beta: 0.1" in (stage.out / "llamafactory.yaml").read_text()
+
+
+def test_a_damaged_adapter_is_published_again_and_trained_again_where_none_is_left(stage):
+    stage.run()
+    weights = stage.out / "adapter_model.safetensors"
+    weights.write_bytes(b"weight")
+    stage.run()
+    assert (weights.read_bytes(), stage.launched) == (b"weights", 1)
+    (kept,) = stage.folder.glob("models/training/*/adapter_model.safetensors")
+    kept.write_bytes(b"weight")
+    weights.write_bytes(b"weight")
+    stage.run()
+    assert (weights.read_bytes(), stage.launched) == (b"weights", 2)
 
 
 def test_missing_curves_come_from_the_log_and_without_it_from_another_training(stage):

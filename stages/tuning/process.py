@@ -266,6 +266,6 @@ def is_finished(folder: Path) -> bool:
     """Whether a training ended well in ``folder`` and its adapter is the one that it made."""
     try:
         told = (folder / FINISHED).read_text(encoding="utf-8").strip()
-        return told == sha256(folder / WEIGHTS)
+        return told == sha256(folder / WEIGHTS) and (folder / STATE).is_file()
     except OSError:
         return False
