@@ -72,10 +72,10 @@ def test_chosen_and_rejected_log_probs_share_a_panel():
 
 
 def test_every_panel_is_drawn_from_columns_that_training_writes():
-    from stages.tuning import training
+    from stages.tuning import history
 
     columns = {column for _, columns in figures.PANELS.values() for column in columns}
-    assert columns <= set(training.CURVES.values())
+    assert columns <= set(history.CURVES.values())
 
 
 def test_absent_columns_empty_tables_and_missing_files_draw_nothing():

@@ -35,6 +35,7 @@ def write_inputs(folder: Path) -> dict[str, Path]:
         source: dict[str, Any] = dict.fromkeys(("repo", "revision", "commit")) | {"files": []}
         source |= {"kind": kind, "licence": licence}
         (folder / name / "SOURCE.json").write_text(json.dumps(source))
+    (folder / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
     (folder / "adapter" / "llamafactory.yaml").write_text("stage: dpo\npref_beta: 0.1\n")
     (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
     (folder / "adapter" / "fingerprint.json").write_text('{"fingerprint": "0123abcd"}')
