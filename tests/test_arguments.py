@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages.parameters import arguments
-from stages.tuning import training
+from stages.tuning.config import dpo_config
 
 
 def test_known_keys_with_fitting_values_pass():
@@ -57,7 +57,7 @@ def test_what_the_pipeline_sets_is_an_argument_or_was_one():
 
 
 def test_every_key_of_the_configuration_is_an_argument(params_with):
-    made = training.dpo_config(
+    made = dpo_config(
         params_with(),
         model=Path("m"),
         formatted=Path("f"),

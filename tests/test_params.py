@@ -223,3 +223,9 @@ def test_parameters_cannot_be_changed_once_loaded(tmp_path):
     p = loaded(tmp_path, "  gpus: 0", "  gpus: 0 ")
     with pytest.raises(ValidationError, match="frozen"):
         p.train.beta = 1.0
+
+
+def test_flattened_joins_keys_by_dots_and_keeps_lists_and_empty_sections():
+    nested = {"a": {"b": {"c": 1}, "d": [1, "x"]}, "e": None, "f": {}}
+    assert params.flattened(nested) == {"a.b.c": 1, "a.d": [1, "x"], "e": None, "f": {}}
+    assert params.flattened(5, "train.") == {"train": 5}

@@ -225,7 +225,7 @@ def test_a_training_leaves_adapter_configuration_and_curves(untouched):
     assert not list(made.workspace.glob("checkpoint-*"))
     events = [json.loads(line) for line in (made.workspace / "events.jsonl").open()]
     state = json.loads((made.workspace / "trainer_state.json").read_text())
-    assert events == state["log_history"]  # what was watched live is what there is
+    assert events[:-1] == state["log_history"]  # the last evaluation comes after the state
     assert str(made.folder) not in (made.adapter / "llamafactory.yaml").read_text()
 
 

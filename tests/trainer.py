@@ -7,7 +7,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from stages.parameters.params import Params
-from stages.tuning import training
+from stages.tuning import config as tuning
 
 
 def dpo_trainer(
@@ -27,7 +27,7 @@ def dpo_trainer(
     from llamafactory.train.dpo.trainer import CustomDPOTrainer
     from llamafactory.train.trainer_utils import create_ref_model
 
-    config = training.dpo_config(
+    config = tuning.dpo_config(
         p,
         model=model_dir,
         formatted=formatted_dir,

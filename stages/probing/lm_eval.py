@@ -34,8 +34,8 @@ SECTIONS = (
     *("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better"),
     "n-samples",
 )
-# Modules that the project's own tasks import.
-OF_TASKS = ("probing/grading.py", "easyvqa/topics.py", "dataset/formatted.py")
+# What the project's own tasks import.
+OF_TASKS = ("probing/grading.py", "easyvqa/topics.py", "dataset/formatted.py", "dataset/pairs.py")
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def prepare(folder: Path) -> str | None:
     checkpoints = {}
     for checkpoint in folder.glob("checkpoint-*"):
         step = checkpoint.name.removeprefix("checkpoint-")
-        if step.isdecimal() and _is_whole(checkpoint):
+        if step.isdecimal() and _is_complete(checkpoint):
             checkpoints[int(step)] = checkpoint.name
         else:
             shutil.rmtree(checkpoint)
@@ -90,7 +90,7 @@ def prepare(folder: Path) -> str | None:
     return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end: the trainer's state is its last file."""
     try:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
@@ -199,7 +199,7 @@ def explain(returncode: int, output: str, log: Path) -> str:
     likely = f"\nlikely fix: {fix}" if fix else ""
     return (
         f"llamafactory-cli failed ({ended}); its last lines:\n{lines}{likely}\n"
-        f"the whole log is {log}; checkpoints are kept, the same command resumes"
+        f"the log is {log}; checkpoints are kept, the same command resumes"
     )
 
 

@@ -1,0 +1,511 @@
+"""What a model gave is taken up where nothing changed, computed again where anything did."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.core import project
+from stages.core.errors import UserError
+from stages.dataset import formatted
+from stages.model import checkpoint, scoring
+from stages.model.checkpoint import Checkpoint
+from stages.probing import controls, lm_eval, prompts
+
+PAIRS = [
+    {
+        "id": f"pair {i}",
+        "group": "g",
+        "messages": [{"role": "user", "content": f"<image>what is it{'?' * (i % 7)}"}],
+        "chosen": {"role": "assistant", "content": f"a {i}"},
+        "rejected": {"role": "assistant", "content": f"no {i}"},
+        "images": [f"{i}.jpg"],
+    }
+    for i in range(20)
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The project: a base that was fetched, an adapter, a task; chunks of 8 pairs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    monkeypatch.setattr(checkpoint, "CHUNK", 8)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "SOURCE.json").write_text('{"files": []}')
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"lora_alpha": 16}')
+    return tmp_path
+
+
+class Model:
+    """In place of ``scoring``'s functions: numbers from the ids, and what was asked."""
+
+    def __init__(self):
+        self.loaded = 0
+        self.batches = []
+        self.asked = 0
+        self.dies_at = None
+        self.value = None
+
+    def load(self, *_):
+        self.loaded += 1
+        return self
+
+    def log_probs(self, policy, pairs, images, *, batch_size, label):
+        if self.dies_at is not None and len(self.batches) >= self.dies_at:
+            raise KeyboardInterrupt
+        self.batches.append([pair["id"] for pair in pairs])
+        chosen = np.array([-float(pair["id"].split()[1]) / 3 for pair in pairs])
+        if self.value is not None and len(chosen):
+            chosen[-1] = self.value
+        counts = np.ones(len(pairs), dtype=np.int64)
+        return scoring.PairLogProbs(chosen, chosen - 1, counts, counts, counts)
+
+    def answer(self, policy, rows, images, **_):
+        self.asked += len(rows)
+        return [scoring.Answer(row["id"], 2, True) for row in rows]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    made = Model()
+    for name in ("load", "log_probs", "answer"):
+        monkeypatch.setattr(scoring, name, getattr(made, name))
+    monkeypatch.setattr(scoring, "device_name", lambda _: "cpu")
+    return made
+
+
+@pytest.fixture
+def made_of(folder, params_with):
+    """``made_of(**{"scoring.batch_size": 4})``: a new checkpoint, as another run has it."""
+
+    def made(adapter=None, **values):
+        return Checkpoint(
+            folder / "base", params_with(**{"scoring.batch_size": 4} | values), adapter
+        )
+
+    return made
+
+
+def log_probs(made, folder, pairs=PAIRS):
+    return made.log_probs(pairs, folder, label="test")
+
+
+def pieces(folder):
+    return sorted((folder / "models" / "kept").iterdir())
+
+
+# taking up
+
+
+def test_log_probs_come_in_the_order_of_the_pairs_whatever_the_chunks(model, made_of, folder):
+    found = log_probs(made_of(), folder)
+    assert list(found["id"]) == [pair["id"] for pair in PAIRS]
+    assert list(found["chosen_logps"]) == [-i / 3 for i in range(20)]
+    assert [len(batch) for batch in model.batches] == [8, 8, 4]
+    # Chunks are cut from the order of one call, so its batches stay the same.
+    order = [PAIRS[place]["id"] for place in scoring.by_length(PAIRS)]
+    assert [name for batch in model.batches for name in batch] == order
+
+
+def test_what_is_kept_is_taken_up_without_a_model_and_is_the_same(
+    model, made_of, folder, monkeypatch, capsys
+):
+    first = log_probs(made_of(), folder)
+
+    def refuse(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(scoring, "load", refuse)
+    again = made_of()
+    pd.testing.assert_frame_equal(log_probs(again, folder), first, check_exact=True)
+    assert again.cost() == {}
+    assert "test, 20 of 20 pairs: finished in an earlier run" in capsys.readouterr().out
+
+
+def test_a_run_that_died_costs_what_was_not_finished(model, made_of, folder):
+    model.dies_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        log_probs(made_of(), folder)
+    model.dies_at, done = None, list(model.batches)
+    again = made_of()
+    log_probs(again, folder)
+    assert [len(batch) for batch in done] == [8]
+    assert [len(batch) for batch in model.batches[1:]] == [8, 4]
+    assert again.scored == 12
+    assert not [path for path in pieces(folder) if path.suffix == ".partial"]
+
+
+def test_pairs_that_differ_in_what_does_not_decide_are_taken_up(model, made_of, folder):
+    first = log_probs(made_of(), folder)
+    others = [pair | {"group": "another", "origin": "x"} for pair in PAIRS]
+    pd.testing.assert_frame_equal(log_probs(made_of(), folder, others), first)
+    assert len(model.batches) == 3
+
+
+@pytest.mark.parametrize("part", ["id", "messages", "chosen", "rejected", "images"])
+def test_another_pair_is_scored_again_with_its_chunk(model, made_of, folder, part):
+    log_probs(made_of(), folder)
+    value = {"id": "pair 99", "images": ["other.jpg"]}.get(
+        part, [{"content": "<image>what is it"}] if part == "messages" else {"content": "a 9"}
+    )
+    log_probs(made_of(), folder, [PAIRS[0] | {part: value}, *PAIRS[1:]])
+    assert len(model.batches) >= 4
+
+
+def test_forced_takes_nothing_up(model, made_of, folder, monkeypatch):
+    log_probs(made_of(), folder)
+    monkeypatch.setattr(checkpoint, "is_forced", lambda: True)
+    log_probs(made_of(), folder)
+    assert len(model.batches) == 6
+    monkeypatch.setattr(checkpoint, "is_forced", lambda: False)
+    log_probs(made_of(), folder)
+    assert len(model.batches) == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "grown"])
+def test_a_damaged_piece_is_computed_again(model, made_of, folder, damage):
+    first = log_probs(made_of(), folder)
+    path = pieces(folder)[0]
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(
+        {
+            "cut": content[:middle],
+            "empty": b"",
+            "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+            "grown": content + b"x",
+        }[damage]
+    )
+    pd.testing.assert_frame_equal(log_probs(made_of(), folder), first)
+    assert len(model.batches) == 4
+    assert path.read_bytes() == content
+
+
+def test_pieces_are_bounded_and_the_oldest_go_first(model, made_of, folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MOST_KEPT", 4)
+    log_probs(made_of(), folder)
+    for age, path in enumerate(pieces(folder)):
+        os.utime(path, (age + 1, age + 1))
+    oldest, used = pieces(folder)[0], pieces(folder)[1]
+    log_probs(made_of(), folder, PAIRS[:0])
+    checkpoint._read(used)
+    made_of().kept("more", lambda: b"1", label="more")
+    made_of().kept("more", lambda: b"2", label="more", of=2)
+    assert len(pieces(folder)) == 4
+    assert oldest not in pieces(folder)
+    assert used in pieces(folder)
+
+
+def test_a_folder_that_cannot_be_written_costs_a_message(model, made_of, folder, capsys):
+    (folder / "models").write_text("a file where the folder belongs")
+    assert len(log_probs(made_of(), folder)) == 20
+    assert "can't be kept for a later run" in capsys.readouterr().out
+
+
+# fingerprint
+
+
+def changed_source(folder, monkeypatch):
+    (folder / "base" / "SOURCE.json").write_text('{"files": [{"sha256": "other"}]}')
+
+
+def changed_weights(folder, monkeypatch):
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"other")
+
+
+def changed_scale(folder, monkeypatch):
+    (folder / "adapter" / "adapter_config.json").write_text('{"lora_alpha": 32}')
+
+
+def changed_package(folder, monkeypatch):
+    version = checkpoint.version
+    monkeypatch.setattr(
+        checkpoint, "version", lambda name: "0.0" if name == "torchvision" else version(name)
+    )
+
+
+def changed_code(name):
+    def change(folder, monkeypatch):
+        shutil.copytree(checkpoint.STAGES, folder / "stages")
+        with (folder / "stages" / name).open("a") as file:
+            file.write("# changed\n")
+        monkeypatch.setattr(checkpoint, "STAGES", folder / "stages")
+
+    return change
+
+
+def changed_device(folder, monkeypatch):
+    monkeypatch.setattr(scoring, "choose_device", lambda *_: "another")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed_source,
+        changed_weights,
+        changed_scale,
+        changed_package,
+        changed_device,
+        changed_code("model/scoring.py"),
+        changed_code("model/tokens.py"),
+        changed_code("families/qwen.py"),
+        {"model.template": "qwen2_vl"},
+        {"model.quantization_bit": 4},
+        {"model.trust": {"pickle": False, "remote_code": True}},
+        {"format.image_max_pixels": 32768},
+        {"format.image_min_pixels": 1024},
+        {"scoring.dtype": "bfloat16"},
+        {"scoring.batch_size": 8},
+    ],
+    ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
+)
+def test_the_fingerprint_follows_what_decides(made_of, folder, monkeypatch, change):
+    adapter = folder / "adapter"
+    before = made_of(adapter).fingerprint
+    assert made_of(adapter).fingerprint == before
+    if callable(change):
+        change(folder, monkeypatch)
+        assert made_of(adapter).fingerprint != before
+    else:
+        assert made_of(adapter, **change).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed_code("probing/grading.py"),
+        changed_code("probing/prompts.py"),
+        changed_code("evaluation/metrics.py"),
+        {"train.beta": 0.7},
+        {"evaluate.controls": 5},
+        {"evaluate.lm_eval": {}},
+    ],
+    ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
+)
+def test_the_fingerprint_does_not_follow_what_does_not(made_of, folder, monkeypatch, change):
+    before = made_of().fingerprint
+    if callable(change):
+        change(folder, monkeypatch)
+        change = {}
+    assert made_of(**change).fingerprint == before
+
+
+def test_a_base_that_was_not_fetched_is_one_sentence(made_of, folder):
+    (folder / "base" / "SOURCE.json").unlink()
+    with pytest.raises(UserError, match=r"SOURCE\.json is missing; `dvc repro fetch@model`"):
+        _ = made_of().fingerprint
+
+
+# what is not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [(None, "the base model .* float32"), ("adapter", "the tuned model .*learning_rate")],
+)
+def test_log_probs_that_are_not_finite_are_refused_and_not_kept(
+    model, made_of, folder, value, adapter, told
+):
+    model.value = value
+    made = made_of(adapter and folder / adapter)
+    with pytest.raises(UserError, match=rf"{told}") as error:
+        log_probs(made, folder)
+    assert "not finite for 1 of 8 pairs (first: pair " in str(error.value)
+    assert not (folder / "models").exists()
+
+
+def test_controls_that_are_not_finite_are_refused(model, made_of, folder, monkeypatch):
+    monkeypatch.setattr(controls, "shown", lambda pairs, *_: {"blank": pairs})
+    model.value = float("nan")
+    with pytest.raises(UserError, match="the base model gives log-probs that are not finite"):
+        controls.log_probs(made_of(**{"evaluate.controls": 4}), PAIRS, folder, label="base")
+
+
+def test_reference_writes_nothing_where_a_log_prob_is_not_finite(
+    model, made_of, folder, write_params, monkeypatch
+):
+    from stages import reference
+
+    write_params(folder / "params.yaml")
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.json").write_text(json.dumps(PAIRS))
+    model.value = float("nan")
+    with pytest.raises(UserError, match="the base model gives log-probs that are not finite"):
+        reference.main(folder, folder, folder / "base", folder / "out")
+    assert not (folder / "out").exists()
+    model.value = None
+    reference.main(folder, folder, folder / "base", folder / "out")
+    table = pd.read_parquet(folder / "out" / "logps.parquet")
+    assert list(table["split"].unique()) == ["train", "validation", "test"]
+    assert len(table) == 60
+
+
+# answers, controls, tasks
+
+
+def test_answers_do_not_depend_on_how_they_are_graded(model, made_of, folder, monkeypatch):
+    asked = prompts.Prompts(PAIRS[:3], [PAIRS[4] | {"answer": "red"}])
+
+    def ask(asked, **values):
+        return prompts.answers(made_of(**values), asked, folder, label="answers")
+
+    first = ask(asked)
+    assert list(first["of"]) == ["pair"] * 3 + ["question"]
+    assert list(first["answer"]) == list(first["id"])
+    changed_code("probing/grading.py")(folder, monkeypatch)
+    other_truth = prompts.Prompts(PAIRS[:3], [PAIRS[4] | {"answer": "blue"}])
+    pd.testing.assert_frame_equal(ask(other_truth), first)
+    assert model.asked == 4
+    ask(asked, **{"evaluate.generation": {"prompts": 3, "questions": 1, "max_new_tokens": 5}})
+    assert model.asked == 8
+
+
+@pytest.fixture
+def tasks(folder, monkeypatch):
+    """``tasks(p)``: run lm-eval's wrapper, whose answers are scripted; which names it answered."""
+    for name in ("easy", "hard"):
+        (folder / "tasks" / name).mkdir(parents=True)
+        (folder / "tasks" / name / f"{name}.yaml").write_text(f"task: {name}\n")
+        (folder / "tasks" / name / "grader.py").write_text("")
+    (folder / "questions.json").write_text("[]")
+    answered = []
+
+    def scripted(checkpoint, name, documents, manager):
+        answered.append((name, documents))
+        return json.dumps(
+            {"document": {"results": {name: {"acc,none": 1}}}, "samples": {name: []}}
+        ).encode()
+
+    monkeypatch.setattr(lm_eval, "_answered", scripted)
+
+    def run(made):
+        answered.clear()
+        results = lm_eval.run(made, folder / "tasks", folder, folder)
+        assert list(results.samples) == list(made.p.evaluate.lm_eval)
+        assert set(results.document["results"]) == set(made.p.evaluate.lm_eval)
+        return list(answered)
+
+    return run
+
+
+def limited(made_of, limits):
+    return made_of(**{"evaluate.lm_eval": limits})
+
+
+def test_another_task_or_number_of_documents_is_answered_alone(made_of, tasks):
+    assert tasks(limited(made_of, {"easy": 4})) == [("easy", 4)]
+    assert tasks(limited(made_of, {"easy": 4})) == []
+    assert tasks(limited(made_of, {"easy": 4, "hard": None})) == [("hard", None)]
+    assert tasks(limited(made_of, {"easy": 5, "hard": None})) == [("easy", 5)]
+    assert tasks(limited(made_of, {"hard": None})) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed_code("probing/grading.py"),
+        changed_code("easyvqa/topics.py"),
+        lambda folder, _: (folder / "tasks" / "easy" / "grader.py").write_text("# other"),
+        lambda folder, _: (folder / "questions.json").write_text('[{"id": "q"}]'),
+    ],
+    ids=["grading", "topics", "task file", "questions"],
+)
+def test_a_changed_grader_reruns_the_projects_own_tasks_alone(
+    made_of, tasks, folder, monkeypatch, change
+):
+    limits = {"easy": 4, "of_lm_eval": 3}
+    assert len(tasks(limited(made_of, limits))) == 2
+    change(folder, monkeypatch)
+    assert tasks(limited(made_of, limits)) == [("easy", 4)]
+
+
+def test_another_lm_eval_or_wrapper_reruns_every_task(made_of, tasks, folder, monkeypatch):
+    limits = {"easy": 4, "of_lm_eval": 3}
+    tasks(limited(made_of, limits))
+    monkeypatch.setattr(lm_eval, "version", lambda _: "0.0")
+    assert len(tasks(limited(made_of, limits))) == 2
+    changed_code("probing/lm_eval.py")(folder, monkeypatch)
+    assert len(tasks(limited(made_of, limits))) == 2
+
+
+def test_the_code_of_tasks_is_what_their_files_import():
+    """Of the project's own; ``stages.core`` decides nothing that is written."""
+    import ast
+
+    root = checkpoint.STAGES.parent
+    seen, left = set(), sorted((root / "tasks").rglob("*.py"))
+    while left:
+        for node in ast.walk(ast.parse(left.pop().read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stages."):
+                names = [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+                for path in (root / f"{name.replace('.', '/')}.py" for name in names):
+                    if path.is_file() and path not in seen:
+                        seen.add(path)
+                        left.append(path)
+    found = {path.relative_to(checkpoint.STAGES).as_posix() for path in seen}
+    assert {name for name in found if not name.startswith("core/")} == set(lm_eval.OF_TASKS)
+
+
+# forced
+
+
+class Process:
+    def __init__(self, line):
+        self.line = line
+
+    def parents(self):
+        return [Process("sh -c 'python -m stages.train -f'"), Process(self.line), Process("bash")]
+
+    def cmdline(self):
+        return self.line.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "forced"),
+    [
+        ("python /venv/bin/dvc repro", False),
+        ("python /venv/bin/dvc repro -f", True),
+        ("python /venv/bin/dvc repro -sf train", True),
+        ("python -m dvc exp run --force -S train.beta=0.2", True),
+        ("python /venv/bin/dvc exp run -S train.bf16=false --name f", False),
+        ("python /venv/bin/dvc repro --force-downstream", False),
+        ("dvc repro -f reference", True),
+    ],
+)
+def test_forced_is_what_dvc_was_told(monkeypatch, line, forced):
+    monkeypatch.setenv("DVC_STAGE", "reference")
+    monkeypatch.setattr("psutil.Process", lambda: Process(line))
+    project.is_forced.cache_clear()
+    assert project.is_forced() is forced
+    project.is_forced.cache_clear()
+
+
+def test_outside_of_dvc_nothing_is_forced(monkeypatch):
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    project.is_forced.cache_clear()
+    assert project.is_forced() is False
+
+
+# a real model
+
+
+@pytest.mark.slow
+def test_chunks_and_kept_pieces_give_the_same_bits(base, made_of, folder, formatted_dir, pairs_dir):
+    pairs = formatted.read(formatted_dir, "train")
+    images = pairs_dir / "images"
+    whole = scoring.to_table(
+        pairs, scoring.log_probs(base, pairs, images, batch_size=4, label="test")
+    )
+    made = made_of()
+    made.policy = base
+    for _ in range(2):
+        found = made.log_probs(pairs, images, label="test")
+        pd.testing.assert_frame_equal(found, whole, check_exact=True)
+    assert made.scored == len(pairs) > 8
