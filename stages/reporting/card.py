@@ -1,9 +1,9 @@
 """The model card: ``reports/model_card.md``, as the Hugging Face Hub reads a ``README.md``.
 
 Metadata (YAML front matter) and a page about one adapter, from facts that stages recorded: its
-parameters, metrics, counts and sources. The page's words are in ``card.md`` beside this module. The
+parameters, metrics, counts and sources. The page's words are in ``card.md`` next to this module. The
 same facts give the same bytes: no time, no machine, no commit of this repository. Who publishes the
-adapter copies the card beside it as ``README.md``.
+adapter copies the card next to it as ``README.md``.
 
 The Hub's fields: https://huggingface.co/docs/hub/model-cards. ``huggingface_hub`` writes and checks
 them.
@@ -362,7 +362,7 @@ def _is_the_demos(p: Params) -> bool:
 
 
 def _revision(model: Mapping[str, Any]) -> str:
-    """What pins the base, to stand after its name: its commit, else the digest of its first weights
+    """What pins the base, to follow its name: its commit, else the digest of its first weights
     file, by name."""
     weights = sorted(
         (file for file in model["files"] if file["path"].endswith(".safetensors")),
