@@ -13,6 +13,7 @@ import pandas as pd
 
 from stages.core import command
 from stages.dataset import formatted
+from stages.families import registry
 from stages.parameters import params
 from stages.reporting import card as model_card
 from stages.reporting import figures, verdicts
@@ -76,6 +77,7 @@ def main(
             model=parsed(model / "SOURCE.json"),
             configuration=(adapter / "llamafactory.yaml").read_text(encoding="utf-8"),
             adapter=parsed(adapter / "adapter_config.json"),
+            family=registry.of_model(model),
         ),
         encoding="utf-8",
     )

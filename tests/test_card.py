@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from stages.evaluation.catalogue import KEYS
 from stages.evaluation.catalogue import METRICS as CATALOGUE
+from stages.families import qwen2_5_vl, qwen3_vl, registry
 from stages.parameters import params
 from stages.reporting import card
 from stages.reporting.card import Licence
@@ -122,6 +123,7 @@ def rendered(params_with: Callable[..., params.Params]) -> Render:
             "model": LOCAL,
             "configuration": "stage: dpo\npref_beta: 0.1\n",
             "adapter": ADAPTER,
+            "family": qwen3_vl.FAMILY,
         }
         return card.render(params_with(**(parameters or {})), **(plain | inputs))
 
@@ -496,10 +498,11 @@ def test_the_template_reads_no_parameter_that_the_module_does_not_hand_it():
 
 def test_citations_are_those_of_the_citation_file():
     cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert len(cited["references"]) == len(card.CITATIONS)
-    for reference in cited["references"]:
-        number = reference["identifiers"][0]["value"]
-        (entry,) = (text for text in card.CITATIONS.values() if number in text)
+    entries = [*card.CITATIONS.values(), *(family.citation for family in registry.FAMILIES)]
+    numbers = [reference["identifiers"][0]["value"] for reference in cited["references"]]
+    assert all(any(number in text for number in numbers) for text in card.CITATIONS.values())
+    for number, reference in zip(numbers, cited["references"], strict=True):
+        (entry,) = (text for text in entries if number in text)
         flat = " ".join(entry.split())
         assert f"title = {{{reference['title']}}}" in flat
         assert f"year = {{{reference['year']}}}" in flat
@@ -508,6 +511,15 @@ def test_citations_are_those_of_the_citation_file():
             for a in reference["authors"]
         )
         assert f"author = {{{authors}}}" in flat
+
+
+def test_tag_and_paper_are_those_of_the_bases_family(rendered):
+    other = qwen2_5_vl.FAMILY
+    text = rendered(family=other)
+    assert other.tag in metadata(text)["tags"]
+    assert "qwen3-vl" not in metadata(text)["tags"]
+    assert "2502.13923" in text
+    assert "2511.21631" not in text
 
 
 def test_the_paper_behind_the_data_is_cited_only_with_the_data(four_b, rendered):

@@ -1,6 +1,5 @@
 """The evaluate stage around fakes of model and MLflow: what it writes and what it hands on."""
 
-import hashlib
 import json
 import shutil
 
@@ -10,7 +9,8 @@ import pytest
 
 from stages import evaluate
 from stages.core.errors import UserError
-from stages.evaluation import metrics, regression
+from stages.evaluation import regression
+from stages.evaluation.catalogue import KEYS
 from stages.model import scoring
 from stages.probing import controls, lm_eval
 from stages.tracking import runs
@@ -57,12 +57,6 @@ def test_the_histograms_bins_are_round_and_none_holds_wins_and_losses(scale):
     below = table["margin"] < 0
     assert table.loc[below, "pairs"].sum() == (margins < 0).sum()
     assert table["pairs"].sum() == 500
-
-
-def test_a_data_set_is_known_by_the_md5_that_dvc_has(tmp_path):
-    (tmp_path / "test.json").write_text("[]")
-    made = runs.dataset(tmp_path / "test.json")
-    assert (made.name, made.digest) == ("test", hashlib.md5(b"[]").hexdigest())
 
 
 # main
@@ -125,10 +119,8 @@ def project(tmp_path, monkeypatch, write_params):
     monkeypatch.setattr(
         runs,
         "complete_run",
-        lambda fingerprint, record: completed.append((fingerprint, record)),
+        lambda fingerprint, **record: completed.append((fingerprint, record)),
     )
-    monkeypatch.setattr(runs, "provenance", lambda: {"git.commit": "c0ffee"})
-    monkeypatch.setattr(runs, "experiment_name", lambda: "brave-cat")
     return tmp_path, completed
 
 
@@ -185,30 +177,28 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     assert (result["control_pairs"], result["win_rate_blank"]) == (2, 0.5)
     assert result["win_rate_over_shuffled"] == 1.0
     assert list(result)[-1] == "lm_eval/lm_eval/probed/change"
-    known = [key for key in result if key in metrics.MEANING]
-    assert known == [key for key in metrics.MEANING if key in known]
-    assert set(metrics.MEANING) - set(known) <= metrics.OPTIONAL
+    known = [key for key in result if not key.startswith("lm_eval/")]
+    assert known == [key for key in KEYS if key in known]
     scores = pd.read_parquet(reports / "details" / "scores.parquet")
     assert list(scores["reward_margin"]) == [1.0, 1.0, 1.0, -0.5]
     assert len(pd.read_parquet(reports / "details" / "answers.parquet")) == 6
     assert set(pd.read_csv(reports / "results" / "slices.csv")["note"]) == {"too few pairs"}
     assert json.loads((reports / "details" / "lm_eval" / "results.json").read_text()) == "probed"
     assert pd.read_csv(reports / "results" / "margins.csv")["pairs"].sum() == 4
-    assert "win rate 0.750" in capsys.readouterr().out
+    assert "win rate 75.0%" in capsys.readouterr().out
 
     ((fingerprint, record),) = completed
     assert fingerprint == "0123abcd"
-    assert (record.name, record.tags) == ("brave-cat", {"git.commit": "c0ffee"})
-    assert record.metrics == result
-    assert record.parameters["train"]["beta"] == 0.5
-    assert record.parameters["train"]["lora_rank"] == 8
-    assert record.curves == folder / "curves"
-    assert all(path.exists() for path in record.artifacts)
-    assert {path.name for path in record.artifacts} >= {"results", "llamafactory.yaml"}
+    assert record["metrics"] == result
+    assert record["parameters"]["train"]["beta"] == 0.5
+    assert record["parameters"]["train"]["lora_rank"] == 8
+    assert record["curves"] == folder / "curves"
+    assert all(path.exists() for path in record["artifacts"])
+    assert {path.name for path in record["artifacts"]} >= {"results", "llamafactory.yaml"}
     headline = json.loads((reports / "headline.json").read_text())
     assert (headline["win_rate"], headline["correct"]) == (0.75, 1.0)
     assert len(headline) <= 8
-    assert [data.name for data in record.datasets] == ["train", "validation", "test"]
+    assert [path.stem for path in record["datasets"]] == ["train", "validation", "test"]
 
 
 def test_metrics_hold_no_time_path_or_host(project):
@@ -237,7 +227,7 @@ def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatc
         np.array([-4.0, np.nan, -4.0, -6.0]), np.full(4, -5.0), *[np.full(4, 3)] * 3
     )
     monkeypatch.setattr(scoring, "log_probs", lambda *_, **__: broken)
-    with pytest.raises(UserError, match=r"not finite for 1 pairs \(first: b\).*learning_rate"):
+    with pytest.raises(UserError, match=r"not finite for 1 of 4 pairs \(first: b\).*learning_rate"):
         run(folder)
 
 

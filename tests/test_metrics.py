@@ -1,6 +1,7 @@
 """The numbers of metrics.json, held against sums done by hand."""
 
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ SETTINGS = Evaluate(
     seed=0,
     controls=0,
     lm_eval={},
-    task_files="tasks",
+    task_files=Path("tasks"),
     generation=Generation(prompts=0, questions=0, max_new_tokens=8),
 )
 BETA = 0.5

@@ -33,8 +33,9 @@ def write_inputs(folder: Path) -> dict[str, Path]:
         (folder / "images" / pair["images"][0]).write_bytes(picture_of(i))
     for name, kind, licence in (("raw", "easy-vqa", "MIT"), ("base", "path", None)):
         source: dict[str, Any] = dict.fromkeys(("repo", "revision", "commit")) | {"files": []}
-        source |= {"kind": kind, "licence": licence}
+        source |= {"kind": kind, "licence": licence, "repo": kind if name == "raw" else None}
         (folder / name / "SOURCE.json").write_text(json.dumps(source))
+    (folder / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
     (folder / "adapter" / "llamafactory.yaml").write_text("stage: dpo\npref_beta: 0.1\n")
     (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
     (folder / "adapter" / "fingerprint.json").write_text('{"fingerprint": "0123abcd"}')

@@ -1,5 +1,7 @@
 """Slices: every pair is in one of each kind, and a small one shows no rate."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ SETTINGS = Evaluate(
     seed=0,
     controls=0,
     lm_eval={},
-    task_files="tasks",
+    task_files=Path("tasks"),
     generation=Generation(prompts=0, questions=0, max_new_tokens=8),
 )
 

@@ -334,7 +334,7 @@ def scripted(monkeypatch):
 @pytest.mark.slow
 def test_popes_figures_are_those_worked_out_by_hand(pope_hub, scripted, run):
     results = run(None, {"pope": None})
-    found = lm_eval.outcomes(results)
+    found = lm_eval.figures(results)
     # Of six questions: 1 hit, 1 false alarm, 1 miss and 1 unclear of what is there, 1 rightly
     # denied, and 1 unclear.
     half = {"accuracy": 2 / 6, "precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5}
@@ -513,7 +513,7 @@ def test_which_way_is_better_is_lm_evals_word(compare):
 
 
 def test_documents_without_images_are_each_their_own_cluster():
-    found = lm_eval.outcomes(results_of({"acc": [0, 1, 1]}, [None, None, None]))
+    found = lm_eval.figures(results_of({"acc": [0, 1, 1]}, [None, None, None]))
     assert len(set(found["t"].clusters)) == 3
 
 
@@ -529,7 +529,7 @@ def test_few_images_give_no_interval(compare):
 
 def test_figures_that_json_has_no_word_for_are_left_out():
     results = results_of({"acc": [0, 1]}, ["a", "b"], **{"ppl,none": None, "other,strict": 3})
-    assert lm_eval.outcomes(results)["t"].metrics == {"acc": 0.5, "other_strict": 3.0}
+    assert lm_eval.figures(results)["t"].metrics == {"acc": 0.5, "other_strict": 3.0}
 
 
 def test_other_documents_are_not_compared(compare):

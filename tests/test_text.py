@@ -2,7 +2,6 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
@@ -31,12 +30,6 @@ def test_a_literal_is_that_string_in_double_quotes(given):
     assert ast.literal_eval(shown) == given
     assert shown[0] == shown[-1] == '"'
     assert shown.isascii()
-
-
-def test_a_folder_outside_the_project_is_its_name_only():
-    assert text.folder_name(Path("demo/model")) == "demo/model"
-    for outside in ("/elsewhere/secret/m", "../secret/m", "~/secret/m"):
-        assert text.folder_name(Path(outside)) == "m"
 
 
 def test_a_size_is_readable():

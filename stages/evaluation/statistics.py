@@ -165,7 +165,7 @@ def bootstrap_intervals(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """Percentile intervals of the means of several columns, from the same resamples of whole
+    """Percentile intervals of the means of several columns, from the same resamples of
     groups.
 
     ``columns``: name to (n,) numbers, one a pair; ``groups``: (n,) labels, the pair's image. G
@@ -177,7 +177,7 @@ def bootstrap_intervals(
 
     To compare two models pass the per-pair difference: what both find hard cancels. Below some 30
     groups a percentile interval is too narrow; where all pairs agree it has no width at all: show
-    ``wilson_interval`` beside it. The order of rows does not matter, nor does the set of columns.
+    ``wilson_interval`` next to it. The order of rows does not matter, nor does the set of columns.
 
     Raises ``ValueError`` for fewer than two groups, since nothing then says how groups differ.
     Source: Davison & Hinkley 1997, Bootstrap Methods, 3.8 and 5.3.1; Field & Welsh 2007 for
@@ -254,7 +254,7 @@ def wilson_interval(successes: float, n: int, level: float = LEVEL) -> tuple[flo
     middle = p + z * z / (2 * n)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # The ends at 0 and n wins are exactly 0 and 1; rounding would put them a hair beside.
+    # The ends at 0 and n wins are exactly 0 and 1; rounding would miss them by a hair.
     low = 0.0 if successes == 0 else max(0.0, (middle - half) / scale)
     high = 1.0 if successes == n else min(1.0, (middle + half) / scale)
     return float(low), float(high)
@@ -341,7 +341,7 @@ def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthC
     else:
         slope = float(spread @ values / (spread @ spread))
     residual = values - slope * lengths
-    residual[np.abs(residual) <= 1e-9 * np.abs(values).max()] = 0.0  # rounding is no preference
+    residual[np.abs(residual) <= 1e-9 * np.abs(values).max()] = 0.0  # rounding is not a preference
     # The variance can underflow to 0 for margins that differ in the last bit only.
     total = float(np.square(values - values.mean()).sum())
     left = float(np.square(residual - residual.mean()).sum())

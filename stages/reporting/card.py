@@ -1,9 +1,9 @@
 """The model card: ``reports/model_card.md``, as the Hugging Face Hub reads a ``README.md``.
 
 Metadata (YAML front matter) and a page about one adapter, from facts that stages recorded: its
-parameters, metrics, counts and sources. The page's words are in ``card.md`` beside this module. The
+parameters, metrics, counts and sources. The page's words are in ``card.md`` next to this module. The
 same facts give the same bytes: no time, no machine, no commit of this repository. Who publishes the
-adapter copies the card beside it as ``README.md``.
+adapter copies the card next to it as ``README.md``.
 
 The Hub's fields: https://huggingface.co/docs/hub/model-cards. ``huggingface_hub`` writes and checks
 them.
@@ -18,6 +18,7 @@ from typing import Any
 from stages.core.text import readable
 from stages.evaluation import catalogue, regression
 from stages.evaluation.catalogue import METRICS, is_known
+from stages.families.family import Family
 from stages.parameters.params import REFERENCE_FREE, Params
 from stages.reporting import tables
 from stages.reporting.text import (
@@ -95,12 +96,6 @@ CITATIONS = {
   year   = {2024},
   note   = {arXiv:2403.13372}
 }""",
-    "qwen3vl": """@techreport{qwen2025qwen3vl,
-  title  = {Qwen3-VL Technical Report},
-  author = {{Qwen Team}},
-  year   = {2025},
-  note   = {arXiv:2511.21631}
-}""",
     "tpo": """@article{he2024systematic,
   title  = {Systematic Reward Gap Optimization for Mitigating VLM Hallucinations},
   author = {He, Lehan and Chen, Zeren and Shi, Zhelun and Yu, Tianyu and Shao, Jing and Sheng, Lu},
@@ -123,13 +118,15 @@ def render(
     model: Mapping[str, Any],
     configuration: str,
     adapter: Mapping[str, Any],
+    family: Family,
 ) -> str:
     """The card.
 
     ``metrics``, ``preprocess`` and ``formatted`` are ``metrics.json``, ``preprocess.json`` and
     ``format.json`` of ``reports``; ``data`` and ``model`` the ``SOURCE.json`` of ``data/raw`` and
     ``models/base``; ``configuration`` is the text of ``models/adapter/llamafactory.yaml`` and
-    ``adapter`` its ``adapter_config.json``. Groups of metrics that a run lacks are left out.
+    ``adapter`` its ``adapter_config.json``; ``family`` is the base's. Groups of metrics that a run
+    lacks are left out.
 
     Raises:
         ValueError: the Hub's library does not read back the metadata that it wrote.
@@ -156,7 +153,7 @@ def render(
         "cell": cell,
     }
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        metadata=f"---\n{_metadata(p, metrics, data, model, adapter, licence)}\n---",
+        metadata=f"---\n{_metadata(p, metrics, data, model, adapter, family, licence)}\n---",
         # One by one and here, because the contract tests look for what is read in this file.
         parameters={
             "beta": p.train.beta,
@@ -183,6 +180,7 @@ def render(
         base={
             "name": base_name,
             "local": _is_local(model),
+            "family": family.name,
             "of_the_demo": _is_the_demos(p),
             "commit": model.get("commit"),
             "revision": _revision(model),
@@ -225,9 +223,11 @@ def render(
         and metrics["reward_margin"] > 0,
         configuration=without_absolute_paths(configuration),
         citations="\n\n".join(
-            CITATIONS[name]
-            for name in ("dpo", "llamafactory", "qwen3vl", known.citation if known else None)
-            if name
+            [
+                *(CITATIONS[name] for name in ("dpo", "llamafactory")),
+                family.citation,
+                *([CITATIONS[known.citation]] if known and known.citation else []),
+            ]
         ),
     )
     # Blank lines that an omitted section leaves; not inside blocks, which have at most one.
@@ -274,6 +274,7 @@ def _metadata(
     data: Mapping[str, Any],
     model: Mapping[str, Any],
     adapter: Mapping[str, Any],
+    family: Family,
     licence: Licence,
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
@@ -323,7 +324,7 @@ def _metadata(
             str(adapter.get("peft_type", "adapter")).lower(),
             "llama-factory",
             "preference-tuning",
-            "qwen3-vl",
+            family.tag,
             "dvc",
         ],
         model_name=_title(p, base_name) if measured else None,
@@ -361,7 +362,7 @@ def _is_the_demos(p: Params) -> bool:
 
 
 def _revision(model: Mapping[str, Any]) -> str:
-    """What pins the base, to stand after its name: its commit, else the digest of its first weights
+    """What pins the base, to follow its name: its commit, else the digest of its first weights
     file, by name."""
     weights = sorted(
         (file for file in model["files"] if file["path"].endswith(".safetensors")),

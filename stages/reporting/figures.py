@@ -231,9 +231,9 @@ def inline_svg(figure: "Figure", name: str, label: str) -> str:
     """A figure as an ``<svg>`` for a page: no fixed size, no font or colour of its own.
 
     Colours become the variables of ``COLOURS`` (``var(--tuned)``), text is the page's. Every id
-    begins with ``name``, so that several stand in one page, and ``label`` is what a screen reader
+    begins with ``name``, so that several fit in one page, and ``label`` is what a screen reader
     says. The page sets ``stroke-linejoin`` where it matters: matplotlib's own rule would apply to
-    the whole page.
+    the entire page.
     """
     import io
 
@@ -303,7 +303,7 @@ def _axes(height: int) -> "tuple[Figure, Axes]":
 
 
 def _beside(axes: "Axes") -> Any:
-    """Across the whole figure for x, the data for y."""
+    """Across the figure for x, the data for y."""
     from matplotlib.transforms import blended_transform_factory
 
     return blended_transform_factory(axes.figure.transFigure, axes.transData)

@@ -1,7 +1,7 @@
 """Texts that others wrote, made fit for one line, one cell or one block; and rows of tables."""
 
 import re
-from pathlib import Path, PureWindowsPath
+from pathlib import PureWindowsPath
 from typing import Any
 
 import pandas as pd
@@ -15,13 +15,6 @@ def text_of(value: Any) -> str:
 def capitalized(text: str) -> str:
     """With a capital first letter, the others as they are."""
     return text[:1].upper() + text[1:]
-
-
-def folder_name(path: Path) -> str:
-    """A folder as the project knows it; of one outside, only its name, since the way there is a
-    machine's own."""
-    outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
-    return path.name if outside else path.as_posix()
 
 
 def one_line(text: object, longest: int | None = None) -> str:
