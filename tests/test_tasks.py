@@ -534,7 +534,7 @@ def test_figures_that_json_has_no_word_for_are_left_out():
 
 def test_other_documents_are_not_compared(compare):
     base, tuned = (results_of({"acc": [0, 1]}, images) for images in (["a", "b"], ["a", "c"]))
-    with pytest.raises(UserError, match=r"same documents of t; `dvc repro -f reference`"):
+    with pytest.raises(UserError, match=r"same documents of t; `dvc repro -f baseline`"):
         compare(base, tuned)
     with pytest.raises(UserError, match="same documents of t, u"):
         compare(base, results_of({"acc": [0, 1]}, ["a", "b"], task="u"))

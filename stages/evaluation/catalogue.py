@@ -323,9 +323,7 @@ _ENTRIES = (
         "lower end of Wilson's interval of win_rate, each image one trial",
     ),
     Metric(
-        "win_rate_wilson_high",
-        SHARE,
-        "its upper end; the interval to read below some 30 images",
+        "win_rate_wilson_high", SHARE, "its upper end; the interval to read below some 30 images"
     ),
     Metric("ties", COUNT, "pairs whose reward margin is exactly 0"),
     Metric(
@@ -354,12 +352,7 @@ _ENTRIES = (
         better="higher",
         title="Chosen log-prob",
     ),
-    Metric(
-        "rejected_logps_change",
-        NATS,
-        "mean of (log π - log π_ref)(rejected)",
-        interval=True,
-    ),
+    Metric("rejected_logps_change", NATS, "mean of (log π - log π_ref)(rejected)", interval=True),
     *ACCURACY.metrics(),
     Metric("accuracy_gained", COUNT, "pairs that the tuned model orders better than the base"),
     Metric("accuracy_lost", COUNT, "pairs that the tuned model orders worse than the base"),
@@ -473,10 +466,7 @@ _ENTRIES = (
         needs=_QUESTIONS,
     ),
     Metric(
-        "correct_lost",
-        COUNT,
-        "questions that only the base answers correctly",
-        needs=_QUESTIONS,
+        "correct_lost", COUNT, "questions that only the base answers correctly", needs=_QUESTIONS
     ),
     Metric(
         "correct_p_value",

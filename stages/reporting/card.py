@@ -1,9 +1,9 @@
 """The model card: ``reports/model_card.md``, as the Hugging Face Hub reads a ``README.md``.
 
 Metadata (YAML front matter) and a page about one adapter, from facts that stages recorded: its
-parameters, metrics, counts and sources. The page's words are in ``card.md`` next to this module. The
-same facts give the same bytes: no time, no machine, no commit of this repository. Who publishes the
-adapter copies the card next to it as ``README.md``.
+parameters, metrics, counts and sources. The page's words are in ``card.md`` next to this module.
+The same facts give the same bytes: no time, no machine, no commit of this repository. Who publishes
+the adapter copies the card next to it as ``README.md``.
 
 The Hub's fields: https://huggingface.co/docs/hub/model-cards. ``huggingface_hub`` writes and checks
 them.
@@ -21,14 +21,7 @@ from stages.evaluation.catalogue import METRICS, is_known
 from stages.families.family import Family
 from stages.parameters.params import REFERENCE_FREE, Params
 from stages.reporting import tables
-from stages.reporting.text import (
-    capitalized,
-    cell,
-    code,
-    fenced,
-    literal,
-    without_absolute_paths,
-)
+from stages.reporting.text import capitalized, cell, code, fenced, literal, without_absolute_paths
 from stages.sources import manifest
 from stages.sources.kind import About
 from stages.sources.local import LocalSource

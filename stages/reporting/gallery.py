@@ -93,9 +93,7 @@ class Card:
 
 
 def card(
-    row: Mapping[str, Any],
-    pair: Mapping[str, Any] | None,
-    image: Callable[[str], bytes | None],
+    row: Mapping[str, Any], pair: Mapping[str, Any] | None, image: Callable[[str], bytes | None]
 ) -> Card:
     """A card of a row of ``extremes`` and of the formatted pair that it is about, which has the
     texts and the image's name."""
