@@ -443,8 +443,9 @@ def test_the_code_of_tasks_is_what_their_files_import():
     seen, left = set(), sorted((root / "tasks").rglob("*.py"))
     while left:
         for node in ast.walk(ast.parse(left.pop().read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stages."):
-                names = [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            if isinstance(node, ast.ImportFrom) and module.startswith("stages."):
+                names = [module, *(f"{module}.{each.name}" for each in node.names)]
                 for path in (root / f"{name.replace('.', '/')}.py" for name in names):
                     if path.is_file() and path not in seen:
                         seen.add(path)
