@@ -14,6 +14,11 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
 
+# A file's tests share what is dear to make, so they stay in one process; the longest file comes first
+# (tests/conftest.py). One thread each: two processes of two threads on two cores take three times as
+# long, because threads that wait spin.
+TESTS = OMP_NUM_THREADS=1 $(IN_VENV) python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+
 IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
@@ -28,10 +33,10 @@ repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
 
 test: lint ## Lint, check types, run all tests (two processes)
-	$(IN_VENV) python -m pytest -n $(PROCESSES) --dist loadgroup
+	$(TESTS)
 
 check: lint ## Lint, check types, run the fast tests (about 90 s)
-	$(IN_VENV) python -m pytest -n $(PROCESSES) -m "not slow"
+	$(TESTS) -m "not slow"
 
 lint: setup ## Lint and check types only
 	$(IN_VENV) ruff check .

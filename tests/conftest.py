@@ -20,6 +20,19 @@ ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
 
 
+LONGEST = (
+    "test_end_to_end.py",
+    "test_preset_4b.py",
+    "test_train.py",
+    "test_families.py",
+)  # minutes each
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else 9)
+
+
 @pytest.fixture(scope="session")
 def model_dir() -> Path:
     """A real Qwen3-VL of a few million parameters, with its processor."""

@@ -7,7 +7,9 @@ LLaMA-Factory is imported once and not by each stage, which takes most of the ti
 
 import importlib
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,20 @@ from ruamel.yaml import YAML
 from stages.core import command
 
 ROOT = Path(__file__).parent.parent
+
+
+def fresh_clone(folder: Path) -> Path:
+    """A clone of this project with the working tree's tracked files, edits included."""
+    clone = folder / "a clone"  # with a space, as paths have them
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).exists():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, clone / name)
+    return clone
 
 
 def stage_commands(folder: Path) -> Iterator[tuple[str, list[str]]]:

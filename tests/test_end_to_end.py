@@ -1,9 +1,9 @@
 """The whole pipeline, as a user runs it: in a fresh clone, through DVC, without its cache."""
 
+import contextlib
 import json
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,30 +14,14 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks.pipeline import set_parameters
-from stages.parameters import params
-from stages.sources.hub import HubSource
 from tests.contracts import COSTS
-from tests.hub_server import Repo, pope_repo, serve, topic_overwrite_repo
+from tests.run_stages import fresh_clone
 
 ROOT = Path(__file__).parent.parent
 # Stages whose results are the same bits wherever they run: no floating point in what they write.
 BIT_FOR_BIT = ("fetch@data", "fetch@model", "preprocess", "format")
 
 pytestmark = pytest.mark.slow
-
-
-def fresh_clone(folder: Path) -> Path:
-    """A clone of this project with the working tree's tracked files, edits included."""
-    clone = folder / "a clone"  # with a space, as paths have them
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    names = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).exists():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, clone / name)
-    return clone
 
 
 def dvc(clone: Path, *arguments: str, **environment: str) -> str:
@@ -171,14 +155,17 @@ def test_other_controls_rerun_the_baseline_and_never_the_reference(reproduced: P
 
 
 def would_run(clone: Path, **parameters: Any) -> set[str]:
-    """Stages that ``dvc repro --dry`` names, with other values of parameters."""
+    """Stages that DVC would run, with other values of parameters."""
+    from dvc.repo import Repo
+
     path = clone / "params.yaml"
     before = path.read_text()
     if parameters:
         set_parameters(path, parameters)
-    planned = dvc(clone, "repro", "--dry")
+    with contextlib.chdir(clone), Repo() as repo:
+        planned = repo.reproduce(dry=True)
     path.write_text(before)
-    return set(re.findall(r"Running stage '(\w+)", planned))
+    return {stage.name.partition("@")[0] for stage in planned}
 
 
 def test_mlflow_holds_one_finished_run_with_the_same_win_rate(reproduced: Path):
@@ -200,57 +187,3 @@ def test_no_result_names_this_machine(reproduced: Path):
         assert home.encode() not in path.read_bytes(), path
     for path in sorted((reproduced / "models" / "adapter").iterdir()):
         assert home.encode() not in path.read_bytes(), path
-
-
-def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
-    """The Hub replaced by a local server, the model by the small one, the GPU by the CPU."""
-    clone = fresh_clone(tmp_path)
-    preset = clone / "params.yaml"
-    shutil.copyfile(clone / "params" / "qwen3-vl-4b.yaml", preset)
-    p = params.load(preset)
-    assert isinstance(p.data.source, HubSource)
-    assert isinstance(p.model.source, HubSource)
-    on_cpu = {
-        "train.gpus": 0,
-        "train.bf16": False,
-        "train.num_train_epochs": 1.0,
-        "scoring.device": "cpu",
-        "scoring.dtype": "float32",
-    }
-    # POPE in miniature; MMMU and ChartQA can't be had without the Hub.
-    shorter = {
-        "evaluate.generation.max_new_tokens": 16,
-        "evaluate.resamples": 200,
-        "evaluate.lm_eval": {"pope": 4},
-    }
-    set_parameters(preset, on_cpu | shorter)
-    data = topic_overwrite_repo(
-        120, 3, "struct", name=p.data.source.repo, commit=p.data.source.revision
-    )
-    model = Repo(p.model.source.repo, ROOT / "demo" / "model", commit=p.model.source.revision)
-    pope_revision = re.search(
-        r"revision: (\w{40})", (ROOT / "tasks" / "pope" / "_pope_yaml").read_text()
-    )
-    assert pope_revision
-    with serve([data, model, pope_repo(commit=pope_revision[1])]) as url:
-        there = {"HF_ENDPOINT": url, "NO_PROXY": "127.0.0.1", "HF_HOME": str(tmp_path / "hf")}
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.run_stages"],
-            cwd=clone,
-            env=os.environ | there | {"MLFLOW_TRACKING_URI": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 0, done.stdout[-5000:]
-    source = json.loads((clone / "data" / "raw" / "SOURCE.json").read_text())
-    assert source["commit"] == p.data.source.revision
-    found = json.loads((clone / "reports" / "results" / "metrics.json").read_text())
-    assert found["pairs"] > 0
-    assert 0 <= found["win_rate"] <= 1
-    for kind in ("random", "popular", "adversarial"):
-        assert f"lm_eval/pope_{kind}/yes_ratio/change" in found
-    card = (clone / "reports" / "model_card.md").read_text()
-    assert "license: cc-by-nc-4.0" in card
-    assert p.data.source.repo in (clone / "reports" / "report.html").read_text()

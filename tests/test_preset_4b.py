@@ -1,0 +1,72 @@
+"""The 4B preset through every stage, as a user with a GPU runs it, in miniature."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.pipeline import set_parameters
+from stages.parameters import params
+from stages.sources.hub import HubSource
+from tests.hub_server import Repo, pope_repo, serve, topic_overwrite_repo
+from tests.run_stages import ROOT, fresh_clone
+
+
+@pytest.mark.slow
+def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
+    """The Hub replaced by a local server, the model by the small one, the GPU by the CPU."""
+    clone = fresh_clone(tmp_path)
+    preset = clone / "params.yaml"
+    shutil.copyfile(clone / "params" / "qwen3-vl-4b.yaml", preset)
+    p = params.load(preset)
+    assert isinstance(p.data.source, HubSource)
+    assert isinstance(p.model.source, HubSource)
+    on_cpu = {
+        "train.gpus": 0,
+        "train.bf16": False,
+        "train.num_train_epochs": 1.0,
+        "scoring.device": "cpu",
+        "scoring.dtype": "float32",
+    }
+    # POPE in miniature; MMMU and ChartQA can't be had without the Hub.
+    shorter = {
+        "evaluate.generation.max_new_tokens": 16,
+        "evaluate.resamples": 200,
+        "evaluate.lm_eval": {"pope": 4},
+    }
+    set_parameters(preset, on_cpu | shorter)
+    data = topic_overwrite_repo(
+        120, 3, "struct", name=p.data.source.repo, commit=p.data.source.revision
+    )
+    model = Repo(p.model.source.repo, ROOT / "demo" / "model", commit=p.model.source.revision)
+    pope_revision = re.search(
+        r"revision: (\w{40})", (ROOT / "tasks" / "pope" / "_pope_yaml").read_text()
+    )
+    assert pope_revision
+    with serve([data, model, pope_repo(commit=pope_revision[1])]) as url:
+        there = {"HF_ENDPOINT": url, "NO_PROXY": "127.0.0.1", "HF_HOME": str(tmp_path / "hf")}
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.run_stages"],
+            cwd=clone,
+            env=os.environ | there | {"MLFLOW_TRACKING_URI": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout[-5000:]
+    source = json.loads((clone / "data" / "raw" / "SOURCE.json").read_text())
+    assert source["commit"] == p.data.source.revision
+    found = json.loads((clone / "reports" / "results" / "metrics.json").read_text())
+    assert found["pairs"] > 0
+    assert 0 <= found["win_rate"] <= 1
+    for kind in ("random", "popular", "adversarial"):
+        assert f"lm_eval/pope_{kind}/yes_ratio/change" in found
+    card = (clone / "reports" / "model_card.md").read_text()
+    assert "license: cc-by-nc-4.0" in card
+    assert p.data.source.repo in (clone / "reports" / "report.html").read_text()
