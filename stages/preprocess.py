@@ -27,6 +27,7 @@ from stages.dataset import pairs
 from stages.dataset.pairs import Question, Record, Refusal
 from stages.ingest import counts, images, output, tables
 from stages.ingest.decoder import Decoder, Outcome
+from stages.ingest.split import split_of
 from stages.parameters import params
 from stages.sources import manifest
 from stages.sources.registry import KINDS
@@ -43,7 +44,7 @@ def main(raw: Path, out: Path, report: Path) -> None:
         jpeg_quality=chosen.jpeg_quality,
     )
     split = functools.partial(
-        pairs.split_of, key=chosen.split_key, validation=chosen.validation, test=chosen.test
+        split_of, key=chosen.split_key, validation=chosen.validation, test=chosen.test
     )
     with output.all_or_nothing(out) as folder:
         (folder / "images").mkdir()

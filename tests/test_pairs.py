@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from stages.dataset import pairs
 from stages.dataset.pairs import Question, Record
+from stages.ingest.split import split_of
 
 FRACTIONS = st.tuples(st.floats(0, 0.5), st.floats(0, 0.49))
 TEXT = st.text(st.characters(codec="utf-8"))
@@ -25,9 +26,7 @@ def reason(**changes):
 def test_adding_data_moves_no_group_to_another_split(groups, more, key, fractions):
     def sides(names):
         validation, test = fractions
-        return {
-            name: pairs.split_of(name, key=key, validation=validation, test=test) for name in names
-        }
+        return {name: split_of(name, key=key, validation=validation, test=test) for name in names}
 
     before, after = sides(groups), sides(groups | more)
     assert before == {name: after[name] for name in before}
@@ -36,13 +35,13 @@ def test_adding_data_moves_no_group_to_another_split(groups, more, key, fraction
 @given(TEXT, KEYS, FRACTIONS, st.floats(0, 0.3))
 def test_raising_a_fraction_never_takes_a_group_out_of_the_test_split(group, key, fractions, more):
     validation, test = fractions
-    if pairs.split_of(group, key=key, validation=validation, test=test) == "test":
-        assert pairs.split_of(group, key=key, validation=validation, test=test + more) == "test"
+    if split_of(group, key=key, validation=validation, test=test) == "test":
+        assert split_of(group, key=key, validation=validation, test=test + more) == "test"
 
 
 def test_splits_have_the_sizes_asked_for():
     names = [f"image {i}" for i in range(20_000)]
-    sides = [pairs.split_of(name, key="k", validation=0.1, test=0.2) for name in names]
+    sides = [split_of(name, key="k", validation=0.1, test=0.2) for name in names]
     # Four standard deviations of a binomial count: 0.011 at most.
     assert abs(sides.count("test") / len(names) - 0.2) < 0.0115
     assert abs(sides.count("validation") / len(names) - 0.1) < 0.0086
@@ -50,20 +49,20 @@ def test_splits_have_the_sizes_asked_for():
 
 
 def test_a_fraction_of_zero_gives_an_empty_split():
-    sides = {pairs.split_of(str(i), key="k", validation=0, test=0.5) for i in range(1000)}
+    sides = {split_of(str(i), key="k", validation=0, test=0.5) for i in range(1000)}
     assert sides == {"train", "test"}
 
 
 def test_another_key_gives_another_split():
     def side(key):
-        return [pairs.split_of(str(i), key=key, validation=0.2, test=0.2) for i in range(100)]
+        return [split_of(str(i), key=key, validation=0.2, test=0.2) for i in range(100)]
 
     assert side("a") != side("b")
 
 
 def test_the_split_of_a_known_image_is_pinned():
     # A change here would move every user's test images into training.
-    sides = [pairs.split_of(str(i), key="k", validation=0.3, test=0.3) for i in range(8)]
+    sides = [split_of(str(i), key="k", validation=0.3, test=0.3) for i in range(8)]
     assert "".join(side[:2] for side in sides) == "trtrtetrvatrtrva"
 
 

@@ -31,6 +31,7 @@ from stages.core.errors import UserError
 from stages.dataset import pairs
 from stages.dataset.pairs import Question, Record, Refusal
 from stages.ingest import counts, decoder, images, output
+from stages.ingest.split import split_of
 from stages.parameters import params
 from stages.sources.registry import KINDS
 
@@ -172,7 +173,7 @@ def test_the_table_of_pairs_holds_what_later_stages_read(run, tmp_path):
         assert pair["image"] == hashlib.sha256(data).hexdigest()[:32] + ".jpg"
         assert pair["group"] + ".jpg" == pair["image"]
         assert Image.open(io.BytesIO(data)).size == (pair["width"], pair["height"])
-        assert pair["split"] == pairs.split_of(pair["group"], key="k", validation=0.2, test=0.2)
+        assert pair["split"] == split_of(pair["group"], key="k", validation=0.2, test=0.2)
         fields = [pair[name] for name in ("image", "question", "chosen", "rejected")]
         assert pair["id"] == pairs.row_id(*fields)
     assert len({pair["id"] for pair in found}) == len(found)

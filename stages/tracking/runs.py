@@ -36,7 +36,7 @@ from filelock import FileLock
 
 from stages.core.project import project_root
 from stages.parameters.params import flattened
-from stages.tracking.provenance import experiment_name, redacted, tags
+from stages.tracking.tags import experiment_name, provenance, redacted
 
 EXPERIMENT = "preference-tuning"
 PENDING, RECORD = Path("reports", "mlflow_pending"), "record.json"
@@ -167,7 +167,7 @@ def complete_run(
     shutil.copytree(curves, folder / "curves")
     _copy(artifacts, folder / "artifacts")
     # What follows may change with the day, and makes no other result.
-    kept["tags"] = {_key(key): value for key, value in tags().items()}
+    kept["tags"] = {_key(key): value for key, value in provenance().items()}
     kept["datasets"] = {redacted(str(p)): hashlib.md5(p.read_bytes()).hexdigest() for p in datasets}
     part = folder / f"{RECORD}.part"
     part.write_text(json.dumps(kept, indent=2), encoding="utf-8")

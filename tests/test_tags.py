@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from stages.core.project import project_root
-from stages.tracking import provenance
+from stages.tracking import tags as tracking
 
 PASSWORD = "hunter2-and-more"
 
@@ -36,7 +36,7 @@ def test_nothing_secret_and_no_home_path_is_shown(monkeypatch, tmp_path):
         f"{project}/data and {home}/other and {home}2/x with hf_abcdefgh at "
         f"https://me:{PASSWORD}@host/repo?x=1"
     )
-    shown = provenance.redacted(text, project)
+    shown = tracking.redacted(text, project)
     assert shown == f"./data and ~/other and {home}2/x with *** at https://host/repo?x=1"
 
 
@@ -68,7 +68,7 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
     git(project, "init", "-q", "-b", "main")
     git(project, "add", "dvc.lock", "reports/metrics.json", "params.yaml")
     git(project, "commit", "-qm", "first")
-    tags = provenance.tags()
+    tags = tracking.provenance()
     assert len(tags.pop("git.commit")) == 40
     assert tags == {
         "git.branch": "main",
@@ -83,15 +83,15 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
     # What a run of the pipeline itself changes does not make it dirty; a parameter does.
     (project / "reports" / "metrics.json").write_text('{"win_rate": 1}')
     (project / "dvc.lock").write_text(json.dumps(lock) + "\n")
-    assert provenance.tags()["git.state"] == "clean"
+    assert tracking.provenance()["git.state"] == "clean"
     (project / "params.yaml").write_text("beta: 0.2\n")
-    assert provenance.tags()["git.state"] == "dirty: params.yaml"
+    assert tracking.provenance()["git.state"] == "dirty: params.yaml"
     # The repository's index may say otherwise, as it does in DVC's temporary copies.
     git(project, "update-index", "--assume-unchanged", "params.yaml")
-    assert provenance.tags()["git.state"] == "dirty: params.yaml"
-    assert provenance.experiment_name() == "brave-cat"
+    assert tracking.provenance()["git.state"] == "dirty: params.yaml"
+    assert tracking.experiment_name() == "brave-cat"
     monkeypatch.delenv("DVC_EXP_NAME")
-    assert provenance.experiment_name().startswith("workspace-")
+    assert tracking.experiment_name().startswith("workspace-")
 
 
 def test_provenance_works_in_a_temporary_copy_and_in_a_project_below_the_repository(tmp_path):
@@ -104,7 +104,7 @@ def test_provenance_works_in_a_temporary_copy_and_in_a_project_below_the_reposit
     copy = origin / "sub" / ".dvc" / "tmp" / "exps" / "tmp1"
     git(tmp_path, "clone", "-q", str(origin), str(copy))
     (copy / "sub" / "params.yaml").write_text("beta: 0.2\n")
-    there, here = provenance.tags(copy / "sub"), provenance.tags(origin / "sub")
+    there, here = tracking.provenance(copy / "sub"), tracking.provenance(origin / "sub")
     assert there["git.commit"] == here["git.commit"]
     assert there["git.state"] == "dirty: params.yaml"
     assert here["git.state"] == "clean"
@@ -112,8 +112,8 @@ def test_provenance_works_in_a_temporary_copy_and_in_a_project_below_the_reposit
 
 def test_provenance_without_a_repository_is_silent(project, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
-    assert provenance.tags() == {}
-    assert provenance.experiment_name() == "workspace-uncommitted"
+    assert tracking.provenance() == {}
+    assert tracking.experiment_name() == "workspace-uncommitted"
 
 
 def test_a_project_that_lives_below_some_dvc_folder_is_its_own_root(tmp_path):

@@ -18,7 +18,7 @@ def experiment_name(root: Path = Path()) -> str:
     return name or f"workspace-{_git(root, 'rev-parse', '--short', 'HEAD') or 'uncommitted'}"
 
 
-def tags(root: Path = Path()) -> dict[str, str]:
+def provenance(root: Path = Path()) -> dict[str, str]:
     """Tags that say what a result came from; what is unknown is left out.
 
     ``git.commit``, ``git.branch``, ``git.state`` (clean, or which tracked files differ, outputs
