@@ -185,7 +185,7 @@ def test_lm_eval_gets_the_answers_of_qwen2_5_vl_that_scoring_gets(
     policy, params_with, formatted_of_it, images, checkpoint_of, tmp_path
 ):
     """With the system prompt that its chat template opens with, from either side."""
-    for path in images.iterdir():  # square, as easy-VQA's are: see test_tasks.py
+    for path in images.iterdir():  # square, as easy-VQA's are: see test_lm_eval.py
         with Image.open(path) as image:
             image.resize((60, 60)).save(tmp_path / path.name)
     p = params_with(**QWEN2_5, **{"evaluate.lm_eval": {"easy_vqa": 4}})

@@ -12,6 +12,7 @@ from PIL import Image
 
 from stages import format as format_stage
 from stages.model import tokens
+from tests import tiny_models
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +22,7 @@ BOUNDS = {
     "recipe": (262144, 1024, {"shortest_edge": 65536, "longest_edge": 16777216}),
     "open": (1048576, 28 * 28, {"shortest_edge": 1024, "longest_edge": 500000}),
 }
+QWEN2_5 = "Qwen2.5-VL"  # whose patches are smaller, under the bounds of its preset
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +31,18 @@ def load(llamafactory, model_dir, params_with, tmp_path_factory):
 
     def under(bounds):
         folder = tmp_path_factory.mktemp("model")
+        if bounds == QWEN2_5:
+            values = {"format.image_max_pixels": 200704, "format.image_min_pixels": 1024}
+            p = params_with(
+                **values, **{"format.cutoff_len": 100_000, "model.template": "qwen2_vl"}
+            )
+            return tokens.load(tiny_models.qwen2_5_vl(folder / "tiny"), p)
         return tokenization(*BOUNDS[bounds], model_dir, folder, params_with)
 
     return under
 
 
-@pytest.fixture(scope="module", params=list(BOUNDS))
+@pytest.fixture(scope="module", params=[*BOUNDS, QWEN2_5])
 def each(request, load):
     """The tokenization under each of ``BOUNDS`` in turn."""
     return load(request.param)
