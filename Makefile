@@ -35,7 +35,7 @@ repro: setup ## Run the pipeline: every stage whose inputs changed
 test: lint ## Lint, check types, run all tests (two processes)
 	$(TESTS)
 
-check: lint ## Lint, check types, run the fast tests (about 90 s)
+check: lint ## Lint, check types, run the fast tests (2 to 3 minutes)
 	$(TESTS) -m "not slow"
 
 lint: setup ## Lint and check types only
