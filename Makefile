@@ -9,6 +9,8 @@ export PRESET FORCE PYTHON
 
 # Only .venv counts, whatever is active in the user's shell, and nothing here reports home.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+# Without compiled modules, each stage compiles the thousands that LLaMA-Factory imports: 25 s more.
+unexport PYTHONDONTWRITEBYTECODE
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1

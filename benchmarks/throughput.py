@@ -80,7 +80,7 @@ def main(
     device_name: str = "cpu",
     dtype: str = "float32",
     pairs: int = 32,
-    batch_size: int = 4,
+    batch_tokens: int = 4096,
     answer_tokens: int = 120,
     new_tokens: int = 64,
     repeats: int = 3,
@@ -90,7 +90,7 @@ def main(
     p = p.model_copy(
         update={
             "scoring": params.Scoring.model_validate(
-                {"device": device_name, "dtype": dtype, "batch_size": batch_size}
+                {"device": device_name, "dtype": dtype, "batch_tokens": batch_tokens}
             ),
             "format": params.Format(
                 cutoff_len=4096, image_max_pixels=pixels, image_min_pixels=pixels
@@ -104,7 +104,9 @@ def main(
         rows = make_pairs(Path(folder), policy.tokenizer, pairs, answer_tokens)
 
         def score() -> None:
-            scoring.log_probs(policy, rows, Path(folder), batch_size=batch_size, label="scoring")
+            scoring.log_probs(
+                policy, rows, Path(folder), batch_tokens=batch_tokens, label="scoring"
+            )
 
         def answer() -> list[scoring.Answer]:
             return scoring.answer(
@@ -112,7 +114,7 @@ def main(
                 rows,
                 Path(folder),
                 max_new_tokens=new_tokens,
-                batch_size=2 * batch_size,
+                batch_tokens=batch_tokens,
                 label="generation",
             )
 
@@ -123,14 +125,14 @@ def main(
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(
         f"\ncommand: python -m benchmarks.throughput --size {size} --device-name {device_name} "
-        f"--dtype {dtype} --pairs {pairs} --batch-size {batch_size} "
+        f"--dtype {dtype} --pairs {pairs} --batch-tokens {batch_tokens} "
         f"--answer-tokens {answer_tokens} --new-tokens {new_tokens} --repeats {repeats}\n"
         f"device: {device()}; {versions}\n"
         f"{parameters:,.0f} M parameters, {dtype}; {pairs} pairs with 256 image tokens and two "
         f"answers of {answer_tokens} tokens; median of {repeats} runs\n\n"
         "| what | rate | peak GPU memory |\n|---|---|---|\n"
-        f"| scoring, {batch_size} pairs a batch | {pairs / scored:.2f} pairs/s | {score_memory} |\n"
-        f"| generation, {2 * batch_size} prompts a batch | {generated / answered:.1f} tokens/s "
+        f"| scoring | {pairs / scored:.2f} pairs/s | {score_memory} |\n"
+        f"| generation | {generated / answered:.1f} tokens/s "
         f"| {answer_memory} |"
     )
 

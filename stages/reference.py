@@ -1,10 +1,10 @@
 """Reference: what the frozen base model makes of every pair, computed once.
 
 In: ``data/formatted``, the images, the base model. Out: ``logps.parquet``, both answers' log-probs
-for every pair of every split, and nothing else.
+for every pair of every split, and ``made_with.json``, all that decides them.
 
 Why a stage: the reference never changes while people sweep beta, rank or learning rate, so what it
-says is data. DVC keeps it, and every later experiment starts without it.
+says is data. DVC keeps it, every later experiment starts without it, and training looks it up.
 """
 
 from pathlib import Path
@@ -16,19 +16,21 @@ from stages.core import command
 from stages.dataset import formatted
 from stages.dataset.pairs import SPLITS
 from stages.model.checkpoint import Checkpoint
+from stages.pairwise import reference
 from stages.parameters import params
 
 
 def main(formatted_data: Path, images: Path, model: Path, out: Path) -> dict[str, Any]:
-    base = Checkpoint(model, params.load())
+    p = params.load()
+    base = Checkpoint(model, p)
     tables = [
         base.log_probs(
             formatted.read(formatted_data, split), images, label=f"reference {split}"
         ).assign(split=split)
         for split in SPLITS
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    pd.concat(tables).to_parquet(out / "logps.parquet", index=False)
+    made = reference.made_with(model, p, dtype=p.scoring.dtype)
+    reference.write(out, pd.concat(tables), made)
     return base.cost()
 
 

@@ -55,6 +55,7 @@ def main(
         model=described(model, p.model.source),
         training=yaml(adapter / "llamafactory.yaml"),
         adapter_parameters=parameter_count(adapter),
+        first_batch=parsed(first) if (first := curves / "first_batch.json").is_file() else {},
         confidence=p.evaluate.confidence,
         parameters={
             "data": p.data.model_dump(mode="json"),

@@ -1,7 +1,7 @@
 """Train: Direct Preference Optimization of the base model on the train pairs, by LLaMA-Factory.
 
-In: ``data/formatted``, the images, the base model. Out: the adapter with the complete LLaMA-Factory
-configuration that made it, and the training curves.
+In: ``data/formatted``, the images, the base model, the reference's log-probs. Out: the adapter with
+the complete LLaMA-Factory configuration that made it, and the training curves.
 
 Why a subprocess: ``llamafactory-cli`` is the interface that LLaMA-Factory documents, torchrun
 included. It works in ``models/training/<fingerprint>``, which DVC leaves alone. A training that was
@@ -27,7 +27,7 @@ WORKSPACE = Path("models/training")
 
 
 def main(
-    formatted_data: Path, images: Path, model: Path, out: Path, curves: Path
+    formatted_data: Path, images: Path, model: Path, reference: Path, out: Path, curves: Path
 ) -> dict[str, Any]:
     p = params.load()
     configuration = config.dpo_config(
@@ -38,7 +38,15 @@ def main(
         output=WORKSPACE,
         validated=bool(formatted.read(formatted_data, "validation")),
     )
-    fingerprint = config.fingerprint(configuration, formatted_data, model, p.train.gpus)
+    cached = config.cached_reference(p, reference, model)
+    fingerprint = config.fingerprint(
+        configuration,
+        formatted_data,
+        model,
+        p.train.gpus,
+        shared_prefix=p.train.shared_prefix,
+        cached=cached,
+    )
     # Experiments in DVC's temporary copies keep their checkpoints in the real project.
     folder = Path(os.path.relpath(project_root() / WORKSPACE / fingerprint))
 
@@ -53,7 +61,7 @@ def main(
         print(f"training {fingerprint}: finished in an earlier experiment, taken up from {folder}")
         process.publish(folder, out, fingerprint)
     else:
-        facts = train(p, configuration, fingerprint, folder)
+        facts = train(p, configuration, fingerprint, folder, cached)
         process.publish(folder, out, fingerprint)
         process.finish(folder)
     if not trained or not history.has_curves(curves):
@@ -62,9 +70,15 @@ def main(
 
 
 def train(
-    p: params.Params, configuration: dict[str, Any], fingerprint: str, folder: Path
+    p: params.Params,
+    configuration: dict[str, Any],
+    fingerprint: str,
+    folder: Path,
+    cached: Path | None,
 ) -> dict[str, Any]:
     """Train in ``folder``, with live curves in MLflow; the facts for the diary.
+
+    ``cached``: where the reference's log-probs are, if this training may use them.
 
     Raises:
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
@@ -82,13 +96,19 @@ def train(
     with runs.Live(fingerprint) as live:
 
         def watch(entry: dict[str, Any]) -> None:
+            if p.train.shared_prefix:
+                history.require_first_batch(folder)
             history.check(entry, beta)
             if measured := history.point(entry):
                 live.log(entry["step"], *measured)
 
         environment = config.environment(p.train.gpus, os.environ)
+        if p.train.shared_prefix:
+            environment = process.with_shared_prefix(environment, cached)
         process.launch(["train", str(file), f"output_dir={folder}"], folder, environment, watch)
 
+    if p.train.shared_prefix:
+        history.require_first_batch(folder)
     entries = history.read(folder)
     for entry in entries:  # those before a checkpoint that it resumed from too
         history.check(entry, beta)

@@ -26,7 +26,7 @@ PRESETS = sorted((ROOT / "params").glob("*.yaml"))
 # Folders of stages/, each of which may import only those before it.
 FOLDERS = (
     *("core", "families", "dataset", "ingest", "easyvqa", "sources", "parameters"),
-    *("model", "probing", "tuning", "evaluation", "reporting", "tracking"),
+    *("pairwise", "model", "probing", "tuning", "evaluation", "reporting", "tracking"),
 )
 
 # Plumbing, which no stage depends on: it decides whether a stage runs or who watches it, not what

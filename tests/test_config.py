@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from stages.core.errors import UserError
+from stages.pairwise import reference
+from stages.parameters import arguments
 from stages.tuning import config as tuning
 
 ROOT = Path(__file__).parent.parent
@@ -48,9 +51,16 @@ def test_a_training_that_would_leave_no_adapter_is_refused(params_with):
         config(params_with(**{"train.finetuning_type": "full"}))
 
 
-def mark(p, inputs, gpus=0, **changes):
+def mark(p, inputs, gpus=0, cached=None, **changes):
     formatted, model = inputs
-    return tuning.fingerprint(config(p) | changes, formatted, model, gpus)
+    return tuning.fingerprint(
+        config(p) | changes,
+        formatted,
+        model,
+        gpus,
+        shared_prefix=p.train.shared_prefix,
+        cached=cached,
+    )
 
 
 def test_the_fingerprint_does_not_depend_on_where_results_go(params_with, inputs):
@@ -94,6 +104,67 @@ def test_the_fingerprint_changes_with_packages_processes_and_the_worker(
 def test_the_fingerprint_changes_with_what_decides_the_result(params_with, inputs, change):
     before = mark(params_with(), inputs)
     assert mark(params_with(**change), inputs) != before
+
+
+# the cached reference
+
+
+@pytest.fixture
+def reference_dir(inputs, params_with):
+    """``data/reference`` of the demo."""
+    folder = inputs[0].parent / "reference"
+    made = reference.made_with(inputs[1], params_with(), dtype="float32")
+    reference.write(folder, pd.DataFrame({"key": ["a"]}), made)
+    return folder
+
+
+def test_the_reference_is_looked_up_where_it_was_made_the_same_way(
+    params_with, inputs, reference_dir, capsys
+):
+    p = params_with()
+    assert tuning.cached_reference(p, reference_dir, inputs[1]) == reference_dir
+    assert capsys.readouterr().out == ""
+    before = mark(p, inputs, cached=reference_dir)
+    reference.write(
+        reference_dir,
+        pd.DataFrame({"key": ["b"]}),
+        reference.made_with(inputs[1], p, dtype="float32"),
+    )
+    assert mark(p, inputs, cached=reference_dir) != before
+    assert mark(p, inputs) != before
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"train.bf16": True}, "dtype is float32 in the reference and bfloat16 in training"),
+        ({"train.fp16": True}, "dtype is float32 in the reference and float16 in training"),
+        ({"train.pure_bf16": True}, "bfloat16"),
+        ({"train.upcast_layernorm": True}, "train.upcast_layernorm is None in the reference"),
+        ({"train.default_system": "Be brief."}, "train.default_system"),
+        ({"model.template": "qwen3_vl"}, "model.template"),
+    ],
+)
+def test_a_reference_made_otherwise_is_computed_in_training_and_that_is_told(
+    params_with, inputs, reference_dir, capsys, change, told
+):
+    assert tuning.cached_reference(params_with(**change), reference_dir, inputs[1]) is None
+    said = capsys.readouterr().out
+    assert told in said
+    assert "computed in each step" in said
+
+
+@pytest.mark.parametrize(
+    "change", [{"train.shared_prefix": False}, {"train.loss": "orpo"}, {"train.loss": "simpo"}]
+)
+def test_stock_and_losses_without_a_reference_look_nothing_up(params_with, inputs, change):
+    nowhere = inputs[0] / "no_such_folder"
+    assert tuning.cached_reference(params_with(**change), nowhere, inputs[1]) is None
+
+
+def test_every_option_that_changes_the_reference_is_llamafactorys():
+    for name in tuning.CHANGE_THE_REFERENCE:
+        assert "has no option" not in str(arguments.problem_with(name, None))
 
 
 # devices

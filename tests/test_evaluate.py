@@ -90,6 +90,7 @@ def project(tmp_path, monkeypatch, write_params):
             np.full(4, 3),
             np.full(4, 3),
             np.full(4, 16),
+            np.array(list("abcd")),
         ),
     )
     monkeypatch.setattr(scoring, "device_name", lambda policy: "cpu")
@@ -224,7 +225,9 @@ def test_a_baseline_that_was_shown_other_controls_is_told(project):
 def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatch):
     folder, _ = project
     broken = scoring.PairLogProbs(
-        np.array([-4.0, np.nan, -4.0, -6.0]), np.full(4, -5.0), *[np.full(4, 3)] * 3
+        np.array([-4.0, np.nan, -4.0, -6.0]),
+        np.full(4, -5.0),
+        *[*[np.full(4, 3)] * 3, np.array(list("abcd"))],
     )
     monkeypatch.setattr(scoring, "log_probs", lambda *_, **__: broken)
     with pytest.raises(UserError, match=r"not finite for 1 of 4 pairs \(first: b\).*learning_rate"):

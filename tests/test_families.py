@@ -122,8 +122,8 @@ def adapter(policy, save_adapter, tmp_path_factory):
     return save_adapter(policy.model, tmp_path_factory.mktemp("adapter"))
 
 
-def score(policy, pairs, images, batch_size=8):
-    return scoring.log_probs(policy, pairs, images, batch_size=batch_size, label="test")
+def score(policy, pairs, images, batch_tokens=512):
+    return scoring.log_probs(policy, pairs, images, batch_tokens=batch_tokens, label="test")
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +170,9 @@ def test_image_tokens_of_qwen2_5_vl_are_those_that_format_counts(
 
 @pytest.mark.slow
 def test_greedy_answers_of_qwen2_5_vl_do_not_depend_on_the_batch(policy, pairs, images):
-    def ask(rows, batch_size):
+    def ask(rows, batch_tokens):
         return scoring.answer(
-            policy, rows, images, max_new_tokens=8, batch_size=batch_size, label="test"
+            policy, rows, images, max_new_tokens=8, batch_tokens=batch_tokens, label="test"
         )
 
     alone = ask(pairs[:6], 1)
@@ -193,7 +193,9 @@ def test_lm_eval_gets_the_answers_of_qwen2_5_vl_that_scoring_gets(
         checkpoint_of(policy, p), ROOT / "tasks" / "easy_vqa", formatted_of_it, tmp_path
     )
     rows = formatted.sample(formatted.read(formatted_of_it, "questions"), 4)
-    answers = scoring.answer(policy, rows, tmp_path, max_new_tokens=32, batch_size=4, label="test")
+    answers = scoring.answer(
+        policy, rows, tmp_path, max_new_tokens=32, batch_tokens=400, label="test"
+    )
     samples = found.samples["easy_vqa"]
     assert [row["filtered_resps"][0].strip() for row in samples] == [a.text for a in answers]
     assert samples[0]["arguments"][0][0].startswith("<|im_start|>system\nYou are a helpful")

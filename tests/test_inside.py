@@ -68,6 +68,7 @@ def python(code, packages, events, **more):
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=environment | process.inside(events, environment),
+        cwd=packages,  # where no ``stages`` is
         capture_output=True,
         text=True,
         check=True,
@@ -132,6 +133,52 @@ def test_what_fails_in_it_costs_a_line_and_not_the_training(
         str(INSIDE / "sitecustomize.py")
     }
     assert told in error
+
+
+TRAINER = """
+    from llamafactory.train.dpo import trainer
+
+    def _training_function(config):
+        print("trained by", trainer.CustomDPOTrainer)
+
+    def run_exp():
+        _training_function({"args": {}, "callbacks": []})
+"""
+
+
+@pytest.fixture
+def project(packages, tmp_path):
+    """A folder with a trainer to take the place of LLaMA-Factory's own."""
+    write(packages / "llamafactory" / "train" / "tuner.py", TRAINER)
+    write(packages / "llamafactory" / "train" / "dpo" / "__init__.py", "")
+    write(packages / "llamafactory" / "train" / "dpo" / "trainer.py", "CustomDPOTrainer = 'stock'")
+    folder = tmp_path / "project"
+    write(folder / "stages" / "__init__.py", "")
+    write(folder / "stages" / "tuning" / "__init__.py", "")
+    write(folder / "stages" / "tuning" / "trainer.py", "SharedPrefixTrainer = 'ours'")
+    return folder
+
+
+def test_the_trainer_on_shared_prompts_takes_the_place_of_stock_if_it_is_wanted(
+    packages, project, tmp_path
+):
+    assert python(RUN, packages, tmp_path / "events") == ("trained by stock\n", "")
+    wanted = {sitecustomize.PROJECT: str(project)}
+    assert python(RUN, packages, tmp_path / "events", **wanted) == ("trained by ours\n", "")
+
+
+@pytest.mark.parametrize("lost", ["trainer", "_training_function"])
+def test_a_wanted_trainer_that_can_not_be_had_ends_the_training(packages, project, tmp_path, lost):
+    if lost == "trainer":
+        (project / "stages" / "tuning" / "trainer.py").unlink()
+    else:
+        write(
+            packages / "llamafactory" / "train" / "tuner.py",
+            TRAINER.replace("_training_function", "trains_otherwise"),
+        )
+    with pytest.raises(subprocess.CalledProcessError) as ended:
+        python(RUN, packages, tmp_path / "events", **{sitecustomize.PROJECT: str(project)})
+    assert "trained by" not in ended.value.stdout
 
 
 def test_starting_python_loads_next_to_nothing_more(tmp_path):

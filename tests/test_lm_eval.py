@@ -146,7 +146,9 @@ def tuned_results(tuned, run):
 def test_lm_eval_gets_the_answers_that_scoring_gets(request, asked, images, of):
     policy, results = (request.getfixturevalue(name) for name in (of, f"{of}_results"))
     rows = formatted.sample(formatted.read(asked, "questions"), 20)
-    answers = scoring.answer(policy, rows, images, max_new_tokens=32, batch_size=20, label="test")
+    answers = scoring.answer(
+        policy, rows, images, max_new_tokens=32, batch_tokens=4096, label="test"
+    )
     samples = results.samples["easy_vqa"]
     texts = [sample["filtered_resps"][0].strip() for sample in samples]
     assert texts == [answer.text for answer in answers]

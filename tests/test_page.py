@@ -23,7 +23,7 @@ from stages.dataset.pairs import REASONS
 from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, METRICS
 from stages.reporting import card, gallery, verdicts
-from stages.reporting.page import funnel, method, parameter_count, render
+from stages.reporting.page import forward_pass, funnel, method, parameter_count, render
 from tests.experiment import (
     Page,
     answer_table,
@@ -371,6 +371,21 @@ def test_a_run_is_called_by_its_loss_and_says_where_the_loss_has_no_reference(lo
     assert rows["Method"] == name
     assert rows["Loss"] == f"{loss}, beta 0.1"
     assert rows.get("Reference") == (card.NO_REFERENCE if loss in ("orpo", "simpo") else None)
+
+
+def test_a_run_says_how_its_log_probs_compared_with_stock():
+    compared = {"pairs": 16, "policy_difference": 3.1e-6, "largest_logps": 41.2}
+    assert forward_pass(compared) == (
+        "prompt shared by both answers; on the first 16 pairs the policy's log-probs differ by at "
+        "most 3e-06 nats from LLaMA-Factory's own (the largest log-prob is 41 nats)"
+    )
+    assert "the reference's, looked up, by at most 0.0002" in forward_pass(
+        compared | {"reference_difference": 0.0002}
+    )
+    assert forward_pass({"stock_because": "why"}) == "LLaMA-Factory's own: why"
+    assert forward_pass({}) == "LLaMA-Factory's own"
+    inputs = replace(inputs_with(), first_batch=compared)
+    assert "prompt shared by both answers" in Page(render(inputs)).text
 
 
 @pytest.mark.parametrize("loss", ["orpo", "simpo"])

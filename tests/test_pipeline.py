@@ -261,7 +261,7 @@ def test_no_stage_imports_torch_or_the_trainer_before_it_needs_them():
     modules = [
         module_of(path)
         for path in sorted((ROOT / "stages").rglob("*.py"))
-        if path.stem != "sitecustomize"
+        if path.stem not in ("sitecustomize", "trainer")  # they run inside llamafactory-cli
     ]
     heavy = ["torch", "transformers", "llamafactory", "mlflow", "peft", "trl", "datasets", "scipy"]
     code = (

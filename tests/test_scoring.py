@@ -31,8 +31,8 @@ def images(pairs_dir):
     return pairs_dir / "images"
 
 
-def score(policy, pairs, images, batch_size=8):
-    return scoring.log_probs(policy, pairs, images, batch_size=batch_size, label="test")
+def score(policy, pairs, images, batch_tokens=512):
+    return scoring.log_probs(policy, pairs, images, batch_tokens=batch_tokens, label="test")
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,9 @@ def test_answers_are_counted_as_the_trainers_labels_are(theirs, tuned_logps):
 # what scores depend on
 
 
-def test_batch_size_and_order_change_nothing(tuned, pairs, images, tuned_logps):
-    assert close(score(tuned, pairs, images, batch_size=1), tuned_logps)
-    assert close(score(tuned, pairs, images, batch_size=len(pairs)), tuned_logps)
+def test_batches_and_order_change_nothing(tuned, pairs, images, tuned_logps):
+    assert close(score(tuned, pairs, images, batch_tokens=1), tuned_logps)
+    assert close(score(tuned, pairs, images, batch_tokens=10**6), tuned_logps)
     backwards = score(tuned, pairs[::-1], images)
     assert np.abs(backwards.chosen[::-1] - tuned_logps.chosen).max() < 1e-4
     assert (backwards.chosen_tokens[::-1] == tuned_logps.chosen_tokens).all()
@@ -188,9 +188,9 @@ def test_a_missing_image_is_an_error_not_a_blank(base, pairs, tmp_path):
 # answers
 
 
-def ask(policy, rows, images, batch_size):
+def ask(policy, rows, images, batch_tokens):
     return scoring.answer(
-        policy, rows, images, max_new_tokens=8, batch_size=batch_size, label="test"
+        policy, rows, images, max_new_tokens=8, batch_tokens=batch_tokens, label="test"
     )
 
 
@@ -199,8 +199,8 @@ def test_greedy_answers_do_not_depend_on_the_batch(base, pairs, images):
     longer["messages"][0]["content"] += " Say it in one word, please, and think about it first."
     rows = [*pairs[:7], longer]
     alone = ask(base, rows, images, 1)
-    assert ask(base, rows, images, 3) == alone
-    assert ask(base, rows[::-1], images, 8)[::-1] == alone
+    assert ask(base, rows, images, 150) == alone
+    assert ask(base, rows[::-1], images, 9999)[::-1] == alone
     assert len(alone) == 8
     assert any(answer.text for answer in alone)
 
@@ -208,7 +208,8 @@ def test_greedy_answers_do_not_depend_on_the_batch(base, pairs, images):
 def test_a_generated_token_is_the_one_that_scoring_finds_likeliest(tuned, pairs, images):
     import torch
 
-    batch = scoring._left_padded(tuned, pairs[:1], images)
+    asked = [scoring._prompt_tokens(tuned, pairs[0], images)]
+    batch = scoring._left_padded(tuned, pairs[:1], asked, images)
     with torch.inference_mode():
         first = tuned.model(**batch).logits[0, -1].argmax()
     trained_on = tuned.collator(scoring.encode(tuned, pairs[:1], images))
@@ -229,7 +230,7 @@ def test_answers_are_a_table_of_pairs_and_questions(
     assert list(table["of"]) == ["pair"] * 3 + ["question"] * 2
     rows = [*asked.pairs, *asked.questions]
     assert list(table["id"]) == [row["id"] for row in rows]
-    again = scoring.answer(base, rows, images, max_new_tokens=4, batch_size=128, label="test")
+    again = scoring.answer(base, rows, images, max_new_tokens=4, batch_tokens=4096, label="test")
     assert list(table["answer"]) == [answer.text for answer in again]
     assert list(table["finished"]) == [answer.finished for answer in again]
 
@@ -241,8 +242,8 @@ def test_nothing_asked_loads_no_model(checkpoint_of, images, params_with):
 
 
 def test_an_answer_says_how_long_it_is_and_whether_it_ended(base, pairs, images):
-    whole = scoring.answer(base, pairs, images, max_new_tokens=64, batch_size=8, label="test")
-    cut = scoring.answer(base, pairs, images, max_new_tokens=4, batch_size=8, label="test")
+    whole = scoring.answer(base, pairs, images, max_new_tokens=64, batch_tokens=999, label="test")
+    cut = scoring.answer(base, pairs, images, max_new_tokens=4, batch_tokens=999, label="test")
     ended = [answer for answer in whole if answer.finished]
     assert ended
     for answer in ended:
@@ -257,7 +258,7 @@ def test_an_answer_says_how_long_it_is_and_whether_it_ended(base, pairs, images)
 def test_controls_have_the_tokens_of_the_pair_and_another_image(
     base, checkpoint_of, pairs, images, params_with
 ):
-    p = params_with(**{"evaluate.controls": 6, "scoring.batch_size": 4})
+    p = params_with(**{"evaluate.controls": 6, "scoring.batch_tokens": 256})
     table = controls.log_probs(checkpoint_of(base, p), pairs, images, label="test")
     sample = formatted.sample(pairs, 6)
     own = scoring.to_table(sample, score(base, sample, images))
@@ -274,7 +275,7 @@ def test_the_vision_tower_sees_each_pairs_image_once(base, pairs, images, base_l
     hook = visual.patch_embed.register_forward_hook(
         lambda module, arguments, output: seen.append(len(output))
     )
-    again = score(base, pairs, images, batch_size=5)
+    again = score(base, pairs, images, batch_tokens=300)
     hook.remove()
     assert sum(seen) == 4 * base_logps.image_tokens.sum()  # patches: 2 x 2 make a token
     assert close(again, base_logps)

@@ -17,7 +17,10 @@ import pytest
 
 from stages import train
 from stages.core.errors import UserError
+from stages.pairwise import reference
+from stages.parameters import params
 from stages.tuning import process
+from stages.tuning.inside.sitecustomize import PROJECT, REFERENCE
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,12 +35,14 @@ class Stage:
     def __init__(self, folder):
         self.out, self.curves = folder / "models/adapter", folder / "reports/curves"
         self.folder, self.launched, self.margin = folder, 0, 0.0
+        self.compares = True
 
     def run(self):
         return train.main(
             self.folder / "formatted",
             self.folder / "images",
             self.folder / "base",
+            self.folder / "reference",
             self.out,
             self.curves,
         )
@@ -46,6 +51,9 @@ class Stage:
         self.launched += 1
         step = {"step": 1, "epoch": 0.1, "loss": 0.69, "rewards/margins": self.margin}
         step |= {"logps/chosen": -9.0, "logps/rejected": -9.0}
+        self.environment = environment
+        if self.compares:
+            (folder / "first_batch.json").write_text("{}")
         watch(step)
         (folder / "adapter_model.safetensors").write_bytes(b"weights")
         (folder / "adapter_config.json").write_text("{}")
@@ -62,6 +70,10 @@ def stage(tmp_path, monkeypatch, write_params):
     for name in ("formatted/train", "formatted/validation", "formatted/dataset_info"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.json").write_text("[]")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "SOURCE.json").write_text("{}")
+    looked_up = reference.made_with(tmp_path / "base", params.load(), dtype="float32")
+    reference.write(tmp_path / "reference", pd.DataFrame(), looked_up)
     made = Stage(tmp_path)
     monkeypatch.setattr(process, "launch", made.launch)
     return made
@@ -69,7 +81,9 @@ def stage(tmp_path, monkeypatch, write_params):
 
 def test_an_adapter_of_the_same_fingerprint_is_not_trained_again(stage, capfd, write_params):
     assert stage.run() == {"device": "cpu"}
-    assert {path.name for path in stage.curves.iterdir()} == {"train.csv", "validation.csv"}
+    assert {path.name for path in stage.curves.iterdir()} == {
+        *("train.csv", "validation.csv", "first_batch.json")
+    }
     assert capfd.readouterr().err.count("Training goes on without it") == 1
     assert stage.run() == {}  # its diary says nothing of a device
     assert "nothing to train" in capfd.readouterr().out
@@ -123,6 +137,29 @@ def test_missing_curves_come_from_the_log_and_without_it_from_another_training(s
     stage.run()
     assert (stage.curves / "train.csv").read_bytes() == kept
     assert stage.launched == 2
+
+
+def test_the_training_is_told_to_share_prompts_and_where_the_reference_is(stage, write_params):
+    stage.run()
+    assert Path(stage.environment[REFERENCE]) == stage.folder / "reference"
+    assert Path(stage.environment[PROJECT], "stages", "tuning", "trainer.py").is_file()
+    write_params(stage.folder / "params.yaml", **{"train.bf16": True})
+    stage.run()
+    assert REFERENCE not in stage.environment
+    assert PROJECT in stage.environment
+    write_params(stage.folder / "params.yaml", **{"train.shared_prefix": False})
+    stage.compares = False
+    stage.run()
+    assert not {REFERENCE, PROJECT} & set(stage.environment)
+    assert stage.launched == 3
+    assert not (stage.curves / "first_batch.json").exists()
+
+
+def test_a_training_that_does_not_share_prompts_as_asked_ends_at_its_first_step(stage):
+    stage.compares = False
+    with pytest.raises(UserError, match=r"wrote no .*first_batch\.json.*shared_prefix: false"):
+        stage.run()
+    assert not stage.out.exists()
 
 
 def test_a_margin_at_step_1_ends_the_training_before_it_leaves_anything(stage):

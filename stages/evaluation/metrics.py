@@ -42,7 +42,9 @@ def score(
     logps = ["chosen_logps", "rejected_logps"]
     lengths = ["chosen_tokens", "rejected_tokens", "image_tokens"]
     table = about.merge(
-        policy.rename(columns={c: f"policy_{c}" for c in logps}), on="id", validate="1:1"
+        policy[["id", *logps, *lengths]].rename(columns={c: f"policy_{c}" for c in logps}),
+        on="id",
+        validate="1:1",
     )
     table = table.merge(
         reference[["id", *logps, *lengths]].rename(

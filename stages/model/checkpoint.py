@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,14 @@ import pandas as pd
 from stages.core.errors import UserError
 from stages.core.project import is_forced, project_root
 from stages.model import scoring
+from stages.pairwise import reference
 from stages.parameters.params import Params
 
 KEPT = Path("models", "kept")
 MOST_KEPT = 400  # pieces, the latest; 21,376 pairs, answers and 3 tasks make about 20
-CHUNK = 2048  # pairs, in full batches
+CHUNK = 2048  # pairs
 STAGES = Path(__file__).parent.parent
-CODE = ("families/*.py", "model/*.py")
-# What computes, and what prepares images; bitsandbytes quantises, where it is installed.
-PACKAGES = (
-    *("llamafactory", "torch", "torchvision", "transformers", "peft", "tokenizers", "pillow"),
-    "bitsandbytes",
-)
+CODE = ("families/*.py", "pairwise/*.py", "model/*.py")
 # Of a formatted row; images are named by their content.
 DECISIVE = ("id", "messages", "chosen", "rejected", "images")
 
@@ -65,25 +61,15 @@ class Checkpoint:
         """
         import torch
 
-        # It holds the hash of each of the model's files, and is written last.
-        source = self.model / "SOURCE.json"
-        if not source.is_file():
-            raise UserError(f"{source} is missing; `dvc repro fetch@model` fetches the base model")
         device = scoring.choose_device(self.p.scoring.device, torch.cuda.is_available())
         adapter = sorted(self.adapter.glob("adapter_*")) if self.adapter else []
         return digest(
-            model=_sha256(source),
+            base=reference.made_with(self.model, self.p, dtype=self.p.scoring.dtype),
             adapter={file.name: _sha256(file) for file in adapter},
-            parameters=[
-                self.p.scoring.model_dump(),
-                self.p.format.model_dump(),
-                self.p.model.template,
-                self.p.model.trust.remote_code,
-                self.p.model.quantization_bit,
-            ],
+            parameters=[self.p.scoring.model_dump(), self.p.format.model_dump()],
             device=torch.cuda.get_device_name() if device == "cuda" else device,
             code=code(*CODE),
-            packages={name: _version(name) for name in PACKAGES},
+            peft=version("peft") if adapter else None,
         )
 
     def kept(self, kind: str, make: Callable[[], bytes], *, label: str, **decides: Any) -> bytes:
@@ -119,18 +105,15 @@ class Checkpoint:
     ) -> pd.DataFrame:
         """``scoring.to_table`` of every pair, in their order.
 
-        The batches are those of one call of ``scoring.log_probs``: chunks are cut from the order
-        that it would take, at full batches.
+        Chunks are cut from pairs in the order of their length, so that a batch has like lengths.
 
         Raises:
             UserError: a log-prob is not finite.
         """
-        size = self.p.scoring.batch_size
         order = scoring.by_length(pairs)
-        chunk = max(CHUNK // size, 1) * size
         tables = []
-        for start in range(0, len(order), chunk):
-            places = order[start : start + chunk]
+        for start in range(0, len(order), CHUNK):
+            places = order[start : start + CHUNK]
             part = [pairs[place] for place in places]
             table = self.kept_table(
                 "log-probs",
@@ -139,7 +122,7 @@ class Checkpoint:
                 pairs=[decisive(pair) for pair in part],
             )
             tables.append(table.set_index(places))
-        return pd.concat(tables).sort_index() if tables else scoring.to_table([], scoring.NOTHING)
+        return pd.concat(tables).sort_index() if tables else scoring.to_table([], scoring.nothing())
 
     def score(self, pairs: Sequence[Any], images: Path, *, label: str) -> pd.DataFrame:
         """``scoring.to_table`` of every pair, computed now and not kept.
@@ -149,7 +132,7 @@ class Checkpoint:
         """
         policy, start = self.policy, time.monotonic()
         logps = scoring.log_probs(
-            policy, pairs, images, batch_size=self.p.scoring.batch_size, label=label
+            policy, pairs, images, batch_tokens=self.p.scoring.batch_tokens, label=label
         )
         self.seconds += time.monotonic() - start
         self.scored += len(pairs)
@@ -173,7 +156,7 @@ class Checkpoint:
                     rows,
                     images,
                     max_new_tokens=max_new_tokens,
-                    batch_size=2 * self.p.scoring.batch_size,
+                    batch_tokens=self.p.scoring.batch_tokens,
                     label=label,
                 )
             )
@@ -235,13 +218,6 @@ def code(*patterns: str) -> dict[str, str]:
 def decisive(row: Mapping[str, Any]) -> dict[str, Any]:
     """What of a formatted row decides its score or answer."""
     return {name: row[name] for name in DECISIVE if name in row}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _sha256(path: Path) -> str:

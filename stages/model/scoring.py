@@ -1,13 +1,14 @@
 """Log-probs and greedy answers of a policy, on exactly the tokens that training sees.
 
-LLaMA-Factory's template, pairwise processor and collator make every token here, as they do in its
-DPO trainer (``llamafactory/train/dpo``), and its ``get_batch_logps`` sums the log-probs; a test
-holds both against the trainer itself. This module is the plain way: chosen and rejected are two
-rows of a batch.
+LLaMA-Factory's template and pairwise processor make every token here, as they do in its DPO trainer
+(``llamafactory/train/dpo``). A pair is one row, which reads image and question once
+(``stages.pairwise.prefix``). Where that is not exact, LLaMA-Factory's collator makes a row of each
+answer, and its ``get_batch_logps`` sums the log-probs. A test holds both against the trainer.
 """
 
 import copy
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,20 @@ import pandas as pd
 from stages.core.errors import UserError
 from stages.families.family import Family
 from stages.model import tokens
+from stages.pairwise import prefix, reference
 from stages.parameters.params import Params
+
+GROUP = 64  # pairs that a process prepares at a time
+WORKERS = 8  # processes that prepare, at most; one for each core
+IMAGES = 128  # processed images that are remembered: 0.8 GB at 512 by 512 pixels
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A loaded model with what turns pairs into its input. ``model`` is in evaluation mode."""
+    """A loaded model with what turns pairs into its input. ``model`` is in evaluation mode.
+
+    ``two_rows_because``: why a pair can't be one row for this model; None where it can.
+    """
 
     family: Family
     image_token_id: int
@@ -34,6 +43,7 @@ class Policy:
     template: Any
     pairwise: Any
     collator: Any
+    two_rows_because: str | None
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,8 @@ class PairLogProbs:
     """Summed log-probs (nats) and lengths (tokens) of n pairs; each array has shape (n,).
 
     An answer's tokens are those LLaMA-Factory trains on: the answer itself and the end of turn.
-    ``image_tokens`` are the places in the prompt that hold the image.
+    ``image_tokens`` are the places in the prompt that hold the image. ``keys`` name the pairs
+    (``reference.pair_key``).
     """
 
     chosen: np.ndarray
@@ -49,9 +60,25 @@ class PairLogProbs:
     chosen_tokens: np.ndarray
     rejected_tokens: np.ndarray
     image_tokens: np.ndarray
+    keys: np.ndarray
 
 
-NOTHING = PairLogProbs(*(np.zeros(0) for _ in range(2)), *(np.zeros(0, np.int64) for _ in range(3)))
+def nothing() -> PairLogProbs:
+    """The log-probs of no pairs."""
+    floats, counts = np.zeros((2, 0)), np.zeros((3, 0), np.int64)
+    return PairLogProbs(*(*floats, *counts, np.zeros(0, dtype=object)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs that go through the model together: where they are among all pairs, the model's inputs,
+    and what else ``PairLogProbs`` says of each.
+    """
+
+    places: np.ndarray
+    inputs: dict[str, np.ndarray]
+    image_tokens: np.ndarray
+    keys: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -93,10 +120,12 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
         model = model.to(getattr(torch, p.scoring.dtype))
     if adapter is not None:
         model = _with_adapter(model, adapter)
+    if reason := prefix.why_not(model.eval()):
+        print(f"each answer is scored in a row of its own: {reason}")
     return Policy(
         family=loaded.family,
         image_token_id=loaded.image_token_id,
-        model=model.eval(),
+        model=model,
         tokenizer=tokenizer,
         processor=processor,
         template=template,
@@ -111,6 +140,7 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
             tokenizer=tokenizer,
             processor=processor,
         ),
+        two_rows_because=reason,
     )
 
 
@@ -142,26 +172,29 @@ def _processing_images_once(template: Any) -> Any:
     """A copy of the template whose plugin remembers the images that it processed last.
 
     LLaMA-Factory processes the image of a pair four times: encoding and collating, for chosen and
-    for rejected. On the demo that is most of the time of scoring.
+    for rejected. On the demo that was most of the time of scoring.
     """
     import torch
 
     plugin = copy.copy(template.mm_plugin)
     process = plugin._get_mm_inputs
-
-    @functools.lru_cache(maxsize=512)
-    def one(path: str, processor: Any) -> dict[str, Any]:
-        return dict(process([path], [], [], processor))
+    kept: dict[str, tuple[Any, Any]] = {}  # pixel values and grid by path
 
     def each_once(
         images: list[str], videos: list[Any], audios: list[Any], processor: Any
     ) -> dict[str, Any]:
-        inputs = [one(path, processor) for path in images]
-        return (
-            {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
-            if inputs
-            else {}
-        )
+        if new := [path for path in dict.fromkeys(images) if path not in kept]:
+            seen = process(new, [], [], processor)
+            grids = seen["image_grid_thw"]
+            pixels = seen["pixel_values"].split(grids.prod(dim=1).tolist())
+            for old in list(kept)[: max(len(kept) + len(new) - IMAGES, 0)]:
+                if old not in images:
+                    del kept[old]
+            kept.update(zip(new, zip(pixels, grids.split(1), strict=True), strict=True))
+        if not images:
+            return {}
+        pixels, grids = zip(*(kept[path] for path in images), strict=True)
+        return {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.cat(grids)}
 
     plugin._get_mm_inputs = each_once
     template = copy.copy(template)
@@ -194,14 +227,15 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
 
 def log_probs(
-    policy: Policy, pairs: Sequence[dict[str, Any]], images: Path, *, batch_size: int, label: str
+    policy: Policy, pairs: Sequence[dict[str, Any]], images: Path, *, batch_tokens: int, label: str
 ) -> PairLogProbs:
     """Log-probs of both answers of every pair.
 
     Args:
         pairs: formatted pairs, as the format stage writes them.
         images: the folder that their image names are relative to.
-        batch_size: pairs per forward pass (twice as many rows).
+        batch_tokens: tokens per forward pass at most, padding included; a pair with more goes
+            alone.
         label: what the progress bar says.
 
     Returns:
@@ -209,24 +243,42 @@ def log_probs(
         log π(y|x) = Σ_t log π(y_t | x, y_<t) (DPO, arXiv 2305.18290, section 4).
     """
     import torch
-    from llamafactory.train.trainer_utils import get_batch_logps
 
+    measure = _two_rows if policy.two_rows_because else _one_row
     sums = np.zeros((2, len(pairs)))
     counts = np.zeros((3, len(pairs)), dtype=np.int64)
-    with policy.family.seeing_each_image_once(policy.model):
-        for rows, batch in _batches(policy, pairs, images, batch_size, label):
-            labels = batch.pop("labels")
-            with torch.inference_mode():
-                logits = policy.model(**batch, return_dict=True, use_cache=False).logits.to(
-                    torch.float32
-                )
-                summed, lengths = get_batch_logps(logits=logits, labels=labels)
-            # The collator puts all chosen rows first, then all rejected ones.
-            sums[:, rows] = summed.double().cpu().numpy().reshape(2, -1)
-            counts[:2, rows] = lengths.cpu().numpy().reshape(2, -1)
-            seen = (batch["input_ids"] == policy.image_token_id).sum(dim=1)
-            counts[2, rows] = seen.cpu().numpy()[: len(rows)]
-    return PairLogProbs(*sums, *counts)
+    keys = np.full(len(pairs), "", dtype=object)
+    for batch in _batches(policy, pairs, images, batch_tokens, label):
+        inputs = {
+            name: torch.from_numpy(array).to(policy.model.device)
+            for name, array in batch.inputs.items()
+        }
+        sums[:, batch.places], counts[:2, batch.places] = measure(policy, inputs)
+        counts[2, batch.places] = batch.image_tokens
+        keys[batch.places] = batch.keys
+    return PairLogProbs(*(*sums, *counts, keys))
+
+
+def _one_row(policy: Policy, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Summed log-probs and lengths, both (2, n), of ``prefix.pack``'s batch."""
+    output = prefix.log_probs(policy.model, batch)
+    return output["logps"].double().sum(dim=-1).cpu().numpy(), output["lengths"].cpu().numpy()
+
+
+def _two_rows(policy: Policy, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The same of a batch of LLaMA-Factory's: all chosen rows first, then all rejected ones."""
+    import torch
+    from llamafactory.train.trainer_utils import get_batch_logps
+
+    inputs = dict(batch)
+    labels = inputs.pop("labels")
+    with torch.inference_mode(), policy.family.seeing_each_image_once(policy.model):
+        logits = policy.model(**inputs, return_dict=True, use_cache=False).logits
+        summed, lengths = get_batch_logps(logits=logits.to(torch.float32), labels=labels)
+    return (
+        summed.double().cpu().numpy().reshape(2, -1),
+        lengths.cpu().numpy().reshape(2, -1),
+    )
 
 
 def to_table(pairs: Sequence[dict[str, Any]], logps: PairLogProbs) -> pd.DataFrame:
@@ -239,24 +291,71 @@ def to_table(pairs: Sequence[dict[str, Any]], logps: PairLogProbs) -> pd.DataFra
             "chosen_tokens": logps.chosen_tokens,
             "rejected_tokens": logps.rejected_tokens,
             "image_tokens": logps.image_tokens,
+            "key": logps.keys,
         }
     )
 
 
 def _batches(
-    policy: Policy, pairs: Sequence[dict[str, Any]], images: Path, batch_size: int, label: str
-) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Batches on the model's device, with the places of their pairs; like lengths together."""
+    policy: Policy, pairs: Sequence[dict[str, Any]], images: Path, batch_tokens: int, label: str
+) -> Iterator[Batch]:
+    """All pairs, like lengths together. While a GPU works, processes prepare what comes next: its
+    images are decoded, resized and put together. On the CPU they would take the model's cores.
+    """
+    from torch.utils.data import DataLoader
     from tqdm import tqdm
 
     order = by_length(pairs)
+    groups: Any = [order[start : start + GROUP] for start in range(0, len(order), GROUP)]
+    workers = min(os.cpu_count() or 1, WORKERS) if policy.model.device.type == "cuda" else 0
+    loader = DataLoader(
+        groups,
+        batch_size=None,
+        collate_fn=functools.partial(_prepared, policy, pairs, images, batch_tokens),
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # nothing is imported again
+    )
     with tqdm(total=len(pairs), desc=label, unit="pair") as progress:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            features = encode(policy, [pairs[i] for i in rows], images)
-            batch = policy.collator(features)
-            yield rows, {name: tensor.to(policy.model.device) for name, tensor in batch.items()}
-            progress.update(len(rows))
+        for group in loader:
+            for batch in group:
+                yield batch
+                progress.update(len(batch.places))
+
+
+def _prepared(
+    policy: Policy,
+    pairs: Sequence[dict[str, Any]],
+    images: Path,
+    batch_tokens: int,
+    places: np.ndarray,
+) -> list[Batch]:
+    """The batches of some of the pairs. Arrays, since tensors would pass between processes in
+    shared memory, of which a container has 64 MB.
+    """
+    features = encode(policy, [pairs[place] for place in places], images)
+    widths = []
+    for feature in features:
+        chosen, rejected = (len(feature[f"{side}_input_ids"]) for side in ("chosen", "rejected"))
+        one_row = chosen + rejected - prefix.shared_length(feature)
+        widths.append(2 * max(chosen, rejected) if policy.two_rows_because else one_row)
+    batches = []
+    for batch in _of_like_length(widths, batch_tokens):
+        those = [features[i] for i in batch]
+        if policy.two_rows_because:
+            inputs = policy.collator(those)
+        else:
+            process = functools.partial(prefix.process_images, policy.template, policy.processor)
+            inputs = prefix.pack(those, policy.model, process)
+        image_tokens = [each["chosen_input_ids"].count(policy.image_token_id) for each in those]
+        batches.append(
+            Batch(
+                places=places[batch],
+                inputs={name: tensor.numpy() for name, tensor in inputs.items()},
+                image_tokens=np.array(image_tokens),
+                keys=np.array([reference.pair_key(each) for each in those], dtype=object),
+            )
+        )
+    return batches
 
 
 def by_length(pairs: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -271,13 +370,18 @@ def by_length(pairs: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 def encode(policy: Policy, pairs: Sequence[dict[str, Any]], images: Path) -> list[dict[str, Any]]:
     """Token ids and labels of formatted pairs, a dict each, by LLaMA-Factory's own processor."""
+    paths = [[str(images / name) for name in pair["images"]] for pair in pairs]
+    # All at once, which takes a third of the time.
+    policy.template.mm_plugin._get_mm_inputs(
+        [path for of_one in paths for path in of_one], [], [], policy.processor
+    )
     columns = policy.pairwise.preprocess_dataset(
         {
             "_prompt": [pair["messages"] for pair in pairs],
             "_response": [[pair["chosen"], pair["rejected"]] for pair in pairs],
             "_system": [""] * len(pairs),
             "_tools": [""] * len(pairs),
-            "_images": [[str(images / name) for name in pair["images"]] for pair in pairs],
+            "_images": paths,
             "_videos": [None] * len(pairs),
             "_audios": [None] * len(pairs),
         }
@@ -293,12 +397,13 @@ def answer(
     images: Path,
     *,
     max_new_tokens: int,
-    batch_size: int,
+    batch_tokens: int,
     label: str,
 ) -> list[Answer]:
     """Greedy answers to formatted prompts (``messages`` and ``images``), in their order.
 
-    Prompts are padded on the left, so that answers of a batch start together. An answer ends at the
+    Prompts are padded on the left, so that answers of a batch start together; a batch has at most
+    ``batch_tokens`` tokens when all answers are as long as they may be. An answer ends at the
     template's stop tokens or after ``max_new_tokens`` tokens.
     """
     import torch
@@ -313,32 +418,55 @@ def answer(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=stops,
     )
-    answers: list[Answer] = []
+    asked = [_prompt_tokens(policy, prompt, images) for prompt in prompts]
+    answers: dict[int, Answer] = {}
     with tqdm(total=len(prompts), desc=label, unit="answer") as progress:
-        for start in range(0, len(prompts), batch_size):
-            batch = _left_padded(policy, prompts[start : start + batch_size], images)
+        for places in _of_like_length([len(ids) + max_new_tokens for ids in asked], batch_tokens):
+            batch = _left_padded(
+                policy, [prompts[i] for i in places], [asked[i] for i in places], images
+            )
             with torch.inference_mode():
                 sequences = model.generate(**batch, generation_config=config)
-            for new in sequences[:, batch["input_ids"].shape[1] :].tolist():
+            for place, new in zip(
+                places, sequences[:, batch["input_ids"].shape[1] :].tolist(), strict=True
+            ):
                 end = next((i for i, token in enumerate(new) if token in stops), None)
                 text = tokenizer.decode(new[:end], skip_special_tokens=True).strip()
-                answers.append(Answer(text, len(new) if end is None else end, end is not None))
-            progress.update(len(sequences))
-    return answers
+                answers[place] = Answer(text, len(new) if end is None else end, end is not None)
+            progress.update(len(places))
+    return [answers[place] for place in range(len(prompts))]
 
 
-def _left_padded(policy: Policy, prompts: Sequence[dict[str, Any]], images: Path) -> dict[str, Any]:
-    """A batch of prompts for ``generate``; the template's prompt tokens, image tokens included."""
+def _of_like_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Places, shortest first, in batches of at most ``batch_tokens`` tokens, padding included."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[place] * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _prompt_tokens(policy: Policy, prompt: Mapping[str, Any], images: Path) -> list[int]:
+    """The template's tokens of a prompt, image tokens included."""
+    paths = [str(images / name) for name in prompt["images"]]
+    answered = [*prompt["messages"], {"role": "assistant", "content": ""}]
+    messages = policy.template.mm_plugin.process_messages(answered, paths, [], [], policy.processor)
+    ids, _ = policy.template.encode_oneturn(policy.tokenizer, messages)
+    return list(ids)
+
+
+def _left_padded(
+    policy: Policy, prompts: Sequence[dict[str, Any]], asked: Sequence[list[int]], images: Path
+) -> dict[str, Any]:
+    """A batch of prompts and their tokens for ``generate``."""
     import torch
 
     plugin, tokenizer = policy.template.mm_plugin, policy.tokenizer
     files = [[str(images / name) for name in prompt["images"]] for prompt in prompts]
-    rows = []
-    for prompt, paths in zip(prompts, files, strict=True):
-        answered = [*prompt["messages"], {"role": "assistant", "content": ""}]
-        messages = plugin.process_messages(answered, paths, [], [], policy.processor)
-        ids, _ = policy.template.encode_oneturn(tokenizer, messages)
-        rows.append(torch.tensor(ids))
+    rows = [torch.tensor(ids) for ids in asked]
     width = max(len(row) for row in rows)
     input_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
     attention_mask = torch.zeros_like(input_ids)

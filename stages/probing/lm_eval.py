@@ -245,9 +245,11 @@ def _model(policy: Policy, p: Params) -> Any:
     """
     from lm_eval.models.hf_vlms import HFMultimodalLM
 
+    # A task's documents have an image of the largest size, a question and an answer.
+    document = p.format.image_max_pixels // 28**2 + 256
     return HFMultimodalLM(
         pretrained=policy.model,
-        batch_size=p.scoring.batch_size,
+        batch_size=max(1, p.scoring.batch_tokens // document),
         min_pixels=p.format.image_min_pixels,
         max_pixels=p.format.image_max_pixels,
         trust_remote_code=p.model.trust.remote_code,

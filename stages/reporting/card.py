@@ -49,7 +49,6 @@ METHODS = {  # train.loss: in words (the report's too), and the Hub's tag
     "sigmoid": ("direct preference optimization (DPO)", "dpo"),
     "hinge": ("direct preference optimization with a hinge loss", "dpo"),
     "ipo": ("identity preference optimization (IPO)", "ipo"),
-    "kto_pair": ("the paired loss of Kahneman-Tversky optimization (KTO)", "kto"),
     "orpo": ("odds ratio preference optimization (ORPO)", "orpo"),
     "simpo": ("simple preference optimization (SimPO)", "simpo"),
 }

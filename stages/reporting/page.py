@@ -55,7 +55,8 @@ class Inputs:
     """All that the page shows, as the stages wrote it. Tables that are not there are ``None``.
 
     ``image`` gives the bytes of an image by its name, or ``None``. ``training`` is
-    llamafactory.yaml, ``parameters`` all of params.yaml.
+    llamafactory.yaml, ``parameters`` all of params.yaml, ``first_batch`` what the trainer on shared
+    prompts found there (``tuning/trainer.py``).
     """
 
     metrics: Mapping[str, Any]
@@ -75,6 +76,7 @@ class Inputs:
     training: Mapping[str, Any]
     confidence: float
     adapter_parameters: int | None = None
+    first_batch: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -258,10 +260,28 @@ def method(inputs: Inputs) -> list[tuple[str, str]]:
             ("Reference", reference),
             ("Adapter", tuning),
             ("Training", ", ".join(part for part in schedule if part)),
+            ("Forward pass", forward_pass(inputs.first_batch)),
             ("Test", tested),
         )
         if text
     ]
+
+
+def forward_pass(first_batch: Mapping[str, Any]) -> str:
+    """How training computed log-probs, and how far that was from LLaMA-Factory's own way."""
+    if not first_batch:
+        return "LLaMA-Factory's own"
+    if reason := first_batch.get("stock_because"):
+        return f"LLaMA-Factory's own: {reason}"
+    text = (
+        "prompt shared by both answers; on the first "
+        f"{COUNT.text(first_batch['pairs'])} pairs the policy's log-probs differ by at most "
+        f"{first_batch['policy_difference']:.1g} nats from LLaMA-Factory's own"
+    )
+    if "reference_difference" in first_batch:
+        difference = first_batch["reference_difference"]
+        text += f", and the reference's, looked up, by at most {difference:.1g}"
+    return f"{text} (the largest log-prob is {first_batch['largest_logps']:.0f} nats)"
 
 
 # reading

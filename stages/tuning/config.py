@@ -10,12 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.parameters.params import Params
+from stages.pairwise import reference
+from stages.parameters.params import REFERENCE_FREE, Params
 
-INSIDE = Path(__file__).parent / "inside"  # our code that runs in the training process
+TUNING = Path(__file__).parent
+INSIDE = TUNING / "inside"  # our code that runs in every training process
+# And what runs there besides where prompts are shared.
+SHARED_CODE = (TUNING / "trainer.py", *(TUNING.parent / "pairwise").glob("*.py"))
 
 # Packages whose version decides what a training computes.
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
+
+# LLaMA-Factory's options that change what the base model makes of a pair. Where one is set, the
+# reference is computed in each step, by a model that has it too.
+CHANGE_THE_REFERENCE = (
+    *("add_special_tokens", "add_tokens", "new_special_tokens_config", "resize_vocab"),
+    *("default_system", "enable_thinking", "train_on_prompt", "mask_history", "use_fast_tokenizer"),
+    *("crop_to_patches", "image_do_pan_and_scan", "rope_scaling", "shift_attn", "use_unsloth"),
+    *("upcast_layernorm", "upcast_lmhead_output", "quantization_method", "quantization_type"),
+    *("double_quantization", "mixture_of_depths", "train_from_scratch", "enable_liger_kernel"),
+    *("ref_model_adapters", "ref_model_quantization_bit", "fp8", "torch_compile"),
+)
 
 # Values of finetuning_type that leave the base model as it is and train an adapter beside it.
 ADAPTERS = ("lora", "oft")
@@ -70,13 +85,52 @@ def dpo_config(
     return config
 
 
-def fingerprint(config: Mapping[str, Any], formatted: Path, model: Path, gpus: int) -> str:
+def dtype(p: Params) -> str:
+    """The precision of the base model in training (``llamafactory/hparams/parser.py``)."""
+    given = p.train.passed_through
+    if given.get("bf16") or given.get("pure_bf16"):
+        return "bfloat16"
+    return "float16" if given.get("fp16") else "float32"
+
+
+def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
+    """``folder``, if its log-probs of the reference are those that this training would compute;
+    else says why not.
+
+    Raises:
+        UserError: the folder does not say how it was made.
+    """
+    if not p.train.shared_prefix or p.train.loss in REFERENCE_FREE:
+        return None
+    given = p.train.passed_through
+    more = {f"train.{name}": given[name] for name in CHANGE_THE_REFERENCE if given.get(name)}
+    wanted = reference.made_with(model, p, dtype=dtype(p), **more)
+    differences = reference.differences(folder, wanted)
+    if not differences:
+        return folder
+    print(
+        f"the log-probs in {folder} do not serve this training: {'; '.join(differences)}. "
+        "The reference is computed in each step."
+    )
+    return None
+
+
+def fingerprint(
+    config: Mapping[str, Any],
+    formatted: Path,
+    model: Path,
+    gpus: int,
+    *,
+    shared_prefix: bool,
+    cached: Path | None,
+) -> str:
     """A name for everything that decides what a training produces: 16 hex digits.
 
     It covers the LLaMA-Factory configuration (not where it writes), the number of processes (the
     effective batch follows from it), the formatted train and validation pairs (which name their
     images by content), the base model's files (by the hashes in its ``SOURCE.json``), the versions
-    of the packages that compute, and our code inside the training process.
+    of the packages that compute, our code inside the training process, and the reference's
+    log-probs where they are ``cached``.
     """
     deciding = {key: value for key, value in config.items() if key != "output_dir"}
     parts = {
@@ -88,7 +142,11 @@ def fingerprint(config: Mapping[str, Any], formatted: Path, model: Path, gpus: i
         },
         "model": sha256(model / "SOURCE.json"),
         "packages": {package: version(package) for package in PACKAGES},
-        "inside": {path.name: sha256(path) for path in INSIDE.glob("*.py")},
+        "inside": {
+            path.name: sha256(path)
+            for path in (*INSIDE.glob("*.py"), *(SHARED_CODE if shared_prefix else ()))
+        },
+        "reference": sha256(cached / reference.TABLE) if cached else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

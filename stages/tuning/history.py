@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ CURVES = {
 
 SPLITS = ("train", "validation")  # one table of curves each
 STATE = "trainer_state.json"  # the trainer's last file
+FIRST_BATCH = "first_batch.json"  # how shared prompts and stock differ on the first pairs
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -41,6 +43,19 @@ def read(folder: Path) -> list[dict[str, Any]]:
             f"the training ended without a readable {path}; see {folder / 'train.log'}"
         ) from None
     return entries
+
+
+def require_first_batch(folder: Path) -> None:
+    """Raise ``UserError`` if the training did not compare its first batch on shared prompts with
+    stock: then another trainer than ours runs.
+    """
+    path = folder / FIRST_BATCH
+    if not path.is_file():
+        raise UserError(
+            f"the training wrote no {path}, so it does not share prompts as train.shared_prefix "
+            f"asks for; {folder / 'train.log'} may say why in a line with sitecustomize.py, and "
+            "train.shared_prefix: false trains the stock way"
+        )
 
 
 def check(entry: Mapping[str, Any], beta: float | None) -> None:
@@ -114,8 +129,13 @@ def curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
 
 
 def write_curves(folder: Path, curves_folder: Path) -> None:
-    """One CSV for each split, of the training in ``folder``."""
+    """One CSV for each split, of the training in ``folder``, and how its first batch compared with
+    stock, where that was looked at.
+    """
     curves_folder.mkdir(parents=True, exist_ok=True)
+    (curves_folder / FIRST_BATCH).unlink(missing_ok=True)
+    if (folder / FIRST_BATCH).is_file():
+        shutil.copyfile(folder / FIRST_BATCH, curves_folder / FIRST_BATCH)
     for split, table in curves(read(folder)).items():
         table.to_csv(curves_folder / f"{split}.csv", index=False)
 

@@ -16,7 +16,7 @@ from typing import Any
 from stages.core.errors import UserError
 from stages.tuning.config import INSIDE, sha256
 from stages.tuning.history import STATE
-from stages.tuning.inside.sitecustomize import EVENTS
+from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE
 
 # What a failed training prints, and what most likely helps; the first match is told.
 FIXES = (
@@ -144,6 +144,8 @@ def launch(
                     file.flush()
                     sys.stdout.buffer.write(chunk)
                     sys.stdout.buffer.flush()
+                elif process.poll() is not None:
+                    break  # something that it left behind keeps the pipe open
                 for step in next(steps):
                     seen += 1
                     watch(step)
@@ -168,6 +170,14 @@ def inside(events: Path, base: Mapping[str, str]) -> dict[str, str]:
     """What the environment ``base`` needs for the training to write its steps to ``events``."""
     path = [str(INSIDE), *filter(None, [base.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(path), EVENTS: str(events.absolute())}
+
+
+def with_shared_prefix(base: Mapping[str, str], cached: Path | None) -> dict[str, str]:
+    """What the environment ``base`` needs for the training to use the trainer on shared prompts,
+    with the reference's log-probs where they are ``cached``.
+    """
+    found = {**base, PROJECT: str(Path(__file__).parents[2])}
+    return found | ({REFERENCE: str(cached.absolute())} if cached else {})
 
 
 def new_lines(path: Path) -> Iterator[list[dict[str, Any]]]:

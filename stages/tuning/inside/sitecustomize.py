@@ -1,14 +1,17 @@
-"""What of ours runs inside ``llamafactory-cli``: a callback that writes each logged step to a file.
+"""How our code gets into ``llamafactory-cli``: a callback that writes each logged step to a file,
+and the trainer on shared prompts.
 
 Python imports a module of this name whenever it starts. The train stage puts this folder on the
 path of the training process (``process.inside``), the way tracers and coverage tools do; the
 workers of torchrun and Ray inherit it. There it waits for ``llamafactory.train.tuner`` and wraps
 that module's ``_training_function``, which runs in every process that trains, to add the callback.
-Without the variable ``EVENTS`` it does nothing, and whatever goes wrong here costs one line, not
-the training.
+Without the variable ``EVENTS`` it does nothing, and a callback that goes wrong costs one line, not
+the training. A trainer that was asked for (``PROJECT``) and can't be had ends it: the stock one
+would train something else.
 
-Its code is part of a training's fingerprint. It imports nothing of this project, and nothing heavy
-(not even typing) before the training does: every start of Python pays for it, about 1 ms.
+Its code is part of a training's fingerprint. It imports nothing of this project unless the trainer
+is wanted, and nothing heavy (not even typing) before the training does: every start of Python pays
+for it, about 1 ms.
 """
 
 from __future__ import annotations
@@ -21,7 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-EVENTS = "TRAINING_EVENTS"  # environment variable: the file to write to
+# Environment variables
+EVENTS = "TRAINING_EVENTS"  # the file to write to
+PROJECT = "TRAINING_PROJECT"  # where ``stages`` is, if its trainer is wanted
+REFERENCE = "TRAINING_REFERENCE"  # the folder of the reference's log-probs, if they are to be used
+
 TUNER = "llamafactory.train.tuner"
 
 
@@ -41,22 +48,38 @@ class Hook:
 
         def execute_and_change(module: Any) -> None:
             execute(module)
-            attempt(lambda: add_callback(module))
+            if os.environ.get(PROJECT):
+                wrap_training(module)
+            else:
+                attempt(lambda: wrap_training(module))
 
         spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
         return spec
 
 
-def add_callback(tuner: Any) -> None:
-    """Let every training of this process write its steps. Ray pickles its worker by name, so that
-    each of its processes imports ``tuner``, and comes here, by itself."""
+def wrap_training(tuner: Any) -> None:
+    """Let every training of this process write its steps, with our trainer if it is wanted. Ray
+    pickles its worker by name, so that each of its processes imports ``tuner``, and comes here, by
+    itself."""
     train = tuner._training_function
 
     def train_and_write(config: dict[str, Any]) -> Any:
         attempt(lambda: config["callbacks"].append(writer(os.environ[EVENTS])))
+        if project := os.environ.get(PROJECT):
+            use_trainer(project)
         return train(config)
 
     tuner._training_function = train_and_write
+
+
+def use_trainer(project: str) -> None:
+    """Put the trainer on shared prompts where ``run_dpo`` looks for LLaMA-Factory's own."""
+    sys.path.append(project)  # last, so that it hides no package
+    import llamafactory.train.dpo.trainer as stock
+
+    from stages.tuning.trainer import SharedPrefixTrainer
+
+    stock.CustomDPOTrainer = SharedPrefixTrainer
 
 
 def writer(file: str) -> Any:

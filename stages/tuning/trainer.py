@@ -1,0 +1,256 @@
+"""LLaMA-Factory's DPO trainer on rows of both answers of a pair (``stages.pairwise.prefix``).
+
+It runs inside ``llamafactory-cli``, where ``inside/sitecustomize.py`` puts it in the place of
+``CustomDPOTrainer``. Only what feeds and reads the model differs: the collator,
+``concatenated_forward`` and, with a cache, ``compute_reference_log_probs``. Losses, metrics,
+optimizer, accumulation, evaluation, checkpoints and callbacks are LLaMA-Factory 0.9.5's own. Where
+the shared prompt is not exact or was not tried, the trainer says why and goes the stock way.
+
+Two things are otherwise than in stock, on purpose: ``train.loss`` reaches the loss
+(``dpo_loss``), and ``logits/chosen`` and ``logits/rejected`` are means over real tokens; stock's
+also count padding, and so depend on the batch.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llamafactory.extras.logging import get_logger
+from llamafactory.train.dpo.trainer import CustomDPOTrainer
+from PIL import Image
+
+from stages.core.errors import UserError
+from stages.pairwise import prefix, reference
+from stages.tuning.history import FIRST_BATCH
+from stages.tuning.inside.sitecustomize import REFERENCE
+
+BY_LENGTH = ("ipo", "orpo", "simpo")  # losses that take mean log-probs, as in stock
+SIDES = ("chosen_logps", "rejected_logps")
+
+# Larger differences from stock than rounding makes, as a share of the log-probs: float32 has 24
+# bits, bfloat16 8, and an answer's log-prob is a sum that went through every layer.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}
+
+logger = get_logger(__name__)
+
+
+class SharedPrefixTrainer(CustomDPOTrainer):
+    """``reference``: summed log-probs (chosen, rejected) of the reference by ``pair_key``; without
+    it the reference is computed in each step, as in stock.
+    """
+
+    reference: Mapping[str, tuple[float, float]] | None = None
+    data_collator: Any
+
+    def __init__(self, model: Any, ref_model: Any, finetuning_args: Any, **more: Any) -> None:
+        if prefix.why_not(model) is None:
+            for one in (model, ref_model):  # before accelerate wraps what it finds
+                if one is not None:
+                    prefix.install(one)
+        super().__init__(model=model, ref_model=ref_model, finetuning_args=finetuning_args, **more)
+        # Dropout is off by now.
+        self.stock_because = prefix.why_not(model) or self._untried()
+        if self.stock_because:
+            logger.warning_rank0(f"Training the stock way: {self.stock_because}.")
+            return
+        if not finetuning_args.use_ref_model:
+            self.reference = None
+        elif self.reference is None and REFERENCE in os.environ:
+            self.reference = reference.lookup(Path(os.environ[REFERENCE]))
+        if self.reference is not None:
+            for split in ("train_dataset", "eval_dataset"):
+                require_reference(getattr(self, split, None) or (), self.reference)
+        self.data_collator = SharedPrefixCollator(
+            self.data_collator,
+            reference=self.reference,
+            with_placeholder=self.accelerator.num_processes > 1,
+        )
+
+    def _untried(self) -> str | None:
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+            return "parameters are sharded, and a shared prompt was not tried with that"
+        return None
+
+    def train(self, *arguments: Any, **more: Any) -> Any:
+        """Compare the first pairs with stock, then train.
+
+        Raises:
+            UserError: they differ by more than rounding explains, or the vision tower is frozen and
+                was trained all the same (LLaMA-Factory#9399, #10139).
+        """
+        file = Path(self.args.output_dir, FIRST_BATCH)
+        if self.stock_because:
+            compared: dict[str, Any] = {"stock_because": self.stock_because}
+        else:
+            count = min(self.args.per_device_train_batch_size, len(self.train_dataset))
+            compared = self.compared_with_stock([self.train_dataset[i] for i in range(count)])
+            refuse_difference(compared)
+            compared["reference"] = "computed" if self.reference is None else "cached"
+        # A resumed training keeps what its start found.
+        if self.is_world_process_zero() and not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(compared, indent=2) + "\n", encoding="utf-8")
+        logger.info_rank0(f"The first batch, compared with stock: {compared}.")
+        before = tower_digest(self.model)
+        trained = super().train(*arguments, **more)
+        if before != tower_digest(self.model):
+            raise UserError(
+                "training changed the vision tower, which is frozen: the adapter alone does not "
+                "make this model; set train.shared_prefix: false, and report it"
+            )
+        return trained
+
+    def concatenated_forward(
+        self, model: Any, batch: dict[str, Any], is_ref_model: bool = False
+    ) -> dict[str, Any]:
+        """Log-probs (n,) of both answers; means instead of sums for ipo, orpo and simpo."""
+        if "segments" not in batch:
+            return dict(super().concatenated_forward(model, batch, is_ref_model))
+        inputs = {name: tensor for name, tensor in batch.items() if name != "reference"}
+        output = model(**inputs, mean_logits=not is_ref_model)
+        per_token, lengths = output["logps"], output["lengths"]
+        if self.ld_alpha is not None and not is_ref_model:
+            # LD-DPO (arXiv 2409.06411): what one answer is longer than the other counts less.
+            place = per_token.new_ones(per_token.shape).cumsum(dim=-1) - 1
+            both = place < lengths.amin(dim=0)[:, None]
+            per_token = per_token.where(both, self.ld_alpha * per_token)
+        logps = per_token.sum(dim=-1)
+        if self.loss_type in BY_LENGTH:
+            logps = logps / lengths
+        chosen, rejected = logps
+        means = output.get("logits", logps.new_zeros(2))
+        return {
+            "chosen_logps": chosen,
+            "rejected_logps": rejected,
+            "chosen_logits": means[0],
+            "rejected_logits": means[1],
+            "chosen_logps_avg": chosen if self.loss_type in BY_LENGTH else chosen / lengths[0],
+        }
+
+    def compute_reference_log_probs(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+        """The reference's log-probs (n,), from the cache where the collator found them."""
+        if "reference" not in batch:
+            found: tuple[Any, Any] = super().compute_reference_log_probs(model, batch)
+            return found
+        logps = batch["reference"]
+        if self.loss_type in BY_LENGTH:
+            logps = logps / (batch["targets"] != prefix.IGNORE).sum(dim=-1)
+        return logps[0], logps[1]
+
+    def dpo_loss(self, *logps: Any, **more: Any) -> Any:
+        """The loss that was asked for: LLaMA-Factory 0.9.5 calls TRL 0.24 without its name, and
+        TRL takes sigmoid then. What adds to the losses later does so in place, which autograd
+        refuses of hinge's own tensor.
+        """
+        losses, *rewards = super().dpo_loss(*logps, **{"loss_type": self.loss_type, **more})
+        return losses.clone(), *rewards
+
+    def compared_with_stock(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The largest differences (nats) of log-probs between this way and stock on these pairs:
+        ``policy_difference``, and with a cache ``reference_difference``; ``largest_logps`` is the
+        largest log-prob itself, ``pairs`` their number, ``dtype`` the precision.
+        """
+        import torch
+
+        ways = [self.data_collator.stock, self.data_collator]
+        stock, ours = (
+            self._prepare_inputs(way([dict(feature) for feature in features])) for way in ways
+        )
+        was_training = self.model.training
+        self.model.eval()  # noise of training, such as NEFTune's, is another in each pass
+        with torch.no_grad(), self.compute_loss_context_manager():
+            policy = [self.concatenated_forward(self.model, batch) for batch in (stock, ours)]
+            found = {"policy_difference": apart(*([way[side] for side in SIDES] for way in policy))}
+            if "reference" in ours:
+                base = [
+                    self.compute_reference_log_probs(self.model, each) for each in (stock, ours)
+                ]
+                found["reference_difference"] = apart(*base)
+        self.model.train(was_training)
+        largest = max(float(policy[0][side].abs().max()) for side in SIDES)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return found | {"largest_logps": largest, "pairs": len(features), "dtype": dtype}
+
+
+def apart(one: Sequence[Any], other: Sequence[Any]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def tower_digest(model: Any) -> str | None:
+    """A hash of the vision tower's own weights; None where they are trained, or there are none."""
+    import torch
+
+    tower = [
+        weight
+        for name, weight in sorted(model.named_parameters())
+        if "visual" in name.split(".") and "lora_" not in name
+    ]
+    if not tower or any(weight.requires_grad for weight in tower):
+        return None
+    digest = hashlib.sha256()
+    for weight in tower:
+        digest.update(weight.detach().flatten().contiguous().view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()
+
+
+def refuse_difference(compared: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` if a difference of ``compared_with_stock`` is more than rounding."""
+    allowed = TOLERANCE[compared["dtype"]] * max(compared["largest_logps"], 1.0)
+    for name in ("policy_difference", "reference_difference"):
+        if not compared.get(name, 0.0) <= allowed:  # not a number is not within it
+            raise UserError(
+                f"the shared prompt gives other log-probs than LLaMA-Factory: {name} is "
+                f"{compared[name]:.3g} nats, and rounding explains {allowed:.2g}; "
+                + (
+                    "set train.shared_prefix: false, and report it"
+                    if name == "policy_difference"
+                    else "`dvc repro -f reference` makes the reference again"
+                )
+            )
+
+
+def require_reference(
+    features: Sequence[Mapping[str, Any]], cached: Mapping[str, tuple[float, float]]
+) -> None:
+    """Raise ``UserError`` if a pair has no log-probs of the reference."""
+    missing = sum(reference.pair_key(feature) not in cached for feature in features)
+    if missing:
+        raise UserError(
+            f"data/reference has no log-probs of {missing} of {len(features)} pairs: it was made "
+            "from other data; `dvc repro reference` makes it again"
+        )
+
+
+class SharedPrefixCollator:
+    """Pairwise features to a batch of ``prefix.pack``, images by LLaMA-Factory's plugin.
+
+    ``stock`` is LLaMA-Factory's collator, of which template, processor and model are used.
+    """
+
+    def __init__(
+        self,
+        stock: Any,
+        *,
+        reference: Mapping[str, tuple[float, float]] | None = None,
+        with_placeholder: bool = False,
+    ) -> None:
+        self.stock = stock
+        self.reference = reference
+        # As in stock: every process looks at an image, so that none waits for the others.
+        self.placeholder = Image.new("RGB", (64, 64), "white") if with_placeholder else None
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Raises KeyError: the cache has no log-probs of a pair (``require_reference``)."""
+        import torch
+
+        images = partial(prefix.process_images, self.stock.template, self.stock.processor)
+        batch = prefix.pack(features, self.stock.model, images, always_look=self.placeholder)
+        if self.reference is not None:
+            logps = [self.reference[reference.pair_key(feature)] for feature in features]
+            batch["reference"] = torch.tensor(logps, dtype=torch.float32).T.contiguous()
+        return batch

@@ -1,0 +1,645 @@
+"""A pair in one row has the log-probs and the gradients of its two sequences in a row each; every
+known way to get that wrong is noticed.
+"""
+
+import copy
+import json
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stages.pairwise import prefix
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.slow
+
+START, END, IMAGE = 3, 4, 6  # the demo's token ids, which the tiny Qwen2.5-VL takes over
+PATCH = {"qwen3_vl": 16, "qwen2_5_vl": 14}
+BETA = 0.3
+
+
+# Models and pairs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small are slower on several threads, and far slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(model_dir):
+    """Each family by name, in float64, with a LoRA adapter that changes every log-prob."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    qwen3 = Qwen3VLForConditionalGeneration.from_pretrained(model_dir, attn_implementation="sdpa")
+    return {"qwen3_vl": adapted(qwen3), "qwen2_5_vl": adapted(tiny_qwen2_5())}
+
+
+def tiny_qwen2_5(**text):
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 369,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 3, 3],
+            },
+            "initializer_range": 0.1,  # attention that tells positions apart
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **text,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": 14,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        },
+        image_token_id=IMAGE,
+        video_token_id=7,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+    return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+
+
+def adapted(model):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    config = LoraConfig(
+        r=4,
+        lora_dropout=0.0,
+        target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)",
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    # As the first thing that is trained on is the base, only the adapter has gradients.
+    return get_peft_model(model.double().eval(), config)
+
+
+@contextmanager
+def in_float64(model):
+    """transformers' norms go through float32, which rounds a sum of gradients otherwise than the
+    gradients of a sum; to compare to 1e-9, they stay in float64.
+    """
+
+    def norm(self, x):
+        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+    norms = {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in norms:
+            patch.setattr(kind, "forward", norm)
+        yield
+
+
+def image(seed, rows=2, columns=2):
+    """What stands for an image: a name, from which ``Looks`` draws pixels; sides in tokens."""
+    return f"{seed}-{rows}-{columns}"
+
+
+class Looks:
+    """``process_images`` for a family; ``seen`` are the images that it was given, call by call."""
+
+    def __init__(self, family):
+        self.size = 3 * 2 * PATCH[family] ** 2
+        self.seen: list[list[str]] = []
+
+    def __call__(self, names):
+        self.seen.append(list(names))
+        pixels, grids = [], []
+        for name in names:
+            seed, rows, columns = map(int, name.split("-"))
+            generator = torch.Generator().manual_seed(seed)
+            pixels.append(torch.randn(4 * rows * columns, self.size, generator=generator))
+            grids.append((1, 2 * rows, 2 * columns))
+        return {
+            "pixel_values": torch.cat(pixels).double(),
+            "image_grid_thw": torch.tensor(grids),
+        }
+
+
+def pair(seed=0, chosen=5, rejected=7, images=(), alike=0, question=6):
+    """LLaMA-Factory's features of a pair: ``alike`` tokens begin both answers."""
+    generator = np.random.default_rng(seed)
+
+    def words(count):
+        return generator.integers(20, 369, count).tolist()
+
+    prompt = words(3)
+    for name in images:
+        _, rows, columns = map(int, name.split("-"))
+        prompt += [START, *[IMAGE] * (rows * columns), END]
+    prompt += words(question)
+    same = words(alike)
+    answers = [same[:chosen] + words(max(chosen - alike, 0)) for _ in range(1)]
+    answers.append(same[:rejected] + words(max(rejected - alike, 0)))
+    feature = {"images": list(images), "videos": None, "audios": None}
+    for side, answer in zip(("chosen", "rejected"), answers, strict=True):
+        feature[f"{side}_input_ids"] = prompt + answer
+        feature[f"{side}_attention_mask"] = [1] * len(prompt + answer)
+        feature[f"{side}_labels"] = [prefix.IGNORE] * len(prompt) + answer
+    return feature
+
+
+def one_by_one(model, features, process):
+    """Log-probs (2, n) in the plain way: a padded row for each answer, all logits."""
+    inner = prefix.plain(model)
+    sides = [
+        (feature[f"{side}_input_ids"], feature[f"{side}_labels"], feature["images"])
+        for side in ("chosen", "rejected")
+        for feature in features
+    ]
+    width = max(len(ids) for ids, _, _ in sides) + 3
+    input_ids = torch.zeros(len(sides), width, dtype=torch.long)
+    labels = torch.full_like(input_ids, prefix.IGNORE)
+    mask = torch.zeros_like(input_ids)
+    for i, (ids, wanted, _) in enumerate(sides):
+        input_ids[i, : len(ids)] = torch.tensor(ids)
+        labels[i, : len(ids)] = torch.tensor(wanted)
+        mask[i, : len(ids)] = 1
+    names = [name for _, _, images in sides for name in images]
+    seen = process(names) if names else {}
+    positions, _ = inner.model.get_rope_index(
+        input_ids,
+        mm_token_type_ids=(input_ids == IMAGE).int(),
+        image_grid_thw=seen.get("image_grid_thw"),
+        attention_mask=mask,
+    )
+    logits = model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=torch.cat([positions[:1], positions]),  # as LLaMA-Factory's collator does
+        use_cache=False,
+        **seen,
+    ).logits[:, :-1]
+    wanted = labels[:, 1:]
+    logps = logits.log_softmax(-1).gather(2, wanted.clamp(min=0)[..., None])[..., 0]
+    return (logps * (wanted != prefix.IGNORE)).sum(-1).reshape(2, -1)
+
+
+def shared(model, features, process, **more):
+    batch = prefix.pack(features, model, process, **more)
+    return prefix.forward(prefix.plain(model), **batch)
+
+
+def summed(output):
+    return output["logps"].sum(-1)
+
+
+def loss(logps):
+    """DPO's, against a reference of log-probs that are all 0; the mean of the batch."""
+    return -torch.nn.functional.logsigmoid(BETA * (logps[0] - logps[1])).mean()
+
+
+def gradients(model, logps):
+    weights = {n: w for n, w in model.named_parameters() if w.requires_grad}
+    found = torch.autograd.grad(loss(logps), list(weights.values()))
+    return torch.cat([gradient.flatten() for gradient in found])
+
+
+def apart(one, other):
+    """The largest difference, relative to the largest number."""
+    return float(((one - other).abs().max() / other.abs().max()).detach())
+
+
+# Equal to the plain way
+
+families = st.sampled_from(sorted(PATCH))
+lengths = st.integers(1, 30)
+sizes = st.sampled_from([(2, 2), (1, 3), (3, 2)])
+images = st.lists(
+    st.builds(lambda seed, size: image(seed, *size), st.integers(0, 3), sizes), max_size=2
+)
+pairs = st.builds(
+    pair,
+    seed=st.integers(0, 10**6),
+    chosen=lengths,
+    rejected=lengths,
+    images=images,
+    alike=st.integers(0, 8),
+    question=st.integers(1, 9),
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(families, st.lists(pairs, min_size=1, max_size=4), st.sampled_from([None, 60, 300]))
+def test_log_probs_and_gradients_are_those_of_two_rows_in_float64(models, family, features, row):
+    model, process = models[family], Looks(family)
+    with in_float64(model):
+        expected = one_by_one(model, features, process)
+        process.seen.clear()
+        output = shared(model, features, process, row_tokens=row)
+        assert apart(summed(output), expected) < 1e-9
+        assert apart(gradients(model, summed(output)), gradients(model, expected)) < 1e-9
+    assert output["lengths"].tolist() == [
+        [sum(label >= 0 for label in feature[f"{side}_labels"]) for feature in features]
+        for side in ("chosen", "rejected")
+    ]
+    names = {name for feature in features for name in feature["images"]}
+    assert [sorted(given_) for given_ in process.seen] == ([sorted(names)] if names else [])
+
+
+@pytest.mark.parametrize("family", sorted(PATCH))
+def test_a_prompt_may_end_with_its_image(models, family):
+    model, process = models[family], Looks(family)
+    feature = pair(0, 5, 7, [image(0, 1, 3)], question=0)
+    end = feature["chosen_input_ids"].index(END)
+    for side in ("chosen", "rejected"):
+        for name in ("input_ids", "labels"):
+            del feature[f"{side}_{name}"][end]
+    assert (
+        apart(summed(shared(model, [feature], process)), one_by_one(model, [feature], process))
+        < 1e-9
+    )
+
+
+def test_empty_answers_have_log_probs_and_gradients_of_0(models):
+    model, process = models["qwen3_vl"], Looks("qwen3_vl")
+    output = shared(model, [pair(0, 0, 0), pair(1, 0, 0)], process)
+    assert output["logps"].shape == (2, 2, 0)
+    assert not gradients(model, summed(output)).any()
+    output = shared(model, [pair(0, 0, 3)], process)
+    assert output["lengths"].tolist() == [[0], [3]]
+    assert apart(summed(output), one_by_one(model, [pair(0, 0, 3)], process)) < 1e-9
+
+
+@pytest.mark.parametrize("family", sorted(PATCH))
+def test_float32_agrees_within_its_rounding(models, family):
+    model, process = copy.deepcopy(models[family]).float(), Looks(family)
+    features = [pair(i, 25, 18, [image(i)], alike=i) for i in range(3)]
+    expected = one_by_one(model, features, process)
+    output = summed(shared(model, features, process))
+    assert output.dtype == torch.float32
+    assert apart(output, expected) < 1e-4
+    assert apart(gradients(model, output), gradients(model, expected)) < 1e-3
+
+
+def test_bfloat16_sums_in_float32(models):
+    model, process = copy.deepcopy(models["qwen3_vl"]).bfloat16(), Looks("qwen3_vl")
+    features = [pair(i, 25, 18, [image(i)]) for i in range(3)]
+    output = summed(shared(model, features, process))
+    assert output.dtype == torch.float32
+    assert apart(output, one_by_one(model, features, process).float()) < 0.02
+
+
+def test_eager_attention_has_the_same_mask(models):
+    model, process = copy.deepcopy(models["qwen3_vl"]).float(), Looks("qwen3_vl")
+    features = [pair(i, 9, 4 + i, [image(i)]) for i in range(3)]
+    expected = summed(shared(model, features, process))
+    prefix.plain(model).model.language_model.set_attn_implementation("eager")
+    assert apart(summed(shared(model, features, process)), expected) < 1e-5
+
+
+def test_the_mask_of_flex_attention_is_the_same():
+    from torch.nn.attention.flex_attention import create_mask
+
+    segments = torch.tensor([[0, 0, 1, 1, 2, 3, 4, 5, -1], [6, 7, 7, 8, 8, 8, -1, -1, -1]])
+    dense = create_mask(prefix.seeing(segments), 2, None, 9, 9, device="cpu")
+    assert torch.equal(dense, prefix.attention_mask(segments, "sdpa", torch.float32))
+    assert dense[0, 0, 4].tolist() == [True, True, False, False, True, *[False] * 4]
+
+
+# Traps: each is brought back, and noticed. Packing two pairs into a row is in all of them.
+
+FEATURES = [
+    pair(1, 5, 7, [image(0, 3, 2), image(1)]),
+    pair(2, 6, 4, [image(1), image(2)]),
+]
+
+
+def causal_only(patch, model):
+    patch.setattr(
+        prefix, "seeing", lambda _: lambda row, head, query, key: (row >= 0) & (key <= query)
+    )
+
+
+def padding_and_pairs_but_no_parts(patch, model):
+    def seeing(segments):
+        return lambda row, head, query, key: (
+            (key <= query) & (segments[row, key] // 3 == segments[row, query] // 3)
+        )
+
+    patch.setattr(prefix, "seeing", seeing)
+
+
+def spoilt(change):
+    """A way to spoil a batch after it was packed."""
+
+    def spoil(patch, model):
+        pack = prefix.pack
+
+        def packed(*args, **more):
+            batch = pack(*args, **more)
+            change(batch)
+            return batch
+
+        patch.setattr(prefix, "pack", packed)
+
+    spoil.__name__ = change.__name__
+    return spoil
+
+
+@spoilt
+def rejected_goes_on_after_chosen(batch):
+    for number in (0, 1):
+        chosen, rejected = (batch["segments"] == 3 * number + part for part in (1, 2))
+        batch["position_ids"][:, rejected] += chosen.sum()
+
+
+@spoilt
+def rejected_starts_at_the_number_of_tokens(batch):
+    rejected = (batch["segments"] >= 0) & (batch["segments"] % 3 == 2)
+    batch["position_ids"][1:, rejected] = batch["position_ids"][0, rejected]
+
+
+@spoilt
+def rejected_starts_at_one_axis_end(batch):
+    rejected = (batch["segments"] >= 0) & (batch["segments"] % 3 == 2)
+    batch["position_ids"][2, rejected] -= 1
+
+
+@spoilt
+def first_token_from_the_end_of_chosen(batch):
+    batch["predictors"][1, :, 0] = batch["predictors"][0].amax(dim=-1) + 1
+
+
+@spoilt
+def images_in_another_order(batch):
+    batch["image_order"] = batch["image_order"].flip(0)
+
+
+def deepstack_dropped(patch, model):
+    seen = prefix._seen
+    patch.setattr(prefix, "_seen", lambda *args: (seen(*args)[0], []))
+
+
+def deepstack_beside_its_tokens(patch, model):
+    text = prefix.plain(model).model.language_model
+    process = text._deepstack_process
+    patch.setattr(
+        text, "_deepstack_process", lambda h, mask, embeds: process(h, mask.roll(1, 1), embeds)
+    )
+
+
+TRAPS = [
+    causal_only,
+    padding_and_pairs_but_no_parts,
+    rejected_goes_on_after_chosen,
+    rejected_starts_at_the_number_of_tokens,
+    rejected_starts_at_one_axis_end,
+    first_token_from_the_end_of_chosen,
+    images_in_another_order,
+    deepstack_dropped,
+    deepstack_beside_its_tokens,
+]
+
+
+@pytest.mark.parametrize("row_tokens", [None, 200])
+@pytest.mark.parametrize("family", sorted(PATCH))
+@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.__name__)
+def test_each_trap_changes_the_log_probs(models, family, trap, row_tokens):
+    if family == "qwen2_5_vl" and "deepstack" in trap.__name__:
+        pytest.skip("Qwen2.5-VL has no deepstack")
+    model, process = models[family], Looks(family)
+    expected = one_by_one(model, FEATURES, process)
+    assert apart(summed(shared(model, FEATURES, process, row_tokens=row_tokens)), expected) < 1e-9
+    with pytest.MonkeyPatch.context() as patch:
+        trap(patch, model)
+        wrong = summed(shared(model, FEATURES, process, row_tokens=row_tokens))
+    assert apart(wrong, expected) > 1e-6
+
+
+def test_deepstack_lies_within_the_depth_of_the_demo(model_dir):
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    indexes = config["vision_config"]["deepstack_visual_indexes"]
+    assert indexes
+    assert max(indexes) < config["vision_config"]["depth"]
+    assert len(indexes) <= config["text_config"]["num_hidden_layers"]
+
+
+def test_there_are_four_rows_of_positions_and_the_first_counts_text(models):
+    batch = prefix.pack(
+        [pair(0, 2, 3, [image(0)], question=2)], models["qwen3_vl"], Looks("qwen3_vl")
+    )
+    length = 3 + 6 + 2  # words, an image of four tokens between its marks, the question
+    assert batch["position_ids"][:, 0, length:].tolist() == [
+        [11, 12, 11, 12, 13],
+        # The image's four tokens take two places on each of mrope's axes.
+        *[[9, 10, 9, 10, 11]] * 3,
+    ]
+
+
+def test_generation_before_or_after_changes_nothing(models):
+    model, process = models["qwen3_vl"], Looks("qwen3_vl")
+    features = FEATURES[:1]
+    batch = prefix.pack(features, model, process)
+    before = prefix.log_probs(model, batch)["logps"]
+
+    def generate():
+        ids = torch.tensor([features[0]["chosen_input_ids"][:20]])
+        names = ["5-2-2"]
+        ids[0, 3:10] = torch.tensor([START, IMAGE, IMAGE, IMAGE, IMAGE, END, 30])
+        ids[0, 10:][(ids[0, 10:] == IMAGE) | (ids[0, 10:] == START)] = 31
+        return model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == IMAGE).int(),
+            max_new_tokens=5,
+            do_sample=False,
+            **process(names),
+        )
+
+    answer = generate()
+    stale = prefix.plain(model).model.rope_deltas.clone()
+    assert stale.any()
+    assert torch.equal(prefix.log_probs(model, batch)["logps"], before)
+    assert torch.equal(prefix.plain(model).model.rope_deltas, stale)
+    assert torch.equal(generate(), answer)
+
+
+@pytest.mark.parametrize("family", sorted(PATCH))
+def test_another_image_changes_the_log_probs(models, family):
+    one, other = (
+        summed(shared(models[family], [pair(0, 5, 5, [image(i)])], Looks(family))) for i in (0, 1)
+    )
+    assert (one - other).abs().min() > 1e-4
+
+
+# Training
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(models, reentrant):
+    model, process = copy.deepcopy(models["qwen3_vl"]).train(), Looks("qwen3_vl")
+    expected = gradients(model, summed(shared(model, FEATURES, process)))
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    # autograd.grad does not work with the reentrant kind, which LLaMA-Factory takes by default.
+    loss(summed(shared(model, FEATURES, process))).backward()
+    found = [w.grad.flatten() for w in model.parameters() if w.requires_grad]
+    assert apart(torch.cat(found), expected) < 1e-12
+
+
+@pytest.mark.parametrize("family", sorted(PATCH))
+def test_full_training_has_the_gradients_of_tower_and_head_too(models, family):
+    model, process = copy.deepcopy(models[family]), Looks(family)
+    for weight in model.parameters():
+        weight.requires_grad_()
+    with in_float64(model), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix, "CHUNK", 5)
+        names, found = zip(*touched(model, summed(shared(model, FEATURES, process))), strict=True)
+        _, expected = zip(*touched(model, one_by_one(model, FEATURES, process)), strict=True)
+    assert any("visual" in name for name in names)
+    assert any("embed_tokens" in name or "lm_head" in name for name in names)
+    # The tower turns queries and keys (rotary positions) in float32.
+    assert apart(torch.cat(found), torch.cat(expected)) < 1e-7
+
+
+def touched(model, logps):
+    """Weights by name with their gradients, where there is one."""
+    model.zero_grad()
+    loss(logps).backward()
+    return [(n, w.grad.flatten()) for n, w in model.named_parameters() if w.grad is not None]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_head_sees_a_chunk_of_answer_tokens_at_a_time(models, trained, monkeypatch):
+    model, process = copy.deepcopy(models["qwen3_vl"]), Looks("qwen3_vl")
+    head = prefix.plain(model).lm_head
+    head.weight.requires_grad_(trained)
+    features = [pair(i, 12, 9, [image(i)]) for i in range(3)]
+    expected = gradients(model, summed(shared(model, features, process)))
+    monkeypatch.setattr(prefix, "CHUNK", 5)
+    seen = []
+    head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    output = summed(shared(model, features, process))
+    assert sum(seen) == 3 * (12 + 9)
+    assert apart(gradients(model, output), expected) < 1e-12
+    assert sum(seen) == 3 * (12 + 9) * (2 if trained else 1)  # trained: once more in backward
+    assert max(seen) == 5
+
+
+def test_a_frozen_tower_makes_no_graph(models):
+    model = copy.deepcopy(models["qwen3_vl"])
+    model.enable_input_require_grads()  # gradient checkpointing asks for it, of the tower too
+    graphs = []
+    prefix.plain(model).model.visual.register_forward_hook(
+        lambda module, inputs, output: graphs.append(output.pooler_output.requires_grad)
+    )
+    shared(model, FEATURES, Looks("qwen3_vl"))
+    assert graphs == [False]
+
+
+def test_a_wrapped_model_takes_a_batch_and_anything_else_as_before(models):
+    model, process = copy.deepcopy(models["qwen3_vl"]), Looks("qwen3_vl")
+    expected = shared(model, FEATURES, process)
+    plainly = one_by_one(model, FEATURES, process)
+    prefix.install(model)
+    prefix.install(model)
+    assert torch.equal(model(**prefix.pack(FEATURES, model, process))["logps"], expected["logps"])
+    assert torch.equal(one_by_one(model, FEATURES, process), plainly)
+    with model.disable_adapter():
+        base = model(**prefix.pack(FEATURES, model, process))["logps"]
+    assert apart(base, expected["logps"]) > 1e-3
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    assert torch.equal(other(**prefix.pack(FEATURES, other, process))["logps"], expected["logps"])
+
+
+def test_mean_logits_are_those_of_all_real_tokens(models):
+    model, process = models["qwen3_vl"], Looks("qwen3_vl")
+    batch = prefix.pack(FEATURES, model, process)
+    found = prefix.forward(prefix.plain(model), **batch, mean_logits=True)["logits"]
+    for side, mean in zip(("chosen", "rejected"), found, strict=True):
+        logits = []
+        for feature in FEATURES:
+            seen = process(feature["images"])
+            ids = torch.tensor([feature[f"{side}_input_ids"]])
+            types = (ids == IMAGE).int()
+            logits.append(model(input_ids=ids, mm_token_type_ids=types, **seen).logits.flatten())
+        assert mean.item() == pytest.approx(torch.cat(logits).mean().item(), rel=1e-6)
+
+
+def test_an_image_that_only_keeps_processes_together_changes_nothing(models):
+    model, process = models["qwen3_vl"], Looks("qwen3_vl")
+    features = [pair(0), pair(1)]
+    expected = shared(model, features, process)["logps"]
+    assert process.seen == []
+    assert torch.equal(shared(model, features, process, always_look=image(9))["logps"], expected)
+    assert process.seen == [[image(9)]]
+
+
+# What can't be done
+
+
+def test_what_is_exact_is_let_through(models):
+    assert [prefix.why_not(model) for model in models.values()] == [None, None]
+
+
+def test_why_not_tells_the_reason_in_a_sentence(models, model_dir):
+    from peft import IA3Config, PromptTuningConfig, get_peft_model
+
+    qwen3, qwen2_5 = (
+        prefix.plain(copy.deepcopy(models[name])) for name in ("qwen3_vl", "qwen2_5_vl")
+    )
+
+    def reason(model):
+        return prefix.why_not(model) or "none"
+
+    moe = copy.deepcopy(qwen3)
+    moe.config.model_type = "qwen3_vl_moe"
+    assert "this model is qwen3_vl_moe" in reason(moe)
+    text_only = SimpleNamespace(config=SimpleNamespace(model_type="llama"), model=None)
+    assert "this model is llama" in reason(text_only)
+    flash = copy.deepcopy(qwen3)
+    flash.model.language_model.config._attn_implementation = "flash_attention_2"
+    assert "flash_attention_2 has no mask" in reason(flash)
+    sliding = tiny_qwen2_5(use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    assert "sliding window" in reason(sliding)
+    virtual = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    assert "PEFT's PROMPT_TUNING" in reason(get_peft_model(qwen2_5, virtual))
+    assert IA3Config().peft_type.value not in prefix.TUNERS
+    noisy = copy.deepcopy(models["qwen3_vl"])
+    noisy.add_module("noise", torch.nn.Dropout(0.1))
+    assert prefix.why_not(noisy.eval()) is None
+    assert "dropout" in reason(noisy.train())
+
+
+def test_pairs_that_do_not_fit_are_refused(models):
+    model, process = models["qwen3_vl"], Looks("qwen3_vl")
+    with pytest.raises(ValueError, match="video"):
+        prefix.pack([pair() | {"videos": ["a"]}], model, process)
+    lost = pair(images=[image(0)])
+    lost["images"] = [image(0, 3, 3)]
+    with pytest.raises(ValueError, match="make 9 tokens, and its prompt has 4"):
+        prefix.pack([lost], model, process)
+    inside = pair()
+    inside["rejected_input_ids"][-1] = IMAGE
+    with pytest.raises(ValueError, match="outside of the prompt"):
+        prefix.pack([inside], model, process)

@@ -1,0 +1,262 @@
+"""LLaMA-Factory's trainer, fed with shared prompts, trains as the stock one does."""
+
+import copy
+from functools import partial
+
+import pytest
+
+from stages.core.errors import UserError
+from stages.pairwise.reference import pair_key
+from stages.tuning import config as tuning
+from tests.trainer import dpo_trainer
+
+pytestmark = pytest.mark.slow
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def built(
+    llamafactory, params_with, model_dir, formatted_dir, pairs_dir, adapter_dir, tmp_path_factory
+):
+    """``built(trainer class)``: a trainer as LLaMA-Factory makes it, where training had got to."""
+    from llamafactory.train.dpo import trainer
+
+    def build(kind):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "CustomDPOTrainer", kind)
+            return dpo_trainer(
+                params_with(),
+                model_dir,
+                formatted_dir,
+                pairs_dir / "images",
+                adapter_dir,
+                tmp_path_factory.mktemp("trainer"),
+            )
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def trainers(built):
+    """Stock and shared."""
+    from llamafactory.train.dpo.trainer import CustomDPOTrainer
+
+    from stages.tuning.trainer import SharedPrefixTrainer
+
+    return built(CustomDPOTrainer), built(SharedPrefixTrainer)
+
+
+def step(trainer, features):
+    """Loss, metrics and gradients of a batch."""
+    import torch
+
+    batch = trainer._prepare_inputs(trainer.data_collator(copy.deepcopy(features)))
+    trainer.model.zero_grad()
+    loss, metrics = trainer.get_batch_loss_metrics(trainer.model, batch)
+    loss.backward()
+    weights = [w for w in trainer.model.parameters() if w.requires_grad]
+    return loss.item(), metrics, torch.cat([w.grad.flatten() for w in weights])
+
+
+def first(trainer, count=4):
+    return [dict(trainer.train_dataset[i]) for i in range(count)]
+
+
+def test_it_is_used_here(trainers):
+    from stages.tuning.trainer import SharedPrefixCollator
+
+    assert trainers[1].stock_because is None
+    assert isinstance(trainers[1].data_collator, SharedPrefixCollator)
+
+
+@pytest.mark.parametrize(
+    ("loss", "more"),
+    [
+        ("sigmoid", {}),
+        ("sigmoid", {"ftx_gamma": 0.7, "label_smoothing": 0.1}),
+        ("sigmoid", {"ld_alpha": 0.3}),
+        ("hinge", {"ftx_gamma": 0.0}),  # stock adds the SFT term in place, which fails for hinge
+        ("ipo", {"ld_alpha": 0.3}),
+        ("orpo", {"ftx_gamma": 0.2}),
+        ("simpo", {}),
+    ],
+)
+def test_every_loss_has_the_loss_metrics_and_gradients_of_stock(trainers, loss, more):
+    found = []
+    for trainer in trainers:
+        with pytest.MonkeyPatch.context() as patch:
+            if trainer is trainers[0]:  # ours passes the loss's name on; see below
+                named = partial(trainer.dpo_loss, loss_type=loss)
+                patch.setattr(trainer, "dpo_loss", named)
+            patch.setattr(trainer, "loss_type", loss)
+            patch.setattr(trainer.finetuning_args, "use_ref_model", loss not in ("orpo", "simpo"))
+            for name, value in more.items():
+                patch.setattr(trainer, name, value)
+            found.append(step(trainer, first(trainer)))
+    (stock, stock_metrics, stock_gradient), (ours, metrics, gradient) = found
+    assert ours == pytest.approx(stock, rel=1e-4)
+    assert (gradient - stock_gradient).norm() < 1e-3 * stock_gradient.norm()
+    assert set(metrics) == set(stock_metrics)
+    for name, value in metrics.items():
+        if "logits/" not in name:  # stock's count padding
+            assert value == pytest.approx(stock_metrics[name], rel=1e-4, abs=1e-4), name
+
+
+def test_logits_are_those_of_stock_where_stock_pads_nothing(trainers):
+    stock, ours = trainers
+    feature = first(stock, 1)[0]
+    longest = max(len(feature[f"{side}_input_ids"]) for side in ("chosen", "rejected"))
+    longest += -longest % 8
+    for side in ("chosen", "rejected"):
+        for name, filling in (("input_ids", 30), ("labels", 30), ("attention_mask", 1)):
+            row = feature[f"{side}_{name}"]
+            feature[f"{side}_{name}"] = row + [filling] * (longest - len(row))
+    metrics = [step(trainer, [feature])[1] for trainer in (stock, ours)]
+    for side in ("chosen", "rejected"):
+        name = f"logits/{side}"
+        assert metrics[1][name] == pytest.approx(metrics[0][name], rel=1e-4)
+
+
+def test_a_cached_reference_replaces_its_forward(trainers):
+    import torch
+
+    from stages.tuning import trainer as tuning_trainer
+
+    stock, ours = trainers
+    features = first(ours)
+    batch = stock._prepare_inputs(stock.data_collator(copy.deepcopy(features)))
+    cached = torch.stack(stock.compute_reference_log_probs(stock.model, batch)).T.tolist()
+    cache = {pair_key(f): tuple(c) for f, c in zip(features, cached, strict=True)}
+    for loss in ("sigmoid", "ipo"):
+        with pytest.MonkeyPatch.context() as patch:
+            for trainer in trainers:
+                patch.setattr(trainer, "loss_type", loss)
+            expected = step(ours, features)
+            patch.setattr(ours.data_collator, "reference", cache)
+            patch.setattr(ours.model, "disable_adapter", None)
+            assert step(ours, features)[0] == pytest.approx(expected[0], rel=1e-5), loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours.data_collator, "reference", cache)
+        apart = ours.compared_with_stock(features)
+        assert apart["policy_difference"] < 1e-3
+        assert apart["reference_difference"] < 1e-3
+        assert (apart["pairs"], apart["dtype"]) == (len(features), "float32")
+        tuning_trainer.refuse_difference(apart)
+        key = pair_key(features[0])
+        wrong = cache | {key: (cache[key][0] + 1, cache[key][1])}
+        patch.setattr(ours.data_collator, "reference", wrong)
+        apart = ours.compared_with_stock(features)
+        assert apart["reference_difference"] == pytest.approx(1, abs=1e-3)
+        with pytest.raises(UserError, match="dvc repro -f reference"):
+            tuning_trainer.refuse_difference(apart)
+        with pytest.raises(UserError, match=r"1 of 4 pairs.*dvc repro reference"):
+            tuning_trainer.require_reference(features, {k: v for k, v in cache.items() if k != key})
+
+
+def test_a_pair_is_known_by_its_tokens_and_images(trainers):
+    feature = first(trainers[0], 1)[0]
+    moved = feature | {"images": ["/elsewhere/" + feature["images"][0].rsplit("/", 1)[1]]}
+    assert pair_key(moved) == pair_key(feature)
+    for name in ("chosen_input_ids", "rejected_input_ids"):
+        assert pair_key(feature | {name: [*feature[name], 1]}) != pair_key(feature)
+    assert pair_key(feature | {"images": ["other.jpg"]}) != pair_key(feature)
+
+
+def test_what_is_not_exact_goes_the_stock_way_and_says_so(built, trainers):
+    from llamafactory.data import PairwiseDataCollatorWithPadding
+
+    from stages.pairwise import prefix
+    from stages.tuning.trainer import SharedPrefixTrainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix, "why_not", lambda model: "it is Tuesday")
+        trainer = built(SharedPrefixTrainer)
+    assert trainer.stock_because == "it is Tuesday"
+    assert isinstance(trainer.data_collator, PairwiseDataCollatorWithPadding)
+    expected = step(trainers[0], first(trainers[0]))
+    assert step(trainer, first(trainer))[0] == expected[0]
+
+
+def test_a_frozen_tower_that_was_trained_all_the_same_is_noticed(trainers):
+    import torch
+
+    from stages.tuning.trainer import tower_digest
+
+    model = trainers[1].model
+    before = tower_digest(model)
+    assert before is not None
+    weight = next(w for name, w in model.named_parameters() if "visual" in name)
+    other = next(w for name, w in model.named_parameters() if "lora_" in name)
+    with torch.no_grad():
+        for changed, expected in ((other, True), (weight, False)):
+            kept = changed.clone()
+            changed.view(-1)[0] += 1e-3
+            assert (tower_digest(model) == before) is expected
+            changed.copy_(kept)
+    assert tower_digest(model) == before
+    weight.requires_grad_(True)
+    assert tower_digest(model) is None
+    weight.requires_grad_(False)
+
+
+def test_twenty_steps_have_the_losses_of_stock(
+    llamafactory, params_with, model_dir, formatted_dir, pairs_dir, tmp_path
+):
+    from llamafactory.train.dpo import trainer as dpo
+    from llamafactory.train.tuner import run_exp
+    from transformers import TrainerCallback
+
+    from stages.tuning.trainer import SharedPrefixTrainer
+
+    def train(trainer_class):
+        history = []
+
+        class Watch(TrainerCallback):
+            def on_log(self, args, state, control, **more):
+                history.append(state.log_history[-1])
+
+        config = tuning.dpo_config(
+            params_with(),
+            model=model_dir,
+            formatted=formatted_dir,
+            images=pairs_dir / "images",
+            output=tmp_path / trainer_class.__name__,
+            validated=True,
+        )
+        config |= {
+            "eval_dataset": "test",
+            "preprocessing_num_workers": 1,
+            "max_steps": STEPS,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 2e-4,
+            "eval_strategy": "steps",
+            "eval_steps": STEPS,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dpo, "CustomDPOTrainer", trainer_class)
+            run_exp(config, callbacks=[Watch()])
+        return history
+
+    stock, ours = train(dpo.CustomDPOTrainer), train(SharedPrefixTrainer)
+    assert [sorted(logged) for logged in ours] == [sorted(logged) for logged in stock]
+    losses = [[logged["loss"] for logged in run if "loss" in logged] for run in (stock, ours)]
+    assert len(losses[0]) == STEPS
+    assert max(losses[0]) - min(losses[0]) > 0.1
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    evaluated = [[e for e in run if "eval_loss" in e][-1] for run in (stock, ours)]
+    for name in ("eval_loss", "eval_rewards/margins", "eval_rewards/accuracies"):
+        assert evaluated[1][name] == pytest.approx(evaluated[0][name], abs=1e-3), name
+
+
+def test_stock_takes_sigmoid_whatever_the_loss_is_called_and_ours_does_not(trainers):
+    # LLaMA-Factory 0.9.5 does not pass pref_loss on to trl 0.24's dpo_loss, whose default it is.
+    stock, ours = trainers
+    sigmoid = step(stock, first(stock))[0]
+    with pytest.MonkeyPatch.context() as patch:
+        for trainer in trainers:
+            patch.setattr(trainer, "loss_type", "hinge")
+        assert step(stock, first(stock))[0] == sigmoid
+        assert step(ours, first(ours))[0] != pytest.approx(sigmoid, rel=1e-2)
