@@ -32,6 +32,7 @@ def dvc(clone: Path, *arguments: str, **environment: str) -> str:
         ["dvc", *arguments],
         cwd=clone,
         env=os.environ | settings | environment,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

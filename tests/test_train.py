@@ -6,6 +6,7 @@ can be: one that is let alone, one that is killed, and its second half.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import pytest
 
 from stages import train
 from stages.core.errors import UserError
+from stages.dataset import formatted
+from stages.model import scoring
 from stages.pairwise import reference
 from stages.parameters import params
 from stages.tuning import process
@@ -176,12 +179,13 @@ def test_a_margin_at_step_1_ends_the_training_before_it_leaves_anything(stage):
 class Project:
     """A folder that the train stage runs in."""
 
-    def __init__(self, folder, formatted, images, model):
+    def __init__(self, folder, formatted, images, model, looked_up):
         self.folder = folder
         self.arguments = [
             *("--formatted-data", str(formatted)),
             *("--images", str(images)),
             *("--model", str(model)),
+            *("--reference", str(looked_up)),
             *("--out", "models/adapter"),
             *("--curves", "reports/curves"),
         ]
@@ -219,14 +223,24 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def project(formatted_dir, pairs_dir, model_dir, write_params, tmp_path_factory):
+def project(base, formatted_dir, pairs_dir, model_dir, params_with, write_params, tmp_path_factory):
     """``project("name")`` is a new project on the shared data set."""
     root = tmp_path_factory.mktemp("train")
+    shutil.copytree(model_dir, root / "base")
+    (root / "base" / "SOURCE.json").write_text("{}")
+    images = pairs_dir / "images"
+    tables = []
+    for split in ("train", "validation"):
+        pairs = formatted.read(formatted_dir, split)
+        found = scoring.log_probs(base, pairs, images, batch_tokens=4096, label=split)
+        tables.append(scoring.to_table(pairs, found))
+    made_with = reference.made_with(root / "base", params_with(), dtype="float32")
+    reference.write(root / "reference", pd.concat(tables), made_with)
 
     def make(name):
         (root / name).mkdir()
         set_params(root / name, write_params)
-        return Project(root / name, formatted_dir, pairs_dir / "images", model_dir)
+        return Project(root / name, formatted_dir, images, root / "base", root / "reference")
 
     return make
 
@@ -267,11 +281,15 @@ def test_a_training_leaves_adapter_configuration_and_curves(untouched):
     fingerprint = json.loads((made.adapter / "fingerprint.json").read_text())["fingerprint"]
     assert made.workspace.name == fingerprint
     assert f"training {fingerprint}: a clean start" in output
-    assert "reward margin at step 1: 0 " in output
+    assert "reward margin at step 1: " in output
+    compared = json.loads((made.folder / "reports/curves/first_batch.json").read_text())
+    assert compared["reference"] == "cached"
+    assert 0 < compared["policy_difference"] < 1e-3
+    assert compared["reference_difference"] < 1e-3
     train = pd.read_csv(made.folder / "reports/curves/train.csv")
     assert list(train["step"]) == list(range(1, STEPS + 1))
-    assert train["reward_margin"][0] == 0
-    assert train["reward_margin"].iloc[-1] != 0  # the policy has left the reference
+    assert abs(train["reward_margin"][0]) < 1e-4
+    assert abs(train["reward_margin"].iloc[-1]) > 1e-2  # the policy has left the reference
     assert {"loss", "reward_accuracy", "chosen_logps", "learning_rate"} <= set(train.columns)
     validation = pd.read_csv(made.folder / "reports/curves/validation.csv")
     assert list(validation["step"]) == [4, 8]
