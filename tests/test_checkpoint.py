@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from stages.core import project
 from stages.core.errors import UserError
 from stages.dataset import formatted
-from stages.model import checkpoint, scoring
+from stages.model import checkpoint, parallel, scoring
 from stages.model.checkpoint import Checkpoint
 from stages.pairwise import reference
 from stages.probing import controls, lm_eval, prompts
@@ -516,3 +517,31 @@ def test_kept_pieces_have_the_bits_that_were_scored(
     again = made.log_probs(pairs, images, label="test")
     pd.testing.assert_frame_equal(found, again, check_exact=True)
     assert made.scored == len(pairs) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_processes_give_the_file_of_one(
+    base, made_of, folder, formatted_dir, pairs_dir, model_dir, monkeypatch, capfd, fails
+):
+    pairs = formatted.read(formatted_dir, "train")
+    images = pairs_dir / "images"
+    alone = made_of()
+    alone.policy = base
+    expected = alone.log_probs(pairs, images, label="test")
+    shutil.rmtree(folder / "models" / "kept")
+    shutil.copytree(model_dir, folder / "base", dirs_exist_ok=True)
+    monkeypatch.setenv("PYTHONPATH", "" if fails else str(Path(__file__).parent.parent))
+    monkeypatch.setattr(parallel, "processes", lambda p: 2)
+    made = made_of()
+    if fails:
+        made.policy = base  # else it must not be loaded here
+    found = made.log_probs(pairs, images, label="test")
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    assert ("policy" in made.__dict__) is fails
+    assert made.scored == len(pairs)
+    said = capfd.readouterr().out
+    assert "taken up from" not in said
+    assert ("one goes on with what is missing" in said) is fails
+    assert made_of().log_probs(pairs, images, label="test").equals(found)
+    assert capfd.readouterr().out.count("taken up from") == len(pieces(folder))

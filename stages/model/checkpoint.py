@@ -1,6 +1,6 @@
 """A model on disk, base or tuned: loaded when it is first needed, and what it gives is kept.
 
-Log-probs, answers and the results of tasks are expensive, so each finished piece (2,048 pairs, the
+Log-probs, answers and the results of tasks are expensive, so each finished piece (512 pairs, the
 answers, one task) is written to ``models/kept/`` under a fingerprint of everything that decides it.
 A stage that died, or that runs again because something else changed, takes its pieces up, and does
 not load the model for them. ``dvc repro -f`` computes them again.
@@ -24,13 +24,13 @@ import pandas as pd
 
 from stages.core.errors import UserError
 from stages.core.project import is_forced, project_root
-from stages.model import scoring
+from stages.model import parallel, scoring
 from stages.pairwise import reference
 from stages.parameters.params import Params
 
 KEPT = Path("models", "kept")
-MOST_KEPT = 400  # pieces, the latest; 21,376 pairs, answers and 3 tasks make about 20
-CHUNK = 2048  # pairs
+MOST_KEPT = 2000  # pieces, the latest; 21,376 pairs, answers and 3 tasks make about 50
+CHUNK = 512  # pairs
 STAGES = Path(__file__).parent.parent
 CODE = ("families/*.py", "pairwise/*.py", "model/*.py")
 # Of a formatted row; images are named by their content.
@@ -46,6 +46,9 @@ class Checkpoint:
     adapter: Path | None = None
     seconds: float = field(default=0.0, init=False)
     scored: int = field(default=0, init=False)
+    fresh: set[str] = field(
+        default_factory=set, init=False
+    )  # pieces that other processes just made
 
     @cached_property
     def policy(self) -> scoring.Policy:
@@ -80,9 +83,11 @@ class Checkpoint:
             label: what is said when it is taken up.
             decides: all that decides the piece besides the checkpoint, as JSON values.
         """
-        name = f"{kind}-{digest(checkpoint=self.fingerprint, kind=kind, decides=decides)}"
+        name = self.name(kind, **decides)
         path = project_root() / KEPT / name
         found = _read(path)
+        if found is not None and name in self.fresh:
+            return found
         if found is not None and not is_forced():
             print(f"{label}: finished in an earlier run, taken up from {KEPT / name}")
             return found
@@ -92,6 +97,10 @@ class Checkpoint:
         except OSError as error:
             print(f"{label}: can't be kept for a later run ({error.strerror})")
         return content
+
+    def name(self, kind: str, **decides: Any) -> str:
+        """The name of a piece's file."""
+        return f"{kind}-{digest(checkpoint=self.fingerprint, kind=kind, decides=decides)}"
 
     def kept_table(
         self, kind: str, make: Callable[[], pd.DataFrame], *, label: str, **decides: Any
@@ -106,23 +115,40 @@ class Checkpoint:
         """``scoring.to_table`` of every pair, in their order.
 
         Chunks are cut from pairs in the order of their length, so that a batch has like lengths.
+        With several GPUs, a process for each computes them (``stages.model.parallel``).
 
         Raises:
             UserError: a log-prob is not finite.
         """
         order = scoring.by_length(pairs)
+        places = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
+        chunks = [[pairs[place] for place in those] for those in places]
+        missing = [chunk for chunk in chunks if is_forced() or not self.has(chunk)]
+        if len(missing) > 1 and (count := parallel.processes(self.p)) > 1:
+            start = time.monotonic()
+            if parallel.log_probs(self, missing, images, count=count, label=label):
+                self.seconds += time.monotonic() - start
+                self.scored += sum(map(len, missing))
+                self.fresh |= {self.name("log-probs", **decided_by(chunk)) for chunk in missing}
+        done = 0
         tables = []
-        for start in range(0, len(order), CHUNK):
-            places = order[start : start + CHUNK]
-            part = [pairs[place] for place in places]
-            table = self.kept_table(
-                "log-probs",
-                partial(self.score, part, images, label=label),
-                label=f"{label}, {start + len(places):,} of {len(pairs):,} pairs",
-                pairs=[decisive(pair) for pair in part],
-            )
-            tables.append(table.set_index(places))
+        for those, chunk in zip(places, chunks, strict=True):
+            done += len(chunk)
+            said = f"{label}, {done:,} of {len(pairs):,} pairs"
+            tables.append(self.chunk(chunk, images, label=said).set_index(those))
         return pd.concat(tables).sort_index() if tables else scoring.to_table([], scoring.nothing())
+
+    def chunk(
+        self, pairs: Sequence[Mapping[str, Any]], images: Path, *, label: str
+    ) -> pd.DataFrame:
+        """``scoring.to_table`` of some pairs, kept as one piece."""
+        score = partial(self.score, pairs, images, label=label)
+        return self.kept_table("log-probs", score, label=label, **decided_by(pairs))
+
+    def has(self, pairs: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the piece of these pairs is kept, undamaged."""
+        name = self.name("log-probs", **decided_by(pairs))
+        return _read(project_root() / KEPT / name) is not None
 
     def score(self, pairs: Sequence[Any], images: Path, *, label: str) -> pd.DataFrame:
         """``scoring.to_table`` of every pair, computed now and not kept.
@@ -182,6 +208,8 @@ class Checkpoint:
         found: dict[str, Any] = {}
         if "policy" in self.__dict__:
             found["device"] = scoring.device_name(self.policy)
+        if self.fresh:
+            found["processes"] = parallel.processes(self.p)
         if self.scored:
             found["pairs_per_second"] = round(self.scored / self.seconds, 2)
         return found
@@ -213,6 +241,11 @@ def code(*patterns: str) -> dict[str, str]:
     """Hashes of source files in ``stages``: what other code computed is not taken up."""
     files = sorted(file for pattern in patterns for file in STAGES.glob(pattern))
     return {file.relative_to(STAGES).as_posix(): _sha256(file) for file in files}
+
+
+def decided_by(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What decides the log-probs of some pairs, besides the checkpoint."""
+    return {"pairs": [decisive(pair) for pair in pairs]}
 
 
 def decisive(row: Mapping[str, Any]) -> dict[str, Any]:
