@@ -38,6 +38,8 @@ def main(
         output=WORKSPACE,
         validated=bool(formatted.read(formatted_data, "validation")),
     )
+    if told := config.without_effect(p, model):
+        print(told)
     cached = config.cached_reference(p, reference, model)
     fingerprint = config.fingerprint(
         configuration,
@@ -45,6 +47,7 @@ def main(
         model,
         p.train.gpus,
         shared_prefix=p.train.shared_prefix,
+        keep_vision_features=p.train.keep_vision_features,
         cached=cached,
     )
     # Experiments in DVC's temporary copies keep their checkpoints in the real project.
@@ -104,7 +107,9 @@ def train(
 
         environment = config.environment(p.train.gpus, os.environ)
         if p.train.shared_prefix:
-            environment = process.with_shared_prefix(environment, cached)
+            environment = process.with_shared_prefix(
+                environment, cached, p.train.keep_vision_features
+            )
         process.launch(["train", str(file), f"output_dir={folder}"], folder, environment, watch)
 
     if p.train.shared_prefix:

@@ -59,6 +59,7 @@ def mark(p, inputs, gpus=0, cached=None, **changes):
         model,
         gpus,
         shared_prefix=p.train.shared_prefix,
+        keep_vision_features=p.train.keep_vision_features,
         cached=cached,
     )
 
@@ -99,11 +100,37 @@ def test_the_fingerprint_changes_with_packages_processes_and_the_worker(
 
 @pytest.mark.parametrize(
     "change",
-    [{"train.beta": 0.11}, {"train.seed": 7}, {"train.lora_rank": 4}, {"format.cutoff_len": 99}],
+    [
+        {"train.keep_vision_features": True},
+        {"train.beta": 0.11},
+        {"train.seed": 7},
+        {"train.lora_rank": 4},
+        {"format.cutoff_len": 99},
+    ],
 )
 def test_the_fingerprint_changes_with_what_decides_the_result(params_with, inputs, change):
     before = mark(params_with(), inputs)
     assert mark(params_with(**change), inputs) != before
+
+
+def test_liger_is_said_to_do_nothing_where_it_does_nothing(params_with, inputs):
+    base = inputs[1]
+    (base / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    told = tuning.without_effect(params_with(**{"train.enable_liger_kernel": True}), base)
+    assert told is not None
+    assert "does nothing for qwen3_vl" in told
+    assert tuning.without_effect(params_with(), base) is None
+    (base / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    assert tuning.without_effect(params_with(**{"train.enable_liger_kernel": True}), base) is None
+
+
+@pytest.mark.slow
+def test_llamafactory_still_has_no_liger_kernels_for_qwen3_vl():
+    from llamafactory.model.model_utils import liger_kernel
+
+    source = Path(str(liger_kernel.__file__)).read_text()
+    assert '"qwen2_5_vl"' in source
+    assert '"qwen3_vl"' not in source
 
 
 # the cached reference

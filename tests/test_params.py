@@ -229,3 +229,28 @@ def test_flattened_joins_keys_by_dots_and_keeps_lists_and_empty_sections():
     nested = {"a": {"b": {"c": 1}, "d": [1, "x"]}, "e": None, "f": {}}
     assert params.flattened(nested) == {"a.b.c": 1, "a.d": [1, "x"], "e": None, "f": {}}
     assert params.flattened(5, "train.") == {"train": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"train.loss": "hinge"}, "'train.loss' is hinge, and LLaMA-Factory's own trainer would"),
+        ({"train.loss": "ipo"}, "'train.loss' is ipo, and LLaMA-Factory's own trainer would train"),
+        ({"train.keep_vision_features": True}, "'train.keep_vision_features' is true, and"),
+    ],
+)
+def test_what_only_shared_prompts_can_do_is_refused_without_them(
+    tmp_path, write_params, change, told
+):
+    path = tmp_path / "params.yaml"
+    write_params(path, **change)
+    params.load(path)
+    write_params(path, **change, **{"train.shared_prefix": False})
+    with pytest.raises(UserError, match=told):
+        params.load(path)
+
+
+def test_a_loss_that_trl_has_no_more_is_refused(tmp_path, write_params):
+    write_params(tmp_path / "params.yaml", **{"train.loss": "kto_pair"})
+    with pytest.raises(UserError, match="'train.loss' = 'kto_pair'.*'sigmoid', 'hinge', 'ipo'"):
+        params.load(tmp_path / "params.yaml")

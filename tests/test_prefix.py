@@ -572,6 +572,34 @@ def test_a_wrapped_model_takes_a_batch_and_anything_else_as_before(models):
     assert torch.equal(other(**prefix.pack(FEATURES, other, process))["logps"], expected["logps"])
 
 
+@pytest.mark.parametrize("family", sorted(PATCH))
+def test_kept_vision_features_are_those_of_the_tower_which_sees_an_image_once(models, family):
+    model, process = copy.deepcopy(models[family]), Looks(family)
+    expected = [shared(model, each, process)["logps"] for each in (FEATURES, FEATURES[::-1])]
+    prefix.install(model, keep_vision_features=True)
+    looked = []
+    prefix.plain(model).model.visual.register_forward_hook(
+        lambda module, inputs, output: looked.append(len(output.pooler_output))
+    )
+    for each, logps in zip((FEATURES, FEATURES[::-1]), expected, strict=True):
+        assert apart(shared(model, each, process)["logps"], logps) < 1e-12
+    names = {name for feature in FEATURES for name in feature["images"]}
+    assert len(looked) == 1
+    assert len(prefix.plain(model).vision_features) == len(names)
+    more = [*FEATURES, pair(9, images=[image(77)])]
+    shared(model, more, process)
+    assert len(looked) == 2
+    assert len(prefix.plain(model).vision_features) == len(names) + 1
+
+
+def test_an_image_without_a_name_is_never_taken_for_another(models):
+    from PIL import Image
+
+    assert prefix._image_key("/a/b.jpg") == prefix._image_key("/elsewhere/b.jpg") > 0
+    assert prefix._image_key("/a/b.jpg") != prefix._image_key("/a/c.jpg")
+    assert prefix._image_key(Image.new("RGB", (8, 8))) == 0
+
+
 def test_mean_logits_are_those_of_all_real_tokens(models):
     model, process = models["qwen3_vl"], Looks("qwen3_vl")
     batch = prefix.pack(FEATURES, model, process)

@@ -200,6 +200,15 @@ def test_a_frozen_tower_that_was_trained_all_the_same_is_noticed(trainers):
     weight.requires_grad_(False)
 
 
+def test_a_trained_tower_keeps_no_features(built, monkeypatch):
+    from stages.tuning import trainer as tuning_trainer
+
+    monkeypatch.setenv(tuning_trainer.VISION, "1")
+    monkeypatch.setattr(tuning_trainer, "tower_digest", lambda model: None)
+    with pytest.raises(UserError, match="keep_vision_features is true, and the vision tower is"):
+        built(tuning_trainer.SharedPrefixTrainer)
+
+
 def test_twenty_steps_have_the_losses_of_stock(
     llamafactory, params_with, model_dir, formatted_dir, pairs_dir, tmp_path
 ):

@@ -399,12 +399,14 @@ def answer(
     max_new_tokens: int,
     batch_tokens: int,
     label: str,
+    cache: str | None = None,
 ) -> list[Answer]:
     """Greedy answers to formatted prompts (``messages`` and ``images``), in their order.
 
     Prompts are padded on the left, so that answers of a batch start together; a batch has at most
     ``batch_tokens`` tokens when all answers are as long as they may be. An answer ends at the
-    template's stop tokens or after ``max_new_tokens`` tokens.
+    template's stop tokens or after ``max_new_tokens`` tokens. ``cache`` is transformers' kind of
+    key-value cache; its default, which grows, was no slower than ``static`` here (RESULTS.md).
     """
     import torch
     from tqdm import tqdm
@@ -417,6 +419,7 @@ def answer(
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=stops,
+        cache_implementation=cache,
     )
     asked = [_prompt_tokens(policy, prompt, images) for prompt in prompts]
     answers: dict[int, Answer] = {}

@@ -14,8 +14,10 @@ logits of all positions in float32 would be the largest tensors of a training.
     prefix.install(model); scored = wrapped_model(**batch)     # inside a trainer
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from pathlib import PurePath
 from types import MethodType
 from typing import Any
 
@@ -102,7 +104,8 @@ def pack(
         three axes; ``segments`` (rows, width), what each token is part of; ``predictors`` and
         ``targets`` (2, n, longest answer), chosen first: where in the flattened rows an answer's
         token is predicted, and the token, or ``IGNORE``; with images ``pixel_values``,
-        ``image_grid_thw`` and ``image_order``, which of them comes where in the rows.
+        ``image_grid_thw``, ``image_order``, which of them comes where in the rows, and
+        ``image_keys`` (images,), a number for each that follows from its file's name.
 
     Raises:
         ValueError: a pair has videos or audios, an image token outside of its prompt, or another
@@ -162,8 +165,18 @@ def pack(
         "targets": targets,
     }
     if seen:
-        batch |= pixels | {"image_order": torch.tensor(order, dtype=torch.long)}
+        batch |= pixels | {
+            "image_order": torch.tensor(order, dtype=torch.long),
+            "image_keys": torch.tensor([_image_key(image) for image in images or ["placeholder"]]),
+        }
     return batch
+
+
+def _image_key(image: Any) -> int:
+    """63 bits of an image's name, which names its content; 0 for one without a name."""
+    if not isinstance(image, str):
+        return 0
+    return int.from_bytes(hashlib.sha256(PurePath(image).name.encode()).digest()[:8], "big") >> 1
 
 
 def _images(feature: Mapping[str, Any]) -> int:
@@ -257,12 +270,16 @@ def log_probs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         return forward(inner, **{name: tensor.to(inner.device) for name, tensor in batch.items()})
 
 
-def install(model: Any) -> None:
+def install(model: Any, *, keep_vision_features: bool = False) -> None:
     """Let the model's own ``forward`` take a batch of ``pack``; any other input goes as before.
 
-    What wraps the model (PEFT, accelerate's autocast, DDP) then works as in any training.
+    What wraps the model (PEFT, accelerate's autocast, DDP) then works as in any training. With
+    ``keep_vision_features`` what the vision tower makes of an image is kept in memory (5 MB for 512
+    by 512 pixels at the 4B size) and the tower sees the image once in the whole training; it must
+    be frozen.
     """
     inner = plain(model)
+    inner.vision_features = {} if keep_vision_features else None
     if hasattr(inner, "forward_one_by_one"):
         return
     inner.forward_one_by_one = inner.forward
@@ -288,6 +305,7 @@ def forward(
     pixel_values: Any = None,
     image_grid_thw: Any = None,
     image_order: Any = None,
+    image_keys: Any = None,
     mean_logits: bool = False,
 ) -> dict[str, Any]:
     """Log-probs of both answers' tokens; the tensors are ``pack``'s.
@@ -303,7 +321,11 @@ def forward(
     visual: dict[str, Any] = {}
     if pixel_values is not None:
         mask = input_ids == inner.config.image_token_id
-        features, deepstack = _seen(body, pixel_values, image_grid_thw, image_order.tolist())
+        kept = getattr(inner, "vision_features", None)
+        keys = [0] * len(image_grid_thw) if image_keys is None else image_keys.tolist()
+        features, deepstack = _seen(
+            body, pixel_values, image_grid_thw, image_order.tolist(), keys, kept
+        )
         embeds = embeds.masked_scatter(mask[..., None], features.to(embeds.device, embeds.dtype))
         if deepstack:
             visual = {"visual_pos_masks": mask, "deepstack_visual_embeds": deepstack}
@@ -327,23 +349,43 @@ def forward(
     return output
 
 
-def _seen(body: Any, pixels: Any, grids: Any, order: list[int]) -> tuple[Any, list[Any]]:
+def _seen(
+    body: Any,
+    pixels: Any,
+    grids: Any,
+    order: list[int],
+    keys: list[int],
+    kept: dict[int, list[Any]] | None,
+) -> tuple[Any, list[Any]]:
     """What the tower makes of distinct images, put where they occur: (image tokens, hidden), and
-    the same for each level of deepstack (Qwen3-VL).
+    the same for each level of deepstack (Qwen3-VL). ``kept`` holds that by key, levels after the
+    merger's output, and gets what is new.
     """
     import torch
 
-    # A frozen tower needs no graph, which gradient checkpointing would make it keep.
-    trained = any(weight.requires_grad for weight in body.visual.parameters())
-    with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-        seen = body.get_image_features(pixels, grids, return_dict=True)
-    sizes = [len(image) for image in seen.pooler_output]
+    known = kept or {}
+    new = [i for i, key in enumerate(keys) if not key or key not in known]
+    found: dict[int, list[Any]] = {i: known[keys[i]] for i in range(len(keys)) if i not in new}
+    if new:
+        parts = pixels.split(grids.prod(dim=1).tolist())
+        # A frozen tower needs no graph, which gradient checkpointing would make it keep.
+        trained = any(weight.requires_grad for weight in body.visual.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            seen = body.get_image_features(
+                torch.cat([parts[i] for i in new]), grids[new], return_dict=True
+            )
+        sizes = [len(image) for image in seen.pooler_output]
+        levels = [level.split(sizes) for level in getattr(seen, "deepstack_features", None) or []]
+        for place, i in enumerate(new):
+            found[i] = [seen.pooler_output[place], *(level[place] for level in levels)]
+            if kept is not None and keys[i]:
+                kept[keys[i]] = [tensor.detach().cpu() for tensor in found[i]]
 
-    def placed(images: Sequence[Any]) -> Any:
+    def placed(level: int) -> Any:
+        images = [found[i][level].to(pixels.device) for i in range(len(keys))]
         return torch.cat([images[i] for i in order]) if order else images[0][:0]
 
-    levels = getattr(seen, "deepstack_features", None) or []
-    return placed(seen.pooler_output), [placed(level.split(sizes)) for level in levels]
+    return placed(0), [placed(level) for level in range(1, len(found[0]))]
 
 
 def attention_mask(segments: Any, implementation: str, dtype: Any) -> Any:

@@ -85,6 +85,19 @@ def dpo_config(
     return config
 
 
+def without_effect(p: Params, model: Path) -> str | None:
+    """A sentence on an option that LLaMA-Factory takes and then ignores for this model."""
+    if not p.train.passed_through.get("enable_liger_kernel"):
+        return None
+    kind = json.loads((model / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != "qwen3_vl":
+        return None
+    return (
+        "train.enable_liger_kernel does nothing for qwen3_vl: LLaMA-Factory 0.9.5 has no Liger "
+        "kernels for it. What Liger saves at the head, train.shared_prefix saves too."
+    )
+
+
 def dtype(p: Params) -> str:
     """The precision of the base model in training (``llamafactory/hparams/parser.py``)."""
     given = p.train.passed_through
@@ -122,6 +135,7 @@ def fingerprint(
     gpus: int,
     *,
     shared_prefix: bool,
+    keep_vision_features: bool,
     cached: Path | None,
 ) -> str:
     """A name for everything that decides what a training produces: 16 hex digits.
@@ -146,6 +160,7 @@ def fingerprint(
             path.name: sha256(path)
             for path in (*INSIDE.glob("*.py"), *(SHARED_CODE if shared_prefix else ()))
         },
+        "keep_vision_features": keep_vision_features,
         "reference": sha256(cached / reference.TABLE) if cached else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from typing import Any
 from stages.core.errors import UserError
 from stages.tuning.config import INSIDE, sha256
 from stages.tuning.history import STATE
-from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE
+from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, VISION
 
 # What a failed training prints, and what most likely helps; the first match is told.
 FIXES = (
@@ -172,11 +172,14 @@ def inside(events: Path, base: Mapping[str, str]) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path), EVENTS: str(events.absolute())}
 
 
-def with_shared_prefix(base: Mapping[str, str], cached: Path | None) -> dict[str, str]:
+def with_shared_prefix(
+    base: Mapping[str, str], cached: Path | None, keep_vision_features: bool
+) -> dict[str, str]:
     """What the environment ``base`` needs for the training to use the trainer on shared prompts,
     with the reference's log-probs where they are ``cached``.
     """
     found = {**base, PROJECT: str(Path(__file__).parents[2])}
+    found |= {VISION: "1"} if keep_vision_features else {}
     return found | ({REFERENCE: str(cached.absolute())} if cached else {})
 
 

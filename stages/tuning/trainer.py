@@ -26,7 +26,7 @@ from PIL import Image
 from stages.core.errors import UserError
 from stages.pairwise import prefix, reference
 from stages.tuning.history import FIRST_BATCH
-from stages.tuning.inside.sitecustomize import REFERENCE
+from stages.tuning.inside.sitecustomize import REFERENCE, VISION
 
 BY_LENGTH = ("ipo", "orpo", "simpo")  # losses that take mean log-probs, as in stock
 SIDES = ("chosen_logps", "rejected_logps")
@@ -47,10 +47,16 @@ class SharedPrefixTrainer(CustomDPOTrainer):
     data_collator: Any
 
     def __init__(self, model: Any, ref_model: Any, finetuning_args: Any, **more: Any) -> None:
+        keep = VISION in os.environ
+        if keep and tower_digest(model) is None:
+            raise UserError(
+                "train.keep_vision_features is true, and the vision tower is trained: what it "
+                "makes of an image changes; set one of the two to false"
+            )
         if prefix.why_not(model) is None:
             for one in (model, ref_model):  # before accelerate wraps what it finds
                 if one is not None:
-                    prefix.install(one)
+                    prefix.install(one, keep_vision_features=keep)
         super().__init__(model=model, ref_model=ref_model, finetuning_args=finetuning_args, **more)
         # Dropout is off by now.
         self.stock_because = prefix.why_not(model) or self._untried()
@@ -182,14 +188,10 @@ def apart(one: Sequence[Any], other: Sequence[Any]) -> float:
 
 
 def tower_digest(model: Any) -> str | None:
-    """A hash of the vision tower's own weights; None where they are trained, or there are none."""
+    """A hash of the vision tower's weights; None where any is trained, or there are none."""
     import torch
 
-    tower = [
-        weight
-        for name, weight in sorted(model.named_parameters())
-        if "visual" in name.split(".") and "lora_" not in name
-    ]
+    tower = [w for name, w in sorted(model.named_parameters()) if "visual" in name.split(".")]
     if not tower or any(weight.requires_grad for weight in tower):
         return None
     digest = hashlib.sha256()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EVENTS = "TRAINING_EVENTS"  # the file to write to
 PROJECT = "TRAINING_PROJECT"  # where ``stages`` is, if its trainer is wanted
 REFERENCE = "TRAINING_REFERENCE"  # the folder of the reference's log-probs, if they are to be used
+VISION = "TRAINING_KEEPS_VISION"  # whether what the frozen vision tower makes of an image is kept
 
 TUNER = "llamafactory.train.tuner"
 
