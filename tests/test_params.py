@@ -252,5 +252,5 @@ def test_what_only_shared_prompts_can_do_is_refused_without_them(
 
 def test_a_loss_that_trl_has_no_more_is_refused(tmp_path, write_params):
     write_params(tmp_path / "params.yaml", **{"train.loss": "kto_pair"})
-    with pytest.raises(UserError, match="'train.loss' = 'kto_pair'.*'sigmoid', 'hinge', 'ipo'"):
+    with pytest.raises(UserError, match=r"'train.loss' = 'kto_pair'.*'sigmoid', 'hinge', 'ipo'"):
         params.load(tmp_path / "params.yaml")
