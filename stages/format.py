@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from stages.core import command
 from stages.core.errors import UserError
@@ -38,12 +37,7 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     table = pd.read_parquet(pairs / "pairs.parquet")
     rows, changed = to_rows(table, tokenization.markers)
     sizes = zip(table["width"], table["height"], strict=True)
-    counted = [
-        tokens.count(tokenization, row, size)
-        for row, size in tqdm(
-            zip(rows, sizes, strict=True), total=len(rows), desc="tokens", unit="pair"
-        )
-    ]
+    counted = tokens.count(tokenization, rows, sizes)
     kept = tokens.within(tokenization, counted)
     by_split = {
         name: [

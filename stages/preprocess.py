@@ -5,7 +5,7 @@ Reads ``data/raw/`` (see ``stages.fetch``). Writes into ``data/pairs/``:
 - ``images/<32 digits of SHA-256>.jpg``: each image once, as an upright RGB JPEG within limits;
 - ``pairs.parquet`` (``pairs.PAIRS``): the pairs, in the order of the source, each with its split;
 - ``questions.parquet`` (``pairs.QUESTIONS``): held-out questions, where the data set has any;
-- ``left_out.parquet`` (``pairs.LEFT_OUT``): every row left out and why.
+- ``left_out.parquet`` (``refusals.LEFT_OUT``): every row left out and why.
 
 ``reports/preprocess.json`` counts it all. The files are the same, byte for byte, however many
 workers there are; a run that fails or is interrupted leaves nothing behind. Memory holds a few rows
@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from stages.core import command
 from stages.dataset import pairs
-from stages.dataset.pairs import Question, Record, Refusal
-from stages.ingest import counts, images, output, tables
+from stages.dataset.pairs import Question, Record
+from stages.ingest import counts, images, output, refusals, tables
 from stages.ingest.decoder import Decoder, Outcome
+from stages.ingest.refusals import Refusal
 from stages.ingest.split import split_of
 from stages.parameters import params
 from stages.sources import manifest
@@ -82,7 +83,7 @@ def write_tables(
 
     ``decode`` pairs each row with its stored image or with the reason why there is none, in order.
     """
-    left_out: Counter[str] = Counter({reason: 0 for reason in pairs.REASONS})
+    left_out: Counter[str] = Counter({reason: 0 for reason in refusals.REASONS})
     by_split: Counter[str] = Counter()
     by_origin: Counter[str] = Counter()
     by_kind: Counter[str] = Counter()
@@ -93,7 +94,7 @@ def write_tables(
     with (
         output.table(folder / "pairs.parquet", pairs.PAIRS) as add_pair,
         output.table(folder / "questions.parquet", pairs.QUESTIONS) as add_question,
-        output.table(folder / "left_out.parquet", pairs.LEFT_OUT) as add_left_out,
+        output.table(folder / "left_out.parquet", refusals.LEFT_OUT) as add_left_out,
     ):
 
         def leave_out(where: str, refusal: Refusal) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageSequence
+from PIL import Image, ImageFile, ImageSequence
 
-from stages.dataset.pairs import REASONS, Refusal
 from stages.ingest import images
+from stages.ingest.refusals import REASONS, Refusal
 
 LIMITS = images.Limits(min_side=28, max_pixels=40_000, max_input_pixels=250_000, jpeg_quality=95)
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -292,6 +292,57 @@ def test_a_jpeg_is_read_to_its_end_before_it_is_kept(progressive):
     noise = np.random.default_rng(0).integers(0, 256, (180, 180, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), "JPEG", progressive=progressive)
     assert refused(data[:-200]) == "undecodable_image"
+
+
+def photo(**options):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((90, 60), Image.Resampling.BICUBIC)
+    return encoded(picture, "JPEG", quality=90, **options)
+
+
+PHOTOS = [
+    photo(),
+    photo(progressive=True),
+    photo(subsampling=0, restart_marker_blocks=5),
+    photo(keep_rgb=True, exif=exif(1)),
+]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(PHOTOS), st.data())
+def test_a_damaged_jpeg_is_refused_if_and_only_if_it_does_not_decode_in_full(whole, draw):
+    data = bytearray(whole)
+    for _ in range(draw.draw(st.integers(1, 4))):
+        place = draw.draw(st.integers(2, len(data) - 1))
+        data[place : place + draw.draw(st.integers(0, 20))] = draw.draw(
+            st.sampled_from([b"", b"\xff", b"\xff\xd9", b"\xff\xd3", b"\xff\xda", b"\0"])
+            | st.binary(max_size=3)
+        )
+    result = images.normalise(bytes(data), images.Limits(1, 250_000, 250_000, 95))
+    if isinstance(result, images.Normal) or result.reason == "undecodable_image":
+        assert isinstance(result, images.Normal) == decodes_in_full(data)
+
+
+def decodes_in_full(data):
+    try:
+        Image.open(io.BytesIO(data), formats=images.FORMATS).load()
+    except Exception:
+        return False
+    return True
+
+
+def test_a_whole_jpeg_is_not_decoded_in_full(monkeypatch):
+    loaded = []
+    load = ImageFile.ImageFile.load
+
+    def counted(image):
+        loaded.append(len(image.fp.getvalue()))
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
+    normal(photo())
+    assert len(loaded) == 1
+    assert loaded[0] < len(photo()) / 2  # the header alone
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n"])

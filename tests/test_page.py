@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from stages.dataset.pairs import REASONS
 from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, METRICS
+from stages.ingest.refusals import REASONS
 from stages.reporting import card, gallery, verdicts
 from stages.reporting.page import forward_pass, funnel, method, parameter_count, render
 from tests.experiment import (

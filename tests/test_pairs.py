@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from stages.dataset import pairs
 from stages.dataset.pairs import Question, Record
+from stages.ingest import refusals
 from stages.ingest.split import split_of
 
 FRACTIONS = st.tuples(st.floats(0, 0.5), st.floats(0, 0.49))
@@ -18,7 +19,7 @@ def record(**changes):
 
 
 def reason(**changes):
-    refusal = pairs.text_refusal(record(**changes))
+    refusal = refusals.text_refusal(record(**changes))
     return refusal and refusal.reason
 
 
@@ -80,8 +81,8 @@ def test_a_good_row_is_not_refused():
 
 
 def test_each_missing_field_is_named():
-    refusal = pairs.text_refusal(record(image=None, rejected=None, note="no file a.png"))
-    assert refusal == pairs.Refusal("missing_field", "image, rejected (no file a.png)")
+    refusal = refusals.text_refusal(record(image=None, rejected=None, note="no file a.png"))
+    assert refusal == refusals.Refusal("missing_field", "image, rejected (no file a.png)")
 
 
 def test_blank_texts_are_refused():
@@ -101,9 +102,9 @@ def test_half_a_surrogate_pair_is_no_text():
 
 
 def test_a_question_with_one_answer_is_not_compared_with_itself():
-    assert pairs.text_refusal(Question("w", b"i", "q?", "yes")) is None
+    assert refusals.text_refusal(Question("w", b"i", "q?", "yes")) is None
     blank = Question("w", b"i", "q?", " ")
-    assert pairs.text_refusal(blank) == pairs.Refusal("empty_answer", "answer")
+    assert refusals.text_refusal(blank) == refusals.Refusal("empty_answer", "answer")
 
 
 @given(
@@ -112,6 +113,6 @@ def test_a_question_with_one_answer_is_not_compared_with_itself():
 )
 def test_whatever_the_fields_a_refusal_is_in_the_vocabulary(question, chosen, rejected, image):
     found = reason(question=question, chosen=chosen, rejected=rejected, image=image)
-    assert found is None or found in pairs.REASONS
+    assert found is None or found in refusals.REASONS
     if None in (question, chosen, rejected, image):
         assert found == "missing_field"

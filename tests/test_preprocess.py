@@ -29,8 +29,9 @@ from PIL import Image
 from stages import preprocess
 from stages.core.errors import UserError
 from stages.dataset import pairs
-from stages.dataset.pairs import Question, Record, Refusal
-from stages.ingest import counts, decoder, images, output
+from stages.dataset.pairs import Question, Record
+from stages.ingest import counts, decoder, images, output, refusals
+from stages.ingest.refusals import Refusal
 from stages.ingest.split import split_of
 from stages.parameters import params
 from stages.sources.registry import KINDS
@@ -145,15 +146,15 @@ def test_each_row_is_kept_or_counted_under_its_reason(run, tmp_path):
     assert report["rows_kept"] == len(good)
     assert report["rows_left_out"] == len(bad)
     assert report["unique_images"] == len(good) - 1
-    assert list(report["left_out"]) == list(pairs.REASONS)
-    assert report["left_out"] == {reason: int(reason in bad) for reason in pairs.REASONS}
+    assert list(report["left_out"]) == list(refusals.REASONS)
+    assert report["left_out"] == {reason: int(reason in bad) for reason in refusals.REASONS}
     assert sum(report["pairs_by_split"].values()) == len(good)
     assert sum(report["images_by_split"].values()) == len(good) - 1
     assert report["pairs_by_origin"] == {"coco_v1_0": len(good)}
     assert report["pairs_by_kind"] == {"presence": len(good)}
 
     left_out = pq.read_table(tmp_path / "pairs" / "left_out.parquet")
-    assert left_out.schema.equals(pairs.LEFT_OUT)
+    assert left_out.schema.equals(refusals.LEFT_OUT)
     assert left_out["reason"].to_pylist() == list(bad)
     assert left_out["where"].to_pylist() == [f"a.parquet row {21 + i}" for i in range(len(bad))]
     assert all(left_out["detail"].to_pylist())
@@ -393,14 +394,15 @@ class Later:
     def __init__(self):
         self.submitted = 0
 
-    def submit(self, data):
-        self.submitted += 1
-        future: Future[images.Stored | Refusal] = Future()
+    def submit(self, batch):
+        contents = [row.image for row in batch]
+        self.submitted += len(batch)
+        future: Future[list[images.Stored | Refusal]] = Future()
         result = future.result
 
         def when_asked(timeout=None):
             if not future.done():
-                future.set_result(images.Stored(f"{data.decode()}.jpg", 1, 1))
+                future.set_result([fragile(data) for data in contents])
             return result(timeout)
 
         future.result = when_asked  # type: ignore[method-assign]
@@ -408,10 +410,16 @@ class Later:
 
 
 @settings(deadline=None)  # other processes may hold the processor
-@given(st.lists(st.sampled_from([None, b"a", b"b", b"c", b"d"])), st.integers(1, 5))
-def test_rows_come_back_in_order_and_each_image_is_decoded_once(contents, window):
+@given(
+    st.lists(st.lists(st.sampled_from([None, b"a", b"b", b"c", b"d"]), max_size=3)),
+    st.integers(1, 5),
+)
+def test_rows_come_back_in_order_and_each_image_is_decoded_once(batches, window):
+    contents = [data for batch in batches for data in batch]
     pool, rows = Later(), records(*contents)
-    found = list(decoder.in_order(rows, pool.submit, window=window))
+    left = iter(rows)
+    parts = [[next(left) for _ in batch] for batch in batches]
+    found = list(decoder.in_order(parts, pool.submit, window=window))
     assert [row for row, _ in found] == rows
     for row, outcome in found:
         if row.image is None:
@@ -422,8 +430,8 @@ def test_rows_come_back_in_order_and_each_image_is_decoded_once(contents, window
 
 
 @pytest.mark.parametrize("repeat", [False, True])
-def test_the_rows_held_at_once_are_bounded_whatever_their_number(tmp_path, repeat):
-    window, alive, peak = 6, [0], [0]
+def test_the_rows_held_at_once_are_bounded_whatever_their_number(tmp_path, monkeypatch, repeat):
+    window, batch, alive, peak = 3, 4, [0], [0]
 
     def source():
         for number in range(2000):
@@ -435,19 +443,29 @@ def test_the_rows_held_at_once_are_bounded_whatever_their_number(tmp_path, repea
             yield row
             del row
 
+    monkeypatch.setattr(decoder, "_ROWS", batch)
     gc.disable()  # nothing may depend on the collector of cycles
     try:
         counted = preprocess.write_tables(
             source(),
             [],
             tmp_path,
-            decode=lambda rows: decoder.in_order(rows, Later().submit, window=window),
+            decode=lambda rows: decoder.in_order(
+                decoder.batches(rows), Later().submit, window=window
+            ),
             split=lambda group: "train",
         )
     finally:
         gc.enable()
     assert counted["rows_kept"] == 2000
-    assert peak[0] <= window + 2  # one being read, one being written
+    assert peak[0] <= (window + 1) * batch + 1  # a batch and a row are being read
+
+
+def test_a_batch_is_bounded_in_rows_and_in_bytes_and_loses_none():
+    rows = records(*[b"x"] * 100, *[bytes(2**19)] * 5, b"y")
+    found = list(decoder.batches(rows))
+    assert [row for batch in found for row in batch] == rows
+    assert [len(batch) for batch in found] == [32, 32, 32, 6, 2, 2]
 
 
 # The report

@@ -101,6 +101,11 @@ def lengths_of(encoded, image_id):
     return tokens.Lengths(chosen.count(image_id), len(chosen) - answer, answer, other)
 
 
+def count_one(loaded, made, size):
+    (counted,) = tokens.count(loaded, [made], [size])
+    return counted
+
+
 sides = st.integers(28, 1000)
 slow = settings(
     max_examples=25,
@@ -121,7 +126,7 @@ slow = settings(
 @example(width=2000, height=2000)
 def test_counts_from_the_size_alone_are_those_of_the_real_image(each, width, height):
     made = row("What is it?", "A cat, asleep on a mat.", "A dog.")
-    counted = tokens.count(each, made, (width, height))
+    counted = count_one(each, made, (width, height))
     encoded = encode(each, made, Image.new("RGB", (width, height)))
     image_id = each.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert counted == lengths_of(encoded, image_id)
@@ -133,13 +138,22 @@ words = st.lists(st.sampled_from(["red", "shape", "the", "é", "\n", "?"]), max_
 
 
 @slow
+@given(st.lists(st.tuples(words, words, words, st.sampled_from([64, 96])), max_size=5))
+def test_pairs_counted_together_have_the_lengths_that_each_has_alone(loaded, pairs):
+    made = [row(*texts) for *texts, _ in pairs]
+    sizes = [(side, side) for *_, side in pairs]
+    alone = [count_one(loaded, *each) for each in zip(made, sizes, strict=True)]
+    assert tokens.count(loaded, made, sizes) == alone
+
+
+@slow
 @given(question=words, chosen=words, rejected=words, below=st.integers(-3, 3))
 def test_a_pair_that_fits_is_never_cut_and_one_that_does_not_is(
     loaded, question, chosen, rejected, below
 ):
     made = row(question, chosen, rejected)
     image = Image.new("RGB", (64, 64))
-    counted = tokens.count(loaded, made, image.size)
+    counted = count_one(loaded, made, image.size)
     whole = encode(loaded, made, image)
     cutoff_len = counted.longest - below
     kept = encode(loaded, made, image, cutoff_len) == whole
@@ -152,7 +166,7 @@ def test_a_pair_that_fits_is_never_cut_and_one_that_does_not_is(
 
 def test_what_fits_exactly_is_cut_one_token_below(loaded):
     made = row("What is it?", "A cat.", "A dog, awake.")
-    counted = tokens.count(loaded, made, (64, 64))
+    counted = count_one(loaded, made, (64, 64))
     assert counted.longest == counted.prompt + counted.rejected
     fitting = [n for n in range(1, 2 * counted.longest) if tokens.fits(counted, n)]
     assert fitting[0] - counted.longest in (0, 1)  # LLaMA-Factory's rule may round one off
@@ -178,7 +192,7 @@ def test_nothing_in_the_data_breaks_or_injects(loaded, question, chosen, rejecte
     for ids, benign in zip(encoded[::2], plain[::2], strict=True):
         assert [i for i in ids if i in special] == [i for i in benign if i in special]
     image_id = loaded.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    assert tokens.count(loaded, made, image.size) == lengths_of(encoded, image_id)
+    assert count_one(loaded, made, image.size) == lengths_of(encoded, image_id)
     answer = loaded.tokenizer.decode([i for i in encoded[1] if i != -100])
     assert answer == made["chosen"]["content"] + "<|im_end|>\n"
 

@@ -19,12 +19,14 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.dataset import pairs
-from stages.dataset.pairs import Refusal
+from stages.ingest import refusals
 from stages.ingest.images import Stored
+from stages.ingest.refusals import Refusal
 
 Outcome = Stored | Refusal
-_WINDOW = 8  # rows under way for each worker: enough that none waits behind one large image
+# Rows go to the workers by the batch: one by one, handing them over costs more than decoding them.
+_ROWS, _BYTES = 32, 2**20
+_BATCHES = 3  # under way for each worker: enough that none waits behind one large image
 
 
 class Decoder:
@@ -35,7 +37,7 @@ class Decoder:
 
     def __init__(self, work: Callable[[bytes], Outcome], *, workers: int) -> None:
         self._work = work
-        self._window = _WINDOW * workers
+        self._window = _BATCHES * workers
         self._pool = _pool(workers)
 
     def decode(self, rows: Iterable[Any]) -> Iterator[tuple[Any, Outcome]]:
@@ -46,7 +48,9 @@ class Decoder:
         """
         try:
             yield from in_order(
-                rows, lambda data: self._pool.submit(self._work, data), window=self._window
+                batches(rows),
+                lambda batch: self._pool.submit(_outcomes, self._work, batch),
+                window=self._window,
             )
         except WorkerDied as error:
             raise UserError(self._blame(error.rows)) from None
@@ -60,18 +64,35 @@ class Decoder:
         for row in rows:
             with _pool(1) as pool:
                 try:
-                    pool.submit(self._work, row.image).result()
+                    pool.submit(_outcomes, self._work, [row]).result()
                 except BrokenProcessPool:
                     return (
                         f"{row.where}: decoding its image kills the worker process; remove this "
                         "row, or lower preprocess.max_input_pixels if memory ran out"
                     )
-                except MemoryError:
-                    return _out_of_memory(row)
+                except UserError as error:
+                    return str(error)
         return (
             f"a worker process died while decoding {rows[0].where} to {rows[-1].where}, but each "
             "of them decodes alone: memory probably ran out; lower preprocess.workers"
         )
+
+
+def _outcomes(work: Callable[[bytes], Outcome], rows: list[Any]) -> list[Outcome]:
+    """What a worker does with a batch."""
+    found = []
+    for row in rows:
+        try:
+            found.append(work(row.image))
+        except MemoryError:
+            raise UserError(
+                f"{row.where}: not enough memory to decode its image; lower preprocess.workers or "
+                "preprocess.max_input_pixels"
+            ) from None
+        except Exception as error:
+            error.add_note(f"while decoding the image of {row.where}")
+            raise
+    return found
 
 
 class WorkerDied(Exception):
@@ -82,60 +103,66 @@ class WorkerDied(Exception):
         self.rows = rows
 
 
-def in_order(
-    rows: Iterable[Any], submit: Callable[[bytes], "Future[Outcome]"], *, window: int
-) -> Iterator[tuple[Any, Outcome]]:
-    """Each row with the outcome for its image, in the order of ``rows``.
+def batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    """The rows, as many at a time as go to a worker at once."""
+    batch: list[Any] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += len(row.image or b"")
+        if len(batch) == _ROWS or size >= _BYTES:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
-    At most ``window`` rows are held at once. Of each distinct image its digest and outcome are kept
-    (about 600 bytes), so that one that occurred before is not submitted again; rows whose fields
-    are wrong are not submitted either.
+
+def in_order(
+    batches: Iterable[list[Any]],
+    submit: Callable[[list[Any]], "Future[list[Outcome]]"],
+    *,
+    window: int,
+) -> Iterator[tuple[Any, Outcome]]:
+    """Each row with the outcome for its image, in the order of the rows.
+
+    At most ``window`` batches are held at once. Of each distinct image its digest and outcome are
+    kept (about 600 bytes), so that one that occurred before is not submitted again; rows whose
+    fields are wrong are not submitted either.
 
     Raises:
         WorkerDied: with the rows under way.
         UserError: a worker ran out of memory; the message names the row.
     """
-    waiting: deque[tuple[Any, bytes | None, Outcome | Future[Outcome]]] = deque()
-    known: dict[bytes, Outcome | Future[Outcome]] = {}  # by digest of the encoded file
+    waiting: deque[tuple[list[tuple[Any, bytes | Refusal]], list[bytes], Future[list[Outcome]]]]
+    waiting = deque()
+    known: dict[bytes, Outcome | None] = {}  # by digest of the encoded file; None: under way
 
-    def first() -> tuple[Any, Outcome]:
-        row, digest, outcome = waiting[0]
-        if isinstance(outcome, Future):
-            try:
-                outcome = outcome.result()
-            except MemoryError:
-                raise UserError(_out_of_memory(row)) from None
-            except Exception as error:
-                error.add_note(f"while decoding the image of {row.where}")
-                raise
-        if digest is not None:
-            known[digest] = outcome  # a fraction of what a finished future takes
+    def first() -> Iterator[tuple[Any, Outcome]]:
+        asked, digests, outcomes = waiting[0]
+        known.update(zip(digests, outcomes.result(), strict=True))
         waiting.popleft()
-        return row, outcome
+        for row, found in asked:
+            outcome = found if isinstance(found, Refusal) else known[found]
+            assert outcome is not None  # batches come back in order
+            yield row, outcome
 
     try:
-        for row in rows:
-            outcome: Outcome | Future[Outcome] | None = pairs.text_refusal(row)
-            digest = None
-            if outcome is None:
-                digest = hashlib.sha256(row.image).digest()
-                outcome = known.get(digest)
-                if outcome is None:
-                    outcome = known[digest] = submit(row.image)
-            waiting.append((row, digest, outcome))
+        for batch in batches:
+            asked: list[tuple[Any, bytes | Refusal]] = []
+            new: dict[bytes, Any] = {}
+            for row in batch:
+                found = refusals.text_refusal(row) or hashlib.sha256(row.image).digest()
+                asked.append((row, found))
+                if isinstance(found, bytes) and found not in known:
+                    known[found], new[found] = None, row
+            waiting.append((asked, list(new), submit(list(new.values()))))
             if len(waiting) >= window:
-                yield first()
+                yield from first()
         while waiting:
-            yield first()
+            yield from first()
     except BrokenProcessPool:
-        raise WorkerDied([row for row, digest, _ in waiting if digest is not None]) from None
-
-
-def _out_of_memory(row: Any) -> str:
-    return (
-        f"{row.where}: not enough memory to decode its image; lower preprocess.workers or "
-        "preprocess.max_input_pixels"
-    )
+        raise WorkerDied(
+            [row for asked, _, _ in waiting for row, found in asked if isinstance(found, bytes)]
+        ) from None
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

@@ -1,23 +1,25 @@
 """Images: any encoded picture becomes an upright RGB JPEG of bounded size, named by its content."""
 
+import contextlib
 import hashlib
 import io
 import math
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stages.dataset.pairs import Refusal
+from stages.ingest.refusals import Refusal
 
 # Named, because Pillow knows formats that run other programs, as EPS does Ghostscript.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 LONGEST_JPEG_SIDE = 65500  # libjpeg's own limit
 _ORIENTATION = 0x0112  # the EXIF tag
+# In a JPEG: what follows FF within a scan's data (a stuffed byte, restarts), and at its end.
+_DATA = frozenset({b"\0", *(bytes([0xD0 + i]) for i in range(8))})
+_END = b"\xd9"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -69,8 +71,8 @@ class Stored:
 def store(data: bytes, *, folder: Path, limits: Limits) -> Stored | Refusal:
     """Normalise one encoded image and write it into ``folder`` under the hash of what is written.
 
-    Safe in several processes at once: equal images give equal bytes, and only a complete file is
-    moved into place.
+    Safe in several processes at once: equal images give equal bytes, and one process writes them.
+    A file is written in its place: the folder is complete once all processes have ended well.
 
     Raises:
         OSError: the folder cannot be written.
@@ -80,13 +82,9 @@ def store(data: bytes, *, folder: Path, limits: Limits) -> Stored | Refusal:
     if isinstance(normal, Refusal):
         return normal
     name = hashlib.sha256(normal.jpeg).hexdigest()[:32] + ".jpg"
-    path = folder / name
-    if not path.exists():
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".partial")
-        with os.fdopen(handle, "wb") as file:
-            file.write(normal.jpeg)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
-        os.replace(temporary, path)
+    # Neither moved into place nor synced: 0.09 ms a file instead of 0.20.
+    with contextlib.suppress(FileExistsError), (folder / name).open("xb", buffering=0) as file:
+        file.write(normal.jpeg)
     return Stored(name, normal.width, normal.height)
 
 
@@ -110,9 +108,7 @@ def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
             return Refusal("image_too_small", f"{width} x {height} pixels{scaled}")
         fits = image.format == "JPEG" and image.mode == "RGB" and size == image.size
         if fits and _orientation(image) not in _UPRIGHT:
-            # All of the file is read, but an eighth of each side computed: 2.6 times as fast.
-            image.draft("RGB", (width // 8, height // 8))
-            image.load()
+            _refuse_damaged(data, image)
             return Normal(data, width, height)
         picture = _decoded(image, size)
     except UnidentifiedImageError:  # its own message holds a memory address
@@ -140,6 +136,28 @@ def fitted(width: int, height: int, max_pixels: int) -> tuple[int, int]:
     long = min(math.floor(max(width, height) * scale), max_pixels // short, LONGEST_JPEG_SIDE)
     long = max(short, long)  # rounding can take a square below itself
     return (long, short) if width >= height else (short, long)
+
+
+def _refuse_damaged(data: bytes, image: Image.Image) -> None:
+    """Raise what decoding the JPEG in full raises, at a tenth of its cost.
+
+    libjpeg fails over a header, or where the data end before the image does; damage inside a scan
+    is a warning to it. So a file whose only scan runs up to its end marker is as good as its header
+    alone. Else all of it is read, but an eighth of each side computed. Where either fails, the
+    full decoder has the last word: a lossless JPEG, say, can't be scaled.
+    """
+    assert image.fp is not None
+    start = image.fp.tell()  # of the first scan's data, up to which Pillow has read
+    after = (piece[:1] for piece in data[start:].split(b"\xff")[1:])
+    has_one_scan = next((byte for byte in after if byte not in _DATA), b"") == _END
+    try:
+        sample = Image.open(
+            io.BytesIO(data[:start] + b"\xff" + _END if has_one_scan else data), formats=("JPEG",)
+        )
+        sample.draft("RGB", (image.width // 8, image.height // 8))
+        sample.load()
+    except Exception:
+        image.load()
 
 
 def _decoded(image: Image.Image, size: tuple[int, int]) -> Image.Image:

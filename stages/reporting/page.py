@@ -18,9 +18,10 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
-from stages.dataset.pairs import REASONS, SPLITS
+from stages.dataset.pairs import SPLITS
 from stages.evaluation import catalogue
 from stages.evaluation.catalogue import COUNT, DASH, ENOUGH_IMAGES, is_known
+from stages.ingest.refusals import REASONS
 from stages.parameters import params
 from stages.reporting import card, figures, gallery, tables, verdicts
 from stages.reporting.text import capitalized, rows_of, without_absolute_paths

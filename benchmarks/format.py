@@ -1,0 +1,141 @@
+"""The stage format at the size of topic-overwrite, and counting tokens one pair at a time.
+
+    python -m benchmarks.format
+
+In one process two ways to count take turns: all texts at once, as the stage does, and pair by pair;
+they must agree. Then the stage runs in processes of its own, beside ones that only import what it
+imports. The pairs are made up, of words in random order; the tokenizer is the demo's.
+"""
+
+import argparse
+import copy
+import hashlib
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages import format as format_stage
+from stages.model import tokens
+from stages.parameters import params
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESET = ROOT / "params" / "qwen3-vl-4b.yaml"
+IMPORTS = "import llamafactory.data, llamafactory.hparams, llamafactory.model"
+WORDS = "a the cat dog street red small sits stands near behind two people under sky with"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=21_376)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    table = made_up(options.pairs)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(table, folder)
+        times: dict[str, list[float]] = {}
+        for turn in range(options.repeats):
+            times.setdefault("import", []).append(run(["-c", IMPORTS], folder))
+            times.setdefault("stage", []).append(run(stage_command(turn), folder))
+    p = params.load(PRESET)
+    loaded = tokens.load(ROOT / "demo" / "model", p)
+    rows, _ = format_stage.to_rows(table, loaded.markers)
+    sizes = list(zip(table["width"], table["height"], strict=True))
+    for _ in range(options.repeats):
+        taken, at_once = timed(lambda: tokens.count(loaded, rows, sizes))
+        times.setdefault("count, all at once", []).append(taken)
+        taken, by_pair = timed(lambda: pair_by_pair(loaded, rows, sizes))
+        times.setdefault("count, pair by pair", []).append(taken)
+        assert at_once == by_pair
+    print(f"{options.pairs} pairs, {sum(c.longest - c.image for c in by_pair)} tokens of text")
+    for what, seconds in times.items():
+        each = ", ".join(f"{one:.1f}" for one in seconds)
+        print(f"{what}: {statistics.median(seconds):.1f} s; each {each}")
+
+
+def made_up(count: int) -> pd.DataFrame:
+    drawn = random.Random(0)
+
+    def words(least: int, most: int) -> str:
+        return " ".join(drawn.choices(WORDS.split(), k=drawn.randint(least, most)))
+
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        group = hashlib.sha256(str(number).encode()).hexdigest()[:32]
+        texts = {"question": words(5, 15), "chosen": words(20, 90), "rejected": words(20, 90)}
+        size = {"width": drawn.choice((500, 640)), "height": drawn.choice((375, 427, 480))}
+        labels = {"image": f"{group}.jpg", "origin": "made-up", "kind": "", "group": group}
+        split = drawn.choices(("train", "validation", "test"), (8, 1, 1))[0]
+        rows.append({"id": str(number), "split": split, **size, **texts, **labels})
+    return pd.DataFrame(rows)
+
+
+def write(table: pd.DataFrame, folder: Path) -> None:
+    (folder / "pairs").mkdir()
+    table.to_parquet(folder / "pairs" / "pairs.parquet")
+    questions = pd.DataFrame(columns=["id", "image", "question", "answer", "kind"])
+    questions.to_parquet(folder / "pairs" / "questions.parquet")
+    (folder / "params.yaml").write_bytes(PRESET.read_bytes())
+
+
+def stage_command(turn: int) -> list[str]:
+    options = {
+        "pairs": "pairs",
+        "model": ROOT / "demo" / "model",
+        "out": f"formatted{turn}",
+        "report": f"report{turn}.json",
+        "lengths": f"lengths{turn}.csv",
+    }
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return ["-m", "stages.format", *given]
+
+
+def run(command: list[str], folder: Path) -> float:
+    """Seconds."""
+    start = time.monotonic()
+    subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=None if "VERBOSE" in os.environ else subprocess.DEVNULL,
+        check=True,
+    )
+    return time.monotonic() - start
+
+
+def timed(work: Callable[[], list[tokens.Lengths]]) -> tuple[float, list[tokens.Lengths]]:
+    start = time.monotonic()
+    found = work()
+    return time.monotonic() - start, found
+
+
+def pair_by_pair(
+    loaded: tokens.Tokenization, rows: list[dict[str, Any]], sizes: list[tuple[int, int]]
+) -> list[tokens.Lengths]:
+    plugin = copy.copy(loaded.template.mm_plugin)
+    plugin.expand_mm_tokens = False
+    counted = []
+    for row, size in zip(rows, sizes, strict=True):
+        ids = []
+        for side in ("chosen", "rejected"):
+            messages = plugin.process_messages(
+                [*row["messages"], row[side]], row["images"], [], [], loaded.processor
+            )
+            ids.append(loaded.template.encode_oneturn(loaded.tokenizer, messages))
+        (prompt, chosen), (_, rejected) = ids
+        image = tokens.image_tokens(loaded, *size)
+        counted.append(tokens.Lengths(image, len(prompt) - 1 + image, len(chosen), len(rejected)))
+    return counted
+
+
+if __name__ == "__main__":
+    main()
