@@ -121,6 +121,7 @@ def launch(
     log, events = folder / "train.log", folder / "events.jsonl"
     events.unlink(missing_ok=True)
     steps, seen = new_lines(events), 0
+    sys.stdout.flush()  # what the stage said comes before what the training says
     earlier = log.stat().st_size if log.exists() else 0
     with (
         log.open("ab") as file,
