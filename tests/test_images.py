@@ -294,9 +294,9 @@ def test_a_jpeg_is_read_to_its_end_before_it_is_kept(progressive):
     assert refused(data[:-200]) == "undecodable_image"
 
 
-def photo(**options):
+def photo(size=(90, 60), **options):
     noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((90, 60), Image.Resampling.BICUBIC)
+    picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
     return encoded(picture, "JPEG", quality=90, **options)
 
 
@@ -305,6 +305,7 @@ PHOTOS = [
     photo(progressive=True),
     photo(subsampling=0, restart_marker_blocks=5),
     photo(keep_rgb=True, exif=exif(1)),
+    photo((90, 5)),  # an eighth of a side is less than a pixel
 ]
 
 

@@ -245,7 +245,7 @@ pairs = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(families, st.lists(pairs, min_size=1, max_size=4), st.sampled_from([None, 60, 300]))
 def test_log_probs_and_gradients_are_those_of_two_rows_in_float64(models, family, features, row):
     model, process = models[family], Looks(family)
