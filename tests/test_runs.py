@@ -419,11 +419,19 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing_and_leaks_nothing(
         with server(database, port):
             live.log(1, "train", {"loss": 0.69})
             wait_for(lambda: points(database) == [("train/loss", 1, 0.69)])
+            # A second batch is sent only once the answer to the first has come: a server that is
+            # killed before is, to the thread, one that never came.
+            live.log(1, "train", {"begun": 1.0})
+            wait_for(lambda: points(database)[0] == ("train/begun", 1, 1.0))
             capfd.readouterr()  # the server may have come after the first attempt
         live.log(2, "train", {"loss": 0.5})
-        while "MLflow" not in said:
+
+        def told():
+            nonlocal said
             said += capfd.readouterr().err
-            time.sleep(0.1)
+            return "MLflow" in said
+
+        wait_for(told)
         complete()
         (waiting,) = runs.pending()
         with server(database, port):
