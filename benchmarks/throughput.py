@@ -137,7 +137,13 @@ def main(
     )
 
 
-def make_model(folder: Path, size: dict[str, dict[str, Any]], device_name: str, dtype: str) -> None:
+def make_model(
+    folder: Path,
+    size: dict[str, dict[str, Any]],
+    device_name: str,
+    dtype: str,
+    largest_shard: str = "50GB",
+) -> None:
     """A model folder with random weights of that size, and the demo's tokenizer and processor."""
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -156,7 +162,7 @@ def make_model(folder: Path, size: dict[str, dict[str, Any]], device_name: str, 
         model = Qwen3VLForConditionalGeneration._from_config(
             Qwen3VLConfig(**config), dtype=getattr(torch, dtype)
         )
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=largest_shard)
 
 
 def make_pairs(

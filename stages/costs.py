@@ -47,7 +47,9 @@ def shown(column: str, value: Any) -> str:
         return duration(value)
     if column.endswith("_gb"):
         return f"{value:.1f} GB"
-    return f"{value:,.1f}" if column == "pairs_per_second" else str(value)
+    if column == "pairs_per_second":
+        return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+    return str(value)
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import io
 import json
+import mmap
 import re
 import socket
 import struct
@@ -25,6 +26,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from stages.parameters.params import Params
+from stages.sources.hub import HubSource
+
+Content = bytes | mmap.mmap  # of a folder, mapped: a model of 9 GB is never held in memory
 Files = Mapping[str, bytes] | Path
 LFS = ("*.parquet", "*.safetensors", "*.bin", "*.pt", "*.png", "*.jpg", "tokenizer.json")
 PAGE_SIZE = 1000  # entries of a tree page, as the Hub's
@@ -81,7 +86,7 @@ class Repo:
             if request.method == "GET" and request.file and file in (None, request.file)
         ]
 
-    def snapshots(self) -> dict[str, tuple[str, dict[str, bytes]]]:
+    def snapshots(self) -> dict[str, tuple[str, Mapping[str, Content]]]:
         """Every revision that can be asked for: name or commit -> (commit, files)."""
         head = _contents(self.files)
         commit = self.commit or _commit(self.name, head)
@@ -260,6 +265,24 @@ def pope_repo(images: int = 3, **options: Any) -> Repo:
     return Repo(options.pop("name"), files, **options)
 
 
+def preset_repos(p: Params, model: Path, rows: int | Sequence[Mapping[str, Any]]) -> list[Repo]:
+    """What a preset of the 4B model fetches, at the commits that it pins: ``rows`` laid out as
+    topic-overwrite, the model in a folder, and POPE.
+    """
+    pope = (Path(__file__).parent.parent / "tasks" / "pope" / "_pope_yaml").read_text()
+    pinned = re.search(r"revision: (\w{40})", pope)
+    assert pinned
+    assert isinstance(p.data.source, HubSource)
+    assert isinstance(p.model.source, HubSource)
+    return [
+        topic_overwrite_repo(
+            rows, shards=3, name=p.data.source.repo, commit=p.data.source.revision
+        ),
+        Repo(p.model.source.repo, model, commit=p.model.source.revision),
+        pope_repo(commit=pinned[1]),
+    ]
+
+
 def model_files(weights: int = 64, shards: int = 1) -> dict[str, bytes]:
     """The files of a model repository, complete by name; each safetensors holds ``weights`` bytes.
 
@@ -394,7 +417,7 @@ class _Handler(BaseHTTPRequestHandler):
                 }
             )
 
-    def _tree(self, files: Mapping[str, bytes], folder: str, query: dict[str, list[str]]) -> None:
+    def _tree(self, files: Mapping[str, Content], folder: str, query: dict[str, list[str]]) -> None:
         prefix = f"{folder.rstrip('/')}/" if folder else ""
         recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
         entries: dict[str, dict[str, Any]] = {}
@@ -454,7 +477,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         headers["Accept-Ranges"] = "bytes"
-        body = content[start:]
+        body = memoryview(content)[start:]  # a slice of bytes or of a map would be a copy
         broken = repo.hang if path in repo.hang else repo.cut
         cut = None
         if self.command == "GET" and path in broken:
@@ -468,7 +491,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, body, headers, "application/octet-stream", cut, broken is repo.hang)
 
     def _send_slowly(
-        self, status: int, body: bytes, headers: Mapping[str, str], rate: float
+        self, status: int, body: memoryview, headers: Mapping[str, str], rate: float
     ) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
@@ -492,7 +515,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(
         self,
         status: int,
-        body: bytes,
+        body: bytes | memoryview,
         headers: Mapping[str, str],
         kind: str = "application/json",
         cut: int | None = None,
@@ -521,38 +544,48 @@ def _address(server: ThreadingHTTPServer) -> str:
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
-def _contents(files: Files) -> dict[str, bytes]:
+def _contents(files: Files) -> Mapping[str, Content]:
     if isinstance(files, Path):
         return {
-            path.relative_to(files).as_posix(): path.read_bytes()
+            path.relative_to(files).as_posix(): _mapped(path)
             for path in sorted(files.rglob("*"))
             if path.is_file() and path.name != "SOURCE.json"
         }
     return dict(files)
 
 
-def _commit(name: str, files: Mapping[str, bytes]) -> str:
+@lru_cache(maxsize=512)  # once, so that its digests are known by it
+def _mapped(path: Path) -> Content:
+    with path.open("rb") as stream:
+        if not path.stat().st_size:
+            return b""
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _commit(name: str, files: Mapping[str, Content]) -> str:
     listing = "".join(f"{path} {_blob_id(files[path])}\n" for path in sorted(files))
     return hashlib.sha1(f"{name}\n{listing}".encode()).hexdigest()
 
 
 @lru_cache(maxsize=512)  # large files are asked about often
-def _sha256(content: bytes) -> str:
+def _sha256(content: Content) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 @lru_cache(maxsize=512)
-def _blob_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+def _blob_id(content: Content) -> str:
+    digest = hashlib.sha1(b"blob %d\0" % len(content))
+    digest.update(content)
+    return digest.hexdigest()
 
 
-def _lfs(path: str, content: bytes) -> str | None:
+def _lfs(path: str, content: Content) -> str | None:
     if any(fnmatch.fnmatch(path, pattern) for pattern in LFS):
         return _sha256(content)
     return None
 
 
-def _entry(path: str, content: bytes) -> dict[str, Any]:
+def _entry(path: str, content: Content) -> dict[str, Any]:
     """A file as ``/tree`` describes it."""
     entry = {"type": "file", "path": path, "size": len(content), "oid": _blob_id(content)}
     if sha256 := _lfs(path, content):
@@ -560,7 +593,7 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
     return entry
 
 
-def _sibling(path: str, content: bytes, described: bool) -> dict[str, Any]:
+def _sibling(path: str, content: Content, described: bool) -> dict[str, Any]:
     """A file as repository information lists it; with ``?blobs=true`` its size and digests."""
     if not described:
         return {"rfilename": path}

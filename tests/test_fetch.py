@@ -109,7 +109,7 @@ def test_a_data_set_laid_out_as_topic_overwrite_arrives_byte_for_byte(tmp_path, 
     repo = topic_overwrite_repo(rows=21, shards=3, image_as=image_as)
     source = fetch_data(repo, tmp_path / "raw")
     (_, files) = repo.snapshots()["main"]
-    published = {name: files[name] for name in files if name.endswith(".parquet")}
+    published = {name: bytes(files[name]) for name in files if name.endswith(".parquet")}
     arrived = content(tmp_path / "raw")
     written = json.loads(arrived.pop("SOURCE.json"))
     assert arrived == published

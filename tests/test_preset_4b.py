@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 from benchmarks.pipeline import set_parameters
 from stages.parameters import params
 from stages.sources.hub import HubSource
-from tests.hub_server import Repo, pope_repo, serve, topic_overwrite_repo
+from tests.hub_server import preset_repos, serve
 from tests.run_stages import ROOT, fresh_clone
 
 
@@ -25,7 +24,6 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
     shutil.copyfile(clone / "params" / "qwen3-vl-4b.yaml", preset)
     p = params.load(preset)
     assert isinstance(p.data.source, HubSource)
-    assert isinstance(p.model.source, HubSource)
     on_cpu = {
         "train.gpus": 0,
         "train.bf16": False,
@@ -42,15 +40,7 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
         "evaluate.lm_eval": {"pope": 4},
     }
     set_parameters(preset, on_cpu | shorter)
-    data = topic_overwrite_repo(
-        120, 3, "struct", name=p.data.source.repo, commit=p.data.source.revision
-    )
-    model = Repo(p.model.source.repo, ROOT / "demo" / "model", commit=p.model.source.revision)
-    pope_revision = re.search(
-        r"revision: (\w{40})", (ROOT / "tasks" / "pope" / "_pope_yaml").read_text()
-    )
-    assert pope_revision
-    with serve([data, model, pope_repo(commit=pope_revision[1])]) as url:
+    with serve(preset_repos(p, ROOT / "demo" / "model", rows=120)) as url:
         there = {"HF_ENDPOINT": url, "NO_PROXY": "127.0.0.1", "HF_HOME": str(tmp_path / "hf")}
         done = subprocess.run(
             [sys.executable, "-m", "tests.run_stages"],
