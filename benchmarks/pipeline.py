@@ -37,8 +37,7 @@ def main() -> None:
         seconds = {stage: timed(clone, stage) for stage in stage_names(clone / "dvc.yaml")}
         metrics = json.loads((clone / "reports" / "results" / "metrics.json").read_text())
     print(f"\ncommand: python -m benchmarks.pipeline {' '.join(overrides)}".rstrip())
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    print(f"device: {device()}; {versions}\n")
+    print(f"{stack()}\n")
     print("| stage | seconds |\n|---|---|")
     for stage, taken in seconds.items():
         print(f"| {stage} | {taken:.0f} |")
@@ -72,6 +71,12 @@ def run(*command: str, cwd: Path | None = None) -> None:
     binaries = Path(sys.executable).parent
     path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(command, cwd=cwd, check=True, env=os.environ | {"PATH": path})
+
+
+def stack() -> str:
+    """The device and the versions that a measurement was made with."""
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"device: {device()}; {versions}"
 
 
 def device() -> str:
