@@ -10,6 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from benchmarks import flops
 from stages.evaluation.catalogue import (
     ACCURACY,
     CORRECT,
@@ -22,6 +23,7 @@ from stages.evaluation.catalogue import (
 )
 
 README, EVALUATION, GUIDE = Path("README.md"), Path("docs/evaluation.md"), Path("docs/guide.md")
+PERFORMANCE = Path("docs/performance.md")
 METRICS_FILE = Path("reports/results/metrics.json")
 
 
@@ -139,6 +141,7 @@ TABLES: dict[tuple[Path, str], Callable[[], str]] = {
     (GUIDE, "stages"): stages,
     (GUIDE, "presets"): presets,
     (GUIDE, "headline"): headline,
+    (PERFORMANCE, "flops"): flops.table,
 }
 
 

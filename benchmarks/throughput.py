@@ -16,11 +16,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pipeline import PACKAGES, device
+from benchmarks.pipeline import stack
 from stages.core import command
 from stages.easyvqa.topics import COLOURS, SHAPES
 from stages.model import scoring
@@ -122,12 +121,11 @@ def main(
         generated = sum(one.tokens for one in answer())
         answered, answer_memory = timed(answer, repeats)
     parameters = sum(weight.numel() for weight in policy.model.parameters()) / 1e6
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(
         f"\ncommand: python -m benchmarks.throughput --size {size} --device-name {device_name} "
         f"--dtype {dtype} --pairs {pairs} --batch-tokens {batch_tokens} "
         f"--answer-tokens {answer_tokens} --new-tokens {new_tokens} --repeats {repeats}\n"
-        f"device: {device()}; {versions}\n"
+        f"{stack()}\n"
         f"{parameters:,.0f} M parameters, {dtype}; {pairs} pairs with 256 image tokens and two "
         f"answers of {answer_tokens} tokens; median of {repeats} runs\n\n"
         "| what | rate | peak GPU memory |\n|---|---|---|\n"
@@ -166,9 +164,11 @@ def make_model(
 
 
 def make_pairs(
-    folder: Path, tokenizer: Any, count: int, answer_tokens: int
+    folder: Path, tokenizer: Any, count: int, answer_tokens: int, side: int = IMAGE_SIDE
 ) -> list[dict[str, Any]]:
-    """Formatted pairs whose answers are so many tokens long, each with a noisy image of its own."""
+    """Formatted pairs whose answers are so many tokens long, each with a noisy image of its own,
+    ``side`` pixels high and wide.
+    """
     import numpy as np
     from PIL import Image
 
@@ -180,7 +180,7 @@ def make_pairs(
 
     rows = []
     for i in range(count):
-        noise = generator.integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
+        noise = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{i}.jpg")
         rows.append(
             {

@@ -1,32 +1,40 @@
-"""Scoring and a training step with the prompt shared, against LLaMA-Factory's way, side by side.
+"""A training step with each switch for speed, against LLaMA-Factory's and TRL's, side by side.
 
-    python -m benchmarks.prefix
-    python -m benchmarks.prefix --size 4b --device-name cuda --dtype bfloat16
+    python -m benchmarks.train
+    python -m benchmarks.train --size 4b --device-name cuda --dtype bfloat16 --image-tokens 576
 
 Random weights with the shapes and the vocabulary of a real model, as in ``benchmarks.throughput``:
-a 512x512 image (256 tokens), a question, two answers. A training step is forward, reference and
-backward through LLaMA-Factory's own loss: LoRA of rank 8, gradient checkpointing. Batches are
-collated beforehand, so processing of images is not in it. The ways take turns in one process, so
-that a busy machine slows all of them; memory is what a step needs on top of the model.
+an image, a question, two answers. A step is forward, reference and backward through
+LLaMA-Factory's own loss: LoRA of rank 8, gradient checkpointing. Batches are collated beforehand,
+so processing of images is not in it. The ways take turns in one process, so that a busy machine
+slows all of them; memory is what a step needs on top of the model.
+
+``used`` is the share of the device's rate of plain matrix products, measured here, that goes into
+what the task needs (``benchmarks.flops``): each token once, no reference, nothing computed again.
 """
 
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
-from benchmarks.pipeline import PACKAGES, device
-from benchmarks.throughput import IMAGE_SIDE, SIZES, make_model, make_pairs
+from benchmarks import flops
+from benchmarks.pipeline import stack
+from benchmarks.throughput import SIZES, make_model, make_pairs
 from stages.core import command
+from stages.families import qwen
 from stages.model import scoring
 from stages.pairwise import prefix
 from stages.parameters import params
 
 QUESTION = "<image>What is the shape in the image, and which color does it have? Say both."
+TOKEN_SIDE = 32  # pixels
+NEEDED = flops.Way(shared=True, cached=True, vision=1, answers_only=True, checkpointing=False)
 
 
 def main(
@@ -34,63 +42,79 @@ def main(
     device_name: str = "cpu",
     dtype: str = "float32",
     batch_size: int = 2,
+    image_tokens: int = 256,
     answer_tokens: int = 120,
     repeats: int = 5,
 ) -> None:
+    import torch
+
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder, "model")
-        make_model(model, SIZES[size], device_name, dtype)
-        stock, shared = trainers(model, Path(folder, "output"), device_name, dtype)
-        rows = make_pairs(Path(folder), stock.processing_class, batch_size, answer_tokens)
+        model_dir = Path(folder, "model")
+        make_model(model_dir, SIZES[size], device_name, dtype)
+        stock, ours = trainers(model_dir, Path(folder, "output"), image_tokens, device_name, dtype)
+        rows = make_pairs(
+            Path(folder), stock.processing_class, batch_size, answer_tokens, side_of(image_tokens)
+        )
         for row in rows:
             row["messages"][0]["content"] = QUESTION
         features = encode(stock, rows, Path(folder))
-        batches = {
-            "stock": stock._prepare_inputs(stock.data_collator([dict(f) for f in features])),
-            "shared": shared._prepare_inputs(shared.data_collator(features)),
-        }
-    tokens = {name: batch["input_ids"].numel() for name, batch in batches.items()}
-    import torch
-
-    with torch.no_grad():
-        cached = torch.stack(shared.compute_reference_log_probs(shared.model, batches["shared"]))
-    batches["cached"] = batches["shared"] | {"reference": cached}
-    scored = side_by_side(
-        {
-            "LLaMA-Factory": lambda: score(stock, batches["stock"]),
-            "prompt shared": lambda: score(shared, batches["shared"]),
-        },
-        repeats,
-    )
-    trained = side_by_side(
-        {
-            "LLaMA-Factory": lambda: step(stock, batches["stock"]),
-            "prompt shared": lambda: step(shared, batches["shared"]),
-            "prompt shared, reference cached": lambda: step(shared, batches["cached"]),
-        },
-        repeats,
-    )
+        two_rows = stock._prepare_inputs(stock.data_collator([dict(f) for f in features]))
+        one_row = ours._prepare_inputs(ours.data_collator(features))
+        with torch.no_grad():
+            reference = torch.stack(ours.compute_reference_log_probs(ours.model, one_row))
+        cached = one_row | {"reference": reference}
+        found = side_by_side(
+            {
+                "LLaMA-Factory": partial(step, stock, two_rows),
+                "reference cached": with_reference(stock, two_rows, reference),
+                "… and each image seen once": with_reference(stock, two_rows, reference, once=True),
+                "prompt shared, reference computed": partial(step, ours, one_row),
+                "prompt shared, reference cached": partial(step, ours, cached),
+                "the same, all logits": partial(with_all_logits, ours, cached),
+                "the same, no checkpointing": partial(without_checkpointing, ours, cached),
+            },
+            repeats,
+        )
+        # Last: it resets what accelerate keeps for the others.
+        refused = trl_step(model_dir, Path(folder), rows[0], device_name)
+    rate = matmul_rate(stock.model.device, getattr(torch, dtype))
+    question = two_rows["attention_mask"][0].sum().item() - image_tokens - answer_tokens
+    pair = flops.Pair(image_tokens, question, answer_tokens)
+    needed = sum(flops.step(SIZES[size], pair, NEEDED).values())
     parameters = sum(weight.numel() for weight in stock.model.parameters()) / 1e6
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(
-        f"\ncommand: python -m benchmarks.prefix --size {size} --device-name {device_name} "
-        f"--dtype {dtype} --batch-size {batch_size} --answer-tokens {answer_tokens} "
-        f"--repeats {repeats}\n"
-        f"device: {device()}; {versions}\n"
-        f"{parameters:,.0f} M parameters, {dtype}; {batch_size} pairs with 256 image tokens and "
-        f"two answers of {answer_tokens} tokens: {tokens['stock']:,} tokens a batch, "
-        f"{tokens['shared']:,} with the prompt shared; medians of {repeats}\n"
+        f"\ncommand: python -m benchmarks.train --size {size} --device-name {device_name} "
+        f"--dtype {dtype} --batch-size {batch_size} --image-tokens {image_tokens} "
+        f"--answer-tokens {answer_tokens} --repeats {repeats}\n"
+        f"{stack()}\n"
+        f"{parameters:,.0f} M parameters, {dtype}; {batch_size} pairs with {image_tokens} image "
+        f"tokens and two answers of {answer_tokens} tokens: {two_rows['input_ids'].numel():,} "
+        f"tokens a batch, {one_row['input_ids'].numel():,} with the prompt shared; medians of "
+        f"{repeats}\n"
+        f"matrix products: {rate / flops.TERA:.2f} TFLOP/s; needed: {needed / flops.TERA:.3f} "
+        f"TFLOP a pair\nTRL's DPOTrainer: {refused}\n\n"
+        "| training step | pairs/s | times LLaMA-Factory | memory, GB | used |\n"
+        "|---|---|---|---|---|"
     )
-    for what, found in (("scoring", scored), ("training step", trained)):
-        print(f"| {what} | pairs/s | times LLaMA-Factory | memory, GB |\n|---|---|---|---|")
-        reference = found["LLaMA-Factory"][0]
-        for name, (seconds, memory) in found.items():
-            rate, ratio = batch_size / seconds, reference / seconds
-            print(f"| {name} | {rate:.3f} | {ratio:.2f} | {memory:.2f} |")
-        print()
+    first = found["LLaMA-Factory"][0]
+    for name, (seconds, memory) in found.items():
+        print(
+            f"| {name} | {batch_size / seconds:.3f} | {first / seconds:.2f} | {memory:.2f} "
+            f"| {batch_size * needed / seconds / rate:.0%} |"
+        )
 
 
-def trainers(model_dir: Path, output: Path, device_name: str, dtype: str) -> tuple[Any, Any]:
+def side_of(image_tokens: int) -> int:
+    """Pixels of the side of a square image of so many tokens."""
+    side = round(image_tokens**0.5)
+    if side**2 != image_tokens:
+        raise ValueError(f"{image_tokens} image tokens are no square")
+    return TOKEN_SIDE * side
+
+
+def trainers(
+    model_dir: Path, output: Path, image_tokens: int, device_name: str, dtype: str
+) -> tuple[Any, Any]:
     """LLaMA-Factory's DPO trainer and the one on shared prompts, of one model with an adapter."""
     from llamafactory.data import PairwiseDataCollatorWithPadding, get_template_and_fix_tokenizer
     from llamafactory.extras.constants import IGNORE_INDEX
@@ -100,7 +124,7 @@ def trainers(model_dir: Path, output: Path, device_name: str, dtype: str) -> tup
 
     from stages.tuning.trainer import SharedPrefixTrainer
 
-    pixels = IMAGE_SIDE * IMAGE_SIDE
+    pixels = side_of(image_tokens) ** 2
     p = params.load(Path("params/demo.yaml"))
     model_args, data_args, training_args, finetuning_args, _ = get_train_args(
         {
@@ -157,24 +181,104 @@ def encode(trainer: Any, rows: list[dict[str, Any]], folder: Path) -> list[dict[
         processor=collator.processor,
         data_args=trainer.data_args,
     )
-    policy: Any = SimpleNamespace(pairwise=processor)
+    policy: Any = SimpleNamespace(
+        template=collator.template, processor=collator.processor, pairwise=processor
+    )
     return scoring.encode(policy, rows, folder)
-
-
-def score(trainer: Any, batch: dict[str, Any]) -> None:
-    import torch
-
-    if "segments" in batch:
-        prefix.log_probs(trainer.model, batch)
-        return
-    with torch.inference_mode():
-        trainer.concatenated_forward(trainer.model, batch)
 
 
 def step(trainer: Any, batch: dict[str, Any]) -> None:
     loss, _ = trainer.get_batch_loss_metrics(trainer.model, batch)
     loss.backward()
     trainer.model.zero_grad()
+
+
+def with_reference(
+    stock: Any, batch: dict[str, Any], reference: Any, once: bool = False
+) -> Callable[[], None]:
+    """A step of LLaMA-Factory's trainer that looks the reference up."""
+
+    def work() -> None:
+        with mock.patch.object(stock, "compute_reference_log_probs", return_value=tuple(reference)):
+            if once:
+                with qwen.seeing_each_image_once(stock.model):
+                    step(stock, batch)
+            else:
+                step(stock, batch)
+
+    return work
+
+
+def with_all_logits(ours: Any, batch: dict[str, Any]) -> None:
+    """A step with one chunk for the head, which it then holds in float32."""
+    with mock.patch.object(prefix, "CHUNK", batch["input_ids"].numel()):
+        step(ours, batch)
+
+
+def without_checkpointing(ours: Any, batch: dict[str, Any]) -> None:
+    layers = [m for m in ours.model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        step(ours, batch)
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
+
+
+def trl_step(model_dir: Path, folder: Path, row: dict[str, Any], device_name: str) -> str:
+    """What becomes of a step of TRL's own trainer on this model and pair: the error, or that it
+    works, in one line.
+    """
+    from datasets import Dataset
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl import DPOConfig, DPOTrainer
+
+    processor = AutoProcessor.from_pretrained(model_dir)
+    question = row["messages"][0]["content"].removeprefix("<image>")
+    pair = {
+        "images": [Image.open(folder / row["images"][0])],
+        "prompt": f"<|vision_start|><|image_pad|><|vision_end|>{question}",
+        "chosen": row["chosen"]["content"],
+        "rejected": row["rejected"]["content"],
+    }
+    try:
+        trainer = DPOTrainer(
+            AutoModelForImageTextToText.from_pretrained(model_dir),
+            args=DPOConfig(
+                str(folder / "trl"),
+                report_to="none",
+                use_cpu=device_name == "cpu",
+                per_device_train_batch_size=1,
+                max_steps=1,
+                max_prompt_length=None,
+                max_length=None,
+            ),
+            train_dataset=Dataset.from_list([pair]),
+            processing_class=processor,
+        )
+        trainer.train()
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return "a step works"
+
+
+def matmul_rate(device: Any, dtype: Any, repeats: int = 10) -> float:
+    """FLOP/s of a large matrix product: the median."""
+    import torch
+
+    side = 8192 if torch.device(device).type == "cuda" else 2048
+    one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for turn in range(repeats + 1):
+        peak_memory()  # waits for a GPU
+        start = time.perf_counter()
+        one @ other
+        peak_memory()
+        if turn:
+            seconds.append(time.perf_counter() - start)
+    return 2.0 * side**3 / statistics.median(seconds)
 
 
 def side_by_side(

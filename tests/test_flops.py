@@ -1,0 +1,67 @@
+"""The arithmetic of ``benchmarks.flops`` is what torch counts, and what its tables say."""
+
+import json
+
+import pytest
+
+from benchmarks import flops
+from benchmarks.throughput import SIZES
+
+PAIR = flops.DEFAULT
+
+
+def total(name):
+    return sum(flops.step(SIZES["4b"], PAIR, flops.WAYS[name]).values())
+
+
+@pytest.mark.slow
+def test_torch_counts_the_products_of_a_forward_as_the_formula_does(model_dir):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from stages.pairwise import prefix
+    from tests.one_by_one import Looks, image, one_by_one, pair, tiny
+
+    adapted = tiny(model_dir)["qwen3_vl"]
+    model = prefix.plain(adapted)
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    size = {"text": config["text_config"], "vision": config["vision_config"]}
+    feature = pair(0, 60, 60, [image(0, 4, 4)], question=40)
+    length = len(feature["chosen_input_ids"])
+    counted = flops.Pair(image=16, question=length - 60 - 16, answer=60)
+    for shared, work in (
+        (True, lambda: prefix.forward(model, **prefix.pack([feature], model, Looks("qwen3_vl")))),
+        (False, lambda: one_by_one(model, [feature], Looks("qwen3_vl"))),
+    ):
+        with (
+            torch.no_grad(),
+            adapted.disable_adapter(),  # the formula leaves it out
+            FlopCounterMode(display=False) as counter,
+        ):
+            work()
+        # torch counts what a mask hides and what pads a row.
+        assert flops.score(size, counted, shared=shared) == pytest.approx(
+            counter.get_total_flops(), rel=0.1
+        )
+
+
+def test_each_switch_saves_and_the_whole_is_less_than_half():
+    names = list(flops.WAYS)[:6]
+    totals = [total(name) for name in names]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[4] < totals[0] / 2
+
+
+def test_what_a_shared_prompt_saves_vanishes_with_its_length():
+    saved = []
+    for answer in (60, 120, 240, 2000):
+        pair = flops.Pair(answer=answer)
+        two, one = (flops.score(SIZES["4b"], pair, shared=shared) for shared in (False, True))
+        saved.append(1 - one / two)
+    assert saved == sorted(saved, reverse=True)
+    assert saved[0] > 0.4
+    assert saved[-1] < 0.15
+
+
+def test_the_logits_of_two_pairs_are_a_gigabyte():
+    assert flops.logits_bytes(2, PAIR) == 4 * 416 * 151_936 * 4
