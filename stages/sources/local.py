@@ -56,9 +56,7 @@ def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
     """
     path = path.expanduser()
     if not path.exists():
-        raise UserError(
-            f"data.source.path: {path} does not exist; name {_A_TABLE}, or a folder"
-        )
+        raise UserError(f"data.source.path: {path} does not exist; name {_A_TABLE}, or a folder")
     if path.is_dir():
         _refuse_nested(path, out)
         root, found = path, walk(path)
