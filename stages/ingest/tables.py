@@ -9,7 +9,6 @@ file; pyarrow and pandas write up to 1,024 rows into one, whatever their size: 6
 import contextlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from stages.core.errors import UserError
 from stages.dataset.pairs import Record
+from stages.ingest import named
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 _BATCH_BYTES = 2**21  # of rows made into Python objects at once; 16 MB take twice as long
@@ -129,18 +129,18 @@ def _image(
 
 def _read_file(folder: Path, path: str, where: str) -> tuple[bytes | None, str]:
     # Judged by its letters, not by what it resolves to: DVC itself may link files to its cache.
-    inside = os.path.normpath(path)
-    if os.path.isabs(inside) or inside.split(os.sep)[0] == os.pardir or "\0" in path:
+    if named.leads_out(path):
         raise UserError(
-            f"{where}: image path {path!r} leaves the folder of its data file; "
+            f"{where}: image path {named.shown(path)} leaves the folder of its data file; "
             "put the images next to the file and make their paths relative to it"
         )
+    found = named.find(folder, path)
+    if isinstance(found, str):
+        return None, found
     try:
-        return (folder / inside).read_bytes() or None, f"{path} is empty"
+        return found.read_bytes() or None, f"{path} is empty"
     except OSError as error:
         return None, f"{path}: {error.strerror}"
-    except ValueError:  # half a surrogate pair names no file
-        return None, f"{path!r} can't be a file name"
 
 
 # Parquet
