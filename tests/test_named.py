@@ -43,7 +43,7 @@ def copied(source: Path, out: Path) -> list[str]:
 
 def images_read(raw: Path) -> list[bytes | None]:
     """The image of each row of what fetch left, as preprocess gets it."""
-    return [found.image for found in tables.records(raw, COLUMNS)]
+    return [found.images and found.images[0] for found in tables.records(raw, COLUMNS)]
 
 
 SPELLINGS = {

@@ -30,7 +30,7 @@ from stages.ingest.suffixes import ending
 
 MOST_BYTES = 2**27  # of an encoded image or of any other file that a row brings: 134 MB
 _BATCH_BYTES = 2**21  # of rows made into Python objects at once; 16 MB take twice as long
-_DECODED_BYTES = 2**27  # at most, where a dictionary repeats large values
+_DECODED_BYTES = 2**27  # at most, where a dictionary repeats large values; takes five times this
 _PAGE_BYTES = 2**30  # of a Parquet page, which is read at once and takes 1.4 times this
 _LINE_BYTES = 2**28  # of one line of JSON: room for an image in base64
 _LIST_BYTES = 2**30  # of a file that is one JSON value, which is read at once: 3.3 times in memory
@@ -41,7 +41,7 @@ Row = Mapping[str, Any] | Unreadable
 
 @dataclass(frozen=True)
 class Table:
-    """A data file, opened. ``rows`` gives its rows, once; of the columns named, at least.
+    """A data file, opened. ``rows`` gives its rows; of the columns named, at least.
 
     ``schema`` and ``count`` are there where the file says them without being read. A JSON file that
     ``is_one_object`` was taken for a single row.
@@ -93,7 +93,8 @@ def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
     size = _rows_at_once(path, file.metadata, wanted)
     with _damaged(path, "a Parquet file"):
         for batch in file.iter_batches(size, columns=sorted(wanted)):
-            yield from _values(batch, batch.num_rows)
+            average = batch.nbytes // max(batch.num_rows, 1)
+            yield from _values(batch, max(1, _BATCH_BYTES // max(average, 1)))
 
 
 def _rows_at_once(path: Path, metadata: pq.FileMetaData, wanted: Collection[str]) -> int:
@@ -254,21 +255,22 @@ def _json(path: Path) -> Table:
     One object over all of the file is neither, unless its ``data`` is the list.
     """
     single = None if ".jsonl" in ending(path.name) else _single(path)
+    is_one_object = False
     if isinstance(single, dict):
-        listed_inside = isinstance(single.get("data"), list)
-        rows = _objects(path, single["data"] if listed_inside else [single])
-    elif not _starts_with(path, b"["):
-        rows, listed_inside = _objects(path, _lines(path)), True
+        is_one_object = not isinstance(single.get("data"), list)
+        content: Any = [single] if is_one_object else single["data"]
     else:
-        rows, listed_inside = _objects(path, _items(path)), True
-    first = list(itertools.islice(rows, _PEEK))
-    names = dict.fromkeys(name for row in first for name in row)
-    return Table(
-        path,
-        tuple(names),
-        lambda wanted: itertools.chain(first, rows),
-        is_one_object=not listed_inside,
-    )
+        content = _items(path) if _starts_with(path, b"[") else None
+
+    def rows() -> Iterator[Row]:
+        return _objects(path, _lines(path) if content is None else content)
+
+    return Table(path, _names(rows()), lambda wanted: rows(), is_one_object=is_one_object)
+
+
+def _names(rows: Iterable[Row]) -> tuple[str, ...]:
+    first = itertools.islice(rows, _PEEK)
+    return tuple(dict.fromkeys(n for row in first if isinstance(row, Mapping) for n in row))
 
 
 def _single(path: Path) -> object:
@@ -279,13 +281,13 @@ def _single(path: Path) -> object:
         lines = (line for line in iter(lambda: file.readline(_LINE_BYTES), b"") if line.strip())
         first, second = next(lines, b""), next(lines, None)
     try:
-        value = json.loads(_text(first))
+        value = _loaded(first)
         return None if second else value
     except (ValueError, RecursionError):
         with _binary(path) as file:
             content = file.read(_LIST_BYTES)
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(_text(content))
+        return _loaded(content)
     return None
 
 
@@ -324,14 +326,25 @@ def _items(path: Path) -> list[object]:
 
 def _parsed(content: bytes, where: str) -> Any:
     try:
-        return json.loads(_text(content))
+        return _loaded(content)
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 text ({error.reason}); convert it") from None
-    except (ValueError, RecursionError) as error:  # an integer of 5,000 digits is a ValueError
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{where} is not valid JSON ({shown(error)}); a data file is one object per line or "
             "one list of objects, keep others out by data.source"
         ) from None
+
+
+def _loaded(content: bytes) -> Any:
+    return json.loads(_text(content), parse_int=_whole_number)
+
+
+def _whole_number(digits: str) -> int | Unreadable:
+    """Python refuses to make integers of more than 4,300 digits."""
+    if len(digits) > 1000:
+        return Unreadable(f"holds a number of {len(digits):,} digits")
+    return int(digits)
 
 
 def _text(content: bytes) -> str:
@@ -400,23 +413,20 @@ def _by_name(names: list[str], rows: Iterable[list[str]]) -> Iterator[Row]:
 
 
 def _tar(path: Path) -> Table:
-    rows = _samples(path)
-    first = list(itertools.islice(rows, _PEEK))
-    names = dict.fromkeys(name for row in first if isinstance(row, Mapping) for name in row)
-    return Table(path, tuple(names), lambda wanted: itertools.chain(first, rows))
+    return Table(path, _names(_samples(path)), lambda wanted: _samples(path))
 
 
 def _samples(path: Path) -> Iterator[Row]:
-    """One row for each key: the files ``0001.jpg``, ``0001.json`` and so on, which follow each other.
+    """One row for each key: the files ``0001.jpg``, ``0001.json``, …, which follow each other.
 
-    The keys of a JSON object are columns, a text file's column is its ending. An image is ``image``;
-    of several, ``images`` is the list.
+    The keys of a JSON object are columns, a text file's column is its ending. An image is
+    ``image``; of several, ``images`` is the list.
     """
     try:
         with tarfile.open(path, "r:") as archive:
             plain = (member for member in archive if _is_plain(member))
-            for key, members in itertools.groupby(plain, key=lambda member: _key(member.name)):
-                yield _sample(archive, key, members)
+            for _, members in itertools.groupby(plain, key=lambda member: _key(member.name)):
+                yield _sample(archive, members)
     except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is truncated or not a tar file ({shown(error)}); delete it and fetch it again"
@@ -434,13 +444,13 @@ def _key(name: str) -> str:
 
 
 def _sample(
-    archive: tarfile.TarFile, key: str, members: Iterable[tarfile.TarInfo]
+    archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo]
 ) -> dict[str, Any] | Unreadable:
     row: dict[str, Any] = {}
     images: list[bytes] = []
     room = MOST_BYTES
     for member in members:
-        end = member.name[len(key) :].lstrip("/").partition(".")[2] or member.name
+        end = member.name.rpartition("/")[2].partition(".")[2]
         room -= member.size
         if room < 0:
             return Unreadable(f"its files are larger than {readable(MOST_BYTES)}")
@@ -448,7 +458,7 @@ def _sample(
         content = stream.read() if stream else b""
         if end.endswith("json"):
             try:
-                value = json.loads(_text(content))
+                value = _loaded(content)
             except (ValueError, RecursionError) as error:
                 return Unreadable(f"{shown(member.name)} is not valid JSON ({shown(error)})")
             row |= value if isinstance(value, dict) else {end: value}

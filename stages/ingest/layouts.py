@@ -164,16 +164,14 @@ def missing(names: Collection[str], columns: Mapping[str, str | None]) -> str | 
     if not lacking:
         return None
     proposed = propose(names, columns)
-    first = lacking[0]
-    text = f"has no column '{shown(columns[first], 40)}'; it has {listed(names)}: set "
-    if proposed:
-        text += "data.columns to " + ", ".join(f"{k}: {shown(v, 40)}" for k, v in proposed.items())
-        text += " (a guess by their names)"
-        first = next((name for name in lacking if name not in proposed), "")
-        text += ", and " if first else ""
-    if first:
-        text += f"data.columns.{first} to the one that holds the {first}"
-        text += ", or to null" if first in ("image", "origin", "kind") else ""
+    others = [name for name in lacking if name not in proposed]
+    text = f"has no column '{shown(columns[lacking[0]], 40)}'; it has {listed(names)}: set "
+    steps = [f"data.columns.{name}: {shown(found, 40)}" for name, found in proposed.items()]
+    if steps:
+        text += f"{', '.join(steps)} (a guess by their names)" + (", and " if others else "")
+    if others:
+        text += f"data.columns.{others[0]} to the one that holds the {others[0]}"
+        text += ", or to null" if others[0] in ("image", "origin", "kind") else ""
     return text
 
 
@@ -336,9 +334,7 @@ def _conversation(
     return system, tuple(zip(texts[0:-1:2], texts[1::2], strict=True)), texts[-1]
 
 
-def _split_off_answer(
-    turns: list[tuple[str, str]], name: str
-) -> tuple[list[tuple[str, str]], str]:
+def _split_off_answer(turns: list[tuple[str, str]], name: str) -> tuple[list[tuple[str, str]], str]:
     if not turns or turns[-1][0] != "assistant":
         raise Odd(f"{name} does not end with the chosen answer of an assistant")
     return turns[:-1], turns[-1][1]

@@ -72,6 +72,8 @@ def text_refusal(row: Record | Question) -> Refusal | None:
         missing.insert(0, "image")
     if missing:
         note = getattr(row, "note", "")
+        if note and len(missing) == 4:  # the row could not be read
+            return Refusal("missing_field", note)
         return Refusal("missing_field", ", ".join(missing) + (f" ({note})" if note else ""))
     for name, text in {**texts, **labels}.items():
         if not _is_unicode(text or ""):

@@ -1,11 +1,11 @@
 """Tabular sources: the data files below a folder, read row by row as records.
 
 Files are read in the order of their names. How a file holds rows is ``formats``' to know, which
-column holds what ``layouts``', and what image a cell means ``pictures``'. An odd cell costs its row;
-where most of the first rows are odd, it is the column that is wrong, and the run stops.
+column holds what ``layouts``', and what image a cell means ``pictures``'. An odd cell costs its
+row; where most of the first rows are odd, it is the column that is wrong, and the run stops.
 """
 
-import itertools
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,12 @@ from stages.ingest.suffixes import NOT_DATA, SUFFIXES, ending
 
 _SAMPLE = 100  # first rows of a file that tell an odd column from an odd cell
 _WITH_HEADER = (".parquet", ".arrow", ".csv", ".tsv")  # their columns are known without reading on
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _IMAGE = "an image (bytes, a struct of bytes and path, or a relative path)"
 
 
@@ -74,20 +80,57 @@ def records(raw: Path, columns: Mapping[str, str | None]) -> Iterator[Record]:
             their columns at their start are all checked before the first row is given.
     """
     paths = files(raw)
+    published = _published(paths, raw)
     for path in paths:
         if ending(path.name) in _WITH_HEADER:
             opened(path, columns)
     for path in paths:
         table, layout = opened(path, columns)
         name = path.relative_to(raw).as_posix()
-        read = partial(_record, layout=layout, folders=tuple(dict.fromkeys((path.parent, raw))))
         if layout is not None:
-            rows = table.rows(layout.columns)
-            numbered = enumerate(rows, start=1)
-            first = list(itertools.islice(numbered, _SAMPLE))
-            yield from _checked(first, table, read, name)
-            for number, row in numbered:
-                yield _kept(read, row, f"{name} row {number}")
+            folders = tuple(dict.fromkeys((path.parent, raw)))
+            read = partial(_record, layout=layout, folders=folders, split=published[path])
+            yield from _records(table, layout, read, name)
+
+
+def _records(table: Table, layout: Layout, read: Any, name: str) -> Iterator[Record]:
+    """A table's rows, unless most of the first are odd.
+
+    Raises:
+        UserError: they are; it is said of the first of them why.
+    """
+    number, odd, why = 0, 0, ""
+    for number, row in enumerate(table.rows(layout.columns), start=1):
+        where = f"{name} row {number}"
+        try:
+            yield read(row, where)
+        except Odd as error:
+            odd, why = odd + 1, why or f"row {number}: {error}"
+            yield Record(where, None, None, None, None, note=str(error))
+        if number == _SAMPLE:
+            _refuse_odd(table.path, odd, number, why)
+    if number < _SAMPLE:
+        _refuse_odd(table.path, odd, number, why)
+
+
+def _refuse_odd(path: Path, odd: int, seen: int, why: str) -> None:
+    if odd * 2 > seen:
+        raise UserError(
+            f"{path} {why} (so {odd} of its first {seen} rows can't be used); "
+            "name other columns in data.columns"
+        )
+
+
+def _published(paths: list[Path], raw: Path) -> dict[Path, str]:
+    """The split that each file was published in by its name or its folder's, as ``datasets`` reads
+    them (``test-00000.parquet``, ``validation/rows.jsonl``); empty where that names fewer than two.
+    """
+    found = {}
+    for path in paths:
+        words = re.split(r"[^a-z]+", path.relative_to(raw).as_posix().lower())
+        found[path] = next((_SPLITS[word] for word in reversed(words) if word in _SPLITS), "")
+    several = len({*found.values()} - {""}) > 1 and "" not in found.values()
+    return found if several else dict.fromkeys(paths, "")
 
 
 def opened(path: Path, columns: Mapping[str, str | None]) -> tuple[Table, Layout | None]:
@@ -103,8 +146,8 @@ def opened(path: Path, columns: Mapping[str, str | None]) -> tuple[Table, Layout
     lacking = layouts.missing(table.names, columns)
     if table.is_one_object and (layout is None or (layout.name == "data.columns" and lacking)):
         raise UserError(
-            f"{path} is one JSON object with {listed(table.names, 6)}, not rows; a data file is one "
-            "object per line or a list of objects, keep others out by data.source"
+            f"{path} is one JSON object with {listed(table.names, 6)}, not rows; a data file is "
+            "one object per line or a list of objects, keep others out by data.source"
         )
     if lacking and (layout is None or layout.name == "data.columns"):
         raise UserError(f"{path} {lacking}")
@@ -114,40 +157,9 @@ def opened(path: Path, columns: Mapping[str, str | None]) -> tuple[Table, Layout
     return table, layout
 
 
-def _checked(first: list[tuple[int, Row]], table: Table, read: Any, name: str) -> Iterator[Record]:
-    """The first rows as records, unless most of them are odd.
-
-    Raises:
-        UserError: they are; it is said of the first of them why.
-    """
-    found, odd = [], []
-    for number, row in first:
-        try:
-            found.append(read(row, f"{name} row {number}"))
-        except Odd as error:
-            odd.append(f"row {number}: {error}")
-            found.append(_left_out(f"{name} row {number}", str(error)))
-    if len(odd) * 2 > len(first):
-        raise UserError(
-            f"{table.path} {odd[0]} (and so {len(odd)} of its first {len(first)} rows can't be "
-            "used); name other columns in data.columns"
-        )
-    yield from found
-
-
-def _kept(read: Any, row: Row, where: str) -> Record:
-    try:
-        record: Record = read(row, where)
-    except Odd as error:
-        return _left_out(where, str(error))
-    return record
-
-
-def _left_out(where: str, why: str) -> Record:
-    return Record(where, None, None, None, None, note=why)
-
-
-def _record(row: Row, where: str, *, layout: Layout, folders: tuple[Path, ...]) -> Record:
+def _record(
+    row: Row, where: str, *, layout: Layout, folders: tuple[Path, ...], split: str
+) -> Record:
     if isinstance(row, Unreadable):
         raise Odd(row.why)
     fields = layouts.fields(row, layout)
@@ -170,6 +182,7 @@ def _record(row: Row, where: str, *, layout: Layout, folders: tuple[Path, ...]) 
         note=note,
         system=fields.system,
         history=fields.history,
+        split=split,
     )
 
 
