@@ -1,5 +1,11 @@
 """What kind of file some bytes are, told by how they begin; for messages, and for base64."""
 
+# Of a file of the MP4 family, by what its first box says it is or is compatible with.
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1"), "HEIC"),
+    b"crx ": "Canon raw photo (CR3)",
+}
 # Where, what, which. The first that fits counts.
 _MAGIC = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -15,12 +21,6 @@ _MAGIC = (
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
     (0, b"\xff\x0a", "JPEG XL"),
-    (4, b"ftypavif", "AVIF"),
-    (4, b"ftypavis", "AVIF"),
-    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim")),
-    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heis", b"mif1", b"msf1")),
-    (4, b"ftypcrx", "Canon raw photo (CR3)"),
-    (4, b"ftyp", "MP4 video"),
     (0, b"8BPS", "Photoshop (PSD)"),
     (0, b"%PDF", "PDF"),
     (0, b"%!PS", "PostScript"),
@@ -49,6 +49,10 @@ _MAGIC = (
 
 def format_of(data: bytes) -> str:
     """``"JPEG"``, ``"HEIC"``, ``"PDF"``, …; empty if the beginning says nothing."""
+    if data[4:8] == b"ftyp":
+        brands = data[8 : min(int.from_bytes(data[:4], "big"), 200)]
+        found = [brands[i : i + 4] for i in range(0, len(brands), 4) if i != 4]  # 4: a version
+        return next((name for brand, name in _BRANDS.items() if brand in found), "MP4 video")
     for place, magic, name in _MAGIC:
         if data.startswith(magic, place):
             return name
