@@ -49,9 +49,9 @@ def main() -> None:
     p = params.load(PRESET)
     loaded = tokens.load(ROOT / "demo" / "model", p)
     rows, _ = format_stage.to_rows(table, loaded.markers)
-    sizes = list(zip(table["width"], table["height"], strict=True))
+    sizes = [(w, h) for (w,), (h,) in zip(table["widths"], table["heights"], strict=True)]
     for _ in range(options.repeats):
-        taken, at_once = timed(lambda: tokens.count(loaded, rows, sizes))
+        taken, at_once = timed(lambda: tokens.count(loaded, rows, [[size] for size in sizes]))
         times.setdefault("count, all at once", []).append(taken)
         taken, by_pair = timed(lambda: pair_by_pair(loaded, rows, sizes))
         times.setdefault("count, pair by pair", []).append(taken)
@@ -72,8 +72,9 @@ def made_up(count: int) -> pd.DataFrame:
     for number in range(count):
         group = hashlib.sha256(str(number).encode()).hexdigest()[:32]
         texts = {"question": words(5, 15), "chosen": words(20, 90), "rejected": words(20, 90)}
-        size = {"width": drawn.choice((500, 640)), "height": drawn.choice((375, 427, 480))}
-        labels = {"image": f"{group}.jpg", "origin": "made-up", "kind": "", "group": group}
+        size = {"widths": [drawn.choice((500, 640))], "heights": [drawn.choice((375, 427, 480))]}
+        labels = {"images": [f"{group}.jpg"], "origin": "made-up", "kind": "", "group": group}
+        labels |= {"system": "", "history": []}
         split = drawn.choices(("train", "validation", "test"), (8, 1, 1))[0]
         rows.append({"id": str(number), "split": split, **size, **texts, **labels})
     return pd.DataFrame(rows)

@@ -36,7 +36,10 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     tokenization = tokens.load(model, p)
     table = pd.read_parquet(pairs / "pairs.parquet")
     rows, changed = to_rows(table, tokenization.markers)
-    sizes = zip(table["width"], table["height"], strict=True)
+    sizes = [
+        list(zip(widths, heights, strict=True))
+        for widths, heights in zip(table["widths"], table["heights"], strict=True)
+    ]
     counted = tokens.count(tokenization, rows, sizes)
     kept = tokens.within(tokenization, counted)
     by_split = {
@@ -54,7 +57,7 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     for name, split_rows in by_split.items():
         write_json(out / f"{name}.json", split_rows)
     write_json(out / "questions.json", questions)
-    write_json(out / "dataset_info.json", dataset_info())
+    write_json(out / "dataset_info.json", dataset_info(system_prompts=any(table["system"])))
     write_left_out(out / "left_out.csv", rows, counted, kept, p.format.cutoff_len)
     write_json(report, summary(table["split"], kept, counted, changed))
     write_quantiles(lengths, [length for length, ok in zip(counted, kept, strict=True) if ok])
@@ -63,23 +66,31 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
 def to_rows(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
     """ShareGPT rows of a table of pairs, and how many held a marker that had to be broken."""
     rows, changed = [], 0
+    broken = False
+
+    def clean(text: str) -> str:
+        nonlocal broken
+        found = neutralised(text, markers)
+        broken = broken or found != text
+        return found
+
     for pair in table.to_dict("records"):
-        question, chosen, rejected = (
-            neutralised(pair[name], markers) for name in ("question", "chosen", "rejected")
-        )
-        changed += (question, chosen, rejected) != (
-            pair["question"],
-            pair["chosen"],
-            pair["rejected"],
-        )
+        broken = False
         rows.append(
             {name: pair[name] for name in ("id", "group", "origin", "kind")}
-            | prompt(question, pair["image"])
+            | prompt(
+                pair["question"],
+                list(pair["images"]),
+                system=pair["system"],
+                history=[(turn["user"], turn["assistant"]) for turn in pair["history"]],
+                clean=clean,
+            )
             | {
-                "chosen": {"role": "assistant", "content": chosen},
-                "rejected": {"role": "assistant", "content": rejected},
+                side: {"role": "assistant", "content": clean(pair[side])}
+                for side in ("chosen", "rejected")
             }
         )
+        changed += broken
     return rows, changed
 
 
@@ -87,7 +98,7 @@ def to_questions(table: pd.DataFrame, markers: Sequence[str]) -> list[dict[str, 
     """Prompts of held-out questions with their true answers."""
     return [
         {"id": row["id"], "kind": row["kind"], "answer": row["answer"]}
-        | prompt(neutralised(row["question"], markers), row["image"])
+        | prompt(neutralised(row["question"], markers), [row["image"]])
         for row in table.to_dict("records")
     ]
 

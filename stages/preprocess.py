@@ -26,12 +26,14 @@ from stages.core import command
 from stages.dataset import pairs
 from stages.dataset.pairs import Question, Record
 from stages.ingest import counts, images, output, refusals, tables
-from stages.ingest.decoder import Decoder, Outcome
+from stages.ingest.decoder import Decoder, Outcomes
 from stages.ingest.refusals import Refusal
-from stages.ingest.split import split_of
+from stages.ingest.split import joined, sides, split_of
 from stages.parameters import params
 from stages.sources import manifest
 from stages.sources.registry import KINDS
+
+Decode = Callable[[Iterable[Any], Callable[[Any], Refusal | None]], Iterator[tuple[Any, Outcomes]]]
 
 
 def main(raw: Path, out: Path, report: Path) -> None:
@@ -44,6 +46,7 @@ def main(raw: Path, out: Path, report: Path) -> None:
         max_input_pixels=chosen.max_input_pixels,
         jpeg_quality=chosen.jpeg_quality,
     )
+    wanted = refusals.Wanted(**chosen.wanted.model_dump())
     split = functools.partial(
         split_of, key=chosen.split_key, validation=chosen.validation, test=chosen.test
     )
@@ -52,7 +55,9 @@ def main(raw: Path, out: Path, report: Path) -> None:
         work = functools.partial(images.store, folder=folder / "images", limits=limits)
         with contextlib.closing(Decoder(work, workers=chosen.workers)) as decoder:
             shown = progress(rows, total, "preprocess")
-            counted = write_tables(shown, questions, folder, decode=decoder.decode, split=split)
+            counted = write_tables(
+                shown, questions, folder, decode=decoder.decode, wanted=wanted, split=split
+            )
         counts.check(counted, {"validation": chosen.validation, "test": chosen.test})
     output.write_report(counted, report)
 
@@ -76,21 +81,27 @@ def write_tables(
     questions: Iterable[Question],
     folder: Path,
     *,
-    decode: Callable[[Iterable[Any]], Iterator[tuple[Any, Outcome]]],
+    decode: Decode,
+    wanted: refusals.Wanted,
     split: Callable[[str], str],
 ) -> dict[str, Any]:
     """Write the three tables into ``folder``; gives the counts for the report.
 
-    ``decode`` pairs each row with its stored image or with the reason why there is none, in order.
+    ``decode`` pairs each row with its stored images or with the reason why there is none, in order.
     """
     left_out: Counter[str] = Counter({reason: 0 for reason in refusals.REASONS})
-    by_split: Counter[str] = Counter()
     by_origin: Counter[str] = Counter()
     by_kind: Counter[str] = Counter()
-    split_of_image: dict[str, str] = {}
+    shown: list[list[str]] = []  # for each pair, the groups of its images, or that of its text
+    published: list[str] = []
+    images_of: list[tuple[str, ...]] = []
     held_out: set[str] = set()
     seen: set[str] = set()
     rows_in = questions_in = questions_kept = 0
+
+    def refuse(row: Record) -> Refusal | None:
+        return refusals.text_refusal(row) or refusals.shape_refusal(row, wanted)
+
     with (
         output.table(folder / "pairs.parquet", pairs.PAIRS) as add_pair,
         output.table(folder / "questions.parquet", pairs.QUESTIONS) as add_question,
@@ -101,15 +112,16 @@ def write_tables(
             texts = {"where": where, "reason": refusal.reason, "detail": refusal.detail[:300]}
             add_left_out({name: output.printable(text) for name, text in texts.items()})
 
-        for question, image in decode(questions):
+        for question, found in decode(questions, refusals.text_refusal):
             questions_in += 1
-            if isinstance(image, images.Stored):
+            if not isinstance(found, Refusal):
+                (image,) = found
                 row_id = pairs.row_id(image.name, question.question, question.answer)
                 held_out.add(image.name)
                 if row_id in seen:
-                    image = Refusal("exact_duplicate", f"id {row_id}")
-            if isinstance(image, Refusal):
-                leave_out(question.where, image)
+                    found = Refusal("exact_duplicate", f"id {row_id}")
+            if isinstance(found, Refusal):
+                leave_out(question.where, found)
                 continue
             seen.add(row_id)
             questions_kept += 1
@@ -123,48 +135,60 @@ def write_tables(
                 }
             )
 
-        for row, image in decode(rows):
+        for row, found in decode(rows, refuse):
             rows_in += 1
-            if isinstance(image, images.Stored):
-                row_id = pairs.row_id(image.name, row.question, row.chosen, row.rejected)
-                if image.name in held_out:
-                    image = Refusal("image_in_held_out_questions", image.name)
+            if not isinstance(found, Refusal):
+                names = [image.name for image in found]
+                row_id = pairs.pair_id(row, names)
+                if used := held_out.intersection(names):
+                    found = Refusal("image_in_held_out_questions", min(used))
                 elif row_id in seen:
-                    image = Refusal("exact_duplicate", f"id {row_id}")
-            if isinstance(image, Refusal):
-                left_out[image.reason] += 1
-                leave_out(row.where, image)
+                    found = Refusal("exact_duplicate", f"id {row_id}")
+            if isinstance(found, Refusal):
+                left_out[found.reason] += 1
+                leave_out(row.where, found)
                 continue
             seen.add(row_id)
-            side = split_of_image[image.group] = split(image.group)
-            by_split[side] += 1
             by_origin[row.origin] += 1
             by_kind[row.kind] += 1
+            images_of.append(tuple(names))
+            shown.append([image.group for image in found] or [pairs.prompt_id(row)])
+            published.append(row.split)
             add_pair(
                 {
                     "id": row_id,
-                    "image": image.name,
-                    "width": image.width,
-                    "height": image.height,
+                    "images": names,
+                    "widths": [image.width for image in found],
+                    "heights": [image.height for image in found],
+                    "system": row.system,
+                    "history": [{"user": u, "assistant": a} for u, a in row.history],
                     "question": row.question,
                     "chosen": row.chosen,
                     "rejected": row.rejected,
                     "origin": row.origin,
                     "kind": row.kind,
-                    "group": image.group,
-                    "split": side,
                 }
             )
+    group_of = joined(shown)
+    groups = [group_of[names[0]] for names in shown]
+    side_of = sides(groups, published, split)
+    output.fill(folder / "pairs.parquet", {"group": groups, "split": side_of})
+    by_split = Counter(side_of)
+    split_of_image = {
+        name: side for names, side in zip(images_of, side_of, strict=True) for name in names
+    }
     images_by_split = Counter(split_of_image.values())
+    moved = sum(was not in ("", now) for was, now in zip(published, side_of, strict=True))
     return {
         "rows_in": rows_in,
-        "rows_kept": by_split.total(),
+        "rows_kept": len(groups),
         "rows_left_out": left_out.total(),
         "unique_images": len(split_of_image),
         "questions_in": questions_in,
         "questions_kept": questions_kept,
         "question_images": len(held_out),
         "left_out": dict(left_out),
+        "published_split_changed": moved,
         "pairs_by_split": {name: by_split[name] for name in pairs.SPLITS},
         "images_by_split": {name: images_by_split[name] for name in pairs.SPLITS},
         "pairs_by_origin": counts.by_label(by_origin),

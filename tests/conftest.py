@@ -116,9 +116,11 @@ def _pairs_of(images: Path, i: int) -> list[dict[str, Any]]:
     return [
         {
             "id": row_id(name, *text),
-            "image": name,
-            "width": width,
-            "height": height,
+            "images": [name],
+            "widths": [width],
+            "heights": [height],
+            "system": "",
+            "history": [],
             "question": text[0],
             "chosen": text[1],
             "rejected": text[2],

@@ -14,9 +14,11 @@ from stages.model.tokens import Lengths
 MARKERS = ("<image>", "<|im_end|>")
 PAIR = {
     "id": "1",
-    "image": "a.jpg",
-    "width": 64,
-    "height": 64,
+    "images": ["a.jpg"],
+    "widths": [64],
+    "heights": [64],
+    "system": "",
+    "history": [],
     "question": "What is it?",
     "chosen": "A cat.",
     "rejected": "A dog.",

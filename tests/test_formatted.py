@@ -45,7 +45,7 @@ def test_a_marker_of_one_character_or_none_is_no_endless_loop():
 
 
 def test_every_split_is_a_ranking_dataset_of_a_file_of_its_name():
-    info = formatted.dataset_info()
+    info = formatted.dataset_info(system_prompts=False)
     assert set(info) == {"train", "validation", "test"}
     for split, entry in info.items():
         assert entry["ranking"] is True
@@ -96,6 +96,6 @@ def test_a_sample_is_not_the_first_rows():
 
 
 def test_a_rows_question_is_the_one_that_its_prompt_was_given():
-    assert formatted.question(formatted.prompt("What is in the image?", "a.jpg")) == (
+    assert formatted.question(formatted.prompt("What is in the image?", ["a.jpg"])) == (
         "What is in the image?"
     )

@@ -14,7 +14,7 @@ KEYS = st.text(st.characters(codec="ascii"), min_size=1, max_size=64)
 
 
 def record(**changes):
-    fields = {"image": b"i", "question": "q?", "chosen": "yes", "rejected": "no"} | changes
+    fields = {"images": (b"i",), "question": "q?", "chosen": "yes", "rejected": "no"} | changes
     return Record("file row 1", **fields)
 
 
@@ -81,7 +81,7 @@ def test_a_good_row_is_not_refused():
 
 
 def test_each_missing_field_is_named():
-    refusal = refusals.text_refusal(record(image=None, rejected=None, note="no file a.png"))
+    refusal = refusals.text_refusal(record(images=None, rejected=None, note="no file a.png"))
     assert refusal == refusals.Refusal("missing_field", "image, rejected (no file a.png)")
 
 
@@ -102,8 +102,8 @@ def test_half_a_surrogate_pair_is_no_text():
 
 
 def test_a_question_with_one_answer_is_not_compared_with_itself():
-    assert refusals.text_refusal(Question("w", b"i", "q?", "yes")) is None
-    blank = Question("w", b"i", "q?", " ")
+    assert refusals.text_refusal(Question("w", (b"i",), "q?", "yes")) is None
+    blank = Question("w", (b"i",), "q?", " ")
     assert refusals.text_refusal(blank) == refusals.Refusal("empty_answer", "answer")
 
 
@@ -112,7 +112,7 @@ def test_a_question_with_one_answer_is_not_compared_with_itself():
     st.one_of(st.none(), st.binary()),
 )
 def test_whatever_the_fields_a_refusal_is_in_the_vocabulary(question, chosen, rejected, image):
-    found = reason(question=question, chosen=chosen, rejected=rejected, image=image)
+    found = reason(question=question, chosen=chosen, rejected=rejected, images=image and (image,))
     assert found is None or found in refusals.REASONS
     if None in (question, chosen, rejected, image):
         assert found == "missing_field"

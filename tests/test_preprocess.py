@@ -61,6 +61,7 @@ SETTINGS = {
     "max_input_pixels": 100_000,
     "jpeg_quality": 90,
     "workers": 2,
+    "wanted": {"text_only": False, "images": 1, "turns": 1, "system_prompt": False},
 }
 
 
@@ -168,18 +169,20 @@ def test_the_table_of_pairs_holds_what_later_stages_read(run, tmp_path):
     found = table.to_pylist()
     assert [pair["question"] for pair in found] == [row["question"] for row in good]
     folder = tmp_path / "pairs" / "images"
-    assert {pair["image"] for pair in found} == {path.name for path in folder.iterdir()}
+    assert {pair["images"][0] for pair in found} == {path.name for path in folder.iterdir()}
     for pair in found:
-        data = (folder / pair["image"]).read_bytes()
-        assert pair["image"] == hashlib.sha256(data).hexdigest()[:32] + ".jpg"
-        assert pair["group"] + ".jpg" == pair["image"]
-        assert Image.open(io.BytesIO(data)).size == (pair["width"], pair["height"])
+        (image,) = pair["images"]
+        data = (folder / image).read_bytes()
+        assert image == hashlib.sha256(data).hexdigest()[:32] + ".jpg"
+        assert pair["group"] + ".jpg" == image
+        assert Image.open(io.BytesIO(data)).size == (*pair["widths"], *pair["heights"])
+        assert (pair["system"], pair["history"]) == ("", [])
         assert pair["split"] == split_of(pair["group"], key="k", validation=0.2, test=0.2)
-        fields = [pair[name] for name in ("image", "question", "chosen", "rejected")]
-        assert pair["id"] == pairs.row_id(*fields)
+        texts = [pair[name] for name in ("question", "chosen", "rejected")]
+        assert pair["id"] == pairs.row_id(image, *texts)
     assert len({pair["id"] for pair in found}) == len(found)
-    assert found[20]["image"] == found[21]["image"]
-    assert (folder / found[1]["image"]).read_bytes() == good[1]["image"]  # a JPEG stays as it is
+    assert found[20]["images"] == found[21]["images"]
+    assert (folder / found[1]["images"][0]).read_bytes() == good[1]["image"]  # a JPEG stays as it is
     assert pq.read_table(tmp_path / "pairs" / "questions.parquet").schema.equals(pairs.QUESTIONS)
 
 
@@ -216,13 +219,13 @@ def test_adding_rows_moves_no_pair_to_another_split(run, tmp_path):
 def test_an_image_of_the_held_out_questions_is_in_no_pair(run, tmp_path, monkeypatch):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "SOURCE.json").write_text(json.dumps(SOURCE | {"kind": "easy-vqa"}))
-    rows = [Record(f"train {i}", picture(i), f"q{i}", "yes", "no", "easy") for i in range(40)]
+    rows = [Record(f"train {i}", (picture(i),), f"q{i}", "yes", "no", "easy") for i in range(40)]
     questions = [
-        Question("test 1", picture(5), "colour?", "red", "colour"),
-        Question("test 2", picture(5), "shape?", "circle", "shape"),
-        Question("test 3", picture(5), "shape?", "circle", "shape"),
-        Question("test 4", b"broken", "shape?", "circle", "shape"),
-        Question("test 5", picture(100), "shape?", "", "shape"),
+        Question("test 1", (picture(5),), "colour?", "red", "colour"),
+        Question("test 2", (picture(5),), "shape?", "circle", "shape"),
+        Question("test 3", (picture(5),), "shape?", "circle", "shape"),
+        Question("test 4", (b"broken",), "shape?", "circle", "shape"),
+        Question("test 5", (picture(100),), "shape?", "", "shape"),
     ]
     kind = dataclasses.replace(KINDS["easy-vqa"], read=lambda raw: (iter(rows), iter(questions)))
     monkeypatch.setitem(KINDS, "easy-vqa", kind)
@@ -237,8 +240,8 @@ def test_an_image_of_the_held_out_questions_is_in_no_pair(run, tmp_path, monkeyp
         ("red", "colour"),
         ("circle", "shape"),
     ]
-    used = pq.read_table(tmp_path / "pairs" / "pairs.parquet")["image"].to_pylist()
-    assert found[0]["image"] not in used
+    used = pq.read_table(tmp_path / "pairs" / "pairs.parquet")["images"].to_pylist()
+    assert [found[0]["image"]] not in used
     assert len(list((tmp_path / "pairs" / "images").iterdir())) == 40
     left_out = pq.read_table(tmp_path / "pairs" / "left_out.parquet").to_pylist()
     assert [(row["where"], row["reason"]) for row in left_out] == [
@@ -295,7 +298,7 @@ def test_a_failure_leaves_the_old_output_and_nothing_half_made(run, tmp_path, mo
     before = everything(tmp_path)
 
     def interrupted(*_):
-        yield Record("row 1", picture(1), "q", "yes", "no")
+        yield Record("row 1", (picture(1),), "q", "yes", "no")
         raise failure
 
     monkeypatch.setattr("stages.ingest.tables.records", interrupted)
@@ -335,12 +338,15 @@ def fragile(data):
 
 
 def records(*contents):
-    return [Record(f"row {i}", data, "q", "yes", "no") for i, data in enumerate(contents, start=1)]
+    return [
+        Record(f"row {i}", None if data is None else (data,), "q", "yes", "no")
+        for i, data in enumerate(contents, start=1)
+    ]
 
 
 def decode(rows, work=fragile):
     with contextlib.closing(decoder.Decoder(work, workers=2)) as pool:
-        return list(pool.decode(rows))
+        return list(pool.decode(rows, refusals.text_refusal))
 
 
 def test_a_crash_of_a_worker_names_the_row():
@@ -395,7 +401,7 @@ class Later:
         self.submitted = 0
 
     def submit(self, batch):
-        contents = [row.image for row in batch]
+        contents = [image.data for image in batch]
         self.submitted += len(batch)
         future: Future[list[images.Stored | Refusal]] = Future()
         result = future.result
@@ -419,13 +425,16 @@ def test_rows_come_back_in_order_and_each_image_is_decoded_once(batches, window)
     pool, rows = Later(), records(*contents)
     left = iter(rows)
     parts = [[next(left) for _ in batch] for batch in batches]
-    found = list(decoder.in_order(parts, pool.submit, window=window))
+    found = list(
+        decoder.in_order(parts, pool.submit, refuse=refusals.text_refusal, window=window)
+    )
     assert [row for row, _ in found] == rows
     for row, outcome in found:
-        if row.image is None:
+        if row.images is None:
             assert outcome == Refusal("missing_field", "image")
         else:
-            assert outcome == images.Stored(f"{row.image.decode()}.jpg", 1, 1)
+            (data,) = row.images
+            assert outcome == (images.Stored(f"{data.decode()}.jpg", 1, 1),)
     assert pool.submitted == len(set(contents) - {None})
 
 
@@ -436,7 +445,7 @@ def test_the_rows_held_at_once_are_bounded_whatever_their_number(tmp_path, monke
     def source():
         for number in range(2000):
             data = b"%d" % (number % 3 if repeat else number)
-            row = Record(f"row {number}", data, f"q{number}", "yes", "no")
+            row = Record(f"row {number}", (data,), f"q{number}", "yes", "no")
             alive[0] += 1
             peak[0] = max(peak[0], alive[0])
             weakref.finalize(row, lambda: alive.__setitem__(0, alive[0] - 1))
@@ -450,9 +459,10 @@ def test_the_rows_held_at_once_are_bounded_whatever_their_number(tmp_path, monke
             source(),
             [],
             tmp_path,
-            decode=lambda rows: decoder.in_order(
-                decoder.batches(rows), Later().submit, window=window
+            decode=lambda rows, refuse: decoder.in_order(
+                decoder.batches(rows), Later().submit, refuse=refuse, window=window
             ),
+            wanted=refusals.Wanted(text_only=False, images=1, turns=1, system_prompt=False),
             split=lambda group: "train",
         )
     finally:

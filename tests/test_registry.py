@@ -44,8 +44,8 @@ def picture(number):
 
 def read(raw):
     number = int((raw / "number.txt").read_text())
-    rows = (Record(f"colour {i}", picture(i), "Red?", "Yes.", "No.") for i in range(number))
-    return rows, iter([Question("test", picture(63), "Red?", "yes")])
+    rows = (Record(f"colour {i}", (picture(i),), "Red?", "Yes.", "No.") for i in range(number))
+    return rows, iter([Question("test", (picture(63),), "Red?", "yes")])
 
 
 kind = Kind(Colours, fetch, name=lambda *_: "colours", words=lambda _: "colours", read=read)

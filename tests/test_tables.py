@@ -55,7 +55,7 @@ def test_rows_come_file_by_file_in_the_order_of_their_names(tmp_path):
     found = read(tmp_path)
     assert [record.question for record in found] == [f"question {i}" for i in range(4)]
     assert found[3].where == "b.parquet row 2"
-    assert found[3].image == b"image 3"
+    assert found[3].images == (b"image 3",)
     assert (found[3].origin, found[3].kind) == ("coco", "")
 
 
@@ -81,7 +81,7 @@ def test_an_image_may_be_bytes_or_a_struct_or_a_path(tmp_path, kind, value):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "x.png").write_bytes(b"png")
     parquet(tmp_path / "a.parquet", [row(image=value)], kind)
-    assert read(tmp_path)[0].image == b"png"
+    assert read(tmp_path)[0].images == (b"png",)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_an_image_may_be_bytes_or_a_struct_or_a_path(tmp_path, kind, value):
 )
 def test_an_absent_image_is_none(tmp_path, value):
     parquet(tmp_path / "a.parquet", [row(image=value)], STRUCT)
-    assert read(tmp_path)[0].image is None
+    assert read(tmp_path)[0].images is None
 
 
 def test_a_null_text_is_none(tmp_path):
@@ -200,7 +200,7 @@ def test_json_and_json_lines_take_images_from_files_next_to_them(folder, name, w
     (folder / name).write_text(write([json_row(i) for i in range(3)]), encoding="utf-8")
     found = read(folder)
     assert [record.question for record in found] == ["question 0", "question 1", "question 2"]
-    assert {record.image for record in found} == {b"png"}
+    assert {record.images for record in found} == {(b"png",)}
     assert found[2].where == f"{name} row 3"
 
 
@@ -251,8 +251,8 @@ def test_a_key_missing_from_some_json_rows_is_none_there(folder):
     rows = [json_row(0), {k: v for k, v in json_row(1).items() if k not in ("chosen", "image")}]
     (folder / "a.jsonl").write_text(as_lines(reversed(rows)))
     first, second = read(folder)
-    assert (first.chosen, first.image) == (None, None)
-    assert (second.chosen, second.image) == ("yes", b"png")
+    assert (first.chosen, first.images) == (None, None)
+    assert (second.chosen, second.images) == ("yes", (b"png",))
 
 
 def test_json_text_of_a_wrong_type_names_the_row(folder):
@@ -278,7 +278,7 @@ def test_an_image_path_that_leaves_the_folder_is_refused(folder, path):
 )
 def test_a_roundabout_image_path_inside_the_folder_is_followed(folder, path):
     (folder / "a.jsonl").write_text(as_lines([json_row(image=path)]))
-    assert read(folder)[0].image == b"png"
+    assert read(folder)[0].images == (b"png",)
 
 
 def test_files_that_are_links_into_a_cache_are_read(folder, tmp_path_factory):
@@ -286,7 +286,7 @@ def test_files_that_are_links_into_a_cache_are_read(folder, tmp_path_factory):
     (cache / "1234").write_bytes(b"cached")
     (folder / "pictures" / "y.png").symlink_to(cache / "1234")
     (folder / "a.jsonl").write_text(as_lines([json_row(image="pictures/y.png")]))
-    assert read(folder)[0].image == b"cached"
+    assert read(folder)[0].images == (b"cached",)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_files_that_are_links_into_a_cache_are_read(folder, tmp_path_factory):
 def test_an_image_file_that_is_not_there_is_a_missing_field(folder, path):
     (folder / "a.jsonl").write_text(as_lines([json_row(image=path)]))
     (record,) = read(folder)
-    assert record.image is None
+    assert record.images is None
     assert record.note
 
 
@@ -303,7 +303,7 @@ def test_an_image_is_relative_to_its_own_data_file(folder):
     (folder / "part").mkdir()
     (folder / "part" / "x.png").write_bytes(b"other")
     (folder / "part" / "a.jsonl").write_text(as_lines([json_row(image="x.png")]))
-    assert read(folder)[0].image == b"other"
+    assert read(folder)[0].images == (b"other",)
 
 
 def test_rows_are_counted_without_reading_them_where_that_can_be(folder):

@@ -68,7 +68,8 @@ def tokenization(most, least, size, model_dir, folder, params_with):
 
 
 def row(question, chosen, rejected, markers=()):
-    pair = {"question": question, "chosen": chosen, "rejected": rejected, "image": "x.jpg"}
+    pair = {"question": question, "chosen": chosen, "rejected": rejected}
+    pair |= {"images": ["x.jpg"], "system": "", "history": []}
     pair |= dict.fromkeys(("id", "group", "origin", "kind"), "")
     (made,), _ = format_stage.to_rows(pd.DataFrame([pair]), markers)
     return made
@@ -102,7 +103,7 @@ def lengths_of(encoded, image_id):
 
 
 def count_one(loaded, made, size):
-    (counted,) = tokens.count(loaded, [made], [size])
+    (counted,) = tokens.count(loaded, [made], [[size]])
     return counted
 
 
@@ -143,7 +144,7 @@ def test_pairs_counted_together_have_the_lengths_that_each_has_alone(loaded, pai
     made = [row(*texts) for *texts, _ in pairs]
     sizes = [(side, side) for *_, side in pairs]
     alone = [count_one(loaded, *each) for each in zip(made, sizes, strict=True)]
-    assert tokens.count(loaded, made, sizes) == alone
+    assert tokens.count(loaded, made, [[size] for size in sizes]) == alone
 
 
 @slow

@@ -2,14 +2,15 @@
 back.
 
 A row is ``{"id", "group", "origin", "kind", "messages", "chosen", "rejected", "images"}``;
-LLaMA-Factory uses the last four and ignores the others, which the evaluation slices by. Image names
-are relative to ``media_dir``, so nothing needs remapping when the project moves.
+LLaMA-Factory uses the last four and ignores the others, which the evaluation slices by. Messages are
+a system prompt, if there is one, earlier turns, and last the question. Image names are relative to
+``media_dir``, so nothing needs remapping when the project moves.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,19 +19,21 @@ from stages.dataset.pairs import SPLITS
 
 IMAGE_PLACEHOLDER = "<image>"  # llamafactory/extras/constants.py; so are <video> and <audio>
 PLACEHOLDERS = (IMAGE_PLACEHOLDER, "<video>", "<audio>")
+SYSTEM = "system"  # the role of a system prompt
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
 
-def dataset_info() -> dict[str, Any]:
-    """``dataset_info.json``: one entry for each split, in LLaMA-Factory's format."""
+def dataset_info(*, system_prompts: bool) -> dict[str, Any]:
+    """``dataset_info.json``: one entry for each split, in LLaMA-Factory's format, which looks for
+    system prompts among the messages only if it is told their role."""
     columns = {name: name for name in ("messages", "chosen", "rejected", "images")}
     tags = {
         "role_tag": "role",
         "content_tag": "content",
         "user_tag": "user",
         "assistant_tag": "assistant",
-    }
+    } | ({"system_tag": SYSTEM} if system_prompts else {})
     return {
         split: {
             "file_name": f"{split}.json",
@@ -43,17 +46,72 @@ def dataset_info() -> dict[str, Any]:
     }
 
 
-def prompt(question: str, image: str) -> dict[str, Any]:
-    """The part of a row that a model is asked: the image, then the question."""
+def prompt(
+    question: str,
+    images: Sequence[str],
+    *,
+    system: str = "",
+    history: Sequence[tuple[str, str]] = (),
+    clean: Callable[[str], str] = str,
+) -> dict[str, Any]:
+    """The part of a row that a model is asked.
+
+    Images come before the first question, except where the data set says in its own text where they
+    belong: by as many ``<image>`` as there are images, of which a single one must be at the start
+    or the end of what a user says (as in LLaVA's data). Any other ``<image>`` is text.
+
+    Args:
+        images: their names.
+        clean: what is done to each text that reaches the model (``neutralised``).
+    """
+    asked = [user for user, _ in history] + [question]
+    places = _places(asked, len(images))
+    if places is None:
+        places = [[clean(text)] for text in asked]
+        places[0] = [*[""] * len(images), *places[0]]
+    else:
+        places = [[clean(part) for part in parts] for parts in places]
+    said = [IMAGE_PLACEHOLDER.join(parts) for parts in places]
+    messages = [{"role": SYSTEM, "content": clean(system)}] if system else []
+    for user, (_, assistant) in zip(said, history, strict=False):
+        messages.append({"role": "user", "content": user})
+        messages.append({"role": "assistant", "content": clean(assistant)})
     return {
-        "messages": [{"role": "user", "content": IMAGE_PLACEHOLDER + question}],
-        "images": [image],
+        "messages": [*messages, {"role": "user", "content": said[-1]}],
+        "images": list(images),
     }
 
 
+def _places(asked: Sequence[str], images: int) -> list[list[str]] | None:
+    """What users say, cut where images belong; None where the texts don't say it."""
+    parts = [text.split(IMAGE_PLACEHOLDER) for text in asked]
+    if not images or sum(len(each) - 1 for each in parts) != images:
+        return None
+    if images == 1:
+        ((before, after),) = (each for each in parts if len(each) == 2)
+        if before.strip() and after.strip():
+            return None
+    # A line break between an image and the text is the data set's layout, not the question.
+    return [[each[0], *(part.lstrip("\n") for part in each[1:])] for each in parts]
+
+
+def system(row: Mapping[str, Any]) -> str:
+    """The system prompt of a row, or nothing."""
+    first = row["messages"][0]
+    return str(first["content"]) if first["role"] == SYSTEM else ""
+
+
+def turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a row after its system prompt."""
+    return list(row["messages"][1:] if system(row) else row["messages"])
+
+
 def question(row: Mapping[str, Any]) -> str:
-    """The question of a row, without the image's place before it: what ``prompt`` was given."""
-    return str(row["messages"][0]["content"]).removeprefix(IMAGE_PLACEHOLDER)
+    """What a row asks last, without the places of images before or after it."""
+    text = str(row["messages"][-1]["content"])
+    while text.startswith(IMAGE_PLACEHOLDER):
+        text = text.removeprefix(IMAGE_PLACEHOLDER)
+    return text.removesuffix(IMAGE_PLACEHOLDER)
 
 
 def neutralised(text: str, markers: Iterable[str]) -> str:

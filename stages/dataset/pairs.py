@@ -1,19 +1,23 @@
 """A preference pair: the record a source yields, and the table that later stages read."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
 
-# Rows of data/pairs/pairs.parquet; image is relative to data/pairs/images/.
+# Rows of data/pairs/pairs.parquet; images are relative to data/pairs/images/, in the order of the
+# prompt, and their sizes are in pixels. ``history`` is the turns before the question.
 PAIRS = pa.schema(
     {
         "id": pa.string(),
-        "image": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
+        "images": pa.list_(pa.string()),
+        "widths": pa.list_(pa.int32()),
+        "heights": pa.list_(pa.int32()),
+        "system": pa.string(),
+        "history": pa.list_(pa.struct({"user": pa.string(), "assistant": pa.string()})),
         "question": pa.string(),
         "chosen": pa.string(),
         "rejected": pa.string(),
@@ -31,30 +35,56 @@ class Record:
     """One row as a source has it, before any check.
 
     ``where`` says which row it is ("train-00.parquet row 17"), for messages and the list of
-    rows left out. ``image`` is the encoded file (PNG, JPEG, …). What the source lacks is ``None``.
-    ``origin`` is the data set the row came from, ``kind`` its question type; both may be empty.
-    ``note`` is the source's word on why ``image`` is ``None``, if it has one.
+    rows left out. ``images`` are encoded files (PNG, JPEG, …) in the order of the prompt, none of
+    them for a text alone. What the source lacks is ``None``. ``origin`` is the data set the row
+    came from, ``kind`` its question type; both may be empty. ``note`` is the source's word on why
+    ``images`` is ``None``, if it has one. ``system`` is the system prompt, ``history`` the turns
+    before the question, each what the user and then the assistant said. ``split`` is that in which
+    the data set was published, one of ``SPLITS``, or empty.
     """
 
     where: str
-    image: bytes | None
+    images: tuple[bytes, ...] | None
     question: str | None
     chosen: str | None
     rejected: str | None
     origin: str = ""
     kind: str = ""
     note: str = ""
+    system: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+    split: str = ""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out question whose true answer the data set knows; used to grade generated answers."""
+    """A held-out question about one image whose true answer the data set knows; used to grade
+    generated answers."""
 
     where: str
-    image: bytes
+    images: tuple[bytes, ...]
     question: str
     answer: str
     kind: str = ""
+
+
+def pair_id(row: Record, images: Sequence[str]) -> str:
+    """Names a pair by its content: its images, each named by theirs, and all of its texts."""
+    assert None not in (row.question, row.chosen, row.rejected)
+    return row_id(*images, *_before(row), row.question, row.chosen, row.rejected)
+
+
+def prompt_id(row: Record) -> str:
+    """Names what a pair without images asks."""
+    return row_id(*_before(row), row.question)
+
+
+def _before(row: Record) -> list[str]:
+    """What a prompt says before its question, each text after the role that says it."""
+    said = ["system", row.system] if row.system else []
+    for user, assistant in row.history:
+        said += ["user", user, "assistant", assistant]
+    return said
 
 
 def row_id(*fields: str) -> str:

@@ -16,17 +16,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.ingest import refusals
 from stages.ingest.images import Stored
 from stages.ingest.refusals import Refusal
 
-Outcome = Stored | Refusal
+Outcome = Stored | Refusal  # of one image
+Outcomes = tuple[Stored, ...] | Refusal  # of a row
 # Rows go to the workers by the batch: one by one, handing them over costs more than decoding them.
 _ROWS, _BYTES = 32, 2**20
 _BATCHES = 3  # under way for each worker: enough that none waits behind one large image
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded image on its way to a worker, and the row that it is of."""
+
+    where: str
+    data: bytes
 
 
 class Decoder:
@@ -40,8 +49,13 @@ class Decoder:
         self._window = _BATCHES * workers
         self._pool = _pool(workers)
 
-    def decode(self, rows: Iterable[Any]) -> Iterator[tuple[Any, Outcome]]:
-        """Each row with its outcome, in order.
+    def decode(
+        self, rows: Iterable[Any], refuse: Callable[[Any], Refusal | None]
+    ) -> Iterator[tuple[Any, Outcomes]]:
+        """Each row with its stored images, or why it is left out, in order.
+
+        Args:
+            refuse: what is wrong with a row before its images are looked at.
 
         Raises:
             UserError: a worker died, or had no memory left; the message names the row.
@@ -50,57 +64,58 @@ class Decoder:
             yield from in_order(
                 batches(rows),
                 lambda batch: self._pool.submit(_outcomes, self._work, batch),
+                refuse=refuse,
                 window=self._window,
             )
         except WorkerDied as error:
-            raise UserError(self._blame(error.rows)) from None
+            raise UserError(self._blame(error.images)) from None
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _blame(self, rows: list[Any]) -> str:
+    def _blame(self, images: list[Encoded]) -> str:
         """Which row kills a worker: those under way are tried again, each in its own process."""
         self.close()
-        for row in rows:
+        for image in images:
             with _pool(1) as pool:
                 try:
-                    pool.submit(_outcomes, self._work, [row]).result()
+                    pool.submit(_outcomes, self._work, [image]).result()
                 except BrokenProcessPool:
                     return (
-                        f"{row.where}: decoding its image kills the worker process; remove this "
+                        f"{image.where}: decoding its image kills the worker process; remove this "
                         "row, or lower preprocess.max_input_pixels if memory ran out"
                     )
                 except UserError as error:
                     return str(error)
         return (
-            f"a worker process died while decoding {rows[0].where} to {rows[-1].where}, but each "
+            f"a worker process died while decoding {images[0].where} to {images[-1].where}, but each "
             "of them decodes alone: memory probably ran out; lower preprocess.workers"
         )
 
 
-def _outcomes(work: Callable[[bytes], Outcome], rows: list[Any]) -> list[Outcome]:
+def _outcomes(work: Callable[[bytes], Outcome], images: list[Encoded]) -> list[Outcome]:
     """What a worker does with a batch."""
     found = []
-    for row in rows:
+    for image in images:
         try:
-            found.append(work(row.image))
+            found.append(work(image.data))
         except MemoryError:
             raise UserError(
-                f"{row.where}: not enough memory to decode its image; lower preprocess.workers or "
+                f"{image.where}: not enough memory to decode its image; lower preprocess.workers or "
                 "preprocess.max_input_pixels"
             ) from None
         except Exception as error:
-            error.add_note(f"while decoding the image of {row.where}")
+            error.add_note(f"while decoding the image of {image.where}")
             raise
     return found
 
 
 class WorkerDied(Exception):
-    """A worker process ended without an answer; ``rows`` were under way."""
+    """A worker process ended without an answer; ``images`` were under way."""
 
-    def __init__(self, rows: list[Any]) -> None:
-        super().__init__(f"while {len(rows)} rows were under way")
-        self.rows = rows
+    def __init__(self, images: list[Encoded]) -> None:
+        super().__init__(f"while {len(images)} images were under way")
+        self.images = images
 
 
 def batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
@@ -109,7 +124,7 @@ def batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
     size = 0
     for row in rows:
         batch.append(row)
-        size += len(row.image or b"")
+        size += sum(map(len, row.images or ()))
         if len(batch) == _ROWS or size >= _BYTES:
             yield batch
             batch, size = [], 0
@@ -118,51 +133,65 @@ def batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
 
 def in_order(
     batches: Iterable[list[Any]],
-    submit: Callable[[list[Any]], "Future[list[Outcome]]"],
+    submit: Callable[[list[Encoded]], "Future[list[Outcome]]"],
     *,
+    refuse: Callable[[Any], Refusal | None],
     window: int,
-) -> Iterator[tuple[Any, Outcome]]:
-    """Each row with the outcome for its image, in the order of the rows.
+) -> Iterator[tuple[Any, Outcomes]]:
+    """Each row with the outcomes for its images, in the order of the rows.
 
     At most ``window`` batches are held at once. Of each distinct image its digest and outcome are
-    kept (about 600 bytes), so that one that occurred before is not submitted again; rows whose
-    fields are wrong are not submitted either.
+    kept (about 600 bytes), so that one that occurred before is not submitted again; rows that
+    ``refuse`` has something against are not submitted either.
 
     Raises:
-        WorkerDied: with the rows under way.
+        WorkerDied: with the images under way.
         UserError: a worker ran out of memory; the message names the row.
     """
-    waiting: deque[tuple[list[tuple[Any, bytes | Refusal]], list[bytes], Future[list[Outcome]]]]
+    asked: list[tuple[Any, list[bytes] | Refusal]]  # rows with the digests of their images
+    new: dict[bytes, Encoded]
+    waiting: deque[tuple[list[tuple[Any, Any]], dict[bytes, Encoded], Future[list[Outcome]]]]
     waiting = deque()
     known: dict[bytes, Outcome | None] = {}  # by digest of the encoded file; None: under way
 
-    def first() -> Iterator[tuple[Any, Outcome]]:
-        asked, digests, outcomes = waiting[0]
-        known.update(zip(digests, outcomes.result(), strict=True))
+    def first() -> Iterator[tuple[Any, Outcomes]]:
+        asked, new, outcomes = waiting[0]
+        known.update(zip(new, outcomes.result(), strict=True))
         waiting.popleft()
-        for row, found in asked:
-            outcome = found if isinstance(found, Refusal) else known[found]
-            assert outcome is not None  # batches come back in order
-            yield row, outcome
+        for row, digests in asked:
+            yield row, digests if isinstance(digests, Refusal) else _of_row(digests, known)
 
     try:
         for batch in batches:
-            asked: list[tuple[Any, bytes | Refusal]] = []
-            new: dict[bytes, Any] = {}
+            asked, new = [], {}
             for row in batch:
-                found = refusals.text_refusal(row) or hashlib.sha256(row.image).digest()
-                asked.append((row, found))
-                if isinstance(found, bytes) and found not in known:
-                    known[found], new[found] = None, row
-            waiting.append((asked, list(new), submit(list(new.values()))))
+                if refusal := refuse(row):
+                    asked.append((row, refusal))
+                    continue
+                digests = [hashlib.sha256(data).digest() for data in row.images]
+                asked.append((row, digests))
+                for digest, data in zip(digests, row.images, strict=True):
+                    if digest not in known:
+                        known[digest], new[digest] = None, Encoded(row.where, data)
+            waiting.append((asked, new, submit(list(new.values()))))
             if len(waiting) >= window:
                 yield from first()
         while waiting:
             yield from first()
     except BrokenProcessPool:
-        raise WorkerDied(
-            [row for asked, _, _ in waiting for row, found in asked if isinstance(found, bytes)]
-        ) from None
+        raise WorkerDied([image for _, new, _ in waiting for image in new.values()]) from None
+
+
+def _of_row(digests: list[bytes], known: dict[bytes, Outcome | None]) -> Outcomes:
+    """The row's stored images, or the first refusal among them."""
+    stored = []
+    for digest in digests:
+        outcome = known[digest]
+        assert outcome is not None  # batches come back in order
+        if isinstance(outcome, Refusal):
+            return outcome
+        stored.append(outcome)
+    return tuple(stored)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

@@ -64,7 +64,7 @@ class Stored:
 
     @property
     def group(self) -> str:
-        """What the split goes by: the content hash."""
+        """The content hash, which names the image where pairs are grouped by what they show."""
         return self.name.removesuffix(".jpg")
 
 

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,24 @@ def table(path: Path, schema: pa.Schema) -> Iterator[Callable[[dict[str, Any]], 
         yield add
         if waiting:
             flush()
+
+
+def fill(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
+    """Give columns of a Parquet file that ``table`` wrote their values, one for each row."""
+    partial = path.with_name(f".{path.name}.partial")
+    start = 0
+    with (
+        pq.ParquetFile(path) as file,
+        pq.ParquetWriter(partial, file.schema_arrow, compression="zstd") as writer,
+    ):
+        for batch in file.iter_batches(_ROWS_PER_GROUP):
+            rows = pa.Table.from_batches([batch])
+            for name, values in columns.items():
+                those = pa.array(values[start : start + len(rows)], pa.string())
+                rows = rows.set_column(rows.schema.get_field_index(name), name, those)
+            writer.write_table(rows)
+            start += len(rows)
+    partial.replace(path)
 
 
 def write_report(counts: Mapping[str, Any], path: Path) -> None:

@@ -11,6 +11,10 @@ REASONS = {
     "missing_field": "a field is absent or is not valid text, or question is blank",
     "empty_answer": "chosen or rejected is blank",
     "identical_answers": "chosen and rejected are equal, white space at the ends aside",
+    "text_only": "it has no image, and preprocess.wanted.text_only is false",
+    "too_many_images": "it has more images than preprocess.wanted.images",
+    "too_many_turns": "it has more turns than preprocess.wanted.turns",
+    "system_prompt": "it has a system prompt, and preprocess.wanted.system_prompt is false",
     "undecodable_image": "the image file is truncated, damaged, or of no known format",
     "image_too_large": "its header declares more than preprocess.max_input_pixels; not decoded",
     "image_too_small": "the image's shorter side is below preprocess.min_side",
@@ -30,15 +34,41 @@ class Refusal:
     detail: str
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which pairs are wanted: without an image too; images in a prompt, and questions in it, those
+    of the history included, at most; with a system prompt of their own too."""
+
+    text_only: bool
+    images: int
+    turns: int
+    system_prompt: bool
+
+
+def shape_refusal(row: Record, wanted: Wanted) -> Refusal | None:
+    """Why a row with nothing wrong in it is of no wanted shape."""
+    images, turns = len(row.images or ()), len(row.history) + 1
+    if not images and not wanted.text_only:
+        return Refusal("text_only", "no image")
+    if images > wanted.images:
+        return Refusal("too_many_images", f"{images} images")
+    if turns > wanted.turns:
+        return Refusal("too_many_turns", f"{turns} turns")
+    if row.system and not wanted.system_prompt:
+        return Refusal("system_prompt", row.system[:80])
+    return None
+
+
 def text_refusal(row: Record | Question) -> Refusal | None:
-    """What is wrong with the row's fields, as far as can be told without decoding the image."""
+    """What is wrong with the row's fields, as far as can be told without decoding an image."""
     if isinstance(row, Record):
         texts = {"question": row.question, "chosen": row.chosen, "rejected": row.rejected}
-        labels = {"origin": row.origin, "kind": row.kind}
+        labels = {"origin": row.origin, "kind": row.kind, "system": row.system}
+        labels["history"] = "".join(text for turn in row.history for text in turn)
     else:
         texts, labels = {"question": row.question, "answer": row.answer}, {"kind": row.kind}
     missing = [name for name, text in texts.items() if text is None]
-    if row.image is None:
+    if row.images is None:
         missing.insert(0, "image")
     if missing:
         note = getattr(row, "note", "")

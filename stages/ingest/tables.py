@@ -92,7 +92,7 @@ def _record(
     image, note = _image(values["image"], folder=folder, where=where, column=columns["image"])
     return Record(
         where=where,
-        image=image,
+        images=None if image is None else (image,),
         question=values["question"],
         chosen=values["chosen"],
         rejected=values["rejected"],

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.errors import UserError
+from stages.dataset import formatted
 from stages.families.family import Family
 from stages.model import tokens
 from stages.pairwise import prefix, reference
@@ -377,9 +378,9 @@ def encode(policy: Policy, pairs: Sequence[dict[str, Any]], images: Path) -> lis
     )
     columns = policy.pairwise.preprocess_dataset(
         {
-            "_prompt": [pair["messages"] for pair in pairs],
+            "_prompt": [formatted.turns(pair) for pair in pairs],
             "_response": [[pair["chosen"], pair["rejected"]] for pair in pairs],
-            "_system": [""] * len(pairs),
+            "_system": [formatted.system(pair) for pair in pairs],
             "_tools": [""] * len(pairs),
             "_images": paths,
             "_videos": [None] * len(pairs),
@@ -455,9 +456,11 @@ def _of_like_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[
 def _prompt_tokens(policy: Policy, prompt: Mapping[str, Any], images: Path) -> list[int]:
     """The template's tokens of a prompt, image tokens included."""
     paths = [str(images / name) for name in prompt["images"]]
-    answered = [*prompt["messages"], {"role": "assistant", "content": ""}]
+    answered = [*formatted.turns(prompt), {"role": "assistant", "content": ""}]
     messages = policy.template.mm_plugin.process_messages(answered, paths, [], [], policy.processor)
-    ids, _ = policy.template.encode_oneturn(policy.tokenizer, messages)
+    ids, _ = policy.template.encode_oneturn(
+        policy.tokenizer, messages, formatted.system(prompt)
+    )
     return list(ids)
 
 

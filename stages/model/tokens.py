@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from stages.dataset import formatted
 from stages.dataset.formatted import PLACEHOLDERS
 from stages.families import registry
 from stages.families.family import Family
@@ -46,7 +47,7 @@ class Tokenization:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token counts of one pair; ``prompt`` includes the image's tokens."""
+    """Token counts of one pair; ``image`` is those of all its images, ``prompt`` includes them."""
 
     image: int
     prompt: int
@@ -101,12 +102,12 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
 
 
 def count(
-    tokens: Tokenization, rows: Sequence[dict[str, Any]], sizes: Iterable[tuple[int, int]]
+    tokens: Tokenization, rows: Sequence[dict[str, Any]], sizes: Iterable[Sequence[tuple[int, int]]]
 ) -> list[Lengths]:
     """Tokens of formatted pairs, without opening their images.
 
-    The template is applied with one token in the place of the image; how many there will be follows
-    from ``sizes`` (width, height in pixels) alone. All texts go to the tokenizer at once.
+    The template is applied with one token in the place of each image; how many there will be follows
+    from ``sizes`` (width and height in pixels of a pair's images) alone. All texts go to the tokenizer at once.
     """
     plugin = copy.copy(tokens.template.mm_plugin)
     plugin.expand_mm_tokens = False
@@ -114,15 +115,16 @@ def count(
     pairs = []
     for row in tqdm(rows, desc="template", unit="pair", mininterval=1):
         messages = plugin.process_messages(
-            [*row["messages"], row["chosen"], row["rejected"]],
+            [*formatted.turns(row), row["chosen"], row["rejected"]],
             row["images"],
             [],
             [],
             tokens.processor,
         )
         *asked, first, second = messages
-        prompt, chosen = tokens.template.encode_oneturn(whole, [*asked, first])
-        _, rejected = tokens.template.encode_oneturn(whole, [*asked, second])
+        said = formatted.system(row)
+        prompt, chosen = tokens.template.encode_oneturn(whole, [*asked, first], said)
+        _, rejected = tokens.template.encode_oneturn(whole, [*asked, second], said)
         pairs.append((prompt, chosen, rejected))
     texts = list(
         {part for pair in pairs for side in pair for part in side if isinstance(part, str)}
@@ -130,10 +132,10 @@ def count(
     lengths = _lengths(tokens.tokenizer, texts)
     of_image = functools.cache(functools.partial(image_tokens, tokens))
     counted = []
-    for size, pair in zip(sizes, pairs, strict=True):
+    for of_pair, pair in zip(sizes, pairs, strict=True):
         prompt, chosen, rejected = (sum(lengths.get(part, 1) for part in side) for side in pair)
-        image = of_image(*size)
-        counted.append(Lengths(image, prompt - 1 + image, chosen, rejected))
+        images = sum(of_image(*size) for size in of_pair)
+        counted.append(Lengths(images, prompt - len(of_pair) + images, chosen, rejected))
     return counted
 
 

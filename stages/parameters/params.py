@@ -72,6 +72,15 @@ class Model(Section):
     quantization_bit: Literal[4, 8] | None
 
 
+class Wanted(Section):
+    """Which pairs are wanted (``stages.ingest.refusals``)."""
+
+    text_only: bool
+    images: Positive
+    turns: Positive
+    system_prompt: bool
+
+
 class Preprocess(Section):
     split_key: Annotated[str, Field(min_length=1, max_length=64)]
     validation: Fraction
@@ -81,6 +90,7 @@ class Preprocess(Section):
     max_input_pixels: Positive
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
     workers: Positive
+    wanted: Wanted
 
     @model_validator(mode="after")
     def _some_pairs_remain_for_training(self) -> "Preprocess":

@@ -20,13 +20,14 @@ GREY = (128, 128, 128)
 def log_probs(
     checkpoint: Checkpoint, pairs: Sequence[dict[str, Any]], images: Path, *, label: str
 ) -> pd.DataFrame:
-    """Log-probs of a fixed sample of ``pairs``, as ``scoring.to_table`` has them, with ``shown``:
+    """Log-probs of a fixed sample of the ``pairs`` with images, as ``scoring.to_table`` has them, with ``shown``:
     "blank" or "shuffled". No rows where ``evaluate.controls`` is 0.
 
     Raises:
         UserError: a log-prob is not finite.
     """
-    sample = formatted.sample(pairs, checkpoint.p.evaluate.controls)
+    seeing = [pair for pair in pairs if pair["images"]]
+    sample = formatted.sample(seeing, checkpoint.p.evaluate.controls)
 
     def measured() -> pd.DataFrame:
         with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +62,7 @@ def shown(pairs: Sequence[dict[str, Any]], images: Path, folder: Path) -> dict[s
     """
     from PIL import Image
 
-    names = sorted({pair["images"][0] for pair in pairs})
+    names = sorted({name for pair in pairs for name in pair["images"]})
     sizes = {}
     for name in names:
         with Image.open(images / name) as image:
@@ -89,5 +90,7 @@ def shown(pairs: Sequence[dict[str, Any]], images: Path, folder: Path) -> dict[s
     for way, substitute in ways:
         # An absolute path stays what it is when it is joined to the folder of images.
         by_name = {name: str(substitute(name).resolve()) for name in names}
-        found[way] = [pair | {"images": [by_name[pair["images"][0]]]} for pair in pairs]
+        found[way] = [
+            pair | {"images": [by_name[name] for name in pair["images"]]} for pair in pairs
+        ]
     return found

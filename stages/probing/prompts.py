@@ -55,7 +55,7 @@ def beside_each_other(asked: Prompts, base: pd.DataFrame, tuned: pd.DataFrame) -
         {
             "id": row["id"],
             "of": of,
-            "image": row["images"][0],
+            "image": row["images"][0] if row["images"] else "",
             "kind": row["kind"],
             "question": formatted.question(row),
             "truth": row.get("answer"),

@@ -133,7 +133,7 @@ def card(
         controls=", ".join(blind),
         kind=text_of(row.get("kind")),
         alt=alt_text(question, chosen),
-        picture=picture(image(pair["images"][0])) if pair else None,
+        picture=picture(image(pair["images"][0])) if pair and pair["images"] else None,
     )
 
 

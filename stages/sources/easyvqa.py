@@ -96,7 +96,7 @@ def records(raw: Path) -> "Iterator[Record]":
         kind, question, chosen, rejected = pair or ("", None, None, None)
         yield Record(
             where=f"train image {number}",
-            image=_image(raw / "train" / "images" / f"{number}.png"),
+            images=(_image(raw / "train" / "images" / f"{number}.png"),),
             question=question,
             chosen=chosen,
             rejected=rejected,
@@ -115,7 +115,7 @@ def questions(raw: Path) -> "Iterator[Question]":
     for i, (text, answer, number) in enumerate(rows):
         if number not in images:
             images[number] = _image(raw / "test" / "images" / f"{number}.png")
-        yield Question(f"test question {i}", images[number], text, answer, kind_of(text))
+        yield Question(f"test question {i}", (images[number],), text, answer, kind_of(text))
 
 
 class Draw:

@@ -1,0 +1,340 @@
+"""Pairs without an image, with several, with earlier turns and a system prompt: from the records of
+a source to the log-probs of LLaMA-Factory's own trainer.
+"""
+
+import contextlib
+import functools
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from stages import format as format_stage
+from stages import preprocess
+from stages.dataset import formatted, pairs
+from stages.dataset.pairs import Record
+from stages.ingest import images, refusals
+from stages.ingest.decoder import Decoder
+from stages.ingest.refusals import Refusal
+from stages.ingest.split import joined, sides, split_of
+from stages.model import scoring, tokens
+from stages.parameters import params
+from tests.trainer import dpo_trainer, trainers_log_probs
+
+ALL = refusals.Wanted(text_only=True, images=3, turns=3, system_prompt=True)
+ONE = refusals.Wanted(text_only=False, images=1, turns=1, system_prompt=False)
+
+
+# the places of images in a prompt
+
+
+def content(question, count=1, **more):
+    row = formatted.prompt(question, [f"{i}.jpg" for i in range(count)], **more)
+    return [message["content"] for message in row["messages"]]
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What is it?", "<image>What is it?"),
+        ("<image>\nWhat is it?", "<image>What is it?"),
+        ("<image>What is it?", "<image>What is it?"),
+        ("What is it?\n<image>", "What is it?\n<image>"),
+        ("<image>", "<image>"),
+        ("What does <image> do in HTML?", "<image>What does < image> do in HTML?"),
+        ("<image> or <image>?", "<image>< image> or < image>?"),
+    ],
+)
+def test_a_marker_is_the_images_place_at_the_ends_and_text_elsewhere(question, expected):
+    clean = functools.partial(formatted.neutralised, markers=("<image>",))
+    assert content(question, clean=clean) == [expected]
+
+
+def test_as_many_markers_as_images_are_their_places():
+    assert content("Is <image> older than <image>?", 2) == ["Is <image> older than <image>?"]
+    assert content("Which is older?", 2) == ["<image><image>Which is older?"]
+
+
+def test_images_come_with_the_first_question_unless_the_texts_say_otherwise():
+    history = [("What is it?", "A cat.")]
+    assert content("And its colour?", history=history)[0] == "<image>What is it?"
+    later = content("<image>\nAnd its colour?", history=history)
+    assert later == ["What is it?", "A cat.", "<image>And its colour?"]
+
+
+def test_a_text_alone_has_no_place_for_an_image():
+    clean = functools.partial(formatted.neutralised, markers=("<image>",))
+    assert content("What is <image>?", 0, clean=clean) == ["What is < image>?"]
+
+
+markers = st.lists(st.sampled_from(["<image>", "<video>", "a", "\n", "<", "image>"]), max_size=8)
+
+
+@given(st.lists(markers.map("".join), min_size=1, max_size=3), st.integers(0, 3))
+def test_whatever_users_say_a_prompt_has_as_many_places_as_images(asked, count):
+    clean = functools.partial(formatted.neutralised, markers=formatted.PLACEHOLDERS)
+    *before, question = asked
+    said = content(question, count, history=[(text, "yes") for text in before], clean=clean)
+    assert "".join(said).count("<image>") == count
+    assert "<video>" not in "".join(said)
+
+
+def test_a_rows_question_and_system_prompt_are_found_again():
+    row = formatted.prompt(
+        "Which?", ["a.jpg", "b.jpg"], system="Be brief.", history=[("What?", "Cats.")]
+    )
+    assert formatted.question(row) == "Which?"
+    assert formatted.system(row) == "Be brief."
+    assert [turn["role"] for turn in formatted.turns(row)] == ["user", "assistant", "user"]
+    assert formatted.question(formatted.prompt("Which?", ["a.jpg", "b.jpg"])) == "Which?"
+
+
+# what is wanted
+
+
+def record(**changes):
+    fields = {"images": (b"i",), "question": "q?", "chosen": "yes", "rejected": "no"} | changes
+    return Record("row 1", **fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"images": ()}, "text_only"),
+        ({"images": (b"i", b"j")}, "too_many_images"),
+        ({"history": (("a", "b"),)}, "too_many_turns"),
+        ({"system": "Be brief."}, "system_prompt"),
+    ],
+)
+def test_a_shape_that_is_not_wanted_has_a_reason_of_its_own(changes, reason):
+    refusal = refusals.shape_refusal(record(**changes), ONE)
+    assert refusal is not None
+    assert refusal.reason == reason
+    assert refusals.shape_refusal(record(**changes), ALL) is None
+    assert refusals.shape_refusal(record(), ONE) is None
+
+
+def test_a_pair_is_named_by_all_that_it_says():
+    same = record()
+    others = [
+        record(system="s"),
+        record(history=(("s", ""),)),
+        record(history=(("", "s"),)),
+        record(question="q"),
+    ]
+    names = [pairs.pair_id(each, ["a.jpg"]) for each in (same, *others)]
+    names += [pairs.pair_id(same, []), pairs.pair_id(same, ["a.jpg", "b.jpg"])]
+    assert len(set(names)) == len(names)
+
+
+# groups and splits
+
+
+shown = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3), max_size=12)
+
+
+@given(shown)
+def test_pairs_that_share_an_image_are_one_group(shown):
+    group = joined(shown)
+    assert all(len({group[name] for name in names}) == 1 for names in shown)
+    # And no more are joined than that: within a group, every image can be reached from its name.
+    reached = {name: {name} for names in shown for name in names}
+    for _ in reached:
+        for names in shown:
+            together = set().union(*(reached[name] for name in names))
+            for name in together:
+                reached[name] |= together
+    assert all(group[name] == min(reached[name]) for name in reached)
+
+
+published = st.lists(
+    st.tuples(st.sampled_from("abcdef"), st.sampled_from(["", *pairs.SPLITS])), max_size=20
+)
+
+
+@given(published)
+def test_no_group_is_on_two_sides_and_what_was_published_stays_or_becomes_stricter(given_rows):
+    groups, was = [group for group, _ in given_rows], [side for _, side in given_rows]
+    drawn = functools.partial(split_of, key="k", validation=0.2, test=0.2)
+    found = sides(groups, was, drawn)
+    assert all(len({b for a, b in zip(groups, found, strict=True) if a == g}) == 1 for g in groups)
+    for before, now in zip(was, found, strict=True):
+        if before and before != now:
+            assert pairs.SPLITS.index(now) > pairs.SPLITS.index(before)
+
+
+def test_a_side_that_was_not_published_is_drawn_from_train():
+    groups = [str(i) for i in range(1000)]
+    drawn = functools.partial(split_of, key="k", validation=0.1, test=0.2)
+    found = sides(groups, ["train"] * 900 + ["validation"] * 100, drawn)
+    count = Counter(found[:900])
+    assert set(count) == {"train", "test"}
+    assert 100 < count["test"] < 260
+    assert set(found[900:]) == {"validation"}
+
+
+# through preprocess
+
+
+def picture(number, size=(64, 48)):
+    pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(file, "PNG")
+    return file.getvalue()
+
+
+def records():
+    """Pairs of every shape: twelve turns of text, one image, two, history, system prompt."""
+    for i in range(60):
+        count = (1, 0, 2, 1, 3)[i % 5]
+        yield Record(
+            f"row {i}",
+            tuple(picture(100 * i + k, (64 + 8 * k, 48)) for k in range(count)),
+            "Is <image> like <image>?" if count == 2 else f"What is it, number {i}?",
+            "The shape is red." if i % 3 else "Yes.",
+            "The shape is blue, I think.",
+            system="Answer briefly." if i % 4 == 1 else "",
+            history=(("What color is the shape?", "The shape is red."),) * (i % 3),
+        )
+
+
+def store(folder: Path, wanted):
+    limits = images.Limits(
+        min_side=28, max_pixels=10**6, max_input_pixels=10**7, jpeg_quality=95
+    )
+    (folder / "images").mkdir(parents=True)
+    work = functools.partial(images.store, folder=folder / "images", limits=limits)
+    with contextlib.closing(Decoder(work, workers=1)) as decoder:
+        return preprocess.write_tables(
+            records(),
+            [],
+            folder,
+            decode=decoder.decode,
+            wanted=wanted,
+            split=functools.partial(split_of, key="k", validation=0.2, test=0.4),
+        )
+
+
+@pytest.fixture(scope="module")
+def pairs_of_all_shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes") / "pairs"
+    assert store(folder, ALL)["rows_kept"] == 60
+    return folder
+
+
+def test_the_table_of_pairs_holds_every_shape(pairs_of_all_shapes):
+    table = pd.read_parquet(pairs_of_all_shapes / "pairs.parquet")
+    assert [len(names) for names in table["images"]] == [1, 0, 2, 1, 3] * 12
+    assert [len(turns) for turns in table["history"]] == [0, 1, 2] * 20
+    assert (table["system"] != "").sum() == 15
+    assert all(len(w) == len(n) for w, n in zip(table["widths"], table["images"], strict=True))
+    assert set(table["split"]) == set(pairs.SPLITS)
+
+
+def test_shapes_that_are_not_wanted_are_counted(tmp_path):
+    report = store(tmp_path / "pairs", ONE)
+    assert report["rows_in"] == 60 == report["rows_kept"] + report["rows_left_out"]
+    left_out = {reason: number for reason, number in report["left_out"].items() if number}
+    assert left_out.keys() == {"text_only", "too_many_images", "too_many_turns", "system_prompt"}
+
+
+def test_a_broken_image_among_several_leaves_the_row_out():
+    bad = record(images=(picture(1), b"broken"))
+    with contextlib.closing(Decoder(fragile, workers=1)) as decoder:
+        ((_, found),) = decoder.decode([bad], refusals.text_refusal)
+    assert found == Refusal("undecodable_image", "broken")
+
+
+def fragile(data):
+    if data == b"broken":
+        return Refusal("undecodable_image", "broken")
+    return images.Stored("a.jpg", 1, 1)
+
+
+# through LLaMA-Factory
+
+
+@pytest.fixture(scope="module")
+def p(params_with):
+    values = {"train.beta": 0.3, "train.per_device_eval_batch_size": 4, "format.cutoff_len": 256}
+    return params_with(**values)
+
+
+@pytest.fixture(scope="module")
+def data(llamafactory, p, pairs_of_all_shapes, model_dir, tmp_path_factory):
+    """``data/formatted`` of pairs of every shape."""
+    folder = tmp_path_factory.mktemp("formatted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(params, "load", lambda: p)
+        format_stage.main(
+            pairs_of_all_shapes,
+            model_dir,
+            folder / "formatted",
+            folder / "report.json",
+            folder / "lengths.csv",
+        )
+    return folder / "formatted"
+
+
+@pytest.mark.slow
+def test_no_pair_is_lost_and_system_prompts_are_declared(data):
+    rows = [row for split in pairs.SPLITS for row in formatted.read(data, split)]
+    assert len(rows) == 60
+    info = json.loads((data / "dataset_info.json").read_text())
+    assert info["train"]["tags"]["system_tag"] == "system"
+
+
+@pytest.mark.slow
+def test_lengths_are_counted_as_llamafactory_encodes_them(data, base, pairs_of_all_shapes):
+    rows = formatted.read(data, "test")
+    sizes = [
+        [Image.open(pairs_of_all_shapes / "images" / name).size for name in row["images"]]
+        for row in rows
+    ]
+    counted = tokens.count(base, rows, sizes)
+    encoded = scoring.encode(base, rows, pairs_of_all_shapes / "images")
+    for lengths, feature in zip(counted, encoded, strict=True):
+        assert lengths.prompt + lengths.chosen == len(feature["chosen_input_ids"])
+        assert lengths.prompt + lengths.rejected == len(feature["rejected_input_ids"])
+        assert lengths.image == feature["chosen_input_ids"].count(base.image_token_id)
+
+
+@pytest.mark.slow
+def test_log_probs_of_every_shape_are_the_trainers(
+    data, p, base, model_dir, adapter_dir, tuned, pairs_of_all_shapes, tmp_path
+):
+    shown = pairs_of_all_shapes / "images"
+    rows = formatted.read(data, "test")
+    assert {len(row["images"]) for row in rows} == {0, 1, 2, 3}
+    assert {formatted.system(row) for row in rows} == {"", "Answer briefly."}
+    theirs = dpo_trainer(p, model_dir, data, shown, adapter_dir, tmp_path)
+    for policy, (chosen, rejected) in zip(
+        (tuned, base), trainers_log_probs(theirs), strict=True
+    ):
+        ours = scoring.log_probs(policy, rows, shown, batch_tokens=512, label="test")
+        assert np.abs(ours.chosen - chosen).max() < 1e-3
+        assert np.abs(ours.rejected - rejected).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_answers_take_every_shape_and_do_not_depend_on_the_batch(data, base, pairs_of_all_shapes):
+    rows = formatted.read(data, "test")[:10]
+
+    def answers(batch_tokens):
+        return scoring.answer(
+            base,
+            rows,
+            pairs_of_all_shapes / "images",
+            max_new_tokens=6,
+            batch_tokens=batch_tokens,
+            label="test",
+        )
+
+    assert answers(1) == answers(2000)
