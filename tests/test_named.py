@@ -41,9 +41,9 @@ def copied(source: Path, out: Path) -> list[str]:
     return [file.path for file in local.copy_data(source, out).files]
 
 
-def images_read(raw: Path) -> list[bytes | None]:
-    """The image of each row of what fetch left, as preprocess gets it."""
-    return [found.images and found.images[0] for found in tables.records(raw, COLUMNS)]
+def images_read(raw: Path) -> list[tuple[bytes, ...] | None]:
+    """The images of each row of what fetch left, as preprocess gets them."""
+    return [found.images for found in tables.records(raw, COLUMNS)]
 
 
 SPELLINGS = {
@@ -71,7 +71,7 @@ def test_a_file_that_a_row_names_is_copied_and_read_whatever_it_is_called(
     image(here, on_disk)
     write(here / table, in_row)
     assert on_disk in copied(here if whole_folder else here / table, tmp_path / "raw")
-    assert images_read(tmp_path / "raw") == [f"bytes of {on_disk}".encode()]
+    assert images_read(tmp_path / "raw") == [(f"bytes of {on_disk}".encode(),)]
 
 
 @pytest.mark.parametrize("value", [{"path": "a.ppm", "bytes": None}, ["a.ppm"]], ids=str)

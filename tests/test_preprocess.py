@@ -182,7 +182,8 @@ def test_the_table_of_pairs_holds_what_later_stages_read(run, tmp_path):
         assert pair["id"] == pairs.row_id(image, *texts)
     assert len({pair["id"] for pair in found}) == len(found)
     assert found[20]["images"] == found[21]["images"]
-    assert (folder / found[1]["images"][0]).read_bytes() == good[1]["image"]  # a JPEG stays as it is
+    (jpeg,) = found[1]["images"]
+    assert (folder / jpeg).read_bytes() == good[1]["image"]  # it stays as it is
     assert pq.read_table(tmp_path / "pairs" / "questions.parquet").schema.equals(pairs.QUESTIONS)
 
 
@@ -425,9 +426,7 @@ def test_rows_come_back_in_order_and_each_image_is_decoded_once(batches, window)
     pool, rows = Later(), records(*contents)
     left = iter(rows)
     parts = [[next(left) for _ in batch] for batch in batches]
-    found = list(
-        decoder.in_order(parts, pool.submit, refuse=refusals.text_refusal, window=window)
-    )
+    found = list(decoder.in_order(parts, pool.submit, refuse=refusals.text_refusal, window=window))
     assert [row for row, _ in found] == rows
     for row, outcome in found:
         if row.images is None:

@@ -206,9 +206,7 @@ def records():
 
 
 def store(folder: Path, wanted):
-    limits = images.Limits(
-        min_side=28, max_pixels=10**6, max_input_pixels=10**7, jpeg_quality=95
-    )
+    limits = images.Limits(min_side=28, max_pixels=10**6, max_input_pixels=10**7, jpeg_quality=95)
     (folder / "images").mkdir(parents=True)
     work = functools.partial(images.store, folder=folder / "images", limits=limits)
     with contextlib.closing(Decoder(work, workers=1)) as decoder:
@@ -315,9 +313,7 @@ def test_log_probs_of_every_shape_are_the_trainers(
     assert {len(row["images"]) for row in rows} == {0, 1, 2, 3}
     assert {formatted.system(row) for row in rows} == {"", "Answer briefly."}
     theirs = dpo_trainer(p, model_dir, data, shown, adapter_dir, tmp_path)
-    for policy, (chosen, rejected) in zip(
-        (tuned, base), trainers_log_probs(theirs), strict=True
-    ):
+    for policy, (chosen, rejected) in zip((tuned, base), trainers_log_probs(theirs), strict=True):
         ours = scoring.log_probs(policy, rows, shown, batch_tokens=512, label="test")
         assert np.abs(ours.chosen - chosen).max() < 1e-3
         assert np.abs(ours.rejected - rejected).max() < 1e-3

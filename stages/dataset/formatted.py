@@ -2,9 +2,9 @@
 back.
 
 A row is ``{"id", "group", "origin", "kind", "messages", "chosen", "rejected", "images"}``;
-LLaMA-Factory uses the last four and ignores the others, which the evaluation slices by. Messages are
-a system prompt, if there is one, earlier turns, and last the question. Image names are relative to
-``media_dir``, so nothing needs remapping when the project moves.
+LLaMA-Factory uses the last four and ignores the others, which the evaluation slices by. Messages
+are a system prompt, if there is one, earlier turns, and last the question. Image names are relative
+to ``media_dir``, so nothing needs remapping when the project moves.
 """
 
 import hashlib

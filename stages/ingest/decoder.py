@@ -88,8 +88,8 @@ class Decoder:
                 except UserError as error:
                     return str(error)
         return (
-            f"a worker process died while decoding {images[0].where} to {images[-1].where}, but each "
-            "of them decodes alone: memory probably ran out; lower preprocess.workers"
+            f"a worker process died while decoding {images[0].where} to {images[-1].where}, but "
+            "each of them decodes alone: memory probably ran out; lower preprocess.workers"
         )
 
 
@@ -101,8 +101,8 @@ def _outcomes(work: Callable[[bytes], Outcome], images: list[Encoded]) -> list[O
             found.append(work(image.data))
         except MemoryError:
             raise UserError(
-                f"{image.where}: not enough memory to decode its image; lower preprocess.workers or "
-                "preprocess.max_input_pixels"
+                f"{image.where}: not enough memory to decode its image; lower preprocess.workers "
+                "or preprocess.max_input_pixels"
             ) from None
         except Exception as error:
             error.add_note(f"while decoding the image of {image.where}")

@@ -458,9 +458,7 @@ def _prompt_tokens(policy: Policy, prompt: Mapping[str, Any], images: Path) -> l
     paths = [str(images / name) for name in prompt["images"]]
     answered = [*formatted.turns(prompt), {"role": "assistant", "content": ""}]
     messages = policy.template.mm_plugin.process_messages(answered, paths, [], [], policy.processor)
-    ids, _ = policy.template.encode_oneturn(
-        policy.tokenizer, messages, formatted.system(prompt)
-    )
+    ids, _ = policy.template.encode_oneturn(policy.tokenizer, messages, formatted.system(prompt))
     return list(ids)
 
 

@@ -106,8 +106,9 @@ def count(
 ) -> list[Lengths]:
     """Tokens of formatted pairs, without opening their images.
 
-    The template is applied with one token in the place of each image; how many there will be follows
-    from ``sizes`` (width and height in pixels of a pair's images) alone. All texts go to the tokenizer at once.
+    The template is applied with one token in the place of each image; how many there will be
+    follows from ``sizes`` (width and height in pixels of a pair's images) alone. All texts go to
+    the tokenizer at once.
     """
     plugin = copy.copy(tokens.template.mm_plugin)
     plugin.expand_mm_tokens = False

@@ -20,8 +20,8 @@ GREY = (128, 128, 128)
 def log_probs(
     checkpoint: Checkpoint, pairs: Sequence[dict[str, Any]], images: Path, *, label: str
 ) -> pd.DataFrame:
-    """Log-probs of a fixed sample of the ``pairs`` with images, as ``scoring.to_table`` has them, with ``shown``:
-    "blank" or "shuffled". No rows where ``evaluate.controls`` is 0.
+    """Log-probs of a fixed sample of the ``pairs`` with images, as ``scoring.to_table`` has them,
+    with ``shown``: "blank" or "shuffled". No rows where ``evaluate.controls`` is 0.
 
     Raises:
         UserError: a log-prob is not finite.

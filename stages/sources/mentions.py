@@ -75,17 +75,21 @@ def json_lines(file: Iterable[str], what: str) -> Iterator[tuple[int, Any]]:
 
 
 def parsed(text: str, what: str) -> Any:
-    """A JSON value; numbers are left as text, of which Python refuses those of 5,000 digits.
+    """A JSON value. An integer of a hundred digits or more is infinity: Python refuses 5,000.
 
     Raises:
         UserError: it is not valid JSON, or nested too deeply to be read.
     """
     try:
-        return json.loads(text, parse_int=str)
+        return json.loads(text, parse_int=_number)
     except RecursionError:
         raise UserError(f"{what} is nested too deeply to be data; keep it out") from None
     except ValueError as error:
         raise UserError(f"{what} is not valid JSON ({error}); export it again") from None
+
+
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) < 100 else float("inf")
 
 
 def _texts(table: Path) -> Iterator[str]:
