@@ -18,6 +18,7 @@ import pytest
 from stages.core.errors import UserError
 from stages.ingest import formats, tables
 from stages.ingest.suffixes import SUFFIXES, ending
+from stages.sources import local
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = {name: name for name in ("image", "question", "chosen", "rejected")} | {
@@ -122,6 +123,26 @@ def test_each_kind_of_file_is_read(folder, suffix):
     assert [record.question for record in found] == [row["question"] for row in ROWS]
     assert {(record.chosen, record.rejected) for record in found} == {("yes\nno", 'a "b"')}
     assert {record.images for record in found} == {(b"png",)}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("whole_folder", [True, False])
+def test_fetch_copies_each_kind_of_file_with_the_images_that_it_names(folder, suffix, whole_folder):
+    (folder / "x.png").rename(folder / "x.ppm")
+    plain, _, packed = suffix.lstrip(".").partition(".")
+    pack = {"": bytes, "gz": gzip.compress, "zst": zstd}[packed]
+    (folder / f"rows{suffix}").write_bytes(
+        pack(WRITE[f".{plain}"]([row | {"image": "x.ppm"} for row in ROWS]))
+    )
+    source = folder if whole_folder else folder / f"rows{suffix}"
+    local.copy_data(source, folder.parent / f"{folder.name}-raw")
+    assert {r.images for r in read(folder.parent / f"{folder.name}-raw")} == {(b"png",)}
+
+
+def test_a_tar_beside_a_table_is_of_images_and_not_data(folder):
+    (folder / "a.jsonl").write_bytes(lines(ROWS))
+    (folder / "images.tar").write_bytes(tar({"a.png": b"png"}))
+    assert len(read(folder)) == 3
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

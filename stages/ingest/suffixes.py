@@ -1,5 +1,7 @@
 """Which files hold rows, by their names' endings. Imports nothing: sources ask before pyarrow."""
 
+from collections.abc import Iterable
+
 _TEXT = (".jsonl", ".json", ".csv", ".tsv")
 # All that ``stages.ingest.formats`` reads; text may be packed.
 SUFFIXES = (
@@ -16,3 +18,9 @@ def ending(name: str) -> str:
     """``.json.gz`` of ``data/Rows.JSON.gz``, or the empty string if no rows are read from it."""
     lower = name.lower()
     return max((suffix for suffix in SUFFIXES if lower.endswith(suffix)), key=len, default="")
+
+
+def tables(names: Iterable[str]) -> list[str]:
+    """Those of the names that hold rows; a tar only if nothing else does: it may be of images."""
+    found = [name for name in names if ending(name)]
+    return [name for name in found if ending(name) != ".tar"] or found

@@ -16,7 +16,7 @@ import pyarrow as pa
 from stages.core.errors import UserError
 from stages.core.text import listed, shown
 from stages.dataset.pairs import Record
-from stages.ingest import formats, layouts, pictures
+from stages.ingest import formats, layouts, pictures, suffixes
 from stages.ingest.formats import Row, Table
 from stages.ingest.layouts import Layout, Odd, Unreadable
 from stages.ingest.suffixes import NOT_DATA, SUFFIXES, ending
@@ -38,13 +38,14 @@ def files(raw: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    found = [path for path in raw.rglob("*") if _is_data(path, raw)]
+    there = {path.relative_to(raw).as_posix(): path for path in raw.rglob("*")}
+    found = suffixes.tables(name for name, path in there.items() if _is_data(path, raw))
     if not found:
         raise UserError(
             f"{raw} holds no {', '.join(SUFFIXES[:4])}, … file; "
             "check data.source (for a Hub repository, its files)"
         )
-    return sorted(found, key=lambda path: path.relative_to(raw).as_posix())
+    return [there[name] for name in sorted(found)]
 
 
 def _is_data(path: Path, raw: Path) -> bool:
