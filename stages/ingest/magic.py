@@ -41,7 +41,7 @@ _MAGIC = (
     (0, b"PK\3\4", "zip archive"),
     (0, b"\x1f\x8b", "gzip"),
     (0, b"\x28\xb5\x2f\xfd", "zstd"),
-    (0, b"version https://git-lfs", "Git LFS pointer"),
+    (0, b"version https://git-lfs.github.com/", "Git LFS pointer"),
     *((0, b"P%d" % number, "PPM") for number in range(1, 8)),
     (0, b"BM", "BMP"),
 )

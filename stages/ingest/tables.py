@@ -33,11 +33,15 @@ _IMAGE = "an image (bytes, a struct of bytes and path, or a relative path)"
 
 
 def files(raw: Path) -> list[Path]:
-    """The data files below ``raw`` (a folder) in the order they are read; hidden ones are not data.
+    """The data files below ``raw`` in the order they are read; hidden ones are not data.
+
+    ``raw`` may be a data file itself.
 
     Raises:
         UserError: there are none.
     """
+    if raw.is_file() and ending(raw.name):
+        return [raw]
     there = {path.relative_to(raw).as_posix(): path for path in raw.rglob("*")}
     found = suffixes.tables(name for name, path in there.items() if _is_data(path, raw))
     if not found:
@@ -81,6 +85,7 @@ def records(raw: Path, columns: Mapping[str, str | None]) -> Iterator[Record]:
             their columns at their start are all checked before the first row is given.
     """
     paths = files(raw)
+    raw = raw.parent if raw.is_file() else raw
     published = _published(paths, raw)
     for path in paths:
         if ending(path.name) in _WITH_HEADER:
