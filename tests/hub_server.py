@@ -56,7 +56,8 @@ class Repo:
     off, once, before that byte (with a TCP reset if ``reset``, which may lose what is under way);
     ``hang`` files stop there, once, and keep the connection open;
     ``gone`` files are listed but answer 404; ``stall`` waits that many seconds before every answer;
-    ``rate`` is how many bytes a second one connection gets.
+    ``rate`` is how many bytes a second one connection gets; the first ``busy`` requests are told to
+    come again after ``retry_after`` seconds.
     """
 
     name: str
@@ -76,6 +77,8 @@ class Repo:
     gone: Sequence[str] = ()
     stall: float = 0.0
     rate: float = 0.0
+    busy: int = 0
+    retry_after: int = 0
     requests: list[Request] = field(default_factory=list)
 
     def downloads(self, file: str | None = None) -> list[Request]:
@@ -364,7 +367,10 @@ class _Handler(BaseHTTPRequestHandler):
         repo.requests.append(request)
         if repo.stall:
             threading.Event().wait(repo.stall)
-        if repo.status:
+        if repo.busy:
+            repo.busy -= 1
+            self._error(429, None, "Too many requests", {"Retry-After": str(repo.retry_after)})
+        elif repo.status:
             self._error(repo.status, None, f"Status {repo.status}")
         elif given and given != repo.token and not request.redirected:
             self._error(401, None, "Invalid credentials in Authorization header")
@@ -470,7 +476,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path in repo.wrong and content:
             content = content[:-1] + bytes([content[-1] ^ 1])
         status, start = 200, 0
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+        changed = self.headers.get("If-Range") not in (None, headers["ETag"])
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if match and not changed:
             start, status = int(match[1]), 206
             if start >= len(content):
                 self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})

@@ -170,7 +170,7 @@ _KNOWN = {
         "en",
         "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that "
         "model gets wrong may be among the chosen answers.",
-        "tpo",
+        ("tpo",),
     ),
 }
 
