@@ -4,11 +4,10 @@ import hashlib
 import os
 import re
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +16,7 @@ import pytest
 from stages.core.errors import UserError
 from stages.sources import addresses, sharegpt
 from stages.sources.sharegpt import Given
-from tests.hub_server import Repo, closed_port, serve
+from tests.hub_server import Answer, Repo, answering, closed_port, serve
 
 DATA = os.urandom(3_000_000)
 SECRET = "s3cret-w0rd"
@@ -170,39 +169,6 @@ def test_no_token_of_the_hub_is_sent(folder, monkeypatch):
     with serve([one := repo()]) as url:
         addresses.bring(address(url, "x.parquet"), folder)
     assert not any(SECRET in value for r in one.requests for value in r.headers.values())
-
-
-Answer = tuple[int, Mapping[str, str], bytes]
-
-
-@contextmanager
-def answering(answer: Callable[[BaseHTTPRequestHandler], Answer]) -> Iterator[str]:
-    """A server that gives each request to ``answer``."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            status, headers, body = answer(self)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_what_is_no_file_is_told_apart(folder):

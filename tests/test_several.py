@@ -150,7 +150,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "itself": ({"a": {"kind": "several", "sources": {}}}, "kind 'several' must be one of"),
     "unknown key": (
         {"a": {"kind": "path", "path": "x", "licens": None}},
-        "sources.a: unknown key 'licens'; did you mean 'licence'?",
+        "; unknown key 'licens'; did you mean 'licence'?",
     ),
     "missing key": ({"a": {"kind": "path", "path": "x"}}, "sources.a: key 'licence' is missing"),
     "type": ({"a": {"kind": "path", "path": 5, "licence": None}}, "sources.a: 'path': "),

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
+from stages.ingest.named import key, shown
 from stages.sources import check, manifest
 from stages.sources.kind import About, Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
@@ -135,6 +136,7 @@ def _select(
         )
     for file in matching:
         _refuse_outside(file.path, name)
+    _refuse_collisions([file.path for file in matching], name)
     safe = [
         file
         for file in matching
@@ -142,7 +144,10 @@ def _select(
     ]
     left_out = sorted({file.path for file in matching} - {file.path for file in safe})
     if left_out:
-        print(f"{name}: left out, because they can run code when loaded: {', '.join(left_out)}")
+        listed = ", ".join(left_out[:20]) + (
+            f" and {len(left_out) - 20:,} more" * (len(left_out) > 20)
+        )
+        print(f"{name}: left out, because they can run code when loaded: {listed}")
     return safe
 
 
@@ -159,6 +164,18 @@ def _refuse_outside(name: str, repo: str) -> None:
             f"{repo}: the file name {name!r} leads out of its folder; this repository can't be "
             "trusted"
         )
+
+
+def _refuse_collisions(names: Sequence[str], repo: str) -> None:
+    """Refuse names that are one file on a system which looks past case, as macOS and Windows do."""
+    alike: dict[str, str] = {}
+    for name in names:
+        other = alike.setdefault(key(name), name)
+        if other != name:
+            raise UserError(
+                f"{repo}: {shown(other)} and {shown(name)} differ in case alone, so that some "
+                "systems can keep only one of them; leave one out by the patterns of files"
+            )
 
 
 def _about(fetched: Source) -> About | None:
