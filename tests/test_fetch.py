@@ -397,7 +397,7 @@ def test_offline_mode_asks_nothing_and_says_how_to_go_on(tmp_path, monkeypatch):
     assert repo.requests == []
 
 
-# ---- servers that are slow, busy, wrong or not what they seem --------------------------------------
+# ---- servers that are slow, busy, wrong or not what they seem ------------------------------------
 
 
 def fails(repo: Repo, out: Path) -> str:
@@ -462,9 +462,12 @@ def test_a_hub_that_leads_elsewhere_does_not_take_the_token_along(tmp_path, monk
         seen.append(request.headers.get("Authorization"))
         return 302, {"Location": f"{other}{request.path}"}, b""
 
-    with answering(elsewhere) as other, answering(here) as url:
-        with pytest.raises(UserError, match="does not answer as a Hugging Face Hub does"):
-            hub.fetch("a/b", "main", ["*"], tmp_path, repo_type="model", endpoint=url)
+    with (
+        answering(elsewhere) as other,
+        answering(here) as url,
+        pytest.raises(UserError, match="does not answer as a Hugging Face Hub does"),
+    ):
+        hub.fetch("a/b", "main", ["*"], tmp_path, repo_type="model", endpoint=url)
     assert seen == [f"Bearer {TOKEN}", None]
 
 

@@ -144,9 +144,8 @@ def _select(
     ]
     left_out = sorted({file.path for file in matching} - {file.path for file in safe})
     if left_out:
-        listed = ", ".join(left_out[:20]) + (
-            f" and {len(left_out) - 20:,} more" * (len(left_out) > 20)
-        )
+        listed = ", ".join(left_out[:20])
+        listed += f" and {len(left_out) - 20:,} more" if left_out[20:] else ""
         print(f"{name}: left out, because they can run code when loaded: {listed}")
     return safe
 
