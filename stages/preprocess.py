@@ -58,7 +58,15 @@ def main(raw: Path, out: Path, report: Path) -> None:
             counted = write_tables(
                 shown, questions, folder, decode=decoder.decode, wanted=wanted, split=split
             )
-        counts.check(counted, {"validation": chosen.validation, "test": chosen.test})
+        counts.check(
+            counted,
+            folder,
+            split=split_of,
+            key=chosen.split_key,
+            validation=chosen.validation,
+            test=chosen.test,
+            max_dropped=chosen.max_dropped,
+        )
     output.write_report(counted, report)
 
 

@@ -9,11 +9,12 @@ from pydantic import Field
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
+from stages.ingest import suffixes
 from stages.ingest.named import key, shown
 from stages.sources import check, manifest
 from stages.sources.kind import About, Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
-from stages.sources.names import TABLES, is_permitted, is_weights, matches, suffix
+from stages.sources.names import is_permitted, is_weights, matches
 
 if TYPE_CHECKING:
     from stages.sources import download
@@ -82,7 +83,7 @@ def fetch(
     if repo_type == "model":
         there = [file.path for file in repository.files]
         check.check_weights_exist(repo, names, there, allow_pickle)
-    elif not any(suffix(name) in TABLES for name in names):
+    elif not suffixes.tables(names):
         raise UserError(
             f"{repo}: none of the files that match {', '.join(files)} is a parquet, JSON or JSONL "
             "table; name some in data.source.files"

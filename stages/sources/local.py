@@ -11,14 +11,15 @@ from tqdm import tqdm
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import readable
+from stages.ingest import suffixes
 from stages.sources import check, manifest
 from stages.sources.kind import Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
 from stages.sources.mentions import files_named_in, holds_no_rows
-from stages.sources.names import IMAGES, TABLES, is_hidden, is_permitted, matches, suffix
+from stages.sources.names import IMAGES, is_hidden, is_permitted, matches, suffix
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # all that a base model needs
-_A_TABLE = "a parquet, JSON, JSONL, CSV or TSV file"
+_A_TABLE = "a parquet, arrow, JSON, JSONL, CSV, TSV or tar file"
 
 
 class LocalSource(SourceSection):
@@ -60,12 +61,12 @@ def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
     if path.is_dir():
         _refuse_nested(path, out)
         root, found = path, walk(path)
-        tables = _with_rows(root, [name for name in found if suffix(name) in TABLES])
+        tables = _with_rows(root, suffixes.tables(found))
         with_images = any(suffix(name) != ".parquet" for name in tables)
         images = {name for name in found if with_images and suffix(name) in IMAGES}
     else:
         root, images = path.parent, set()
-        tables = [path.name] if suffix(path.name) in TABLES else []
+        tables = suffixes.tables([path.name])
     if not tables:
         packed = suffix(path.name) in {".zip", ".tar", ".gz", ".tgz", ".7z"}
         raise UserError(

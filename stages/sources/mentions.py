@@ -9,7 +9,8 @@ from typing import Any
 
 from stages.core.errors import UserError
 from stages.ingest import named
-from stages.sources.names import CODE, PICKLES, TABLES, is_hidden, suffix
+from stages.ingest.suffixes import ending
+from stages.sources.names import CODE, PICKLES, is_hidden, suffix
 
 _LONGEST = 2**26  # characters of a first line; one that is longer is a document
 _ROWS_IN_IT = re.compile(r'\s*\{\s*"data"\s*:\s*\[')
@@ -36,7 +37,7 @@ def files_named_in(table: Path, root: Path) -> set[str]:
         path = named.find(folder, text)
         if isinstance(path, Path) and path.resolve().is_relative_to(real):
             name = path.relative_to(root).as_posix()
-            if not is_hidden(name) and suffix(name) not in TABLES | PICKLES | CODE:
+            if not is_hidden(name) and not ending(name) and suffix(name) not in PICKLES | CODE:
                 found[text] = name
     return {name for name in found.values() if name}
 
@@ -93,12 +94,22 @@ def _number(digits: str) -> float:
 
 
 def _texts(table: Path) -> Iterator[str]:
-    kind = table.suffix.lower()
+    kind = ending(table.name)
     if kind == ".parquet":
         return _parquet_texts(table)
     if kind in (".csv", ".tsv"):
         return _cells(table, "\t" if kind == ".tsv" else ",")
-    return _json_texts(table)
+    if kind in (".json", ".jsonl"):
+        return _json_texts(table)
+    return _row_texts(table)
+
+
+def _row_texts(table: Path) -> Iterator[str]:
+    """Every text in an Arrow file, a tar's JSON or a packed table."""
+    from stages.ingest import formats
+
+    opened = formats.open_table(table)
+    return (text for row in opened.rows(opened.names) for text in _inside(row))
 
 
 def _json_texts(table: Path) -> Iterator[str]:
@@ -109,17 +120,21 @@ def _json_texts(table: Path) -> Iterator[str]:
             whole = start == "[" or (table.suffix.lower() == ".json" and holds_no_rows(table))
             rows = [(0, parsed(file.read(), str(table)))] if whole else json_lines(file, str(table))
             for _, row in rows:
-                values = [row]
-                while values:
-                    value = values.pop()
-                    if isinstance(value, dict):
-                        values.extend(value.values())
-                    elif isinstance(value, list):
-                        values.extend(value)
-                    elif isinstance(value, str):
-                        yield value
+                yield from _inside(row)
     except UnicodeDecodeError:
         raise UserError(f"{table} is not UTF-8 text; save it as UTF-8") from None
+
+
+def _inside(row: Any) -> Iterator[str]:
+    values = [row]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values.extend(value.values())
+        elif isinstance(value, list):
+            values.extend(value)
+        elif isinstance(value, str):
+            yield value
 
 
 def _cells(table: Path, delimiter: str) -> Iterator[str]:

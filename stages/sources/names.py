@@ -4,7 +4,6 @@ import fnmatch
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-TABLES = frozenset({".parquet", ".json", ".jsonl", ".csv", ".tsv"})
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 # Formats that can run code when loaded.
 PICKLES = frozenset(
