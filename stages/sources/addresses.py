@@ -99,14 +99,14 @@ def _https(place: str, partial: Path) -> None:
         while True:
             before = size_of(partial)
             try:
-                if _ask(client, place, partial, patience=_PATIENCE if waits < 3 else 0):
+                if _ask(client, place, partial, patience=_PATIENCE if waits < 3 else -1):
                     return
             except _Later as later:
                 waits += 1
                 time.sleep(later.seconds)
-            except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException):
+            except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException) as error:
                 tries = 0 if size_of(partial) > before else tries + 1
-                if tries >= _TRIES:
+                if tries >= _TRIES or (isinstance(error, httpx.ConnectError) and not before):
                     raise
                 time.sleep(min(2**tries, 8) / 10)
 
@@ -154,7 +154,7 @@ def _ask(client: Any, place: str, partial: Path, *, patience: int) -> bool:
         total = start + int(length) if length.isdigit() else None
         check_room(partial.parent, (total or 0) - start, what=shown(place))
         with partial.open("ab" if goes_on else "wb") as file, _bar(place, start, total) as bar:
-            for block in answer.iter_raw(_STEP):
+            for block in answer.iter_raw():
                 file.write(block)
                 bar.update(len(block))
     mark.unlink()  # httpx itself refuses a body that ends before its announced length
