@@ -96,9 +96,16 @@ def _zip(packed: zipfile.ZipFile, size: int, name: str) -> Archive:
             if path in members:
                 raise _refused(name, path, "is there twice")
             members[path] = info
+
+    def content(path: str) -> bytes:
+        data = packed.read(members[path])
+        if len(data) != members[path].file_size:  # zipfile is content with less
+            raise EOFError("it ends early")
+        return data
+
     return Archive(
         {path: info.file_size for path, info in members.items()},
-        lambda path: _read(lambda: packed.read(members[path]), name, path),
+        lambda path: _read(lambda: content(path), name, path),
     )
 
 
