@@ -126,7 +126,10 @@ def _rows_at_once(path: Path, metadata: pq.FileMetaData, wanted: Collection[str]
             dictionary = chunk.data_page_offset - start or chunk.total_compressed_size
             widest = max(widest, size - (chunk.total_compressed_size - dictionary))
     average = _BATCH_BYTES * metadata.num_rows // max(total, 1)
-    return max(1, min(average, _DECODED_BYTES // widest, 1024))
+    # A dictionary of 1,024 photographs, 44 MB, can't be told from one value of 44 MB: eight rows at
+    # once read the former nearly as fast as 48 do, and hold 350 MB of the latter.
+    least = 8 if widest <= _DECODED_BYTES // 2 else 1
+    return max(1, min(average, max(_DECODED_BYTES // widest, least), 1024))
 
 
 # Arrow, as the datasets library saves it
