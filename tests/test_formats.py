@@ -479,3 +479,8 @@ def test_an_ending_is_told_whatever_its_case(name):
 @pytest.mark.parametrize("name", ["jsonl", "a.txt", "a.tar.gz", "a.gz", "a.parquet.gz"])
 def test_other_endings_are_none(name):
     assert ending(name) == ""
+
+
+def test_a_parquet_file_whose_columns_are_not_named_in_utf8_is_refused(folder):
+    (folder / "a.parquet").write_bytes(parquet(ROWS).replace(b"question", b"qu\xffstion"))
+    assert "a.parquet" in mistake(folder)

@@ -90,8 +90,8 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
     file = _open_parquet(path)
-    size = _rows_at_once(path, file.metadata, wanted)
     with _damaged(path, "a Parquet file"):
+        size = _rows_at_once(path, file.metadata, wanted)
         for batch in file.iter_batches(size, columns=sorted(wanted)):
             average = batch.nbytes // max(batch.num_rows, 1)
             yield from _values(batch, max(1, _BATCH_BYTES // max(average, 1)))

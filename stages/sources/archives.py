@@ -38,6 +38,7 @@ _OPEN: dict[bytes, Callable[..., Any]] = {
 _BROKEN = (
     *(zipfile.BadZipFile, zipfile.LargeZipFile, tarfile.TarError, lzma.LZMAError, zlib.error),
     *(EOFError, ValueError, IndexError, NotImplementedError, RuntimeError, OverflowError, OSError),
+    MemoryError,  # of an LZMA member that asks for a dictionary of 4 GB
 )
 
 
