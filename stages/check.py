@@ -38,7 +38,7 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
     columns = settings.data.columns.model_dump()
     with tempfile.TemporaryDirectory() as name:
         place = _place(settings.data.source, raw, Path(name) / "raw")
-        kind = KINDS[settings.data.source.kind]  # type: ignore[attr-defined]
+        kind = KINDS[settings.data.source.kind]
         if kind.read is None:
             _print_files(place, columns)
             found: Iterable[Record] = tables.records(place, columns)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -94,6 +95,9 @@ WRITE = {
 }
 
 
+PACK: dict[str, Any] = {"": bytes, "gz": gzip.compress, "zst": zstd}
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "x.png").write_bytes(b"png")
@@ -117,7 +121,7 @@ def mistake(folder, columns=COLUMNS):
 def test_each_kind_of_file_is_read(folder, suffix):
     plain, _, packed = suffix.lstrip(".").partition(".")
     content = WRITE[f".{plain}"](ROWS)
-    pack = {"": bytes, "gz": gzip.compress, "zst": zstd}[packed]
+    pack = PACK[packed]
     (folder / f"Rows{suffix.upper()}").write_bytes(pack(content))
     found = read(folder)
     assert [record.question for record in found] == [row["question"] for row in ROWS]
@@ -130,7 +134,7 @@ def test_each_kind_of_file_is_read(folder, suffix):
 def test_fetch_copies_each_kind_of_file_with_the_images_that_it_names(folder, suffix, whole_folder):
     (folder / "x.png").rename(folder / "x.ppm")
     plain, _, packed = suffix.lstrip(".").partition(".")
-    pack = {"": bytes, "gz": gzip.compress, "zst": zstd}[packed]
+    pack = PACK[packed]
     (folder / f"rows{suffix}").write_bytes(
         pack(WRITE[f".{plain}"]([row | {"image": "x.ppm"} for row in ROWS]))
     )
@@ -149,7 +153,7 @@ def test_a_tar_beside_a_table_is_of_images_and_not_data(folder):
 @pytest.mark.parametrize("damage", ["cut", "empty", "other"])
 def test_a_damaged_file_is_named_in_a_sentence(folder, suffix, damage):
     plain, _, packed = suffix.lstrip(".").partition(".")
-    pack = {"": bytes, "gz": gzip.compress, "zst": zstd}[packed]
+    pack = PACK[packed]
     content = pack(WRITE[f".{plain}"](ROWS * 50))
     kinds = {
         "cut": content[: len(content) * 2 // 3 - 5],
@@ -163,6 +167,11 @@ def test_a_damaged_file_is_named_in_a_sentence(folder, suffix, damage):
         assert len(read(folder)) < 150  # CSV can't tell
     else:
         assert f"rows{suffix}" in mistake(folder)
+
+
+def test_a_csv_file_with_semicolons_is_read(folder):
+    (folder / "a.csv").write_bytes(cells(ROWS, ";"))
+    assert [record.chosen for record in read(folder)] == ["yes\nno"] * 3
 
 
 def test_an_arrow_file_of_either_form_is_read(folder):

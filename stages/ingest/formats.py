@@ -382,14 +382,20 @@ def _binary(path: Path) -> Iterator[BinaryIO]:
 
 
 def _csv(path: Path) -> Table:
-    rows = _cells(path)
-    names = next(rows, [])
-    return Table(path, tuple(names), lambda wanted: _by_name(names, rows))
-
-
-def _cells(path: Path) -> Iterator[list[str]]:
-    csv.field_size_limit(_LINE_BYTES)
     delimiter = "\t" if ending(path.name).startswith(".tsv") else ","
+    names = next(_cells(path, delimiter), [])
+    if len(names) == 1 and ";" in names[0]:  # as Excel writes where a comma is for decimals
+        delimiter = ";"
+        names = next(_cells(path, delimiter), [])
+
+    def rows(_: Collection[str]) -> Iterator[Row]:
+        return _by_name(names, itertools.islice(_cells(path, delimiter), 1, None))
+
+    return Table(path, tuple(names), rows)
+
+
+def _cells(path: Path, delimiter: str) -> Iterator[list[str]]:
+    csv.field_size_limit(_LINE_BYTES)
     with _binary(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         reader = csv.reader(text, delimiter=delimiter)
         try:

@@ -139,7 +139,7 @@ def _formats(data: bytes) -> tuple[str, ...]:
     if format_of(data) != "HEIC":
         return FORMATS
     with contextlib.suppress(ImportError):
-        import pillow_heif
+        import pillow_heif  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         pillow_heif.register_heif_opener()
         return ("HEIF",)

@@ -99,7 +99,7 @@ def choose(names: Collection[str], columns: Mapping[str, str | None]) -> Layout 
     """
     there = set(names)
     wanted = {name: columns.get(name) for name in _CALLED}
-    labels = {name: columns.get(name) or "" for name in ("origin", "kind")}
+    labels: dict[str, Any] = {name: columns.get(name) or "" for name in ("origin", "kind")}
     if all(column in there for column in wanted.values() if column is not None):
         return Layout(
             "data.columns",
@@ -124,7 +124,7 @@ def choose(names: Collection[str], columns: Mapping[str, str | None]) -> Layout 
 
 
 def _known(there: set[str], image: str) -> Layout | None:
-    answers = {"chosen": "chosen", "rejected": "rejected"}
+    answers: dict[str, Any] = {"chosen": "chosen", "rejected": "rejected"}
     both = set(answers) <= there
     turns = next((name for name in ("messages", "conversations") if name in there), "")
     if turns and "rejected_response" in there:

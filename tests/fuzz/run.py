@@ -108,7 +108,7 @@ def mutation(seeds: list[bytes], draw: random.Random) -> bytes:
 
 def led_by_coverage(name: str, seconds: float) -> None:
     """The same with atheris: libFuzzer, which keeps an input that reaches new Python code."""
-    import atheris  # type: ignore[import-not-found, unused-ignore]
+    import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     with atheris.instrument_imports():  # what is imported here, and not before
         from tests.fuzz.targets import TARGETS
