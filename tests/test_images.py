@@ -272,6 +272,14 @@ def test_a_decompression_bomb_is_refused_without_decoding(monkeypatch):
     assert refused(giant) == "image_too_large"
 
 
+def test_a_tiff_of_few_pixels_with_a_giant_tile_is_refused():
+    tags = {256: 100, 257: 100, 258: 8, 259: 5, 262: 1, 277: 1, 322: 30_000, 323: 30_000}
+    tags |= {324: 140, 325: 64}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100)
+    assert refused(data) == "image_too_large"
+
+
 def test_a_limit_above_pillows_own_is_ours_to_set():
     data = encoded(Image.new("1", (15_000, 13_000)), "PNG")  # Pillow alone refuses 179 million
     limits = images.Limits(28, 10_000, 200_000_000, 95)
