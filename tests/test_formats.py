@@ -1,5 +1,6 @@
 """Every kind of file that holds rows, whole, packed, damaged and hostile."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.core.errors import UserError
-from stages.ingest import formats, tables
+from stages.ingest import formats, parquet_pages, tables
 from stages.ingest.suffixes import SUFFIXES, ending
 from stages.sources import local
 
@@ -395,7 +396,7 @@ def test_a_row_of_csv_with_more_or_fewer_cells_is_left_out(folder):
 READ_ALL = """
 import sys
 from pathlib import Path
-from stages.ingest import formats, tables
+from stages.ingest import formats, parquet_pages, tables
 formats._DECODED_BYTES = 2**24
 columns = dict(image="image", question="question", chosen="chosen", rejected="rejected")
 print(sum(1 for _ in tables.records(Path(sys.argv[1]), columns)))
@@ -452,7 +453,7 @@ def test_a_page_that_is_too_large_to_be_read_at_once_is_refused(tmp_path, monkey
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     monkeypatch.setattr(formats, "_PAGE_BYTES", 50_000)
     message = mistake(tmp_path)
-    assert "column 'chosen' keeps about 1" in message
+    assert "column 'chosen' keeps 10" in message
     assert "row_group_size=100" in message
     pq.write_table(pa.table(table), tmp_path / "a.parquet", row_group_size=10)
     assert len(read(tmp_path)) == 100
@@ -493,3 +494,36 @@ def test_other_endings_are_none(name):
 def test_a_parquet_file_whose_columns_are_not_named_in_utf8_is_refused(folder):
     (folder / "a.parquet").write_bytes(parquet(ROWS).replace(b"question", b"qu\xffstion"))
     assert "a.parquet" in mistake(folder)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_pages_are_as_large_as_their_headers_say(tmp_path, version, compression):
+    values = {"a": ["x" * 1000] * 100, "b": [os.urandom(50).hex() for _ in range(100)]}
+    table = pa.table(values | {"s": pa.array([{"bytes": b"x", "path": "y"}] * 100)})
+    options = {"data_page_version": version, "compression": compression, "row_group_size": 40}
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=["a"], **options)
+    found = parquet_pages.sizes(tmp_path / "a.parquet", {"a"})
+    assert found
+    assert (found.column, found.dictionary, found.page) == ("a", 1004, 1004)
+    found = parquet_pages.sizes(tmp_path / "a.parquet", {"b", "s"})
+    assert found
+    assert (found.column, found.dictionary) == ("b", 0)
+    assert 40 * 104 <= found.page < 40 * 104 + 20
+    metadata = pq.ParquetFile(tmp_path / "a.parquet").metadata
+    columns = [(g, c) for g in range(3) for c in range(1, 4)]
+    chunks = [metadata.row_group(g).column(c).total_uncompressed_size for g, c in columns]
+    assert found.total == sum(chunks)
+
+
+def test_a_damaged_byte_anywhere_in_a_footer_ends_no_process(tmp_path):
+    """Found by fuzzing: pyarrow aborts when it is asked for the metadata of a damaged column."""
+    pq.write_table(pa.table({name: ["x"] for name in COLUMNS}), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    end = content.rindex(b"ARROW:schema")
+    for place in range(end - 400, end, 2):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        (tmp_path / "a.parquet").write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            assert len(read(tmp_path)) < 3

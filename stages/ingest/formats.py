@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from stages.core.errors import UserError
 from stages.core.text import readable, shown
+from stages.ingest import parquet_pages
 from stages.ingest.layouts import Unreadable
 from stages.ingest.suffixes import ending
 
@@ -91,43 +92,31 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
     file = _open_parquet(path)
     with _damaged(path, "a Parquet file"):
-        size = _rows_at_once(path, file.metadata, wanted)
+        size = _rows_at_once(path, file.metadata.num_rows, wanted)
         for batch in file.iter_batches(size, columns=sorted(wanted)):
             average = batch.nbytes // max(batch.num_rows, 1)
             yield from _values(batch, max(1, _BATCH_BYTES // max(average, 1)))
 
 
-def _rows_at_once(path: Path, metadata: pq.FileMetaData, wanted: Collection[str]) -> int:
+def _rows_at_once(path: Path, count: int, wanted: Collection[str]) -> int:
     """So many that they are ``_BATCH_BYTES`` on average and ``_DECODED_BYTES`` at worst.
 
     Raises:
         UserError: a page is too large to be read at once.
     """
-    total, widest = 0, 1
-    for group, column in itertools.product(
-        range(metadata.num_row_groups), range(metadata.num_columns)
-    ):
-        chunk = metadata.row_group(group).column(column)
-        name = chunk.path_in_schema.split(".")[0]
-        if name not in wanted:
-            continue
-        size = chunk.total_uncompressed_size
-        total += size
-        page = size * min(1024, chunk.num_values) // max(chunk.num_values, 1)
-        if page > _PAGE_BYTES:
-            raise UserError(
-                f"{path}: column '{shown(name, 40)}' keeps about {readable(page)} in one page, and "
-                f"{readable(_PAGE_BYTES)} can be read at once; write the file again with "
-                "row_group_size=100"
-            )
-        if any("DICTIONARY" in encoding for encoding in chunk.encodings):
-            # A value repeated by the dictionary is at most what is not in the other pages.
-            start = chunk.dictionary_page_offset or chunk.data_page_offset
-            dictionary = chunk.data_page_offset - start or chunk.total_compressed_size
-            widest = max(widest, size - (chunk.total_compressed_size - dictionary))
-    average = _BATCH_BYTES * metadata.num_rows // max(total, 1)
+    sizes = parquet_pages.sizes(path, wanted)
+    if sizes is None:
+        return 1
+    if sizes.page > _PAGE_BYTES:
+        raise UserError(
+            f"{path}: column '{shown(sizes.column, 40)}' keeps {readable(sizes.page)} in one page, "
+            f"and {readable(_PAGE_BYTES)} can be read at once; write the file again with "
+            "row_group_size=100"
+        )
+    average = _BATCH_BYTES * count // max(sizes.total, 1)
     # A dictionary of 1,024 photographs, 44 MB, can't be told from one value of 44 MB: eight rows at
     # once read the former nearly as fast as 48 do, and hold 350 MB of the latter.
+    widest = max(sizes.dictionary, 1)
     least = 8 if widest <= _DECODED_BYTES // 2 else 1
     return max(1, min(average, max(_DECODED_BYTES // widest, least), 1024))
 
