@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import ValidationError
 
 from stages.core.errors import UserError
 from stages.sources import addresses, sharegpt
@@ -228,7 +229,7 @@ def bucket(files: dict[str, bytes], cut: list[int] | None = None) -> Iterator[li
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import s3fs
+        import s3fs  # type: ignore[import-untyped]
 
         s3fs.S3FileSystem.clear_instance_cache()
         yield asked
@@ -333,7 +334,7 @@ def test_an_address_with_a_password_or_without_encryption_is_refused(place, prob
     assert (problem in found if problem else found is None) if found else problem is None
     assert SECRET not in str(found)
     if problem:
-        with pytest.raises(ValueError, match=re.escape(problem)) as caught:
+        with pytest.raises(ValidationError, match=re.escape(problem)) as caught:
             Given.model_validate({"at": place})
         assert SECRET not in caught.value.errors()[0]["msg"]
 
