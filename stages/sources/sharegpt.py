@@ -63,12 +63,6 @@ class Given(Section):
     def _a_place_alone(cls, value: Any) -> Any:
         return {"at": value} if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _an_address_that_can_be_kept(self) -> "Given":
-        if addresses.is_remote(self.at) and (problem := addresses.problem_with(self.at)):
-            raise PydanticCustomError("address", "{problem}", {"problem": problem})
-        return self
-
 
 # A rule for images' names, both keys given: what begins with ``from`` begins with ``to`` instead.
 Remap = Annotated[dict[Literal["from", "to"], str], Field(min_length=2)]
@@ -83,6 +77,15 @@ class ShareGptSource(SourceSection):
     remap: list[Remap]
     datasets: list[str] | None
     licence: str | None
+
+    @model_validator(mode="after")
+    def _addresses_that_can_be_kept(self) -> "ShareGptSource":
+        """Here and not where an address is: pydantic's error would hold it, password and all."""
+        for given in self.files:
+            if addresses.is_remote(given.at) and (problem := addresses.problem_with(given.at)):
+                text = f"files: {problem}"
+                raise PydanticCustomError("address", "{problem}", {"problem": text})
+        return self
 
 
 @dataclass(frozen=True)
@@ -476,12 +479,9 @@ def _images(
     found = []
     for cell in cells:
         name = _name_in(cell)
-        if name in table.images:
-            found.append(contents.read(table.images[name]))
-            continue
-        if name is not None:
+        if name is not None and name not in table.images:
             return None, f"{named.shown(name)} was not found by fetch"
-        image = pictures.encoded(cell, ())
+        image = pictures.encoded(contents.read(table.images[name]) if name else cell, ())
         if isinstance(image, str):
             return None, image
         found.append(image)
