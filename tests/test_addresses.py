@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import ValidationError
 
 from stages.core.errors import UserError
 from stages.sources import addresses, sharegpt
-from stages.sources.sharegpt import Given
 from tests.hub_server import Answer, Repo, answering, closed_port, serve
 
 DATA = os.urandom(3_000_000)
@@ -228,7 +228,7 @@ def bucket(files: dict[str, bytes], cut: list[int] | None = None) -> Iterator[li
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import s3fs
+        import s3fs  # type: ignore[import-untyped]
 
         s3fs.S3FileSystem.clear_instance_cache()
         yield asked
@@ -313,6 +313,11 @@ def test_what_google_drive_does_not_give_is_said(folder, monkeypatch):
     assert "run `pip install gdown`, or download the file" in refusal(f"gdrive:{ID}", folder)
 
 
+def source(place: str) -> sharegpt.ShareGptSource:
+    values = {"files": [place], "remap": [], "datasets": None, "licence": None}
+    return sharegpt.ShareGptSource.model_validate({"kind": "sharegpt", **values})
+
+
 # ---- what is written of an address ---------------------------------------------------------------
 
 
@@ -322,6 +327,10 @@ def test_what_google_drive_does_not_give_is_said(folder, monkeypatch):
         (f"https://me:{SECRET}@host/x.json", "~/.netrc"),
         (f"https://{SECRET}@host/x.json", "~/.netrc"),
         (f"s3://key:{SECRET}@bucket/x.json", "~/.netrc"),
+        (f"https://host/x.json?X-Amz-Signature={SECRET}&x=1", "is signed or holds a token"),
+        (f"https://host/x.json?a=1&access_token={SECRET}", "is signed or holds a token"),
+        (f"ftp://me:{SECRET}@host/x.json", "~/.netrc"),
+        ("ftp://host/x.json", "is none of https://, s3://, gdrive: and a path"),
         ("http://host/x.json", "is not encrypted"),
         ("s3://bucket", "names no file"),
         ("https://host/x.json", None),
@@ -333,26 +342,23 @@ def test_an_address_with_a_password_or_without_encryption_is_refused(place, prob
     assert (problem in found if problem else found is None) if found else problem is None
     assert SECRET not in str(found)
     if problem:
-        with pytest.raises(ValueError, match=re.escape(problem)) as caught:
-            Given.model_validate({"at": place})
+        with pytest.raises(ValidationError, match=re.escape(problem)) as caught:
+            source(place)
         assert SECRET not in caught.value.errors()[0]["msg"]
 
 
-def test_neither_signature_nor_user_is_kept_of_an_address(tmp_path):
+def test_no_query_of_an_address_is_kept(tmp_path):
     row = b'[{"messages": [{"role": "user", "content": "Q"}], "chosen": "A", "rejected": "B"}]'
     files = {"my rows.json": row}
     with serve([Repo("owner/data", files, "dataset")]) as url:
         place = f"{url}/datasets/owner/data/resolve/main/my%20rows.json"
-        values = {"files": [f"{place}?X-Signature={SECRET}#x"], "remap": [], "datasets": None}
-        source = sharegpt.ShareGptSource.model_validate(
-            {"kind": "sharegpt", "licence": None, **values}
-        )
-        found = sharegpt.fetch_data(source, tmp_path / "raw")
+        given = source(f"{place}?x={SECRET}#x")
+        found = sharegpt.fetch_data(given, tmp_path / "raw")
         assert found.repo == place
         assert {file.path for file in found.files} == {"index.json", "my_rows.json"}
     written = b"".join(path.read_bytes() for path in (tmp_path / "raw").iterdir())
     assert SECRET.encode() not in written
     # Here by its address and hash already: nothing is asked, the server has gone.
-    assert sharegpt.fetch_data(source, tmp_path / "raw") == found
+    assert sharegpt.fetch_data(given, tmp_path / "raw") == found
     (record,) = sharegpt.records(tmp_path / "raw")
     assert (record.images, record.question) == ((), "Q")

@@ -72,8 +72,9 @@ def source(**sources: Any) -> SeveralSource:
 @pytest.fixture
 def both(tmp_path: Path) -> dict[str, Any]:
     """Two sources that share 10 of their 30 pairs."""
-    one = table(tmp_path / "one.parquet", range(30), image="picture", question="asked")
-    columns = {"image": "picture", "question": "asked"}
+    names = {"image": "picture", "question": "asked", "chosen": "good"}
+    one = table(tmp_path / "one.parquet", range(30), **names)
+    columns = names
     return {
         "rlaif": local(one, columns=columns),
         "mine": sharegpt(prepared(tmp_path / "two", range(20, 50))),
@@ -139,7 +140,7 @@ def test_the_source_is_named_where_one_can_not_be_had_or_read(tmp_path, both):
     del both["gone"], both["rlaif"]["columns"]
     several.fetch_data(source(**both), tmp_path / "raw")
     records, _ = several.read(tmp_path / "raw")
-    message = r"^data\.source\.sources\.rlaif: .* set data\.source\.sources\.rlaif\.columns\.image"
+    message = r"^data\.source\.sources\.rlaif: .* set data\.source\.sources\.rlaif\.columns\."
     with pytest.raises(UserError, match=message):
         list(records)
 

@@ -1,5 +1,6 @@
 """Kind sharegpt: prepared LLaMA-Factory files as people carry them from machine to machine."""
 
+import base64
 import io
 import json
 import os
@@ -17,7 +18,8 @@ from stages.core.errors import UserError
 from stages.dataset.pairs import Record
 from stages.parameters import params
 from stages.sources import manifest, sharegpt
-from stages.sources.sharegpt import Layout, Place, ShareGptSource
+from stages.sources.places import Place, match
+from stages.sources.sharegpt import ShareGptSource
 
 COLAB = "/content/drive/MyDrive/dpo/images/"
 
@@ -101,18 +103,15 @@ def test_both_spellings_are_read_from_lists_and_lines(tmp_path, of, name):
     assert (first.system, first.history, first.split, first.origin) == ("", (), "", "")
 
 
-SAID = {
+A = {"chosen": "A", "rejected": "B"}
+SAID: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "system first": (
-        {
-            "messages": [
-                {"role": "system", "content": "Be brief."},
-                {"role": "user", "content": "Q"},
-            ]
-        },
-        {"system": "Be brief.", "question": "Q"},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q"}]}
+        | A,
+        {"system": "Be brief.", "question": "Q", "chosen": "A", "rejected": "B"},
     ),
     "system column": (
-        {"conversations": [{"from": "human", "value": "Q"}], "system": "Be brief."},
+        {"conversations": [{"from": "human", "value": "Q"}], "system": "Be brief."} | A,
         {"system": "Be brief.", "question": "Q"},
     ),
     "earlier turns": (
@@ -122,12 +121,9 @@ SAID = {
                 {"from": "gpt", "value": "1."},
                 {"from": "human", "value": "Two?"},
             ]
-        },
+        }
+        | A,
         {"history": (("One?", "1."),), "question": "Two?"},
-    ),
-    "texts as answers": (
-        {"messages": [{"role": "user", "content": "Q"}], "chosen": "A", "rejected": "B"},
-        {"chosen": "A", "rejected": "B"},
     ),
     "answers in lists": (
         {
@@ -149,23 +145,9 @@ SAID = {
             "messages": [
                 {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}
             ]
-        },
+        }
+        | A,
         {"question": "<image>Q"},
-    ),
-    "tool": (
-        {"conversations": [{"from": "human", "value": "Q"}, {"from": "observation", "value": "x"}]},
-        {"question": None, "note": "message 2 is not a text of the assistant"},
-    ),
-    "ends with the assistant": (
-        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
-        {"question": None, "note": "the last message is not the user's"},
-    ),
-    "a number": ({"messages": [{"role": "user", "content": 5}]}, {"question": None}),
-    "no turns": ({"messages": []}, {"question": None}),
-    "a text": ({"messages": "Q"}, {"question": None, "note": "messages holds no list of messages"}),
-    "an answer that is a number": (
-        {"messages": [{"role": "user", "content": "Q"}], "chosen": 5, "rejected": {"content": "B"}},
-        {"question": "Q", "chosen": None, "rejected": "B"},
     ),
 }
 
@@ -173,21 +155,34 @@ SAID = {
 @pytest.mark.parametrize("name", SAID)
 def test_the_texts_of_a_row_are_taken_as_llamafactory_takes_them(name):
     row, expected = SAID[name]
-    said = sharegpt.what_is_said(row, Layout())
+    said = sharegpt.fields(row, None)
     assert {key: getattr(said, key) for key in expected} == expected
 
 
-def test_an_odd_row_is_left_to_preprocess_with_its_reason(tmp_path):
-    odd: list[Any] = [5, {"messages": 1}, by_messages(0, "a.png") | {"images": [7]}]
-    table = write(tmp_path / "pairs.json", [by_messages(0, "a.png"), *odd])
-    good, *bad = fetched(tmp_path / "raw", table, write(tmp_path / "a.png", b"a"))
-    assert good.images == (b"a",)
-    assert [row.note for row in bad] == [
-        "it is no JSON object",
-        "messages holds no list of messages",
-        "images holds no names of files",
-    ]
-    assert [row.where for row in bad] == [f"pairs.json row {i}" for i in (2, 3, 4)]
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (5, "no JSON object"),
+        ({"messages": 1} | A, "messages holds int"),
+        ({"conversations": [{"from": "observation", "value": "x"}]} | A, "from 'observation'"),
+        ({"messages": [{"role": "user", "content": 5}]} | A, "messages holds int, not text"),
+        ({"messages": [{"role": "assistant", "content": "Q"}]} | A, "must go user, assistant"),
+        ({"messages": []}, "it has no messages"),
+    ],
+)
+def test_an_odd_row_is_left_to_preprocess_with_its_reason(tmp_path, row, why):
+    table = write(tmp_path / "pairs.json", [by_messages(0, "a.png"), row])
+    good, bad = fetched(tmp_path / "raw", table, write(tmp_path / "a.png", b"a"))
+    assert (good.images, bad.images, bad.question) == ((b"a",), None, None)
+    assert why in bad.note
+    assert bad.where == "pairs.json row 2"
+
+
+def test_an_image_inside_a_row_needs_no_file(tmp_path):
+    url = "data:image/png;base64," + base64.b64encode(picture(1)).decode()
+    table = write(tmp_path / "pairs.json", rows(url, "a.png"))
+    first, second = fetched(tmp_path / "raw", table, write(tmp_path / "a.png", b"a"))
+    assert (first.images, second.images) == ((picture(1),), (b"a",))
 
 
 def test_a_row_may_have_no_image_or_several(tmp_path):
@@ -316,7 +311,7 @@ def test_columns_and_tags_of_dataset_info_are_honoured(tmp_path):
         "pictures": ["a.png"],
         "rules": "Be brief.",
     }
-    info = {
+    info: dict[str, dict[str, Any]] = {
         "mine": {
             "file_name": "rows.json",
             "formatting": "sharegpt",
@@ -474,7 +469,7 @@ def test_the_longest_tail_is_the_only_candidates_or_none():
     for count in range(1, len(names)):
         candidates = [Place(name) for name in names[:count]]
         wanted = {(".", f"/far/{name}"): f"/far/{name}" for name in names}
-        found, by_tail, why = sharegpt.match(wanted, candidates)
+        found, by_tail, why = match(wanted, candidates)
         assert found.keys() | why.keys() == wanted.keys()
         assert len(set(found.values())) == len(found)
         for (_, name), place in found.items():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tqdm import tqdm
 
@@ -19,7 +19,8 @@ from stages.core.errors import UserError
 from stages.core.hub_errors import site_of
 from stages.sources.manifest import check_room, sha256_of, size_of
 
-_REMOTE = re.compile(r"(https?|s3|gdrive)://|gdrive:", re.IGNORECASE)
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/|gdrive:", re.IGNORECASE)  # Path makes one slash of two
+_SECRET = re.compile(r"(?i)signature|\bsig\b|token|secret|passw|credential|api.?key")
 _DRIVE = re.compile(r"https://drive\.google\.com/(?:file/d/|(?:open|uc)\?(?:.*&)?id=)([\w-]{10,})")
 _TRIES = 5  # in a row that bring nothing new
 _PATIENCE = 60  # seconds that a server may ask to be waited for
@@ -34,15 +35,25 @@ def is_remote(place: str) -> bool:
 
 def problem_with(place: str) -> str | None:
     """Why an address can't be used, if so; it is not repeated where it holds a password."""
+    place = re.sub(r"^(\w[\w+.-]*):/+", r"\1://", place)
     parts = urlsplit(place)
+    scheme = parts.scheme.lower()
     if parts.username is not None or parts.password is not None:
         return (
             f"the address at {site_of(place)} holds a user or password, which params.yaml, "
             "dvc.lock and MLflow would keep; put them into ~/.netrc and leave them out here"
         )
-    if parts.scheme.lower() == "http" and parts.hostname not in ("localhost", "127.0.0.1"):
+    if any(_SECRET.search(key) for key, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        return (
+            f"the address {shown(place)} is signed or holds a token, which params.yaml, dvc.lock "
+            "and MLflow would keep, and which expires; name the file by s3://bucket/path, or "
+            "download it and name its path"
+        )
+    if scheme not in ("https", "http", "s3", "gdrive"):
+        return f"{shown(place)} is none of https://, s3://, gdrive: and a path; download the file"
+    if scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1"):
         return f"{shown(place)} is not encrypted, so anyone on the way may alter it; write https://"
-    if parts.scheme.lower() == "s3" and not (parts.netloc and parts.path.strip("/")):
+    if scheme == "s3" and not (parts.netloc and parts.path.strip("/")):
         return f"{shown(place)} names no file; write s3://bucket/path/of/the/file"
     return None
 

@@ -8,6 +8,7 @@ the last 10 MiB of each. With as many connections it is not faster (``benchmarks
 import errno
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -190,6 +191,20 @@ def download(repository: Repository, file: Announced, partial: Path, bar: tqdm) 
                 f"({'sha256' if file.lfs else 'git blob'} {file.digest[:12]}…), so it was deleted. "
                 "Run again; if that does not help, a proxy or mirror (HF_ENDPOINT) alters files"
             )
+
+
+def _without_password(record: logging.LogRecord) -> bool:
+    """huggingface_hub warns with the address that it asks, and ``HF_ENDPOINT`` may hold a password
+    or lead to a signed one."""
+    record.msg = re.sub(
+        r"(\b[\w+.-]+://)(?:[^/\s@]+@)?([^\s?]+)(?:\?\S*)?", r"\1\2", record.getMessage()
+    )
+    record.args = ()
+    return True
+
+
+for _handler in logging.getLogger("huggingface_hub").handlers:
+    _handler.addFilter(_without_password)
 
 
 def _refuse_long_waits(response: httpx.Response) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 from tqdm import tqdm
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import readable
 from stages.ingest import suffixes
-from stages.sources import check, manifest
+from stages.sources import addresses, check, manifest
 from stages.sources.kind import Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
 from stages.sources.mentions import files_named_in, holds_no_rows
@@ -28,6 +30,14 @@ class LocalSource(SourceSection):
     kind: Literal["path"]
     path: Path
     licence: str | None
+
+    @model_validator(mode="after")
+    def _a_path_and_no_address(self) -> "LocalSource":
+        if addresses.is_remote(str(self.path)):
+            problem = addresses.problem_with(str(self.path)) or "it is an address, and not a path"
+            text = f"path: {problem} (kind sharegpt takes addresses; kind path takes none)"
+            raise PydanticCustomError("address", "{problem}", {"problem": text})
+        return self
 
 
 def fetch_data(source: LocalSource, out: Path) -> Source:

@@ -149,7 +149,7 @@ def _named(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).replace("data.columns.", f"{where}.columns.")
+        text = str(error).replace("data.columns", f"{where}.columns")
         raise UserError(f"{where}: {text}".replace(": data.source.", ": ")) from None
 
 

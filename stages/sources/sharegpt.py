@@ -11,7 +11,7 @@ fetch brings the files, finds each image that a row names, and writes what goes 
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -24,19 +24,23 @@ from stages.core.errors import UserError, did_you_mean
 from stages.core.project import is_forced
 from stages.core.schema import Section, SourceSection
 from stages.core.text import readable
-from stages.ingest import named
-from stages.sources import addresses, archives, manifest
+from stages.ingest import layouts, named
+from stages.ingest.layouts import Odd
+from stages.sources import addresses, manifest
 from stages.sources.kind import Kind
 from stages.sources.local import walk
 from stages.sources.manifest import PARTIAL, File, Source
 from stages.sources.mentions import json_lines, parsed
-from stages.sources.names import IMAGES, is_hidden, suffix
+from stages.sources.names import suffix
+from stages.sources.places import Contents, Place, match
 
 if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
     from stages.dataset.pairs import Question, Record
 
 Split = Literal["train", "validation", "test"]
 JSON = (".json", ".jsonl")
+# By which rows are known that have question and image in columns of their own.
+COLUMNS = {name: name for name in ("image", "question", "chosen", "rejected", "origin", "kind")}
 INDEX = "index.json"
 INFO = "dataset_info.json"
 _SHOWN = 5  # names that a message lists
@@ -59,12 +63,6 @@ class Given(Section):
     def _a_place_alone(cls, value: Any) -> Any:
         return {"at": value} if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _an_address_that_can_be_kept(self) -> "Given":
-        if addresses.is_remote(self.at) and (problem := addresses.problem_with(self.at)):
-            raise PydanticCustomError("address", "{problem}", {"problem": problem})
-        return self
-
 
 # A rule for images' names, both keys given: what begins with ``from`` begins with ``to`` instead.
 Remap = Annotated[dict[Literal["from", "to"], str], Field(min_length=2)]
@@ -80,28 +78,21 @@ class ShareGptSource(SourceSection):
     datasets: list[str] | None
     licence: str | None
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where content is: a file below the folder, or a member of an archive there."""
-
-    file: str
-    member: str | None = None
-
-    @property
-    def path(self) -> str:
-        """The path by which it is known: of a member, below the archive's name."""
-        return f"{PurePosixPath(self.file).stem}/{self.member}" if self.member else self.file
+    @model_validator(mode="after")
+    def _addresses_that_can_be_kept(self) -> "ShareGptSource":
+        """Here and not where an address is: pydantic's error would hold it, password and all."""
+        for given in self.files:
+            if addresses.is_remote(given.at) and (problem := addresses.problem_with(given.at)):
+                text = f"files: {problem}"
+                raise PydanticCustomError("address", "{problem}", {"problem": text})
+        return self
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How rows say what: names of columns and tags, as in ``dataset_info.json``.
+class Described:
+    """Names of columns and tags, as ``dataset_info.json`` gives them; LLaMA-Factory's defaults."""
 
-    The defaults of LLaMA-Factory. Where ``messages`` is ``None``, rows tell by themselves.
-    """
-
-    messages: str | None = None
+    messages: str = "conversations"
     system: str = "system"
     images: str = "images"
     chosen: str = "chosen"
@@ -115,7 +106,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Table:
-    """A file of rows: where it is, its split as published, and how to read it.
+    """A file of rows: where it is, its split as published, and how it is described, if it is.
 
     ``images`` says where each image is that a row names.
     """
@@ -123,7 +114,7 @@ class Table:
     place: Place
     split: str
     origin: str
-    layout: Layout
+    described: Described | None
     images: dict[str, Place] = field(default_factory=dict)
 
 
@@ -237,40 +228,6 @@ def _place(path: Path, out: Path, name: str) -> None:
     manifest.place(out / PARTIAL / "copying", out, name)
 
 
-class Contents:
-    """Files and members of archives, by place. Archives are opened once, when first asked for."""
-
-    def __init__(self, files: Mapping[str, Path], stack: ExitStack) -> None:
-        self.files = files
-        self.stack = stack
-        self.archives: dict[str, archives.Archive] = {}
-
-    def places(self) -> Iterator[Place]:
-        """All there is, hidden files aside."""
-        for name, path in sorted(self.files.items()):
-            if is_hidden(name):
-                continue
-            if suffix(name) not in IMAGES and archives.is_archive(path):
-                sizes = self.archive(name).sizes
-                yield from (Place(name, member) for member in sizes if not is_hidden(member))
-            else:
-                yield Place(name)
-
-    def archive(self, name: str) -> archives.Archive:
-        if name not in self.archives:
-            opened = archives.opened(self.files[name], name)
-            self.archives[name] = self.stack.enter_context(opened)
-        return self.archives[name]
-
-    def read(self, place: Place) -> bytes:
-        if place.member is not None:
-            return self.archive(place.file).read(place.member)
-        try:
-            return self.files[place.file].read_bytes()
-        except OSError as error:
-            raise UserError(f"{place.path} can't be read ({error.strerror})") from None
-
-
 def _tables(
     contents: Contents,
     places: Sequence[Place],
@@ -290,7 +247,7 @@ def _tables(
     ]
     for place in [] if infos else places:
         split = splits[place.file] or _split_of(place.path)
-        tables.append(Table(place, split, "", Layout()))
+        tables.append(Table(place, split, "", None))
     without = [table for table in tables if not _holds_preferences(table, contents)]
     tables = [table for table in tables if table not in without]
     if without and tables:
@@ -303,7 +260,7 @@ def _tables(
             "name the prepared files"
         )
     if len({table.split for table in tables}) == 1:  # one side alone is no division
-        tables = [Table(t.place, "", t.origin, t.layout) for t in tables]
+        tables = [Table(t.place, "", t.origin, t.described) for t in tables]
     order = ["test", "validation", "train", ""]
     return sorted(tables, key=lambda table: order.index(table.split))
 
@@ -358,12 +315,11 @@ def _described(
                 "of source reads; name the other entries in data.source.datasets"
             )
         given = {**(entry.get("columns") or {}), **(entry.get("tags") or {})}
-        known = {key: str(given[key]) for key in Layout.__dataclass_fields__ if given.get(key)}
-        layout = Layout(**{"messages": "conversations", **known})
+        known = {key: str(given[key]) for key in Described.__dataclass_fields__ if given.get(key)}
+        described = Described(**known)
         for place in there:
-            yield Table(
-                place, splits[place.file] or _split_of(f"{name}-{place.path}"), name, layout
-            )
+            split = splits[place.file] or _split_of(f"{name}-{place.path}")
+            yield Table(place, split, name, described)
 
 
 def _holds_preferences(table: Table, contents: Contents) -> bool:
@@ -373,18 +329,15 @@ def _holds_preferences(table: Table, contents: Contents) -> bool:
         UserError: it is described as preferences, and is not.
     """
     row = next((row for _, row in _rows(table, contents)), None)
-    layout = table.layout
-    columns = {layout.messages or "messages", layout.messages or "conversations"}
-    answers = ({layout.chosen, layout.rejected}, {"rejected_response"})
-    if isinstance(row, dict) and columns & {*row} and any(names <= {*row} for names in answers):
+    keys = list(row) if isinstance(row, dict) else []
+    if (d := table.described) is None:
+        return layouts.choose(keys, COLUMNS) is not None if keys else False
+    if {d.messages, d.chosen, d.rejected} <= set(keys):
         return True
-    if table.origin:
-        there = _listed(list(row)) if isinstance(row, dict) else "no rows of keys"
-        raise UserError(
-            f"{table.place.path} has no {layout.messages}, {layout.chosen} and {layout.rejected}, "
-            f"by which {INFO} describes {named.shown(table.origin)}; it has {there}"
-        )
-    return False
+    raise UserError(
+        f"{table.place.path} has no {d.messages}, {d.chosen} and {d.rejected}, by which {INFO} "
+        f"describes {named.shown(table.origin)}; it has {_listed(keys) or 'no rows of keys'}"
+    )
 
 
 def _located(
@@ -405,7 +358,7 @@ def _located(
     for table in tables:
         folder = PurePosixPath(table.place.path).parent.as_posix()
         for _, row in _rows(table, contents):
-            for name in _image_names(row, table.layout) or ():
+            for name in _image_names(row, table):
                 wanted.setdefault((folder, name), _remapped(name, rules))
     for rule in rules:
         if wanted and not any(name.startswith(rule["from"]) for _, name in wanted):
@@ -436,7 +389,7 @@ def _located(
             table.place,
             table.split,
             table.origin,
-            table.layout,
+            table.described,
             {
                 name: place
                 for (folder, name), place in found.items()
@@ -445,76 +398,6 @@ def _located(
         )
         for table in tables
     ]
-
-
-def match(
-    wanted: Mapping[tuple[str, str], str], candidates: Iterable[Place]
-) -> tuple[dict[tuple[str, str], Place], dict[tuple[str, str], Place], dict[tuple[str, str], str]]:
-    """Places of the wanted images, those of them found by their tail alone, and why others weren't.
-
-    A name is found next to its table, or below one of the files given, or else by the longest tail
-    (parts at its end) that it shares with a candidate. The tail has to be that of one candidate;
-    and of two names that lead to one candidate, the one with the shorter tail is not found.
-
-    Args:
-        wanted: by the folder of the table and the name in the row, the name to look for.
-    """
-    by_path: dict[str, list[Place]] = {}
-    by_name: dict[str, list[tuple[list[str], Place]]] = {}
-    for place in candidates:
-        parts = [named.key(part) for part in named.parts(place.path)]
-        by_path.setdefault("/".join(parts), []).append(place)
-        by_name.setdefault(parts[-1], []).append((parts, place))
-    found: dict[tuple[str, str], Place] = {}
-    tails: dict[tuple[str, str], int] = {}
-    why: dict[tuple[str, str], str] = {}
-    for asked, name in wanted.items():
-        if "://" in name or name.startswith("data:"):
-            why[asked] = f"{named.shown(name)} is an address, and no file"
-            continue
-        parts = [named.key(part) for part in named.parts(name)]
-        beside = [named.key(part) for part in named.parts(f"{asked[0]}/{name.lstrip('/')}")]
-        exact = by_path.get("/".join(beside), [])
-        if len(exact) == 1:
-            found[asked] = exact[0]
-            continue
-        near = [(_common(parts, of), place) for of, place in by_name.get((parts or [""])[-1], [])]
-        longest = max((length for length, _ in near), default=0)
-        best = [place for length, place in near if length == longest]
-        if len(best) > 1:  # where only case or accents differ, by the letters themselves
-            letters = {place: _common(named.parts(name), named.parts(place.path)) for place in best}
-            best = [place for place in best if letters[place] == max(letters.values())]
-        if len(best) == 1:
-            found[asked] = best[0]
-            if longest < len(parts):
-                tails[asked] = longest
-        elif best:
-            why[asked] = f"{named.shown(name)} ends like {len(best):,} files"
-        else:
-            why[asked] = f"{named.shown(name)}: no file ends like it"
-    most: dict[Place, int] = {}
-    for asked, place in found.items():
-        length = tails.get(asked, len(named.parts(wanted[asked])))
-        most[place] = max(most.get(place, 0), length)
-    for asked, length in list(tails.items()):
-        if length < most[found[asked]]:
-            other = found.pop(asked).path
-            del tails[asked]
-            why[asked] = (
-                f"{named.shown(wanted[asked])}: {named.shown(other)} fits another name better, so "
-                "only a rule in data.source.remap can say that it is this"
-            )
-    return found, {asked: found[asked] for asked in tails}, why
-
-
-def _common(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts at their ends are the same."""
-    count = 0
-    for first, second in zip(reversed(one), reversed(other), strict=False):
-        if first != second:
-            break
-        count += 1
-    return count
 
 
 def _remapped(name: str, rules: Sequence[Remap]) -> str:
@@ -554,11 +437,12 @@ def records(raw: Path) -> "Iterator[Record]":
 
 
 def _table(values: Mapping[str, Any]) -> Table:
+    described = values["described"]
     return Table(
         Place(**values["place"]),
         values["split"],
         values["origin"],
-        Layout(**values["layout"]),
+        described and Described(**described),
         {name: Place(**place) for name, place in values["images"].items()},
     )
 
@@ -566,25 +450,19 @@ def _table(values: Mapping[str, Any]) -> Table:
 def _record(row: Any, table: Table, contents: Contents, where: str) -> "Record":
     from stages.dataset.pairs import Record
 
-    said = Said(note="it is no JSON object")
-    names: list[str] | None = None
-    if isinstance(row, dict):
-        said = what_is_said(row, table.layout)
-        names = _image_names(row, table.layout)
-    note, images = said.note, None
-    if names is None:
-        note = note or f"{table.layout.images} holds no names of files"
-    elif absent := [name for name in names if name not in table.images]:
-        note = note or f"{named.shown(absent[0])} was not found by fetch"
-    else:
-        images = tuple(contents.read(table.images[name]) for name in names)
+    try:
+        said = fields(row, table.described)
+        images, note = _images(said.images or (), table, contents)
+    except Odd as odd:
+        return Record(where, None, None, None, None, note=str(odd), split=table.split)
     return Record(
         where=where,
         images=images,
         question=said.question,
         chosen=said.chosen,
         rejected=said.rejected,
-        origin=table.origin,
+        origin=table.origin or said.origin,
+        kind=said.kind,
         note=note,
         system=said.system,
         history=said.history,
@@ -592,98 +470,80 @@ def _record(row: Any, table: Table, contents: Contents, where: str) -> "Record":
     )
 
 
-@dataclass(frozen=True)
-class Said:
-    """The texts of a row; what it lacks is ``None``, and ``note`` says why."""
+def _images(
+    cells: Sequence[Any], table: Table, contents: Contents
+) -> tuple[tuple[bytes, ...] | None, str]:
+    """The encoded images that cells mean; ``None`` and the reason if one can't be had."""
+    from stages.ingest import pictures
 
-    question: str | None = None
-    chosen: str | None = None
-    rejected: str | None = None
-    system: str = ""
-    history: tuple[tuple[str, str], ...] = ()
-    note: str = ""
+    found = []
+    for cell in cells:
+        name = _name_in(cell)
+        if name is not None and name not in table.images:
+            return None, f"{named.shown(name)} was not found by fetch"
+        image = pictures.encoded(contents.read(table.images[name]) if name else cell, ())
+        if isinstance(image, str):
+            return None, image
+        found.append(image)
+    return tuple(found), ""
 
 
-def what_is_said(row: Mapping[str, Any], layout: Layout) -> Said:
-    """The texts of a row, as LLaMA-Factory reads them: turns that end with the user's, and two
-    answers, each a message or a text. ms-swift's ``rejected_response`` is read too, whose chosen
-    answer is the last message.
+def fields(row: Any, described: Described | None) -> layouts.Fields:
+    """What a row holds, by ``dataset_info.json``'s description or else by the names of its keys.
+
+    Raises:
+        Odd: it is no pair, or a value is not what it should be.
     """
-    column = layout.messages or ("messages" if "messages" in row else "conversations")
-    turns = row.get(column)
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return Said(note=f"{column} holds no list of messages")
-    if layout.messages is None and turns and "role" in turns[0]:
-        layout = Layout(None, role_tag="role", content_tag="content")
-    said = [(_role(turn, layout), _content(turn.get(layout.content_tag))) for turn in turns]
-    system = row.get(layout.system) if isinstance(row.get(layout.system), str) else ""
-    if said and said[0][0] == "system":
-        system, said = said[0][1], said[1:]
-    chosen, rejected = row.get(layout.chosen), row.get(layout.rejected)
-    if layout.rejected not in row and "rejected_response" in row and said:
-        chosen, rejected, said = said[-1][1], row["rejected_response"], said[:-1]
-    for number, (role, content) in enumerate(said, start=1):
-        if role != ("user" if number % 2 else "assistant") or content is None:
-            return Said(note=f"message {number} is not a text of the {_who(number)}")
-    if len(said) % 2 == 0:
-        return Said(note="the last message is not the user's")
-    texts = [str(content) for _, content in said]
-    return Said(
-        texts[-1],
-        _answer(chosen, layout),
-        _answer(rejected, layout),
-        system or "",
-        tuple(zip(texts[0:-1:2], texts[1:-1:2], strict=True)),
-    )
+    if not isinstance(row, dict):
+        raise Odd("it is no JSON object")
+    if described is not None:
+        row = _by_common_names(row, described)
+    layout = layouts.choose(row, COLUMNS)
+    if layout is None:
+        raise Odd("it has no messages (or conversations), chosen and rejected")
+    return layouts.fields(row, layout)
 
 
-def _who(number: int) -> str:
-    return "user" if number % 2 else "assistant"
-
-
-def _role(turn: Mapping[str, Any], layout: Layout) -> str:
-    """user, assistant or system; what it is called in other files than these is taken as well."""
-    role = turn.get(layout.role_tag)
-    names = {
-        layout.user_tag: "user",
-        layout.assistant_tag: "assistant",
-        layout.system_tag: "system",
+def _by_common_names(row: Mapping[str, Any], described: Described) -> dict[str, Any]:
+    """The row with the columns and tags that are known without a description."""
+    roles = {
+        described.user_tag: "user",
+        described.assistant_tag: "assistant",
+        described.system_tag: "system",
     }
-    if layout.messages is None:
-        names |= {"user": "user", "assistant": "assistant"}
-    return names.get(role, "another") if isinstance(role, str) else "another"
+
+    def message(value: Any) -> Any:
+        if isinstance(value, list):
+            return [message(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        role = value.get(described.role_tag)
+        role = roles.get(role, f"{role}?") if isinstance(role, str) else role
+        return {"role": role, "content": value.get(described.content_tag)}
+
+    return {
+        "messages": message(row.get(described.messages)),
+        "chosen": message(row.get(described.chosen)),
+        "rejected": message(row.get(described.rejected)),
+        "images": row.get(described.images),
+        "system": row.get(described.system),
+    }
 
 
-def _content(value: object) -> str | None:
-    """A text, or the texts among the parts of one; an image among them is marked ``<image>``."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
-        return None
-    parts = ("<image>" if part.get("type") == "image" else part.get("text") for part in value)
-    texts = list(parts)
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
-
-
-def _answer(value: object, layout: Layout) -> str | None:
-    """An answer: a text, a message, or a list of one message."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, dict):
-        value = value.get(layout.content_tag, value.get("content"))
-    return _content(value)
-
-
-def _image_names(row: Any, layout: Layout) -> list[str] | None:
-    """The names of a row's images, in order; ``None`` if there is something else."""
-    value = row.get(layout.images) if isinstance(row, dict) else None
-    if value is None and isinstance(row, dict) and layout.images not in row:
-        value = row.get("image") if layout.messages is None else None
-    if value is None:
+def _image_names(row: Any, table: Table) -> list[str]:
+    """The names of a row's image files; those of a row that can't be read do not matter."""
+    try:
+        cells = fields(row, table.described).images or ()
+    except Odd:
         return []
-    values = value if isinstance(value, list) else [value]
-    names = [each.get("path") if isinstance(each, dict) else each for each in values]
-    return [str(n) for n in names] if all(isinstance(n, str) and n for n in names) else None
+    return [name for cell in cells if (name := _name_in(cell)) is not None]
+
+
+def _name_in(cell: Any) -> str | None:
+    """The file that an image's cell names; ``None`` where it holds the image itself, or nothing."""
+    if isinstance(cell, dict) and not cell.get("bytes"):
+        cell = cell.get("path") or cell.get("url")
+    return cell if isinstance(cell, str) and cell and not cell.startswith("data:") else None
 
 
 def _rows(table: Table, contents: Contents) -> Iterator[tuple[str, Any]]:
