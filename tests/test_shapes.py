@@ -281,6 +281,11 @@ def data(llamafactory, p, pairs_of_all_shapes, model_dir, tmp_path_factory):
     return folder / "formatted"
 
 
+@pytest.fixture(scope="module")
+def untuned(llamafactory, p, model_dir):
+    return scoring.load(model_dir, p)
+
+
 @pytest.mark.slow
 def test_no_pair_is_lost_and_system_prompts_are_declared(data):
     rows = [row for split in pairs.SPLITS for row in formatted.read(data, split)]
@@ -290,42 +295,49 @@ def test_no_pair_is_lost_and_system_prompts_are_declared(data):
 
 
 @pytest.mark.slow
-def test_lengths_are_counted_as_llamafactory_encodes_them(data, base, pairs_of_all_shapes):
+def test_lengths_are_counted_as_llamafactory_encodes_them(
+    data, p, model_dir, untuned, pairs_of_all_shapes
+):
     rows = formatted.read(data, "test")
     sizes = [
         [Image.open(pairs_of_all_shapes / "images" / name).size for name in row["images"]]
         for row in rows
     ]
-    counted = tokens.count(base, rows, sizes)
-    encoded = scoring.encode(base, rows, pairs_of_all_shapes / "images")
+    counted = tokens.count(tokens.load(model_dir, p), rows, sizes)
+    encoded = scoring.encode(untuned, rows, pairs_of_all_shapes / "images")
     for lengths, feature in zip(counted, encoded, strict=True):
         assert lengths.prompt + lengths.chosen == len(feature["chosen_input_ids"])
         assert lengths.prompt + lengths.rejected == len(feature["rejected_input_ids"])
-        assert lengths.image == feature["chosen_input_ids"].count(base.image_token_id)
+        assert lengths.image == feature["chosen_input_ids"].count(untuned.image_token_id)
 
 
 @pytest.mark.slow
 def test_log_probs_of_every_shape_are_the_trainers(
-    data, p, base, model_dir, adapter_dir, tuned, pairs_of_all_shapes, tmp_path
+    data, p, untuned, model_dir, adapter_dir, pairs_of_all_shapes, tmp_path
 ):
     shown = pairs_of_all_shapes / "images"
     rows = formatted.read(data, "test")
     assert {len(row["images"]) for row in rows} == {0, 1, 2, 3}
     assert {formatted.system(row) for row in rows} == {"", "Answer briefly."}
     theirs = dpo_trainer(p, model_dir, data, shown, adapter_dir, tmp_path)
-    for policy, (chosen, rejected) in zip((tuned, base), trainers_log_probs(theirs), strict=True):
+    tuned = scoring.load(model_dir, p, adapter_dir)
+    for policy, (chosen, rejected) in zip(
+        (tuned, untuned), trainers_log_probs(theirs), strict=True
+    ):
         ours = scoring.log_probs(policy, rows, shown, batch_tokens=512, label="test")
         assert np.abs(ours.chosen - chosen).max() < 1e-3
         assert np.abs(ours.rejected - rejected).max() < 1e-3
 
 
 @pytest.mark.slow
-def test_answers_take_every_shape_and_do_not_depend_on_the_batch(data, base, pairs_of_all_shapes):
+def test_answers_take_every_shape_and_do_not_depend_on_the_batch(
+    data, untuned, pairs_of_all_shapes
+):
     rows = formatted.read(data, "test")[:10]
 
     def answers(batch_tokens):
         return scoring.answer(
-            base,
+            untuned,
             rows,
             pairs_of_all_shapes / "images",
             max_new_tokens=6,
