@@ -560,6 +560,13 @@ def test_a_jpeg_of_a_thousand_scans_is_refused_without_decoding(monkeypatch):
     assert refused(data) == "image_too_slow"
 
 
+def test_a_jpeg_2000_counts_four_times_its_pixels():
+    limits = images.Limits(28, 40_000, 4 * 61 * 43, 95)
+    normal(MADE["JPEG 2000"], limits)
+    limits = images.Limits(28, 40_000, 4 * 61 * 43 - 1, 95)
+    assert refused(MADE["JPEG 2000"], limits) == "image_too_slow"
+
+
 def test_pixels_of_all_scans_are_bounded_together():
     limits = images.Limits(28, 40_000, 5000, 95)  # 64 x 64 are 4,096, ten scans of them 40,960
     normal(many_scans(11), limits)

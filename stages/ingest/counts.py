@@ -25,7 +25,7 @@ _FIXES = {
     "system_prompt": "preprocess.wanted.system_prompt: true takes them",
     "undecodable_image": "convert the images to PNG or JPEG",
     "image_too_large": "raise preprocess.max_input_pixels",
-    "image_too_slow": "write the images again as JPEG with fewer scans",
+    "image_too_slow": "write the images again as PNG or as JPEG with fewer scans",
     "image_too_small": "lower preprocess.min_side",
 }
 

@@ -17,7 +17,8 @@ REASONS = {
     "system_prompt": "it has a system prompt, and preprocess.wanted.system_prompt is false",
     "undecodable_image": "the image file is truncated, damaged, or of no known format",
     "image_too_large": "its header declares more than preprocess.max_input_pixels; not decoded",
-    "image_too_slow": "a JPEG of more than 100 scans, each decoded over all of its pixels",
+    "image_too_slow": "a JPEG of more than 100 scans, or a JPEG 2000 of more than a quarter of "
+    "preprocess.max_input_pixels",
     "image_too_small": "the image's shorter side is below preprocess.min_side",
     "image_in_held_out_questions": "it belongs to the questions kept for the evaluation",
     "exact_duplicate": "image, question, chosen and rejected all equal those of an earlier row",
