@@ -25,11 +25,11 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check lint setup use ui exps costs sync lock clean venv
+.PHONY: help repro test check check-data lint setup use ui exps costs sync lock clean venv
 .SILENT:
 
 help: ## List these commands
-	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
@@ -39,6 +39,9 @@ test: lint ## Lint, check types, run all tests (two processes)
 
 check: lint ## Lint, check types, run the fast tests (2 to 3 minutes)
 	$(TESTS) -m "not slow"
+
+check-data: setup ## Show what the first rows of data.source hold, and what would be left out
+	$(IN_VENV) python -m stages.check
 
 lint: setup ## Lint and check types only
 	$(IN_VENV) ruff check .

@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -55,8 +55,10 @@ class Repo:
     for files only; ``wrong`` files are served with their last byte changed; ``cut`` files break
     off, once, before that byte (with a TCP reset if ``reset``, which may lose what is under way);
     ``hang`` files stop there, once, and keep the connection open;
+    ``short`` files lack their last byte;
     ``gone`` files are listed but answer 404; ``stall`` waits that many seconds before every answer;
-    ``rate`` is how many bytes a second one connection gets.
+    ``rate`` is how many bytes a second one connection gets; the first ``busy`` requests are told to
+    come again after ``retry_after`` seconds.
     """
 
     name: str
@@ -74,8 +76,11 @@ class Repo:
     reset: bool = False
     hang: dict[str, int] = field(default_factory=dict)
     gone: Sequence[str] = ()
+    short: Sequence[str] = ()
     stall: float = 0.0
     rate: float = 0.0
+    busy: int = 0
+    retry_after: int = 0
     requests: list[Request] = field(default_factory=list)
 
     def downloads(self, file: str | None = None) -> list[Request]:
@@ -95,6 +100,39 @@ class Repo:
             older = _contents(files)
             found[tag] = found[_commit(self.name, older)] = (_commit(self.name, older), older)
         return found
+
+
+Answer = tuple[int, Mapping[str, str], bytes]
+
+
+@contextmanager
+def answering(answer: Callable[[BaseHTTPRequestHandler], Answer]) -> Iterator[str]:
+    """A server that gives each request to ``answer``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            status, headers, body = answer(self)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @contextmanager
@@ -364,7 +402,10 @@ class _Handler(BaseHTTPRequestHandler):
         repo.requests.append(request)
         if repo.stall:
             threading.Event().wait(repo.stall)
-        if repo.status:
+        if repo.busy:
+            repo.busy -= 1
+            self._error(429, None, "Too many requests", {"Retry-After": str(repo.retry_after)})
+        elif repo.status:
             self._error(repo.status, None, f"Status {repo.status}")
         elif given and given != repo.token and not request.redirected:
             self._error(401, None, "Invalid credentials in Authorization header")
@@ -469,8 +510,12 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         if path in repo.wrong and content:
             content = content[:-1] + bytes([content[-1] ^ 1])
+        if path in repo.short:
+            content = content[:-1]
         status, start = 200, 0
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+        changed = self.headers.get("If-Range") not in (None, headers["ETag"])
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if match and not changed:
             start, status = int(match[1]), 206
             if start >= len(content):
                 self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})

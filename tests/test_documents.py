@@ -88,7 +88,7 @@ def test_every_dvc_command_in_the_documents_is_one():
 
 def test_every_target_and_preset_of_a_make_command_in_the_documents_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"(?m)^([a-z]+):.*## ", makefile))
+    targets = set(re.findall(r"(?m)^([a-z-]+):.*## ", makefile))
     used = set()
     for document, command in commands():
         if command.startswith("make "):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import huggingface_hub
@@ -23,7 +24,9 @@ from stages.sources import download, easyvqa, hub, local, manifest
 from tests.hub_server import (
     COLUMNS,
     PAGE_SIZE,
+    Answer,
     Repo,
+    answering,
     closed_port,
     model_files,
     safetensors_bytes,
@@ -392,6 +395,104 @@ def test_offline_mode_asks_nothing_and_says_how_to_go_on(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set.*kind: path"):
         fetch_data(repo, tmp_path / "raw")
     assert repo.requests == []
+
+
+# ---- servers that are slow, busy, wrong or not what they seem ------------------------------------
+
+
+def fails(repo: Repo, out: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        fetch_data(repo, out)
+    assert "\n" not in str(caught.value)
+    assert not (out / "SOURCE.json").exists()
+    return str(caught.value)
+
+
+def test_a_server_that_asks_to_be_waited_for_is_and_not_for_long(tmp_path):
+    repo = topic_overwrite_repo(rows=2, shards=1, busy=1, retry_after=7)
+    assert "(HTTP 429); wait 7 seconds and run" in fails(repo, tmp_path / "raw")
+    with serve([repo]) as url:
+        commit = repo.snapshots()["main"][0]
+        ask = functools.partial(
+            hub.fetch, repo.name, commit, PATTERNS, tmp_path / "raw", repo_type="dataset"
+        )
+        download.look_up(repo.name, commit, "dataset", url)  # kept: what follows is a download
+        repo.busy, repo.retry_after = 1, 86_400
+        with pytest.raises(UserError, match=r"\(HTTP 429\); wait 86400 seconds"):
+            ask(endpoint=url)
+        repo.busy, repo.retry_after = 1, 0
+        assert ask(endpoint=url).commit == commit
+
+
+def test_a_download_that_falls_silent_is_resumed_and_in_the_end_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    data = {"rows.parquet": b"x" * 100_000}
+    repo = Repo("owner/data", data, "dataset", hang={"rows.parquet": 50_000})
+    fetch_data(repo, tmp_path / "once")
+    assert (tmp_path / "once" / "rows.parquet").read_bytes() == data["rows.parquet"]
+
+    class Always(dict[str, int]):
+        def pop(self, name: str, *_: object) -> int:
+            return self[name]
+
+    repo.hang = Always({"rows.parquet": 0})
+    text = fails(repo, tmp_path / "raw")
+    assert "did not answer in time" in text
+    assert "run the same command again to go on" in text
+
+
+def test_a_body_that_is_shorter_than_announced_is_not_taken_for_the_file(tmp_path):
+    repo = Repo("owner/data", {"rows.parquet": b"0123456789"}, "dataset", short=["rows.parquet"])
+    assert "rows.parquet arrived incomplete" in fails(repo, tmp_path / "raw")
+    repo.short = ()
+    fetch_data(repo, tmp_path / "raw")
+    assert (tmp_path / "raw" / "rows.parquet").read_bytes() == b"0123456789"
+
+
+def test_a_hub_that_leads_elsewhere_does_not_take_the_token_along(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    seen: list[str | None] = []
+
+    def elsewhere(request: BaseHTTPRequestHandler) -> Answer:
+        seen.append(request.headers.get("Authorization"))
+        return 200, {"Content-Type": "application/json"}, b"{}"
+
+    def here(request: BaseHTTPRequestHandler) -> Answer:
+        seen.append(request.headers.get("Authorization"))
+        return 302, {"Location": f"{other}{request.path}"}, b""
+
+    with (
+        answering(elsewhere) as other,
+        answering(here) as url,
+        pytest.raises(UserError, match="does not answer as a Hugging Face Hub does"),
+    ):
+        hub.fetch("a/b", "main", ["*"], tmp_path, repo_type="model", endpoint=url)
+    assert seen == [f"Bearer {TOKEN}", None]
+
+
+def test_names_that_differ_in_case_alone_are_refused_if_both_are_wanted(tmp_path):
+    files = {"Rows.parquet": b"1", "rows.parquet": b"2"}
+    repo = Repo("owner/data", files, "dataset")
+    text = fails(repo, tmp_path / "raw")
+    assert "'Rows.parquet' and 'rows.parquet' differ in case alone" in text
+    assert fetch_data(repo, tmp_path / "raw", files=["r*"]).files[0].path == "rows.parquet"
+
+
+def test_a_repository_of_200_000_files_is_searched_in_a_moment(capsys):
+    names = [f"folder/{number:06d}.{('png', 'py')[number % 2]}" for number in range(200_000)]
+    files = tuple(download.Announced(name, 1, "0" * 40, lfs=False) for name in names)
+    many = download.Repository("owner/many", "dataset", "main", GONE, None, files, None)
+    start = time.monotonic()
+    found = hub._select(many, ["*"], allow_pickle=False, allow_code=False)
+    with pytest.raises(UserError) as caught:
+        hub._select(many, ["*.csv"], allow_pickle=False, allow_code=False)
+    assert time.monotonic() - start < 10  # 0.6 s on a quiet machine
+    assert len(found) == 100_000
+    assert "and 199995 more" in str(caught.value)
+    said = capsys.readouterr().out
+    assert "and 99,980 more" in said
+    assert len(said) < 1000
 
 
 # ---- what may be fetched -------------------------------------------------------------------------

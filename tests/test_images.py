@@ -2,15 +2,16 @@
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageSequence
+from PIL import Image, ImageFile, ImageOps, ImageSequence
 
-from stages.ingest import images
+from stages.ingest import images, magic
 from stages.ingest.refusals import REASONS, Refusal
 
 LIMITS = images.Limits(min_side=28, max_pixels=40_000, max_input_pixels=250_000, jpeg_quality=95)
@@ -271,6 +272,14 @@ def test_a_decompression_bomb_is_refused_without_decoding(monkeypatch):
     assert refused(giant) == "image_too_large"
 
 
+def test_a_tiff_of_few_pixels_with_a_giant_tile_is_refused():
+    tags = {256: 100, 257: 100, 258: 8, 259: 5, 262: 1, 277: 1, 322: 30_000, 323: 30_000}
+    tags |= {324: 140, 325: 64}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100)
+    assert refused(data) == "image_too_large"
+
+
 def test_a_limit_above_pillows_own_is_ours_to_set():
     data = encoded(Image.new("1", (15_000, 13_000)), "PNG")  # Pillow alone refuses 179 million
     limits = images.Limits(28, 10_000, 200_000_000, 95)
@@ -399,3 +408,166 @@ def test_equal_images_are_stored_once_under_their_content(tmp_path):
 def test_a_refused_image_leaves_no_file(tmp_path):
     assert isinstance(images.store(b"x", folder=tmp_path, limits=LIMITS), Refusal)
     assert not list(tmp_path.iterdir())
+
+
+# Formats, compared with Pillow's own decoding
+
+
+def pattern(size=(61, 43)):
+    """No symmetry, so that every turn is told from every other."""
+    ramp = np.add.outer(np.arange(size[1]) * 3, np.arange(size[0]) * 2)
+    return Image.fromarray(
+        np.stack(
+            [ramp % 256, ramp // 2 % 256, 255 - ramp % 256], 2, dtype=np.uint8, casting="unsafe"
+        )
+    )
+
+
+MADE = {
+    "JPEG": encoded(pattern(), "JPEG", quality=95),
+    "JPEG, progressive": encoded(pattern(), "JPEG", quality=95, progressive=True),
+    "JPEG, CMYK": encoded(pattern().convert("CMYK"), "JPEG", quality=95),
+    "JPEG, grey": encoded(pattern().convert("L"), "JPEG", quality=95),
+    "PNG": encoded(pattern(), "PNG"),
+    "PNG, palette": encoded(pattern().quantize(64), "PNG"),
+    "PNG, one bit": encoded(pattern().convert("1"), "PNG"),
+    "GIF": encoded(pattern(), "GIF"),
+    "WebP": encoded(pattern(), "WEBP", lossless=True),
+    "WebP, lossy": encoded(pattern(), "WEBP", quality=90),
+    "AVIF": encoded(pattern(), "AVIF", quality=95),
+    "JPEG 2000": encoded(pattern(), "JPEG2000"),
+    "JPEG 2000, codestream": encoded(pattern(), "JPEG2000", no_jp2=True),
+    "BMP": encoded(pattern(), "BMP"),
+    "PPM": encoded(pattern(), "PPM"),
+    "TIFF": encoded(pattern(), "TIFF"),
+    "TIFF, LZW": encoded(pattern(), "TIFF", compression="tiff_lzw"),
+    "TIFF, CMYK": encoded(pattern().convert("CMYK"), "TIFF"),
+    "MPO": encoded(pattern(), "MPO", save_all=True, append_images=[halves()]),
+    **{
+        f"{kind}, turned {turn}": encoded(pattern(), kind, exif=exif(turn))
+        for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
+        for turn in (3, 5, 6, 8)
+    },
+    **{
+        f"{kind}, moving": encoded(
+            pattern(), kind, save_all=True, append_images=[halves((61, 43))] * 2
+        )
+        for kind in ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
+    },
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_kept_looks_as_pillow_shows_the_file(name):
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(MADE[name]))).convert("RGB")
+    result, image = normal(MADE[name])
+    assert image.size == shown.size
+    kept = ImageOps.exif_transpose(image)
+    difference = np.abs(np.asarray(kept, np.int16) - np.asarray(shown, np.int16))
+    assert difference.mean() < 3
+    assert kept.size == (result.width, result.height)
+
+
+@pytest.mark.parametrize("lie", [0, 9, 255, 65535])
+def test_an_orientation_that_does_not_exist_is_none(lie):
+    data = jpeg(exif=exif(lie))
+    assert images.normalise(data, LIMITS) == images.Normal(data, 80, 40)
+
+
+def test_a_size_that_exif_claims_is_not_believed():
+    claims = Image.Exif()
+    claims[0x0100], claims[0x0101] = 9999, 9999
+    claims.get_ifd(0x8769).update({0xA002: 9999, 0xA003: 9999})
+    data = jpeg(exif=claims)
+    assert images.normalise(data, LIMITS) == images.Normal(data, 80, 40)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_line_of_pixels_is_too_small_and_is_not_scaled(size):
+    for kind in ("PNG", "JPEG"):
+        assert refused(encoded(Image.new("RGB", size), kind)) == "image_too_small"
+
+
+# What is refused, by name
+
+
+def box(kind, *others):
+    brands = b"".join([kind, b"\0\0\0\0", *others])
+    return struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(100)
+
+
+NAMED = {
+    "HEIC": box(b"heic", b"mif1"),
+    "AVIF": box(b"mif1", b"avif") + b"damaged",
+    "MP4 video": box(b"isom", b"mp41"),
+    "JPEG XL": b"\xff\x0a" + bytes(50),
+    "PDF": b"%PDF-1.7\n",
+    "SVG": b'<?xml version="1.0"?>\n<svg xmlns="x"/>',
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    "Photoshop (PSD)": b"8BPS" + bytes(50),
+    "HTML page": b"\n<!DOCTYPE html><html>404</html>",
+    "JSON text": b'{"error": "not found"}',
+    "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
+    "zip archive": b"PK\3\4" + bytes(50),
+    "PNG": b"\x89PNG\r\n\x1a\n" + bytes(20),
+    "no known format": b"\1\2\3",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_refusal_names_the_format_that_it_found(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    result = images.normalise(NAMED[name], LIMITS)
+    assert isinstance(result, Refusal)
+    assert name in result.detail
+    assert len(result.detail) < 250
+    assert ("pip install pillow-heif" in result.detail) == (name == "HEIC")
+
+
+def test_heic_is_read_where_pillow_heif_is_installed():
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    _, image = normal(encoded(halves((80, 64)), "HEIF", quality=95))
+    assert_colour(image, (10, 10), RED, within=12)
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if "turned" not in name])
+def test_each_format_is_told_by_its_first_bytes(name):
+    expected = name.split(",")[0].replace("WEBP", "WebP").replace("MPO", "JPEG")
+    assert magic.format_of(MADE[name]) == expected
+
+
+def many_scans(count, size=(64, 64)):
+    """A progressive JPEG whose last scan comes again and again, as an attacker writes it."""
+    data = encoded(pattern(size), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    # The Huffman tables of a scan stand before it.
+    start = max(data.rfind(b"\xff\xc4", 0, start), data.rfind(b"\xff\xc4", start - 200, start))
+    scan = data[start:-2]
+    missing = count - data.count(b"\xff\xda")
+    return data[:-2] + scan * missing + data[-2:]
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused_without_decoding(monkeypatch):
+    data = many_scans(1000)
+    assert data.count(b"\xff\xda") == 1000
+    normal(many_scans(30))
+
+    def decoded(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    assert refused(data) == "image_too_slow"
+
+
+def test_a_jpeg_2000_counts_four_times_its_pixels():
+    limits = images.Limits(28, 40_000, 4 * 61 * 43, 95)
+    normal(MADE["JPEG 2000"], limits)
+    limits = images.Limits(28, 40_000, 4 * 61 * 43 - 1, 95)
+    assert refused(MADE["JPEG 2000"], limits) == "image_too_slow"
+
+
+def test_pixels_of_all_scans_are_bounded_together():
+    limits = images.Limits(28, 40_000, 5000, 95)  # 64 x 64 are 4,096, ten scans of them 40,960
+    normal(many_scans(11), limits)
+    assert refused(many_scans(13), limits) == "image_too_slow"

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from stages.core.errors import UserError
 from stages.parameters import params
+from stages.sources.registry import KINDS
 
 DEMO = (Path(__file__).parent.parent / "params" / "demo.yaml").read_text(encoding="utf-8")
 
@@ -148,7 +149,7 @@ def test_a_section_without_keys_is_refused(refusal):
 def test_an_unknown_kind_of_source_is_refused_with_those_there_are(refusal):
     message = refusal(("kind: easy-vqa", "kind: easyvqa"))
     assert "'data.source.kind' = 'easyvqa'" in message
-    assert "hub, path, easy-vqa; did you mean 'easy-vqa'?" in message
+    assert f"{', '.join(KINDS)}; did you mean 'easy-vqa'?" in message
 
 
 def test_a_data_set_is_no_model(refusal):

@@ -9,6 +9,7 @@ import json
 import multiprocessing.forkserver
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -61,6 +62,7 @@ SETTINGS = {
     "max_input_pixels": 100_000,
     "jpeg_quality": 90,
     "workers": 2,
+    "max_dropped": 0.2,
     "wanted": {"text_only": False, "images": 1, "turns": 1, "system_prompt": False},
 }
 
@@ -274,14 +276,62 @@ def test_nothing_kept_says_why(run, tmp_path):
     assert not (tmp_path / "pairs").exists()
 
 
-def test_an_empty_split_names_the_split_and_the_fix(run, tmp_path):
-    raw = raw_folder(tmp_path / "raw", [row(0), row(0, question="q2")])
-    message = mistake(run, raw, validation=0.001, test=0.998)
-    assert "no pair fell into the train split: 1 distinct images" in message
-    assert "lower preprocess.validation" in message
-    message = mistake(run, raw, validation=0.001, test=0.001)
-    assert "no pair fell into the validation split" in message
-    assert "raise preprocess.validation" in message
+def test_more_lost_than_allowed_says_how_many_why_and_which_first(run, tmp_path):
+    rows = [row(i, **({"rejected": None} if i % 4 == 3 else {})) for i in range(40)]
+    raw = raw_folder(tmp_path / "raw", [*rows, row(0)])
+    message = mistake(run, raw)
+    assert "10 of the 41 rows can't be used (10 missing_field, 1 exact_duplicate)" in message
+    assert "more than preprocess.max_dropped (0.2) allows" in message
+    assert "the first, a.parquet row 4: rejected; check data.columns" in message
+    assert not (tmp_path / "pairs").exists()
+    assert run(raw, max_dropped=0.25)["rows_left_out"] == 11
+
+
+def test_images_that_are_not_there_are_named_with_a_likely_file(run, tmp_path):
+    (tmp_path / "raw" / "pictures").mkdir(parents=True)
+    (tmp_path / "raw" / "pictures" / "a.png").write_bytes(picture(1))
+    (tmp_path / "raw" / "SOURCE.json").write_text(json.dumps(SOURCE | {"kind": "path"}))
+    lines = [json.dumps(row(i, image="images/a.png")) for i in range(5)]
+    (tmp_path / "raw" / "a.jsonl").write_text("\n".join(lines))
+    message = mistake(run, tmp_path / "raw")
+    assert "none of the 5 rows could be used (5 missing_field)" in message
+    assert "a.jsonl row 1: image ('images/a.png': no such file (is it pictures/a.png?))" in message
+
+
+# Small data
+
+
+def test_a_source_without_rows_is_said_to_be_empty(run, tmp_path):
+    raw = raw_folder(tmp_path / "raw", [row(0)])
+    (raw / "a.parquet").unlink()
+    (raw / "a.jsonl").write_text("")
+    assert "the source is empty" in mistake(run, raw)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_images_than_splits_says_how_many_are_needed(run, tmp_path, count):
+    rows = [row(i % count, question=f"q{i}") for i in range(3)]
+    message = mistake(run, raw_folder(tmp_path / "raw", rows))
+    assert f"there are {count} to share out" in message
+    assert "3 are the fewest that make 3 splits, or 2 with preprocess.validation: 0" in message
+
+
+@pytest.mark.parametrize("count", [3, 4, 8])
+@pytest.mark.parametrize("key", ["k", "another", "third"])
+def test_the_change_that_is_proposed_for_an_empty_split_works(run, tmp_path, count, key):
+    raw = raw_folder(tmp_path / "raw", [row(i) for i in range(count)])
+    settings = {"split_key": key, "validation": 0.01, "test": 0.01}
+    message = mistake(run, raw, **settings)
+    proposed = dict(re.findall(r"preprocess\.(\w+): ([\w.-]*\w)", message))
+    numbers = {name: float(text) for name, text in proposed.items() if name != "split_key"}
+    assert proposed
+    counted = run(raw, **(settings | proposed | numbers))
+    assert all(counted["pairs_by_split"].values())
+
+
+def test_an_empty_train_split_is_named(run, tmp_path):
+    raw = raw_folder(tmp_path / "raw", [row(i) for i in range(4)])
+    assert "fell into the train split" in mistake(run, raw, validation=0.499, test=0.5)
 
 
 def test_a_split_that_was_not_asked_for_may_be_empty(run, tmp_path):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from stages.sources import manifest
+from stages.sources.registry import KINDS
 
 ROOT = Path(__file__).parent.parent
 MADE_UP = """
@@ -94,7 +95,7 @@ def test_a_new_kind_has_its_own_keys_and_is_no_model_unless_it_says_so(tmp_path)
     done = run(tmp_path, preset("kind: colours", "numbr: 60"))
     assert "unknown key 'data.source.numbr'; did you mean 'number'?" in done.stderr
     done = run(tmp_path, preset("kind: colour", "number: 60"))
-    assert "hub, path, easy-vqa, colours; did you mean 'colours'?" in done.stderr
+    assert f"{', '.join(KINDS)}, colours; did you mean 'colours'?" in done.stderr
     wrong = preset("kind: colours", "number: 60").replace("    kind: path ", "    kind: colours ")
     assert (
         "'model.source.kind' = 'colours': must be one of hub, path" in run(tmp_path, wrong).stderr

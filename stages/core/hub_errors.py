@@ -46,10 +46,7 @@ def explain(error: BaseException, what: str, *, page: str, revision: str = "") -
             f"that may read {page}, or unset it if the repository is public"
         )
     if status == 429:
-        return (
-            f"{site} says that this address has asked too often (HTTP 429); wait a few minutes, or "
-            "set HF_TOKEN"
-        )
+        return too_often(site, next((w for each in chain if (w := _retry_after(each))), ""))
     if status is not None:
         return f"{what} can't be downloaded now ({site} answers HTTP {status}); try again later"
     if "HFValidationError" in kinds:
@@ -69,6 +66,20 @@ def explain(error: BaseException, what: str, *, page: str, revision: str = "") -
             "the network, the proxy and HF_ENDPOINT"
         )
     return None
+
+
+def too_often(site: str, seconds: str) -> str:
+    """What to do about HTTP 429; ``seconds`` is the server's word on when, if it has one."""
+    wait = f"wait {seconds} seconds" if seconds.isdigit() else "wait a few minutes"
+    return (
+        f"{site} says that this address has asked too often (HTTP 429); {wait} and run the same "
+        "command again, or set HF_TOKEN"
+    )
+
+
+def _retry_after(error: BaseException) -> str:
+    headers = error.response.headers if _status(error) else {}  # type: ignore[attr-defined]
+    return str(headers.get("Retry-After", ""))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,5 +1,7 @@
 """Text for people."""
 
+from collections.abc import Iterable
+
 
 def readable(count: int) -> str:
     """A size in bytes: ``8.9 GB``, ``120.1 kB``, ``17 bytes``."""
@@ -7,3 +9,23 @@ def readable(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.1f} {unit}"
     return f"{count} bytes"
+
+
+def shown(value: object, most: int = 100) -> str:
+    """A user's value as a message may print it: on one line, ``most`` characters of it at most.
+
+    A base64 image in a column of paths once made a message of 209,844 characters.
+    """
+    if isinstance(value, bytes | bytearray | list | tuple | dict):
+        text = f"{type(value).__name__} of {len(value):,}"
+    else:
+        text = str(value) if not isinstance(value, str) else value[: most + 1]
+    text = " ".join(text.split()) if text.strip() else repr(text)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names joined by commas, each cut at 40 characters, and how many more there are."""
+    found = list(names)
+    text = ", ".join(shown(name, 40) for name in found[:most])
+    return text + (f" and {len(found) - most:,} more" if len(found) > most else "")

@@ -11,12 +11,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from stages.ingest.magic import format_of
 from stages.ingest.refusals import Refusal
 
 # Named, because Pillow knows formats that run other programs, as EPS does Ghostscript.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+# A progressive JPEG has about ten scans, each of which is decoded over all pixels: one of 1,000
+# scans, 336 kB large, takes seconds. Counted in the file, so that no clock decides what is kept.
+MOST_SCANS = 100
+_JPEG_2000 = 4  # times the pixels: noise of 2 MP takes 1.6 s, other formats 0.2 at most
+_MOST_SCANNED = 10  # times preprocess.max_input_pixels, pixels of all scans together
 LONGEST_JPEG_SIDE = 65500  # libjpeg's own limit
 _ORIENTATION = 0x0112  # the EXIF tag
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # of a TIFF
 # In a JPEG: what follows FF within a scan's data (a stuffed byte, restarts), and at its end.
 _DATA = frozenset({b"\0", *(bytes([0xD0 + i]) for i in range(8))})
 _END = b"\xd9"
@@ -98,30 +105,70 @@ def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
     # Ours is checked below, before anything is decoded; Pillow's own limit would come on top of it.
     Image.MAX_IMAGE_PIXELS = None
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats(data))
         width, height = image.size
         if width * height > limits.max_input_pixels:
             return Refusal("image_too_large", f"{width} x {height} pixels declared")
+        if (tile := _tile(image)) > limits.max_input_pixels:
+            return Refusal("image_too_large", f"a tile of {tile} pixels declared")
         size = fitted(width, height, limits.max_pixels)
         if min(size) < limits.min_side:
             scaled = "" if size == image.size else f", {size[0]} x {size[1]} scaled down"
             return Refusal("image_too_small", f"{width} x {height} pixels{scaled}")
+        if image.format in ("JPEG", "MPO"):
+            scans = data.count(b"\xff\xda")  # in a scan's own data FF is never followed by DA
+            most = min(MOST_SCANS, _MOST_SCANNED * limits.max_input_pixels // (width * height))
+            if scans > max(most, 1):
+                return Refusal("image_too_slow", f"{scans} scans of {width} x {height} pixels")
+        if image.format == "JPEG2000" and width * height * _JPEG_2000 > limits.max_input_pixels:
+            return Refusal("image_too_slow", f"JPEG 2000 of {width} x {height} pixels")
         fits = image.format == "JPEG" and image.mode == "RGB" and size == image.size
         if fits and _orientation(image) not in _UPRIGHT:
             _refuse_damaged(data, image)
             return Normal(data, width, height)
         picture = _decoded(image, size)
     except UnidentifiedImageError:  # its own message holds a memory address
-        return Refusal("undecodable_image", f"not a {', '.join(FORMATS)} file ({len(data)} bytes)")
+        return Refusal("undecodable_image", _unidentified(data))
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         detail = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
-        return Refusal("undecodable_image", detail)
+        return Refusal("undecodable_image", f"{format_of(data)} ({detail})")
     encoded = io.BytesIO()
     # 4:4:4: halved colour would smear the thin coloured edges that questions ask about.
     picture.save(encoded, "JPEG", quality=limits.jpeg_quality, subsampling=0)
     return Normal(encoded.getvalue(), *picture.size)
+
+
+def _tile(image: Image.Image) -> int:
+    """Pixels that a TIFF's header declares for a tile, which libtiff reads whole: 0 without tiles.
+
+    A file of 200 bytes, 100 x 100 pixels large, had one of 30,000 x 30,000: 900 MB.
+    """
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_HEIGHT, 0))
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """The formats that the file may be of: HEIC as well, if pillow-heif is installed."""
+    if format_of(data) != "HEIC":
+        return FORMATS
+    with contextlib.suppress(ImportError):
+        import pillow_heif  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+        pillow_heif.register_heif_opener()
+        return ("HEIF",)
+    return FORMATS
+
+
+def _unidentified(data: bytes) -> str:
+    """What a file is that no decoder takes."""
+    found, size = format_of(data), f"{len(data)} bytes"
+    if found == "HEIC":
+        return f"HEIC ({size}), which needs a package: pip install pillow-heif, or convert it"
+    if found in ("JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "PPM", "AVIF", "JPEG 2000"):
+        return f"{found} by its first bytes ({size}), but damaged or of a variant that is not read"
+    return f"{found or 'no known format'} ({size}); read are {', '.join(FORMATS)}"
 
 
 def fitted(width: int, height: int, max_pixels: int) -> tuple[int, int]:

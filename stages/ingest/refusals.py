@@ -17,6 +17,8 @@ REASONS = {
     "system_prompt": "it has a system prompt, and preprocess.wanted.system_prompt is false",
     "undecodable_image": "the image file is truncated, damaged, or of no known format",
     "image_too_large": "its header declares more than preprocess.max_input_pixels; not decoded",
+    "image_too_slow": "a JPEG of more than 100 scans, or a JPEG 2000 of more than a quarter of "
+    "preprocess.max_input_pixels",
     "image_too_small": "the image's shorter side is below preprocess.min_side",
     "image_in_held_out_questions": "it belongs to the questions kept for the evaluation",
     "exact_duplicate": "image, question, chosen and rejected all equal those of an earlier row",
@@ -72,6 +74,8 @@ def text_refusal(row: Record | Question) -> Refusal | None:
         missing.insert(0, "image")
     if missing:
         note = getattr(row, "note", "")
+        if note and len(missing) == 4:  # the row could not be read
+            return Refusal("missing_field", note)
         return Refusal("missing_field", ", ".join(missing) + (f" ({note})" if note else ""))
     for name, text in {**texts, **labels}.items():
         if not _is_unicode(text or ""):

@@ -1,187 +1,249 @@
-"""Tabular sources: Parquet, JSON and JSON Lines files, read row by row as records.
+"""Tabular sources: the data files below a folder, read row by row as records.
 
-Files are read in the order of their names. Parquet and JSON Lines are read a piece at a time:
-memory depends on neither their number nor their size. The largest piece is a page of a Parquet
-file; pyarrow and pandas write up to 1,024 rows into one, whatever their size: 60 MB for images of
-60 kB. A JSON list holds text and paths only, and is read at once.
+Files are read in the order of their names. How a file holds rows is ``formats``' to know, which
+column holds what ``layouts``', and what image a cell means ``pictures``'. An odd cell costs its
+row; where most of the first rows are odd, it is the column that is wrong, and the run stops.
 """
 
-import contextlib
-import itertools
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.core.errors import UserError
+from stages.core.text import listed, shown
 from stages.dataset.pairs import Record
+from stages.ingest import formats, layouts, pictures, suffixes
+from stages.ingest.formats import Row, Table
+from stages.ingest.layouts import Layout, Odd, Unreadable
+from stages.ingest.suffixes import NOT_DATA, SUFFIXES, ending
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
-_BATCH_BYTES = 2**21  # of rows made into Python objects at once; 16 MB take twice as long
-_PEEK = 100  # rows of JSON looked at for the names of the columns
+_SAMPLE = 100  # first rows of a file that tell an odd column from an odd cell
+_WITH_HEADER = (".parquet", ".arrow", ".csv", ".tsv")  # their columns are known without reading on
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _IMAGE = "an image (bytes, a struct of bytes and path, or a relative path)"
 
 
 def files(raw: Path) -> list[Path]:
-    """The data files below ``raw`` (a folder) in the order they are read; hidden ones are not data.
+    """The data files below ``raw`` in the order they are read; hidden ones are not data.
+
+    ``raw`` may be a data file itself.
 
     Raises:
         UserError: there are none.
     """
-    found = [
-        path
-        for path in raw.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.name != "SOURCE.json"
-        and not any(part.startswith(".") for part in path.relative_to(raw).parts)
-        and path.is_file()
-    ]
+    if raw.is_file() and ending(raw.name):
+        return [raw]
+    there = {path.relative_to(raw).as_posix(): path for path in raw.rglob("*")}
+    found = suffixes.tables(name for name, path in there.items() if _is_data(path, raw))
     if not found:
         raise UserError(
-            f"{raw} holds no {', '.join(SUFFIXES)} file; "
+            f"{raw} holds no {', '.join(SUFFIXES[:4])}, … file; "
             "check data.source (for a Hub repository, its files)"
         )
-    return sorted(found, key=lambda path: path.relative_to(raw).as_posix())
+    return [there[name] for name in sorted(found)]
+
+
+def _is_data(path: Path, raw: Path) -> bool:
+    parts = path.relative_to(raw).parts
+    # The datasets library keeps what it has computed in cache-….arrow next to the data.
+    cached = path.name.startswith(("cache-", "indices")) and path.suffix == ".arrow"
+    return (
+        ending(path.name) != ""
+        and path.name not in NOT_DATA
+        and not any(part.startswith((".", "__MACOSX")) for part in parts)
+        and not cached
+        and path.is_file()
+    )
 
 
 def count(raw: Path) -> int | None:
-    """The number of rows below ``raw``, or None if only reading them all would tell (JSON)."""
+    """The number of rows below ``raw``, or None if only reading them all would tell."""
     paths = files(raw)
-    if any(path.suffix.lower() != ".parquet" for path in paths):
+    if any(ending(path.name) != ".parquet" for path in paths):
         return None
-    return sum(_open(path).metadata.num_rows for path in paths)
+    return sum(formats.open_table(path).count or 0 for path in paths)
 
 
 def records(raw: Path, columns: Mapping[str, str | None]) -> Iterator[Record]:
     """Every row of every data file below ``raw``.
 
-    ``columns`` gives the column for each of image, question, chosen, rejected, origin, kind; the
-    last two may be None. The image is an encoded file: bytes, a struct of bytes and path (as the
-    datasets library stores it), or the path of a file relative to the folder of the data file.
+    ``columns`` gives the column for each of image, question, chosen, rejected, origin, kind; all
+    but question, chosen and rejected may be None. Where a file has other columns, its layout is
+    looked for (see ``layouts``).
 
     Raises:
-        UserError: a file is damaged, lacks a column, has one of a wrong type, or names an image
-            outside its folder. Parquet files are all checked before the first row is given.
+        UserError: a file is damaged, lacks a column, or has one of a wrong type. Files that say
+            their columns at their start are all checked before the first row is given.
     """
     paths = files(raw)
+    raw = raw.parent if raw.is_file() else raw
+    published = _published(paths, raw)
     for path in paths:
-        if path.suffix.lower() == ".parquet":
-            _check_schema(path, columns)
+        if ending(path.name) in _WITH_HEADER:
+            opened(path, columns)
     for path in paths:
+        table, layout = opened(path, columns)
         name = path.relative_to(raw).as_posix()
-        read = _parquet_rows if path.suffix.lower() == ".parquet" else _json_rows
-        rows = read(path, columns)
-        for number, row in enumerate(rows, start=1):
-            yield _record(row, columns, folder=path.parent, where=f"{name} row {number}")
+        if layout is not None:
+            folders = tuple(dict.fromkeys((path.parent, raw)))
+            read = partial(_record, layout=layout, folders=folders, split=published[path])
+            yield from _records(table, layout, read, name)
+
+
+def _records(table: Table, layout: Layout, read: Any, name: str) -> Iterator[Record]:
+    """A table's rows, unless most of the first are odd.
+
+    Raises:
+        UserError: they are; it is said of the first of them why.
+    """
+    number, odd, why = 0, 0, ""
+    for number, row in enumerate(table.rows(layout.columns), start=1):
+        where = f"{name} row {number}"
+        try:
+            yield read(row, where)
+        except Odd as error:
+            odd, why = odd + 1, why or f"row {number}: {error}"
+            yield Record(where, None, None, None, None, note=str(error))
+        if number == _SAMPLE:
+            _refuse_odd(table.path, odd, number, why)
+    if number < _SAMPLE:
+        _refuse_odd(table.path, odd, number, why)
+
+
+def _refuse_odd(path: Path, odd: int, seen: int, why: str) -> None:
+    if odd * 2 > seen:
+        raise UserError(
+            f"{path} {why} (so {odd} of its first {seen} rows can't be used); "
+            "name other columns in data.columns"
+        )
+
+
+def _published(paths: list[Path], raw: Path) -> dict[Path, str]:
+    """The split that each file was published in by its name or its folder's, as ``datasets`` reads
+    them (``test-00000.parquet``, ``validation/rows.jsonl``); empty where that names fewer than two.
+    """
+    found = {}
+    for path in paths:
+        words = re.split(r"[^a-z]+", path.relative_to(raw).as_posix().lower())
+        found[path] = next((_SPLITS[word] for word in reversed(words) if word in _SPLITS), "")
+    several = len({*found.values()} - {""}) > 1 and "" not in found.values()
+    return found if several else dict.fromkeys(paths, "")
+
+
+def opened(path: Path, columns: Mapping[str, str | None]) -> tuple[Table, Layout | None]:
+    """A data file and its layout; None: it has no rows and no columns.
+
+    Raises:
+        UserError: it is damaged, or its columns hold no pairs; the message proposes others.
+    """
+    table = formats.open_table(path)
+    if not table.names:
+        return table, None
+    layout = layouts.choose(table.names, columns)
+    lacking = layouts.missing(table.names, columns)
+    if table.is_one_object and (layout is None or (layout.name == "data.columns" and lacking)):
+        raise UserError(
+            f"{path} is one JSON object with {listed(table.names, 6)}, not rows; a data file is "
+            "one object per line or a list of objects, keep others out by data.source"
+        )
+    if lacking and (layout is None or layout.name == "data.columns"):
+        raise UserError(f"{path} {lacking}")
+    assert layout is not None
+    if table.schema is not None:
+        _check_types(path, table.schema, layout)
+    return table, layout
 
 
 def _record(
-    row: Mapping[str, Any], columns: Mapping[str, str | None], *, folder: Path, where: str
+    row: Row, where: str, *, layout: Layout, folders: tuple[Path, ...], split: str
 ) -> Record:
-    values = {field: row.get(column) for field, column in columns.items() if column is not None}
-    for field in ("question", "chosen", "rejected"):
-        if not isinstance(values[field], str | None):
-            raise UserError(
-                f"{where}: column '{columns[field]}' holds {type(values[field]).__name__}, "
-                f"not text; name a column of text in data.columns.{field}"
-            )
-    image, note = _image(values["image"], folder=folder, where=where, column=columns["image"])
+    if isinstance(row, Unreadable):
+        raise Odd(row.why)
+    fields = layouts.fields(row, layout)
+    found: list[bytes] = []
+    note = "" if fields.images is not None else "no image"
+    for cell in fields.images or ():
+        image = pictures.encoded(cell, folders)
+        if isinstance(image, str):
+            note = note or image
+        else:
+            found.append(image)
     return Record(
         where=where,
-        images=None if image is None else (image,),
-        question=values["question"],
-        chosen=values["chosen"],
-        rejected=values["rejected"],
-        origin=_label(values.get("origin")),
-        kind=_label(values.get("kind")),
+        images=None if note else tuple(found),
+        question=fields.question,
+        chosen=fields.chosen,
+        rejected=fields.rejected,
+        origin=fields.origin,
+        kind=fields.kind,
         note=note,
+        system=fields.system,
+        history=fields.history,
+        split=split,
     )
 
 
-def _label(value: object) -> str:
-    return "" if value is None else str(value)
+# Columns whose type says before any row is read that they hold something else
 
 
-def _image(
-    value: object, *, folder: Path, where: str, column: str | None
-) -> tuple[bytes | None, str]:
-    """The encoded image, or None and the reason."""
-    path = None
-    if isinstance(value, Mapping):
-        path, value = value.get("path"), value.get("bytes")
-    if isinstance(value, str):
-        path, value = value, None
-    if isinstance(value, bytes):
-        return (value, "") if value else (None, "no bytes")
-    if value is None and not path:
-        return None, ""
-    if value is not None or not isinstance(path, str):
-        raise UserError(
-            f"{where}: column '{column}' holds {type(value).__name__}, not {_IMAGE}; "
-            "name another one in data.columns.image"
-        )
-    return _read_file(folder, path, where)
-
-
-def _read_file(folder: Path, path: str, where: str) -> tuple[bytes | None, str]:
-    # Judged by its letters, not by what it resolves to: DVC itself may link files to its cache.
-    inside = os.path.normpath(path)
-    if os.path.isabs(inside) or inside.split(os.sep)[0] == os.pardir or "\0" in path:
-        raise UserError(
-            f"{where}: image path {path!r} leaves the folder of its data file; "
-            "put the images next to the file and make their paths relative to it"
-        )
-    try:
-        return (folder / inside).read_bytes() or None, f"{path} is empty"
-    except OSError as error:
-        return None, f"{path}: {error.strerror}"
-    except ValueError:  # half a surrogate pair names no file
-        return None, f"{path!r} can't be a file name"
-
-
-# Parquet
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        # A buffer, not all of a column chunk: a shard of 2,000 images is often one of 130 MB.
-        return pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    message = " ".join(str(error).split())[:200]
-    return UserError(
-        f"{path} is truncated or not a Parquet file ({message}); delete it and fetch it again"
-    )
-
-
-def _check_schema(path: Path, columns: Mapping[str, str | None]) -> None:
-    schema = _open(path).schema_arrow
-    _check_names(path, schema.names, columns)
-    for field, column in columns.items():
-        if column is None:
+def _check_types(path: Path, schema: pa.Schema, layout: Layout) -> None:
+    parts = {"image": layout.image, "question": layout.prompt}
+    parts |= {"chosen": layout.chosen, "rejected": layout.rejected}
+    for part, column in parts.items():
+        if not column:
             continue
         kind = schema.field(column).type
-        value = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if field == "image":
-            fits = _is_bytes(value) or _is_text(value)
-            if pa.types.is_struct(value):
-                fits = bool({"bytes", "path"} & {inner.name for inner in value})
-            wanted = _IMAGE
-        else:
-            fits = _is_text(value) or pa.types.is_null(value) or field in ("origin", "kind")
-            wanted = "text"
+        fits = _may_be_image(kind) if part == "image" else _may_be_text(kind)
         if not fits:
             raise UserError(
-                f"{path}: column '{column}' holds {kind}, not {wanted}; "
-                f"name another one in data.columns.{field} (it has {', '.join(schema.names)})"
+                f"{path}: column '{shown(column, 40)}' holds {shown(kind)}, not "
+                f"{_IMAGE if part == 'image' else 'text'}; name another one in "
+                f"data.columns.{part} (it has {listed(schema.names)})"
             )
+
+
+def _may_be_image(kind: pa.DataType) -> bool:
+    kind = _plain(kind)
+    if _is_list(kind):
+        return _may_be_image(kind.value_type)
+    if pa.types.is_struct(kind):
+        return bool({"bytes", "path", "url"} & {inner.name for inner in kind})
+    return _is_bytes(kind) or _is_text(kind) or pa.types.is_null(kind)
+
+
+def _may_be_text(kind: pa.DataType) -> bool:
+    """Text, or a message with its text, or a list of messages."""
+    kind = _plain(kind)
+    if _is_list(kind):
+        return pa.types.is_struct(_plain(kind.value_type)) and _may_be_text(kind.value_type)
+    if pa.types.is_struct(kind):
+        return bool({"content", "value"} & {inner.name for inner in kind})
+    return _is_text(kind) or pa.types.is_null(kind)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    packed = pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind)
+    return kind.value_type if packed else kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return any(
+        is_one(kind)
+        for is_one in (
+            *(types.is_list, types.is_large_list, types.is_fixed_size_list),
+            *(types.is_list_view, types.is_large_list_view),
+        )
+    )
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -197,80 +259,3 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _is_text(kind: pa.DataType) -> bool:
     types = pa.types
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _parquet_rows(path: Path, columns: Mapping[str, str | None]) -> Iterator[dict[str, Any]]:
-    wanted = sorted({column for column in columns.values() if column is not None})
-    file = _open(path)
-    metadata = file.metadata
-    size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    rows = _BATCH_BYTES * metadata.num_rows // max(size, 1)
-    try:
-        for batch in file.iter_batches(min(max(rows, 1), 1024), columns=wanted):
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
-
-
-# JSON
-
-
-def _json_rows(path: Path, columns: Mapping[str, str | None]) -> Iterator[dict[str, Any]]:
-    with _text(path) as file:
-        start = file.read(2**20).lstrip()[:1]
-    # Both kinds of content go by the name .json; a list starts with a bracket.
-    rows = _objects(path, _items(path) if start == "[" else _lines(path))
-    first = list(itertools.islice(rows, _PEEK))
-    if first:
-        names = list(dict.fromkeys(name for row in first for name in row))
-        _check_names(path, names, columns)
-    return itertools.chain(first, rows)
-
-
-@contextlib.contextmanager
-def _text(path: Path) -> Iterator[TextIO]:
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            yield file
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it") from None
-
-
-def _objects(path: Path, rows: Iterable[object]) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path} row {number} is not a JSON object with a key for each column")
-        yield row
-
-
-def _lines(path: Path) -> Iterator[object]:
-    with _text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise UserError(
-                        f"{path} line {number} is not valid JSON ({error}); a data file is one "
-                        "object per line or one list of objects, keep others out by data.source"
-                    ) from None
-
-
-def _items(path: Path) -> list[object]:
-    """The items of a JSON list, read at once: 3.3 times the file in memory, which holds text."""
-    with _text(path) as file:
-        try:
-            items: list[object] = json.load(file)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path} is not valid JSON ({error}); export it again") from None
-    return items
-
-
-def _check_names(path: Path, names: list[str], columns: Mapping[str, str | None]) -> None:
-    for field, column in columns.items():
-        if column is not None and column not in names:
-            raise UserError(
-                f"{path} has no column '{column}'; it has {', '.join(names)}: "
-                f"set data.columns.{field} to the one that holds the {field}"
-                + (", or to null" if field in ("origin", "kind") else "")
-            )

@@ -35,9 +35,9 @@ REFERENCE_FREE: frozenset[str] = frozenset({"orpo", "simpo"})
 
 
 class Columns(Section):
-    """Names of the columns in a tabular source; ``origin`` and ``kind`` may be null."""
+    """Names of the columns in a tabular source; ``image``, ``origin`` and ``kind`` may be null."""
 
-    image: str
+    image: str | None
     question: str
     chosen: str
     rejected: str
@@ -90,6 +90,7 @@ class Preprocess(Section):
     max_input_pixels: Positive
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
     workers: Positive
+    max_dropped: Annotated[float, Field(ge=0, le=1)]
     wanted: Wanted
 
     @model_validator(mode="after")

@@ -24,25 +24,12 @@ from stages.reporting import tables
 from stages.reporting.text import capitalized, cell, code, fenced, literal, without_absolute_paths
 from stages.sources import manifest
 from stages.sources.kind import About
+from stages.sources.licences import ORDER, identifier
 from stages.sources.local import LocalSource
 from stages.sources.registry import KINDS
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 
-# Licences by the Hub's names, each more restrictive than those before it: what is made from works
-# under both may be passed on under the later one. Others (share-alike alone, no derivatives, a
-# model's own licence) fit into no such order: next to a different one, both are named.
-ORDER = (
-    "cc0-1.0",
-    "unlicense",
-    "mit",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "apache-2.0",
-    "cc-by-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0",
-)
 _NON_COMMERCIAL = re.compile(r"(?:^|[-_ ])nc(?:$|[-_ ])|non-?commercial", re.IGNORECASE)
 
 METHODS = {  # train.loss: in words (the report's too), and the Hub's tag
@@ -218,7 +205,7 @@ def render(
             [
                 *(CITATIONS[name] for name in ("dpo", "llamafactory")),
                 family.citation,
-                *([CITATIONS[known.citation]] if known and known.citation else []),
+                *(CITATIONS[name] for name in (known.citations if known else ())),
             ]
         ),
     )
@@ -241,7 +228,7 @@ def licence_of(data: str | None, base: str | None) -> Licence:
     """
     if not data or not base:
         return Licence("unknown")
-    first, second = _identifier(data), _identifier(base)
+    first, second = identifier(data), identifier(base)
     if first in ORDER and second in ORDER:
         return Licence(ORDER[max(ORDER.index(first), ORDER.index(second))])
     return Licence("other", " and ".join(dict.fromkeys([first, second])))
@@ -250,10 +237,6 @@ def licence_of(data: str | None, base: str | None) -> Licence:
 def is_non_commercial(licence: str | None) -> bool:
     """Whether the licence's name says so: "cc-by-nc-4.0" does."""
     return bool(licence and _NON_COMMERCIAL.search(licence))
-
-
-def _identifier(licence: str) -> str:
-    return "-".join(licence.lower().split())
 
 
 # --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ the last 10 MiB of each. With as many connections it is not faster (``benchmarks
 import errno
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,13 +21,14 @@ import httpx
 from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.file_download import http_get, repo_folder_name
-from huggingface_hub.utils import build_hf_headers, tqdm
+from huggingface_hub.utils import build_hf_headers, get_session, tqdm
 
 from stages.core import hub_errors
 from stages.core.errors import UserError
 from stages.sources.manifest import sha256_of, size_of
 
 RepoType = Literal["dataset", "model"]
+_PATIENCE = 60  # seconds that a server may ask to be waited for; huggingface_hub waits for days
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -163,6 +165,9 @@ def download(repository: Repository, file: Announced, partial: Path, bar: tqdm) 
             name, file.path, repo_type=repository.type, revision=commit, endpoint=endpoint
         )
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # gzip can't be resumed
+        hooks = get_session().event_hooks["response"]
+        if _refuse_long_waits not in hooks:
+            hooks.append(_refuse_long_waits)
         while True:
             before = size_of(partial)
             try:
@@ -186,6 +191,26 @@ def download(repository: Repository, file: Announced, partial: Path, bar: tqdm) 
                 f"({'sha256' if file.lfs else 'git blob'} {file.digest[:12]}…), so it was deleted. "
                 "Run again; if that does not help, a proxy or mirror (HF_ENDPOINT) alters files"
             )
+
+
+def _without_password(record: logging.LogRecord) -> bool:
+    """huggingface_hub warns with the address that it asks, and ``HF_ENDPOINT`` may hold a password
+    or lead to a signed one."""
+    record.msg = re.sub(
+        r"(\b[\w+.-]+://)(?:[^/\s@]+@)?([^\s?]+)(?:\?\S*)?", r"\1\2", record.getMessage()
+    )
+    record.args = ()
+    return True
+
+
+for _handler in logging.getLogger("huggingface_hub").handlers:
+    _handler.addFilter(_without_password)
+
+
+def _refuse_long_waits(response: httpx.Response) -> None:
+    seconds = response.headers.get("Retry-After", "")
+    if response.status_code == 429 and seconds.isdigit() and int(seconds) > _PATIENCE:
+        raise UserError(hub_errors.too_often(hub_errors.site_of(str(response.url)), seconds))
 
 
 @contextmanager

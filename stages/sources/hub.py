@@ -9,10 +9,12 @@ from pydantic import Field
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
+from stages.ingest import suffixes
+from stages.ingest.named import key, shown
 from stages.sources import check, manifest
 from stages.sources.kind import About, Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
-from stages.sources.names import TABLES, is_permitted, is_weights, matches, suffix
+from stages.sources.names import is_permitted, is_weights, matches
 
 if TYPE_CHECKING:
     from stages.sources import download
@@ -81,7 +83,7 @@ def fetch(
     if repo_type == "model":
         there = [file.path for file in repository.files]
         check.check_weights_exist(repo, names, there, allow_pickle)
-    elif not any(suffix(name) in TABLES for name in names):
+    elif not suffixes.tables(names):
         raise UserError(
             f"{repo}: none of the files that match {', '.join(files)} is a parquet, JSON or JSONL "
             "table; name some in data.source.files"
@@ -135,6 +137,7 @@ def _select(
         )
     for file in matching:
         _refuse_outside(file.path, name)
+    _refuse_collisions([file.path for file in matching], name)
     safe = [
         file
         for file in matching
@@ -142,7 +145,9 @@ def _select(
     ]
     left_out = sorted({file.path for file in matching} - {file.path for file in safe})
     if left_out:
-        print(f"{name}: left out, because they can run code when loaded: {', '.join(left_out)}")
+        listed = ", ".join(left_out[:20])
+        listed += f" and {len(left_out) - 20:,} more" if left_out[20:] else ""
+        print(f"{name}: left out, because they can run code when loaded: {listed}")
     return safe
 
 
@@ -161,6 +166,18 @@ def _refuse_outside(name: str, repo: str) -> None:
         )
 
 
+def _refuse_collisions(names: Sequence[str], repo: str) -> None:
+    """Refuse names that are one file on a system which looks past case, as macOS and Windows do."""
+    alike: dict[str, str] = {}
+    for name in names:
+        other = alike.setdefault(key(name), name)
+        if other != name:
+            raise UserError(
+                f"{repo}: {shown(other)} and {shown(name)} differ in case alone, so that some "
+                "systems can keep only one of them; leave one out by the patterns of files"
+            )
+
+
 def _about(fetched: Source) -> About | None:
     return _KNOWN.get(str(fetched.repo))
 
@@ -170,7 +187,7 @@ _KNOWN = {
         "en",
         "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that "
         "model gets wrong may be among the chosen answers.",
-        "tpo",
+        ("tpo",),
     ),
 }
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
 class About:
     """What people are told of a data set that ``SOURCE.json`` does not say.
 
-    ``language`` is an ISO code, ``citation`` a key of the model card's citations.
+    ``language`` is an ISO code, ``citations`` are keys of the model card's citations.
     """
 
     language: str
     note: str
-    citation: str | None = None
+    citations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

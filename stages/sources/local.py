@@ -1,23 +1,27 @@
 """Kind ``path``: a local table with its images, or the folder of a base model."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 from tqdm import tqdm
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import readable
-from stages.sources import check, manifest
+from stages.ingest import suffixes
+from stages.sources import addresses, check, manifest
 from stages.sources.kind import Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
-from stages.sources.names import IMAGES, TABLES, is_permitted, matches, suffix
+from stages.sources.mentions import files_named_in, holds_no_rows
+from stages.sources.names import IMAGES, is_hidden, is_permitted, matches, suffix
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # all that a base model needs
+_A_TABLE = "a parquet, arrow, JSON, JSONL, CSV, TSV or tar file"
 
 
 class LocalSource(SourceSection):
@@ -26,6 +30,14 @@ class LocalSource(SourceSection):
     kind: Literal["path"]
     path: Path
     licence: str | None
+
+    @model_validator(mode="after")
+    def _a_path_and_no_address(self) -> "LocalSource":
+        if addresses.is_remote(str(self.path)):
+            problem = addresses.problem_with(str(self.path)) or "it is an address, and not a path"
+            text = f"path: {problem} (kind sharegpt takes addresses; kind path takes none)"
+            raise PydanticCustomError("address", "{problem}", {"problem": text})
+        return self
 
 
 def fetch_data(source: LocalSource, out: Path) -> Source:
@@ -45,8 +57,9 @@ def fetch_model(source: LocalSource, out: Path, *, allow_pickle: bool, allow_cod
 def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
     """Copy a local table, or a local folder's tables, with the images next to them, into ``out``.
 
-    Of a folder: all parquet, JSON and JSONL files, and all images if there is JSON. Of a single
-    JSON or JSONL file: the images that it names, by paths relative to it, inside its folder.
+    With each table go the files that its rows name, whatever their suffix, by paths relative to
+    it, inside the folder; of a folder also all other images, if it has any table but parquet. JSON
+    files of a folder that hold no rows (annotations, descriptions) stay behind if there are others.
     Relative paths stay as they are. Hidden files, pickles and code are not copied.
 
     Raises:
@@ -54,27 +67,25 @@ def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
     """
     path = path.expanduser()
     if not path.exists():
-        raise UserError(
-            f"data.source.path: {path} does not exist; name a parquet, JSON or JSONL file, or a "
-            "folder"
-        )
+        raise UserError(f"data.source.path: {path} does not exist; name {_A_TABLE}, or a folder")
     if path.is_dir():
         _refuse_nested(path, out)
         root, found = path, walk(path)
-        tables = [name for name in found if suffix(name) in TABLES]
+        tables = _with_rows(root, suffixes.tables(found))
         with_images = any(suffix(name) != ".parquet" for name in tables)
-        images = [name for name in found if with_images and suffix(name) in IMAGES]
+        images = {name for name in found if with_images and suffix(name) in IMAGES}
     else:
-        root = path.parent
-        tables = [path.name] if suffix(path.name) in TABLES else []
-        images = _images_named_in(path) if suffix(path.name) in TABLES - {".parquet"} else []
+        root, images = path.parent, set()
+        tables = suffixes.tables([path.name])
     if not tables:
         packed = suffix(path.name) in {".zip", ".tar", ".gz", ".tgz", ".7z"}
         raise UserError(
-            f"data.source.path: {path} is not and does not hold a parquet, JSON or JSONL file"
+            f"data.source.path: {path} is not and does not hold {_A_TABLE}"
             + ("; unpack the archive first" if packed else "")
         )
-    return copy_all(root, tables + images, out, kind="path", licence=licence)
+    for name in tables:
+        images |= files_named_in(root / name, root)
+    return copy_all(root, [*tables, *images], out, kind="path", licence=licence)
 
 
 def copy_model(
@@ -149,6 +160,16 @@ def copy_all(
     return manifest.finish(out, Source(kind, repo, None, commit, licence, tuple(files)))
 
 
+def _with_rows(root: Path, tables: list[str]) -> list[str]:
+    """The tables but for those that hold no rows, unless none would be left."""
+    without = [name for name in tables if holds_no_rows(root / name)]
+    if not without or len(without) == len(tables):
+        return tables
+    listed = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if without[5:] else "")
+    print(f"left out, because they are one JSON object and not rows: {listed}")
+    return [name for name in tables if name not in without]
+
+
 def walk(root: Path) -> list[str]:
     """Relative POSIX paths of the visible files under ``root``, sorted; no link may lead out.
 
@@ -163,7 +184,7 @@ def walk(root: Path) -> list[str]:
         homes += [real.parents[1] / "blobs", real.parents[2] / "blobs"]
     found = []
     for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = [name for name in subfolders if not is_hidden(name)]
         for name in subfolders:
             if (Path(folder) / name).is_symlink():
                 raise UserError(
@@ -172,7 +193,7 @@ def walk(root: Path) -> list[str]:
                 )
         for name in files:
             path = Path(folder) / name
-            if name.startswith(".") or not path.is_file():
+            if is_hidden(name) or not path.is_file():
                 continue
             if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
                 raise UserError(
@@ -193,40 +214,6 @@ def _refuse_nested(source: Path, out: Path) -> None:
         raise UserError(
             f"{source} holds {out}, the folder to be filled from it; name a folder next to it"
         )
-
-
-def _images_named_in(table: Path) -> list[str]:
-    """Images in its folder that a JSON or JSONL table names anywhere, by paths relative to it.
-
-    A name that leads elsewhere, or to nothing, is not copied: preprocess counts that row as one
-    without an image.
-    """
-    root = table.parent.resolve()
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-        if table.suffix.lower() == ".json":
-            values = [json.loads(text)]
-        else:
-            values = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise UserError(f"{table} is not UTF-8 text; save it as UTF-8") from None
-    except ValueError as error:
-        raise UserError(f"{table} is not valid JSON ({error})") from None
-    found = set()
-    while values:
-        value = values.pop()
-        if isinstance(value, dict):
-            values.extend(value.values())
-        elif isinstance(value, list):
-            values.extend(value)
-        elif isinstance(value, str) and len(value) < 1024 and "\0" not in value:
-            path = PurePosixPath(value)
-            if path.suffix.lower() not in IMAGES or path.is_absolute() or ".." in path.parts:
-                continue
-            real = (root / path).resolve()
-            if real.is_relative_to(root) and real.is_file():
-                found.add(path.as_posix())
-    return sorted(found)
 
 
 def _name(source: LocalSource, _: Source) -> str:

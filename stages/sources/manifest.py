@@ -31,6 +31,22 @@ class File:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several sources, in a folder of its own by its ``name``; the rest as of ``Source``.
+
+    ``columns`` are those of its tables (see ``ingest.tables``); None: it has no tables.
+    """
+
+    name: str
+    kind: str
+    repo: str | None
+    revision: str | None
+    commit: str | None
+    licence: str | None
+    columns: Mapping[str, str | None] | None
+
+
+@dataclass(frozen=True)
 class Source:
     """What ``SOURCE.json`` says. Unknown facts are ``None``; no time, host or absolute path."""
 
@@ -40,6 +56,7 @@ class Source:
     commit: str | None  # what that was, or a package's version
     licence: str | None
     files: tuple[File, ...]
+    parts: tuple[Part, ...] = ()  # where it is several; written only then
 
     @property
     def size(self) -> int:
@@ -64,7 +81,9 @@ def read(folder: Path) -> Source:
 
 def parse(values: Mapping[str, Any]) -> Source:
     """What ``SOURCE.json`` holds, as a ``Source``."""
-    return Source(**{**values, "files": tuple(File(**file) for file in values["files"])})
+    files = tuple(File(**file) for file in values["files"])
+    parts = tuple(Part(**part) for part in values.get("parts", ()))
+    return Source(**{**values, "files": files, "parts": parts})
 
 
 def begin(out: Path) -> None:
@@ -124,6 +143,8 @@ def finish(out: Path, source: Source) -> Source:
             elif not any(path.iterdir()):
                 path.rmdir()
     values = asdict(source)
+    if not source.parts:
+        del values["parts"]
     files_ = sorted(values.pop("files"), key=lambda file: str(file["path"]))
     head = json.dumps(values, indent=1, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n".join(f"  {json.dumps(file, ensure_ascii=False)}" for file in files_)

@@ -4,7 +4,6 @@ import fnmatch
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-TABLES = frozenset({".parquet", ".json", ".jsonl"})
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 # Formats that can run code when loaded.
 PICKLES = frozenset(
@@ -19,6 +18,11 @@ CODE = frozenset(
 def suffix(name: str) -> str:
     """``.json`` of ``data/Rows.JSON``."""
     return PurePosixPath(name).suffix.lower()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether it, or a folder above it, is one that a system keeps for itself."""
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
 def is_weights(name: str) -> bool:

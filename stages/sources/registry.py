@@ -2,11 +2,12 @@
 in ``KINDS``."""
 
 from stages.core.schema import SourceSection
-from stages.sources import easyvqa, hub, local
+from stages.sources import easyvqa, hub, local, several, sharegpt
 from stages.sources.kind import Kind
 
+_ALL = (hub.KIND, local.KIND, sharegpt.KIND, several.KIND, easyvqa.KIND)
 # By the name that params.yaml and SOURCE.json give it.
-KINDS: dict[str, Kind] = {kind.tag: kind for kind in (hub.KIND, local.KIND, easyvqa.KIND)}
+KINDS: dict[str, Kind] = {kind.tag: kind for kind in _ALL}
 
 
 def data_sections() -> tuple[type[SourceSection], ...]:

@@ -1,0 +1,26 @@
+"""Which files hold rows, by their names' endings. Imports nothing: sources ask before pyarrow."""
+
+from collections.abc import Iterable
+
+_TEXT = (".jsonl", ".json", ".csv", ".tsv")
+# All that ``stages.ingest.formats`` reads; text may be packed.
+SUFFIXES = (
+    *(".parquet", ".arrow", ".tar"),
+    *(f"{suffix}{packed}" for suffix in _TEXT for packed in ("", ".gz", ".zst")),
+)
+# Written beside the data by the tools that write it; they hold no rows.
+NOT_DATA = frozenset(
+    {"SOURCE.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+)
+
+
+def ending(name: str) -> str:
+    """``.json.gz`` of ``data/Rows.JSON.gz``, or the empty string if no rows are read from it."""
+    lower = name.lower()
+    return max((suffix for suffix in SUFFIXES if lower.endswith(suffix)), key=len, default="")
+
+
+def tables(names: Iterable[str]) -> list[str]:
+    """Those of the names that hold rows; a tar only if nothing else does: it may be of images."""
+    found = [name for name in names if ending(name)]
+    return [name for name in found if ending(name) != ".tar"] or found
