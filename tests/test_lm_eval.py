@@ -46,6 +46,22 @@ def test_a_task_asked_for_twice_is_refused():
         lm_eval.check(["pope_popular", "pope"], TASKS)
 
 
+def test_a_task_that_asks_the_data_sets_own_questions_is_skipped_where_there_are_none(
+    tmp_path, params_with, capsys
+):
+    (tmp_path / "questions.json").write_text("[]")
+    p = params_with(**{"evaluate.lm_eval": {"easy_vqa": 200}})
+    checkpoint = SimpleNamespace(p=p)  # which can answer nothing
+    assert lm_eval.run(checkpoint, TASKS, tmp_path, tmp_path) == Results({}, {})
+    assert "evaluate.lm_eval.easy_vqa is skipped: it asks the data set" in capsys.readouterr().out
+    assert lm_eval._asking_own_questions(TASKS) == {"easy_vqa"}
+
+
+def test_no_task_asks_for_no_questions(tmp_path, params_with):
+    checkpoint = SimpleNamespace(p=params_with(**{"evaluate.lm_eval": None}))
+    assert lm_eval.run(checkpoint, TASKS, tmp_path, tmp_path) == Results({}, {})
+
+
 @pytest.fixture(scope="module")
 def everything():
     """A manager of lm-eval's own tasks and the project's; its index takes 10 s."""
