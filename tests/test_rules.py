@@ -45,6 +45,7 @@ OUT_OF_RANGE = {
     "model.template": ("qwen", "qwen2_vl"),  # the demo's model is a Qwen3-VL
     "preprocess.split_key": ("", "x" * 65),
     "evaluate.task_files": (7,),
+    "format.allowed_tokens": ("<|box_start|>", [7], [["<think>"]]),
     **dict.fromkeys(
         (
             *("preprocess.min_side", "preprocess.max_pixels", "preprocess.max_input_pixels"),

@@ -97,6 +97,7 @@ class Format(Section):
     cutoff_len: Positive
     image_max_pixels: Positive
     image_min_pixels: Positive
+    allowed_tokens: list[str]
 
 
 class Scoring(Section):
