@@ -304,6 +304,8 @@ def test_an_adapter_in_the_folder_is_refused(model):
         ({"image_mean": [0.5, "a", 0.5]}, "image_mean[1] = a"),
         ({"size": {"shortest_edge": 0, "longest_edge": 16384}}, "size.shortest_edge = 0"),
         ({"size": {"shortest_edge": 9, "longest_edge": 1}}, "smallest image size above its"),
+        ({"size": 224}, "size = 224, where this family has shortest_edge"),
+        ({"size": {"shortest_edge": [1]}}, "size.shortest_edge = [1], which must be above 0"),
         ({"min_pixels": 0}, "min_pixels = 0"),
         ({"rescale_factor": 0}, "rescale_factor = 0"),
         ({"patch_size": 0}, "patch_size = 0, and config.json says patch_size = 16"),
@@ -414,6 +416,48 @@ def test_a_tokenizer_in_two_files_is_tried_too(model, tmp_path):
     del added["6"]
     edit(model / "tokenizer_config.json", added_tokens_decoder=added)
     assert "has no token <|image_pad|>" in refusal(model)
+
+
+FILES = ("config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
+ODD = [None, True, 0, -1, 1.5, 10**30, "", "x", [], {}, [None], {"a": [{}]}, "\ud800", float("nan")]
+
+
+def places(value, path=()):
+    """Every place in a JSON document, the vocabulary's and the merges' own aside."""
+    yield path
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key not in ("vocab", "merges"):
+                yield from places(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from places(inner, (*path, index))
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory):
+    return shutil.copytree(DEMO, tmp_path_factory.mktemp("fuzzed") / "model")
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_a_file_with_any_value_changed_is_accepted_or_refused_in_a_sentence(twin, data):
+    name = data.draw(st.sampled_from(FILES))
+    document = json.loads((DEMO / name).read_text())
+    path = data.draw(st.sampled_from(list(places(document))[1:]))
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = data.draw(st.sampled_from(ODD))
+    try:
+        (twin / name).write_text(json.dumps(document))
+        with suppress(UserError):
+            names = [file.name for file in twin.iterdir()]
+            check.check_model(twin, names, name="model")
+            check.check_weights(twin, names, name="model")
+    finally:
+        shutil.copyfile(DEMO / name, twin / name)
 
 
 def test_checking_a_model_loads_no_torch(tmp_path):

@@ -67,7 +67,7 @@ def check_model(
         )
     _json_object(folder / "tokenizer_config.json", name)
     tokenizer.check(folder, there, config, name=name)
-    for path in {"preprocessor_config.json", "processor_config.json"} & there:
+    for path in sorted({"preprocessor_config.json", "processor_config.json"} & there):
         _check_processor(_json_object(folder / path, name), config, f"{name}: {path}")
     index = "model.safetensors.index.json"
     pickled = allow_pickle and not any(suffix(path) == ".safetensors" for path in names)
@@ -221,7 +221,12 @@ def _check_processor(found: Mapping[str, Any], config: Mapping[str, Any], name: 
                     f"{vision[same]}; get both of one revision"
                 )
         size = section.get("size") or {}
-        positive = {f"size.{edge}": size[edge] for edge in size if isinstance(size, dict)}
+        if not isinstance(size, dict):
+            raise UserError(
+                f"{name} says size = {str(size)[:100]}, where this family has shortest_edge and "
+                "longest_edge; get the processor of this model"
+            )
+        positive = {f"size.{edge}": value for edge, value in size.items()}
         positive |= {f"image_std[{i}]": std for i, std in _numbered(section, "image_std")}
         for key in ("min_pixels", "max_pixels", "temporal_patch_size", "rescale_factor"):
             if section.get(key) is not None:
