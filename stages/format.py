@@ -118,13 +118,13 @@ def loud(changed: Sequence[Altered], rows: int) -> str | None:
         f"were broken up so that they are read as text ({named}).",
         f"For example in row {changed[0].row}: {excerpt(changed[0])}",
     ]
-    tokens_ = [m for m, _ in often.most_common() if m not in PLACEHOLDERS]
-    if tokens_:
+    possible = [m for m, _ in often.most_common() if not tokens.BUILDS_PROMPTS.match(m)]
+    if names := [marker for marker in possible if marker not in PLACEHOLDERS][:5]:
         told.append(
             "If the task needs them as the tokens they are, name them: "
-            f"format.allowed_tokens: {json.dumps(tokens_[:5])}."
+            f"format.allowed_tokens: {json.dumps(names)}."
         )
-    if len(tokens_) < len(often):
+    if set(often) & set(PLACEHOLDERS):
         told.append(
             "A placeholder marks where LLaMA-Factory puts an image; this pipeline puts it there "
             "itself: take it out of the texts."

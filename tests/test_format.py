@@ -69,6 +69,8 @@ def test_more_than_a_few_altered_rows_are_told_with_an_example_and_the_cure():
     assert "take it out of the texts" in told
     assert "allowed_tokens" not in str(format_stage.loud([ALTERED] * 5, 40))
     assert "take it out" not in str(format_stage.loud([box] * 5, 40))
+    end = format_stage.Altered("9", frozenset({"<|vision_end|>"}), "<|vision_end|>", "< |vision")
+    assert "allowed_tokens" not in str(format_stage.loud([end] * 5, 40))  # it would be refused
     counted = [Lengths(16, 20, 5, 6)] * 5
     report = format_stage.summary(["train"] * 5, [True] * 5, counted, changed=[box] * 5)
     assert report["altered"] == format_stage.loud([box] * 5, 5)
