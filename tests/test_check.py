@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,7 +223,7 @@ def sharded(folder, change=lambda index: None):
     header, body = parts(folder)
     header.pop("__metadata__", None)
     names = sorted(header)
-    index = {"weight_map": {}}
+    index: dict[str, dict[str, str]] = {"weight_map": {}}
     for number, those in enumerate((names[:40], names[40:])):
         file = f"model-{number + 1:05d}-of-00002.safetensors"
         made, content = {}, b""
@@ -419,7 +420,22 @@ def test_a_tokenizer_in_two_files_is_tried_too(model, tmp_path):
 
 
 FILES = ("config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
-ODD = [None, True, 0, -1, 1.5, 10**30, "", "x", [], {}, [None], {"a": [{}]}, "\ud800", float("nan")]
+ODD: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**30,
+    "",
+    "x",
+    [],
+    {},
+    [None],
+    {"a": [{}]},
+    "\ud800",
+    float("nan"),
+]
 
 
 def places(value, path=()):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -221,7 +222,7 @@ EARLY = {
     "train.metric_for_best_model": "loss",
     "train.load_best_model_at_end": True,
 }
-CONFLICTS = [
+CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ({"preprocess.validation": 0.5, "preprocess.test": 0.5}, "add up to 1; leave something"),
     ({"preprocess.min_side": 20_000}, "'preprocess.max_input_pixels' = 100000000: no image"),
     ({"format.image_min_pixels": 20_000}, "image_min_pixels is larger than image_max_pixels"),

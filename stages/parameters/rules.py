@@ -118,10 +118,13 @@ def _token_side(get: Get) -> int:
     """Pixels of a side of what becomes a token, by the model's configuration if it is here."""
     vision = _config(get).get("vision_config")
     sizes = vision if isinstance(vision, dict) else {}
-    sides = [sizes.get(name) for name in ("patch_size", "spatial_merge_size")]
-    if all(isinstance(side, int) and 0 < side < 1000 for side in sides):
-        return int(sides[0] * sides[1])
-    return SMALLEST_TOKEN
+    side = 1
+    for name in ("patch_size", "spatial_merge_size"):
+        pixels = sizes.get(name)
+        if not isinstance(pixels, int) or not 0 < pixels < 1000:
+            return SMALLEST_TOKEN
+        side *= pixels
+    return side
 
 
 def _config(get: Get) -> dict[str, Any]:

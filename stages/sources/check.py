@@ -237,9 +237,9 @@ def _check_processor(found: Mapping[str, Any], config: Mapping[str, Any], name: 
                     f"{name} says {key} = {str(value)[:100]}, which must be above 0: every image "
                     "would become nothing or not a number; get it again"
                 )
-        for key, value in _numbered(section, "image_mean"):
+        for i, value in _numbered(section, "image_mean"):
             if not _is_number(value):
-                raise UserError(f"{name} says image_mean[{key}] = {str(value)[:100]}; get it again")
+                raise UserError(f"{name} says image_mean[{i}] = {str(value)[:100]}; get it again")
         least = positive.get("size.shortest_edge", positive.get("min_pixels", 0))
         if least > positive.get("size.longest_edge", positive.get("max_pixels", math.inf)):
             raise UserError(f"{name} has a smallest image size above its largest; get it again")

@@ -140,7 +140,7 @@ def check_against(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name
         (layers, "num_hidden_layers", text["num_hidden_layers"]),
         (blocks, "vision_config.depth", vision["depth"]),
     ):
-        found = defaultdict(dict)
+        found: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
         for tensor, about in tensors.items():
             if match := pattern.search(tensor):
                 found[int(match[1])][match[2]] = about.shape
