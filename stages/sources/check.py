@@ -133,12 +133,14 @@ def check_weights(folder: Path, names: Iterable[str], *, name: str) -> None:
         return
     index = folder / "model.safetensors.index.json"
     if index.is_file() and "model.safetensors" not in loaded:
-        for tensor, path in _json_object(index, name)["weight_map"].items():
+        where = _json_object(index, name)["weight_map"]
+        for tensor, path in where.items():
             if tensor not in loaded.get(str(path), {}):
                 raise UserError(
                     f"{name}: {index.name} says that {tensor[:100]} is in {path}, which has not "
                     "got it; get all files of one revision"
                 )
+        loaded = {path: loaded[path] for path in sorted(set(where.values()))}
     elif "model.safetensors" not in loaded:
         raise UserError(
             f"{name}: the weights are in {min(loaded)}, and there is no {index.name} that says "
