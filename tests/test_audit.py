@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SKIPPED = "zipp Dependency not found on PyPI and could not be audited: zipp (4.1.2)"
 FOUND = "Found 2 known vulnerabilities in 1 package\nName Version ID\ntorch 2.11.0 GHSA-x"
 
 
 @pytest.mark.parametrize(
     ("said", "status", "told"),
     [
-        ("No known vulnerabilities found", 0, "No known vulnerabilities in requirements.txt."),
+        ("No known vulnerabilities found", 0, "in requirements.txt; 0 packages could not be"),
+        (f"No known vulnerabilities found\n{SKIPPED}\n{SKIPPED}", 0, "; 2 packages could not be"),
         (FOUND, 1, "GHSA-x"),
         ("Found 1 known vulnerability in 1 package", 1, "Found 1 known vulnerability"),
         ("ERROR: Connection refused", 0, "Not audited, since PyPI's advisories can't be reached"),
