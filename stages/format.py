@@ -60,19 +60,18 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     write_json(out / "dataset_info.json", dataset_info())
     write_left_out(out / "left_out.csv", rows, counted, kept, p.format.cutoff_len)
     write_json(report, summary(table["split"], kept, counted, changed))
-    if told := loud(changed, len(table)):
+    if told := altered_in_words(changed, len(table)):
         print(told, file=sys.stderr)
     write_quantiles(lengths, [length for length, ok in zip(counted, kept, strict=True) if ok])
 
 
 @dataclass(frozen=True)
 class Altered:
-    """A row that held markers, which were broken: its id, they, and one of its texts."""
+    """A row that held markers, which were broken: its id, they, and an excerpt of one text."""
 
     row: str
     markers: frozenset[str]
-    before: str
-    after: str
+    excerpt: str
 
 
 def to_rows(
@@ -102,10 +101,10 @@ def altered(
     """``before`` and ``after`` are all of a row's texts; the first that differs is shown."""
     broken = frozenset().union(*(found(text, markers) for text in before))
     one, other = next(pair for pair in zip(before, after, strict=True) if pair[0] != pair[1])
-    return Altered(row, broken, one, other)
+    return Altered(row, broken, excerpt(one, other))
 
 
-def loud(changed: Sequence[Altered], rows: int) -> str | None:
+def altered_in_words(changed: Sequence[Altered], rows: int) -> str | None:
     """What is said of altered rows when they are more than a few: how many, of what, an example,
     and the cure.
     """
@@ -116,13 +115,13 @@ def loud(changed: Sequence[Altered], rows: int) -> str | None:
     told = [
         f"ALTERED: {len(changed):,} of {rows:,} rows hold special tokens or placeholders, which "
         f"were broken up so that they are read as text ({named}).",
-        f"For example in row {changed[0].row}: {excerpt(changed[0])}",
+        f"For example in row {changed[0].row}: {changed[0].excerpt}",
     ]
     possible = [m for m, _ in often.most_common() if not tokens.BUILDS_PROMPTS.match(m)]
     if names := [marker for marker in possible if marker not in PLACEHOLDERS][:5]:
         told.append(
             "If the task needs them as the tokens they are, name them: "
-            f"format.allowed_tokens: {json.dumps(names)}."
+            f"format.allowed_tokens: {json.dumps(names, ensure_ascii=False)}."
         )
     if set(often) & set(PLACEHOLDERS):
         told.append(
@@ -132,14 +131,12 @@ def loud(changed: Sequence[Altered], rows: int) -> str | None:
     return " ".join(told)
 
 
-def excerpt(one: Altered) -> str:
+def excerpt(before: str, after: str) -> str:
     """Where a text was altered first, before and after, in at most 60 characters each."""
-    same = next(
-        (i for i, pair in enumerate(zip(one.before, one.after, strict=False)) if len({*pair}) > 1),
-        0,
-    )
-    start = max(same - 20, 0)
-    return f"{one.before[start : start + 60]!r} became {one.after[start : start + 60]!r}."
+    places = enumerate(zip(before, after, strict=False))
+    first = next((place for place, (one, other) in places if one != other), 0)
+    start = max(first - 20, 0)
+    return f"{before[start : start + 60]!r} became {after[start : start + 60]!r}."
 
 
 def to_questions(table: pd.DataFrame, markers: Sequence[str]) -> list[dict[str, Any]]:
@@ -185,7 +182,7 @@ def summary(
         "kept_by_split": {name: used[name] for name in SPLITS},
         "left_out_by_split": {name: cut[name] for name in SPLITS},
         "special_tokens_neutralised": len(changed),
-        **({"altered": loud(changed, len(counted))} if len(changed) > FEW else {}),
+        **({"altered": altered_in_words(changed, len(counted))} if len(changed) > FEW else {}),
         "tokens": {
             name: {
                 label: int(np.percentile([measure(c) for c in counted], q, method="higher"))

@@ -27,7 +27,7 @@ PAIR = {
 }
 
 
-ALTERED = format_stage.Altered("7", frozenset({"<image>"}), "so: <image>?", "so: < image>?")
+ALTERED = format_stage.Altered("7", frozenset({"<image>"}), "'<image>?' became '< image>?'.")
 
 
 def test_a_pair_becomes_a_row_that_names_its_image_relatively():
@@ -55,11 +55,12 @@ def test_a_marker_in_any_field_is_broken_and_counted_once_a_pair(field):
 
 
 def test_more_than_a_few_altered_rows_are_told_with_an_example_and_the_cure():
-    box = format_stage.Altered(
-        "9", frozenset({"<|box_start|>", "<|box_end|>"}), "a <|box_start|>", "a < |box_start|>"
+    text = "a <|box_start|>"
+    box = format_stage.altered(
+        "9", ["Where?", text], ["Where?", "a < |box_start|>"], ["<|box_start|>", "<image>"]
     )
-    assert format_stage.loud([ALTERED] * 3, 3) is None
-    told = format_stage.loud([box, *[ALTERED] * 5], 40)
+    assert format_stage.altered_in_words([ALTERED] * 3, 3) is None
+    told = format_stage.altered_in_words([box, *[ALTERED] * 5], 40)
     assert told is not None
     assert "6 of 40 rows" in told
     assert "<image> in 5, " in told
@@ -67,20 +68,22 @@ def test_more_than_a_few_altered_rows_are_told_with_an_example_and_the_cure():
     assert "format.allowed_tokens: [" in told
     assert '"<|box_start|>"' in told
     assert "take it out of the texts" in told
-    assert "allowed_tokens" not in str(format_stage.loud([ALTERED] * 5, 40))
-    assert "take it out" not in str(format_stage.loud([box] * 5, 40))
-    end = format_stage.Altered("9", frozenset({"<|vision_end|>"}), "<|vision_end|>", "< |vision")
-    assert "allowed_tokens" not in str(format_stage.loud([end] * 5, 40))  # it would be refused
+    assert "allowed_tokens" not in str(format_stage.altered_in_words([ALTERED] * 5, 40))
+    assert "take it out" not in str(format_stage.altered_in_words([box] * 5, 40))
+    end = format_stage.Altered("9", frozenset({"<|vision_end|>"}), "")
+    assert "allowed_tokens" not in str(
+        format_stage.altered_in_words([end] * 5, 40)
+    )  # it would be refused
     counted = [Lengths(16, 20, 5, 6)] * 5
     report = format_stage.summary(["train"] * 5, [True] * 5, counted, changed=[box] * 5)
-    assert report["altered"] == format_stage.loud([box] * 5, 5)
+    assert report["altered"] == format_stage.altered_in_words([box] * 5, 5)
 
 
 def test_an_example_is_short_wherever_the_marker_is():
     text = "x" * 10_000 + "<image>" + "y" * 10_000
-    far = format_stage.Altered("1", frozenset(), text, text.replace("<image>", "< image>"))
-    assert len(format_stage.excerpt(far)) < 150
-    assert "< image>" in format_stage.excerpt(far)
+    shown = format_stage.excerpt(text, text.replace("<image>", "< image>"))
+    assert len(shown) < 150
+    assert "< image>" in shown
 
 
 def test_questions_keep_their_true_answers():
