@@ -41,6 +41,7 @@ from stages.core import command
 from stages.parameters import params
 from tests.hub_server import preset_repos, serve, topic_overwrite_rows
 from tests.run_stages import fresh_clone
+from tests.tiny_models import QWEN_TOKENS
 
 PAIRS = 8
 SHARD = {"4b": "5GB", "100m": "210MB"}  # at most; two shards each
@@ -70,16 +71,8 @@ CHANGES: dict[str, Any] = {
 }
 
 # Qwen's own, in the order of their ids, which follow the 151,643 ranks.
-SPECIAL = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
-    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>"),
-    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
-)
-ADDED = (
-    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"),
-    *("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>"),
-    *("<think>", "</think>"),
-)
+SPECIAL = tuple(token for token, special in QWEN_TOKENS.items() if special)
+ADDED = tuple(token for token in QWEN_TOKENS if token not in SPECIAL)
 
 
 def main(size: str = "4b", tiktoken: str = "", folder: str = "") -> None:

@@ -3,7 +3,9 @@
 python -m benchmarks.tables
 """
 
+import importlib.metadata
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ from stages.evaluation.catalogue import (
 )
 
 README, EVALUATION, GUIDE = Path("README.md"), Path("docs/evaluation.md"), Path("docs/guide.md")
-PERFORMANCE = Path("docs/performance.md")
+PERFORMANCE, LICENCES = Path("docs/performance.md"), Path("docs/licences.md")
+REQUIREMENTS = Path("requirements.in")
 METRICS_FILE = Path("reports/results/metrics.json")
 
 
@@ -135,6 +138,22 @@ def yaml_of(file: str) -> Any:
     return YAML(typ="safe").load(Path(file).read_text(encoding="utf-8"))
 
 
+def licences() -> str:
+    """The direct requirements and the licences that their metadata name."""
+    text = REQUIREMENTS.read_text(encoding="utf-8")
+    names = re.findall(r"(?m)^([\w-]+)==", text)
+    rows = [f"| {name} | {licence(importlib.metadata.metadata(name))} |" for name in sorted(names)]
+    return "\n".join(["| package | licence |", "|---|---|", *rows, ""])
+
+
+def licence(metadata: Any) -> str:
+    """By the fields that packages have used over the years, the most exact first."""
+    kinds = [kind.split(" :: ") for kind in metadata.get_all("Classifier") or []]
+    classified = [kind[-1] for kind in kinds if kind[0] == "License" and len(kind) > 2]
+    stated = str(metadata.get("License") or "").strip().partition("\n")[0]
+    return str(metadata.get("License-Expression") or ", ".join(classified) or stated[:60])
+
+
 TABLES: dict[tuple[Path, str], Callable[[], str]] = {
     (README, "results"): lambda: table(json.loads(METRICS_FILE.read_text(encoding="utf-8"))),
     (EVALUATION, "metrics"): keys,
@@ -142,6 +161,7 @@ TABLES: dict[tuple[Path, str], Callable[[], str]] = {
     (GUIDE, "presets"): presets,
     (GUIDE, "headline"): headline,
     (PERFORMANCE, "flops"): flops.table,
+    (LICENCES, "licences"): licences,
 }
 
 

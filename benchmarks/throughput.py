@@ -92,7 +92,7 @@ def main(
                 {"device": device_name, "dtype": dtype, "batch_tokens": batch_tokens}
             ),
             "format": params.Format(
-                cutoff_len=4096, image_max_pixels=pixels, image_min_pixels=pixels
+                cutoff_len=4096, image_max_pixels=pixels, image_min_pixels=pixels, allowed_tokens=[]
             ),
         }
     )

@@ -12,8 +12,10 @@ processor now, and a pair that would be cut is left out and counted.
 
 import csv
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ import pandas as pd
 
 from stages.core import command
 from stages.core.errors import UserError
-from stages.dataset.formatted import dataset_info, neutralised, prompt
+from stages.dataset.formatted import PLACEHOLDERS, dataset_info, found, neutralised, prompt
 from stages.dataset.pairs import SPLITS
 from stages.model import tokens
 from stages.model.tokens import Lengths
 from stages.parameters import params
 
+FEW = 3  # altered rows that need no more than to be counted
 QUANTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
 
 
@@ -60,22 +63,34 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     write_json(out / "dataset_info.json", dataset_info(system_prompts=any(table["system"])))
     write_left_out(out / "left_out.csv", rows, counted, kept, p.format.cutoff_len)
     write_json(report, summary(table["split"], kept, counted, changed))
+    if told := altered_in_words(changed, len(table)):
+        print(told, file=sys.stderr)
     write_quantiles(lengths, [length for length, ok in zip(counted, kept, strict=True) if ok])
 
 
-def to_rows(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
-    """ShareGPT rows of a table of pairs, and how many held a marker that had to be broken."""
-    rows, changed = [], 0
-    broken = False
+@dataclass(frozen=True)
+class Altered:
+    """A row that held markers, which were broken: its id, they, and an excerpt of one text."""
+
+    row: str
+    markers: frozenset[str]
+    excerpt: str
+
+
+def to_rows(
+    table: pd.DataFrame, markers: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[Altered]]:
+    """ShareGPT rows of a table of pairs, and which of them held markers that had to be broken."""
+    rows: list[dict[str, Any]] = []
+    changed: list[Altered] = []
+    said: list[tuple[str, str]] = []  # the row's texts, before and after
 
     def clean(text: str) -> str:
-        nonlocal broken
-        found = neutralised(text, markers)
-        broken = broken or found != text
-        return found
+        said.append((text, neutralised(text, markers)))
+        return said[-1][1]
 
     for pair in table.to_dict("records"):
-        broken = False
+        said.clear()
         rows.append(
             {name: pair[name] for name in ("id", "group", "origin", "kind")}
             | prompt(
@@ -90,8 +105,54 @@ def to_rows(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str,
                 for side in ("chosen", "rejected")
             }
         )
-        changed += broken
+        before, after = zip(*said, strict=True)
+        if before != after:
+            changed.append(altered(pair["id"], before, after, markers))
     return rows, changed
+
+
+def altered(
+    row: str, before: Sequence[str], after: Sequence[str], markers: Sequence[str]
+) -> Altered:
+    """``before`` and ``after`` are all of a row's texts; the first that differs is shown."""
+    broken = frozenset().union(*(found(text, markers) for text in before))
+    one, other = next(pair for pair in zip(before, after, strict=True) if pair[0] != pair[1])
+    return Altered(row, broken, excerpt(one, other))
+
+
+def altered_in_words(changed: Sequence[Altered], rows: int) -> str | None:
+    """What is said of altered rows when they are more than a few: how many, of what, an example,
+    and the cure.
+    """
+    if len(changed) <= FEW:
+        return None
+    often = Counter(marker for each in changed for marker in each.markers)
+    named = ", ".join(f"{marker} in {count:,}" for marker, count in often.most_common(5))
+    told = [
+        f"ALTERED: {len(changed):,} of {rows:,} rows hold special tokens or placeholders, which "
+        f"were broken up so that they are read as text ({named}).",
+        f"For example in row {changed[0].row}: {changed[0].excerpt}",
+    ]
+    possible = [m for m, _ in often.most_common() if not tokens.BUILDS_PROMPTS.match(m)]
+    if names := [marker for marker in possible if marker not in PLACEHOLDERS][:5]:
+        told.append(
+            "If the task needs them as the tokens they are, name them: "
+            f"format.allowed_tokens: {json.dumps(names, ensure_ascii=False)}."
+        )
+    if set(often) & set(PLACEHOLDERS):
+        told.append(
+            "A placeholder marks where LLaMA-Factory puts an image; this pipeline puts it there "
+            "itself: take it out of the texts."
+        )
+    return " ".join(told)
+
+
+def excerpt(before: str, after: str) -> str:
+    """Where a text was altered first, before and after, in at most 60 characters each."""
+    places = enumerate(zip(before, after, strict=False))
+    first = next((place for place, (one, other) in places if one != other), 0)
+    start = max(first - 20, 0)
+    return f"{before[start : start + 60]!r} became {after[start : start + 60]!r}."
 
 
 def to_questions(table: pd.DataFrame, markers: Sequence[str]) -> list[dict[str, Any]]:
@@ -114,7 +175,10 @@ def refuse_empty(by_split: dict[str, list[Any]], present: set[str], cutoff_len: 
 
 
 def summary(
-    splits: Iterable[str], kept: Sequence[bool], counted: Sequence[Lengths], changed: int
+    splits: Iterable[str],
+    kept: Sequence[bool],
+    counted: Sequence[Lengths],
+    changed: Sequence[Altered],
 ) -> dict[str, Any]:
     """What went in, what was kept and why the rest was not; quantiles (tokens) of all pairs."""
     splits = list(splits)
@@ -133,7 +197,8 @@ def summary(
         "left_out": {"longer_than_cutoff_len": len(kept) - sum(kept)},
         "kept_by_split": {name: used[name] for name in SPLITS},
         "left_out_by_split": {name: cut[name] for name in SPLITS},
-        "special_tokens_neutralised": changed,
+        "special_tokens_neutralised": len(changed),
+        **({"altered": altered_in_words(changed, len(counted))} if len(changed) > FEW else {}),
         "tokens": {
             name: {
                 label: int(np.percentile([measure(c) for c in counted], q, method="higher"))

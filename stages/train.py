@@ -30,6 +30,7 @@ def main(
     formatted_data: Path, images: Path, model: Path, reference: Path, out: Path, curves: Path
 ) -> dict[str, Any]:
     p = params.load()
+    config.check_modules(p, model)
     configuration = config.dpo_config(
         p,
         model=model,
@@ -86,7 +87,7 @@ def train(
     Raises:
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
     """
-    config.require_gpus(p.train.gpus)
+    config.require_gpus(p.train.gpus, bf16=config.dtype(p) == "bfloat16")
     resumed = process.prepare(folder)
     print(
         f"training {fingerprint}: " + (f"resuming from {resumed}" if resumed else "a clean start")
@@ -95,7 +96,7 @@ def train(
     # By the library that LLaMA-Factory reads it with: to YAML 1.1, a bare `no` is false.
     OmegaConf.save(OmegaConf.create(configuration), file)
 
-    beta = None if p.train.loss in params.REFERENCE_FREE else p.train.beta
+    beta = p.train.beta if config.starts_at_reference(p) else None
     with runs.Live(fingerprint) as live:
 
         def watch(entry: dict[str, Any]) -> None:

@@ -41,7 +41,8 @@ def model_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def params_with() -> Callable[..., Params]:
-    """``params_with(**{"train.beta": 0.2})``: the demo preset with other values, checked."""
+    """``params_with(**{"train.beta": 0.2})``: the demo preset with other values, each checked
+    by itself."""
 
     def changed(**values: Any) -> Params:
         return Params.model_validate(document(**values))

@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import io
 import json
+import math
 import mmap
 import re
 import socket
@@ -322,38 +323,68 @@ def preset_repos(p: Params, model: Path, rows: int | Sequence[Mapping[str, Any]]
 
 
 def model_files(weights: int = 64, shards: int = 1) -> dict[str, bytes]:
-    """The files of a model repository, complete by name; each safetensors holds ``weights`` bytes.
+    """The files of a model repository, complete as far as fetching looks at them; each safetensors
+    holds ``weights`` bytes besides the few tensors that are looked for.
 
-    For fetching only. To load a model, give ``Repo`` the folder of a real one.
+    To load a model, give ``Repo`` the folder of a real one.
     """
-    config = {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]}
+    config = json.loads((DEMO / "config.json").read_text())
+    config["text_config"] |= {"num_hidden_layers": 1, "hidden_size": 2}
+    config["vision_config"] |= {"depth": 1}
+    tokenizer = (DEMO / "tokenizer.json").read_bytes()
+    model = json.loads(tokenizer)["model"]
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+    added = {
+        str(token["id"]): {"content": token["content"], "special": True}
+        for token in json.loads(tokenizer)["added_tokens"]
+    }
     files = {
         "README.md": b"---\nlicense: apache-2.0\n---\n",
         "config.json": json.dumps(config).encode(),
         "generation_config.json": b"{}",
-        "tokenizer.json": b'{"version": "1.0"}',
-        "tokenizer_config.json": b"{}",
-        "vocab.json": b"{}",
-        "merges.txt": b"#version: 0.2\n",
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": json.dumps({"added_tokens_decoder": added}).encode(),
+        "vocab.json": json.dumps(model["vocab"]).encode(),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]).encode(),
         "chat_template.jinja": b"{{ messages }}",
         "preprocessor_config.json": b"{}",
         "video_preprocessor_config.json": b"{}",
     }
     names = ["model.safetensors"]
+    tensors = [TENSORS]
     if shards > 1:
         names = [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
-        index = {"metadata": {}, "weight_map": {f"w{i}": name for i, name in enumerate(names)}}
+        tensors += [{} for _ in range(shards - 1)]
+        where = {f"w{i}": name for i, name in enumerate(names)} | dict.fromkeys(TENSORS, names[0])
+        index = {"metadata": {}, "weight_map": where}
         files["model.safetensors.index.json"] = json.dumps(index).encode()
-    for i, name in enumerate(names):
-        files[name] = safetensors_bytes(f"w{i}", weights)
+    for i, (name, looked_for) in enumerate(zip(names, tensors, strict=True)):
+        files[name] = safetensors_bytes(f"w{i}", weights, looked_for)
     return files
 
 
-def safetensors_bytes(tensor: str, size: int) -> bytes:
-    """A safetensors file with one tensor of ``size`` bytes (dtype U8), different for each name."""
-    header = json.dumps({tensor: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+DEMO = Path(__file__).parent.parent / "demo" / "model"
+TENSORS = {
+    "model.language_model.embed_tokens.weight": [369, 2],
+    "model.language_model.layers.0.mlp.weight": [1],
+    "model.visual.blocks.0.mlp.weight": [1],
+    "model.visual.patch_embed.proj.weight": [1],
+}
+
+
+def safetensors_bytes(tensor: str, size: int, ones: Mapping[str, list[int]] | None = None) -> bytes:
+    """A safetensors file with one tensor of ``size`` bytes (dtype U8), different for each name, and
+    others of ones (dtype F32), by their shapes.
+    """
+    entries = {tensor: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    end = size
+    for name, shape in (ones or {}).items():
+        start, end = end, end + 4 * math.prod(shape)
+        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
     pattern = hashlib.sha256(tensor.encode()).digest()
-    return struct.pack("<Q", len(header)) + header.encode() + (pattern * (size // 32 + 1))[:size]
+    content = (pattern * (size // 32 + 1))[:size] + struct.pack("<f", 1.0) * ((end - size) // 4)
+    return struct.pack("<Q", len(header)) + header + content
 
 
 # --------------------------------------------------------------------------------------------------

@@ -46,9 +46,44 @@ def test_without_validation_pairs_nothing_is_evaluated_in_training(params_with):
     assert not {"eval_dataset", "eval_steps"} & set(made)
 
 
-def test_a_training_that_would_leave_no_adapter_is_refused(params_with):
-    with pytest.raises(UserError, match=r"finetuning_type is full.*lora"):
-        config(params_with(**{"train.finetuning_type": "full"}))
+@pytest.mark.parametrize(
+    ("change", "starts"),
+    [
+        ({}, True),
+        ({"train.neftune_noise_alpha": 5.0}, False),
+        ({"train.neftune_noise_alpha": None}, True),
+        ({"train.loss": "orpo"}, False),
+    ],
+)
+def test_noise_and_losses_without_a_reference_have_no_margin_of_0_at_step_1(
+    params_with, change, starts
+):
+    """history.check would end such a training for a reason that is none."""
+    assert tuning.starts_at_reference(params_with(**change)) is starts
+
+
+def test_what_is_refused_needs_no_reference_of_its_own():
+    assert not set(tuning.CHANGE_THE_REFERENCE) & set(arguments.REFUSED)
+
+
+@pytest.mark.parametrize("target", ["all", "q_proj,v_proj", ["q_proj", "mlp.down_proj"]])
+def test_modules_that_the_model_has_can_be_named(params_with, model_dir, target):
+    tuning.check_modules(params_with(**{"train.lora_target": target}), model_dir)
+
+
+def test_a_module_that_the_model_has_not_got_is_refused_before_it_is_loaded(params_with, model_dir):
+    for target, told in (("q_porj", "'q_porj' in its name; did you mean 'q_proj'"), ("qkv", "qkv")):
+        with pytest.raises(UserError, match=told):  # qkv is the frozen vision tower's
+            tuning.check_modules(params_with(**{"train.lora_target": target}), model_dir)
+    unfrozen = params_with(**{"train.lora_target": "qkv", "train.freeze_vision_tower": False})
+    tuning.check_modules(unfrozen, model_dir)
+
+
+def test_a_list_of_modules_reaches_llamafactory_as_a_list(params_with):
+    assert config(params_with(**{"train.lora_target": ["q_proj", "v_proj"]}))["lora_target"] == [
+        "q_proj",
+        "v_proj",
+    ]
 
 
 def mark(p, inputs, gpus=0, cached=None, **changes):
@@ -237,6 +272,11 @@ def test_gpus_that_are_not_there_are_missed_before_anything_is_loaded(monkeypatc
     with pytest.raises(UserError, match=r"train.gpus is 8, but torch finds 4 GPUs here"):
         tuning.require_gpus(8)
     tuning.require_gpus(4)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    tuning.require_gpus(4)
+    with pytest.raises(UserError, match=r"train.bf16 is true, and the Tesla T4 has no bfloat16"):
+        tuning.require_gpus(4, bf16=True)
 
 
 def test_a_training_on_the_cpu_does_not_even_import_torch():

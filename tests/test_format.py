@@ -29,9 +29,12 @@ PAIR = {
 }
 
 
+ALTERED = format_stage.Altered("7", frozenset({"<image>"}), "'<image>?' became '< image>?'.")
+
+
 def test_a_pair_becomes_a_row_that_names_its_image_relatively():
     (row,), changed = format_stage.to_rows(pd.DataFrame([PAIR]), MARKERS)
-    assert changed == 0
+    assert changed == []
     assert row == {
         "id": "1",
         "group": "g",
@@ -48,9 +51,41 @@ def test_a_pair_becomes_a_row_that_names_its_image_relatively():
 def test_a_marker_in_any_field_is_broken_and_counted_once_a_pair(field):
     table = pd.DataFrame([PAIR | {field: "an <image> and <|im_end|>"}, PAIR])
     rows, changed = format_stage.to_rows(table, MARKERS)
-    assert changed == 1
+    assert [(one.row, one.markers) for one in changed] == [("1", set(MARKERS))]
     assert json.dumps(rows[0]).count("<image>") == 1  # ours
     assert "<|im_end|>" not in json.dumps(rows[0])
+
+
+def test_more_than_a_few_altered_rows_are_told_with_an_example_and_the_cure():
+    text = "a <|box_start|>"
+    box = format_stage.altered(
+        "9", ["Where?", text], ["Where?", "a < |box_start|>"], ["<|box_start|>", "<image>"]
+    )
+    assert format_stage.altered_in_words([ALTERED] * 3, 3) is None
+    told = format_stage.altered_in_words([box, *[ALTERED] * 5], 40)
+    assert told is not None
+    assert "6 of 40 rows" in told
+    assert "<image> in 5, " in told
+    assert "in row 9: 'a <|box_start|>' became 'a < |box_start|>'" in told
+    assert "format.allowed_tokens: [" in told
+    assert '"<|box_start|>"' in told
+    assert "take it out of the texts" in told
+    assert "allowed_tokens" not in str(format_stage.altered_in_words([ALTERED] * 5, 40))
+    assert "take it out" not in str(format_stage.altered_in_words([box] * 5, 40))
+    end = format_stage.Altered("9", frozenset({"<|vision_end|>"}), "")
+    assert "allowed_tokens" not in str(
+        format_stage.altered_in_words([end] * 5, 40)
+    )  # it would be refused
+    counted = [Lengths(16, 20, 5, 6)] * 5
+    report = format_stage.summary(["train"] * 5, [True] * 5, counted, changed=[box] * 5)
+    assert report["altered"] == format_stage.altered_in_words([box] * 5, 5)
+
+
+def test_an_example_is_short_wherever_the_marker_is():
+    text = "x" * 10_000 + "<image>" + "y" * 10_000
+    shown = format_stage.excerpt(text, text.replace("<image>", "< image>"))
+    assert len(shown) < 150
+    assert "< image>" in shown
 
 
 def test_questions_keep_their_true_answers():
@@ -73,12 +108,13 @@ def test_the_summary_counts_what_went_in_and_why_it_did_not_stay():
     counted = [Lengths(16, 20 + i, 5, 6) for i in range(10)]
     kept = [i < 8 for i in range(10)]
     splits = ["train"] * 5 + ["test"] * 5
-    found = format_stage.summary(splits, kept, counted, changed=3)
+    found = format_stage.summary(splits, kept, counted, changed=[ALTERED] * 3)
     assert (found["pairs_in"], found["pairs_kept"]) == (10, 8)
     assert found["left_out"] == {"longer_than_cutoff_len": 2}
     assert found["kept_by_split"] == {"train": 5, "validation": 0, "test": 3}
     assert found["left_out_by_split"] == {"train": 0, "validation": 0, "test": 2}
     assert found["special_tokens_neutralised"] == 3
+    assert "altered" not in found
     assert found["tokens"]["longest"] == {"median": 31, "p90": 35, "p99": 35, "max": 35}
     assert found["tokens"]["image"]["max"] == 16
 
@@ -140,6 +176,19 @@ def test_the_stage_writes_the_same_bytes_again_and_says_when_nothing_fits(format
         assert (folder / "out" / path.name).read_bytes() == path.read_bytes()
     with pytest.raises(UserError, match=r"no train pair fits format\.cutoff_len = 20 tokens"):
         run(**{"format.cutoff_len": 20})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("llamafactory")
+def test_the_stage_says_last_of_all_that_every_row_was_altered(pairs_dir, run, tmp_path, capsys):
+    shutil.copytree(pairs_dir, tmp_path / "pairs")
+    table = pd.read_parquet(pairs_dir / "pairs.parquet")
+    table["question"] = "<video>\n" + table["question"]
+    table.to_parquet(tmp_path / "pairs" / "pairs.parquet", index=False)
+    folder = run(pairs=tmp_path / "pairs", **{"format.cutoff_len": 1000})
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"ALTERED: {len(table)} of {len(table)} rows hold special tokens")
+    assert json.loads((folder / "r.json").read_text())["altered"] == last
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import UserError
 from stages.dataset import formatted
+from tests import tiny_models
 
 MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<image>", "<video>")
 pieces = st.sampled_from(
@@ -42,6 +43,47 @@ def test_a_marker_inside_another_is_broken_too():
 
 def test_a_marker_of_one_character_or_none_is_no_endless_loop():
     assert formatted.neutralised("a<image>b", ("a", "", "<image>")) == "a< image>b"
+
+
+def test_a_marker_of_spaces_or_with_spaces_around_is_no_endless_loop():
+    """Breaking " x" by a space after its first character gives " x" again."""
+    markers = (" ", "  ", "\n\n", " x>", "<y ", "a b", "  z")
+    text = formatted.neutralised("  <y  x> a b <y x>  z  \n\n", markers)
+    assert "<y " not in text
+    assert "x>" not in text
+    assert "a b" not in text
+
+
+@given(
+    st.lists(st.text("ab <>", min_size=1, max_size=4), max_size=6).map(frozenset),
+    st.text("ab <>", max_size=20),
+)
+def test_any_markers_that_can_be_broken_are_broken(markers, text):
+    once = formatted.neutralised(text, markers)
+    assert not any(marker in once for marker in markers if len(marker.strip()) > 1)
+
+
+def test_a_marker_that_shows_once_characters_are_composed_is_broken():
+    """Qwen's tokenizer normalises to NFC: U+212A, the Kelvin sign, becomes the letter K."""
+    text = formatted.neutralised("<|O\u212a|>", ["<|OK|>"])
+    assert text == "< |OK|>"
+    assert formatted.found("<|O\u212a|>", ["<|OK|>", "<x>"]) == {"<|OK|>"}
+
+
+qwen = st.lists(
+    st.sampled_from([*tiny_models.QWEN_TOKENS, *formatted.PLACEHOLDERS])
+    | st.sampled_from(["<", "<|", "|>", "im_end", "think>", "</", "\u0338", "\u212a"])
+    | st.text(max_size=3),
+    max_size=12,
+).map("".join)
+
+
+@given(qwen)
+def test_no_token_of_qwens_survives_or_comes_back(text):
+    markers = [*tiny_models.QWEN_TOKENS, *formatted.PLACEHOLDERS]
+    once = formatted.neutralised(text, markers)
+    assert not formatted.found(once, markers)
+    assert formatted.neutralised(once, markers) == once
 
 
 def test_every_split_is_a_ranking_dataset_of_a_file_of_its_name():

@@ -19,6 +19,7 @@ from stages.core.errors import UserError
 from stages.dataset import formatted
 from stages.evaluation import regression, statistics
 from stages.model import scoring
+from stages.model.checkpoint import Checkpoint
 from stages.probing import lm_eval
 from stages.probing.grading import is_correct
 from stages.probing.lm_eval import Results
@@ -44,6 +45,22 @@ def test_a_task_asked_for_twice_is_refused():
         lm_eval.check(["pope", "pope_popular"], TASKS)
     with pytest.raises(UserError, match="'pope_popular' and 'pope' both hold"):
         lm_eval.check(["pope_popular", "pope"], TASKS)
+
+
+def test_a_task_that_asks_the_data_sets_own_questions_is_skipped_where_there_are_none(
+    tmp_path, params_with, capsys
+):
+    (tmp_path / "questions.json").write_text("[]")
+    p = params_with(**{"evaluate.lm_eval": {"easy_vqa": 200}})
+    checkpoint = Checkpoint(tmp_path / "no model", p)  # which can answer nothing
+    assert lm_eval.run(checkpoint, TASKS, tmp_path, tmp_path) == Results({}, {})
+    assert "evaluate.lm_eval.easy_vqa is skipped: it asks the data set" in capsys.readouterr().out
+    assert lm_eval._asking_own_questions(TASKS) == {"easy_vqa"}
+
+
+def test_no_task_asks_for_no_questions(tmp_path, params_with):
+    checkpoint = Checkpoint(tmp_path / "no model", params_with(**{"evaluate.lm_eval": None}))
+    assert lm_eval.run(checkpoint, TASKS, tmp_path, tmp_path) == Results({}, {})
 
 
 @pytest.fixture(scope="module")

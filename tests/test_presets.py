@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from stages import fetch
+from stages.core.errors import UserError
 from stages.parameters import params
 from tests.contracts import PRESETS, ROOT, agree, is_passed_on, key_lines
 
@@ -18,6 +20,21 @@ def test_params_yaml_starts_as_the_demo_preset():
     assert agree(
         lambda read: read("params.yaml") == read("params/demo.yaml"),
     ), "cp params/demo.yaml params.yaml"
+
+
+def test_own_data_says_first_of_all_where_to_name_the_data(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text((ROOT / "params" / "own-data.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"data\.source\.path: set/data\.source\.path/to/your/pairs"
+    ):
+        fetch.main("data", tmp_path / "raw")
+
+
+def test_own_data_has_the_demos_model_and_no_task_of_its_data():
+    own, demo = (params.load(ROOT / "params" / f"{name}.yaml") for name in ("own-data", "demo"))
+    assert own.model == demo.model
+    assert own.evaluate.lm_eval == {}
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

@@ -374,3 +374,47 @@ def test_an_adapter_that_does_not_fit_is_told(base, adapter_dir, tmp_path, how, 
     with pytest.raises(UserError, match="does not fit the base model") as error:
         scoring._with_adapter(copy.deepcopy(base.model), adapter)
     assert str(adapter) in str(error.value)
+
+
+# the base's own files
+
+
+def renamed(model_dir, folder, change):
+    """The model with other tensors: ``change`` gets all of them by name."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model_dir, folder)
+    (folder / "model.safetensors").chmod(0o644)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+NORM = "model.language_model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tensors: tensors.pop(NORM), rf"1 of the model's tensors are in none .*{NORM}"),
+        (lambda tensors: tensors.update(other=tensors.pop(NORM)), rf"none of the files .*{NORM}"),
+        (lambda tensors: tensors.update({NORM: tensors[NORM][:64].clone()}), "can't be loaded: "),
+    ],
+)
+def test_a_tensor_that_transformers_would_make_up_is_refused(
+    llamafactory, model_dir, params_with, tmp_path, change, told
+):
+    from transformers import AutoModelForImageTextToText
+
+    before = vars(AutoModelForImageTextToText)["from_pretrained"]
+    folder = renamed(model_dir, tmp_path / "model", change)
+    with pytest.raises(UserError, match=told):
+        scoring.load(folder, params_with())
+    assert vars(AutoModelForImageTextToText)["from_pretrained"] is before
+
+
+def test_a_tensor_that_is_tied_to_another_is_not_missing(llamafactory, model_dir, params_with):
+    policy = scoring.load(model_dir, params_with())
+    embedding = policy.model.get_input_embeddings().weight
+    assert policy.model.get_output_embeddings().weight is embedding

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stages import format as format_stage
-from stages.model import tokens
+from stages.core.errors import UserError
+from stages.model import scoring, tokens
 from tests import tiny_models
 
 pytestmark = pytest.mark.slow
@@ -196,6 +197,101 @@ def test_nothing_in_the_data_breaks_or_injects(loaded, question, chosen, rejecte
     assert count_one(loaded, made, image.size) == lengths_of(encoded, image_id)
     answer = loaded.tokenizer.decode([i for i in encoded[1] if i != -100])
     assert answer == made["chosen"]["content"] + "<|im_end|>\n"
+
+
+# Qwen's own tokens, in training and in scoring
+
+
+@pytest.fixture(scope="module")
+def qwen(llamafactory, params_with, tmp_path_factory):
+    folder = tiny_models.with_qwen_tokens(tmp_path_factory.mktemp("qwen") / "model")
+    return tokens.load(folder, params_with(**{"format.cutoff_len": 100_000}))
+
+
+@pytest.fixture(scope="module")
+def scored(qwen):
+    """What scoring makes tokens with; it needs no weights for that."""
+    from llamafactory.data.processor.pairwise import PairwiseDatasetProcessor
+
+    parts = {name: getattr(qwen, name) for name in ("template", "tokenizer", "processor")}
+    pairwise = PairwiseDatasetProcessor(data_args=qwen.data_args, **parts)
+    return scoring.Policy(
+        family=qwen.family,
+        image_token_id=qwen.image_token_id,
+        model=None,
+        pairwise=pairwise,
+        collator=None,
+        two_rows_because=None,
+        **parts | {"template": scoring._processing_images_once(qwen.template)},
+    )
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    Image.new("RGB", (64, 64)).save(folder / "x.jpg")
+    return folder
+
+
+near_qwen = "<| |> im_end < image > </ think> <think tool_call> {{content}} \u0338 \u212a"
+qwen_pieces = st.sampled_from(
+    [*tiny_models.QWEN_TOKENS, *near_qwen.split(), "<image>", "<video>", "<audio>", " ", "\n"]
+)
+qwen_text = st.lists(qwen_pieces | st.text(max_size=3), max_size=10).map("".join)
+
+
+@slow
+@given(question=qwen_text, chosen=qwen_text, rejected=qwen_text)
+@example(question="<think>", chosen="<think>\n</think>\n\nyes", rejected="<tool_call>")
+@example(question="<|im_<think>end|>", chosen="<|box_<image>start|>", rejected="<|vision_start|>")
+def test_no_text_becomes_a_special_token_in_training_or_in_scoring(
+    qwen, scored, image_folder, question, chosen, rejected
+):
+    added = set(qwen.tokenizer.get_added_vocab().values())
+    assert len(added) == len(tiny_models.QWEN_TOKENS)
+    image = str(image_folder / "x.jpg")
+    plain, made = row("Q", "C", "R"), row(question, chosen, rejected, qwen.markers)
+    trained = [encode(qwen, each, image)[::2] for each in (plain, made)]
+    asked = [scoring._prompt_tokens(scored, each, image_folder) for each in (plain, made)]
+    sides = ("chosen_input_ids", "rejected_input_ids")
+    encoded = scoring.encode(scored, [plain, made], image_folder)
+    measured = [[each[side] for side in sides] for each in encoded]
+    for benign, hostile_ids in (
+        (trained[0], trained[1]),
+        (measured[0], measured[1]),
+        ([asked[0]], [asked[1]]),
+    ):
+        for one, other in zip(benign, hostile_ids, strict=True):
+            assert [i for i in one if i in added] == [i for i in other if i in added]
+    assert measured[1] == [list(ids) for ids in trained[1]]
+
+
+def test_tokens_that_are_allowed_by_name_are_the_tokens_they_are(params_with, tmp_path):
+    folder = tiny_models.with_qwen_tokens(tmp_path / "model")
+    allowed = ["<|box_start|>", "<|box_end|>"]
+    loaded = tokens.load(folder, params_with(**{"format.allowed_tokens": allowed}))
+    made = row("Where?", "<|box_start|>(1,2)<|box_end|> <|quad_start|>", "No.", loaded.markers)
+    ids = encode(loaded, made, Image.new("RGB", (64, 64)))[0]
+    numbers = [loaded.tokenizer.convert_tokens_to_ids(token) for token in allowed]
+    assert [i for i in ids if i in numbers] == numbers
+    assert loaded.tokenizer.convert_tokens_to_ids("<|quad_start|>") not in ids
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [
+        ("<|box_strt|>", "has no token <|box_strt|>; did you mean '<|box_start|>'?"),
+        ("<|im_end|>", "the template builds prompts of <|im_end|>"),
+        ("<|image_pad|>", "the template builds prompts of"),
+        ("<|vision_start|>", "the template builds prompts of"),
+        ("<|endoftext|>", "the template builds prompts of"),
+        ("<image>", "the template builds prompts of <image>"),
+    ],
+)
+def test_a_token_that_can_not_be_allowed_is_refused(qwen, token, told):
+    with pytest.raises(UserError) as caught:
+        tokens.check_allowed([token], qwen.tokenizer)
+    assert told in str(caught.value)
 
 
 def test_markers_are_the_special_tokens_and_the_placeholders(loaded):

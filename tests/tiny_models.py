@@ -108,5 +108,37 @@ def qwen2_5_vl(folder: Path) -> Path:
     return folder
 
 
+# The added tokens of Qwen2.5-VL and Qwen3-VL (151643 to 151668 in their tokenizers), and which of
+# them are marked special. The demo's tokenizer has the eight that a prompt needs.
+QWEN_TOKENS = {
+    **dict.fromkeys(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), True),
+    **dict.fromkeys(("<|object_ref_start|>", "<|object_ref_end|>"), True),
+    **dict.fromkeys(("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"), True),
+    **dict.fromkeys(("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"), True),
+    **dict.fromkeys(("<|image_pad|>", "<|video_pad|>"), True),
+    **dict.fromkeys(("<tool_call>", "</tool_call>"), False),
+    **dict.fromkeys(("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"), False),
+    **dict.fromkeys(("<|repo_name|>", "<|file_sep|>"), False),
+    **dict.fromkeys(("<tool_response>", "</tool_response>", "<think>", "</think>"), False),
+}
+
+
+def with_qwen_tokens(folder: Path) -> Path:
+    """The demo's processor with all of Qwen's added tokens, and Qwen's normalisation (NFC)."""
+    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    document = json.loads((folder / "tokenizer.json").read_text())
+    there = {token["content"] for token in document["added_tokens"]}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for token, special in QWEN_TOKENS.items():
+        if token not in there:
+            number = len(document["model"]["vocab"]) + len(document["added_tokens"])
+            document["added_tokens"].append(
+                {"id": number, "content": token, "special": special, **flags}
+            )
+    document["normalizer"] = {"type": "NFC"}
+    write(folder / "tokenizer.json", document)
+    return folder
+
+
 def write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -7,9 +7,11 @@ are a system prompt, if there is one, earlier turns, and last the question. Imag
 to ``media_dir``, so nothing needs remapping when the project moves.
 """
 
+import functools
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,15 +119,35 @@ def question(row: Mapping[str, Any]) -> str:
 def neutralised(text: str, markers: Iterable[str]) -> str:
     """``text`` with every marker broken by a space after its first character.
 
-    Markers are the template's special tokens and LLaMA-Factory's placeholders. Left whole inside a
-    question or an answer they would end the turn, or ask for an image that isn't there. A marker of
-    one character cannot be broken, and stays.
+    Markers are the tokenizer's added tokens and LLaMA-Factory's placeholders. Left whole inside a
+    question or an answer they would end the turn, or ask for an image that isn't there. Qwen's
+    tokenizer composes characters first (NFC), so a marker that only shows then is broken too. A
+    marker of one character, or of spaces, cannot be broken, and stays (``fetch`` refuses a model
+    that has such a token).
     """
-    breakable = sorted((m for m in markers if len(m) > 1), key=len, reverse=True)
-    pattern = re.compile("|".join(re.escape(m) for m in breakable))
-    while breakable and pattern.search(text):
-        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    pattern = _pattern(frozenset(markers))
+    while pattern:
+        if pattern.search(text):
+            text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        elif pattern.search(composed := unicodedata.normalize("NFC", text)):
+            text = composed
+        else:
+            break
     return text
+
+
+@functools.cache
+def _pattern(markers: frozenset[str]) -> re.Pattern[str] | None:
+    # Without the spaces around a marker, each space that is added ends a match for good.
+    breakable = {marker.strip() for marker in markers if len(marker.strip()) > 1}
+    longest_first = sorted(breakable, key=lambda marker: (-len(marker), marker))
+    return re.compile("|".join(map(re.escape, longest_first))) if breakable else None
+
+
+def found(text: str, markers: Iterable[str]) -> set[str]:
+    """The markers that ``neutralised`` breaks in a text, those inside of others included."""
+    composed = unicodedata.normalize("NFC", text)
+    return {marker for marker in markers if marker in text or marker in composed}
 
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:

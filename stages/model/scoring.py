@@ -10,6 +10,7 @@ import copy
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,8 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
     quantised (``model.quantization_bit`` applies here as it does in training).
 
     Raises:
-        UserError: ``scoring.device`` is cuda and there is no GPU, or the adapter does not fit the
-        model.
+        UserError: ``scoring.device`` is cuda and there is no GPU, the files do not hold all of the
+            base model, or the adapter does not fit it.
     """
     import torch
 
@@ -116,7 +117,8 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
     loaded.model_args.device_map = {"": torch.device(device)}
     tokenizer, processor = loaded.tokenizer, loaded.processor
     template = _processing_images_once(loaded.template)
-    model = load_model(tokenizer, loaded.model_args, loaded.finetuning_args, is_trainable=False)
+    with _all_from_files(model_dir):
+        model = load_model(tokenizer, loaded.model_args, loaded.finetuning_args, is_trainable=False)
     if p.model.quantization_bit is None:
         model = model.to(getattr(torch, p.scoring.dtype))
     if adapter is not None:
@@ -143,6 +145,40 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
         ),
         two_rows_because=reason,
     )
+
+
+@contextmanager
+def _all_from_files(model_dir: Path) -> Iterator[None]:
+    """While it lasts, a model that is loaded must have every parameter from its files.
+
+    transformers makes up at random what is missing, and warns among other lines. What is tied to
+    another parameter is not missing to it.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    load_it = AutoModelForImageTextToText.from_pretrained
+    own = vars(AutoModelForImageTextToText)["from_pretrained"]
+
+    def loading(*arguments: Any, **more: Any) -> Any:
+        try:
+            model, found = load_it(*arguments, **more, output_loading_info=True)
+        except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the model in {model_dir} can't be loaded: {reason}") from None
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(
+                f"{len(missing)} of the model's tensors are in none of the files in {model_dir}, "
+                f"such as {missing[0]}; `dvc repro -f fetch@model` fetches them again, or "
+                "model.source is no complete model"
+            )
+        return model
+
+    AutoModelForImageTextToText.from_pretrained = loading
+    try:
+        yield
+    finally:
+        AutoModelForImageTextToText.from_pretrained = own
 
 
 def choose_device(wanted: str, has_gpu: bool) -> str:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from stages.core.errors import UserError, did_you_mean
 from stages.dataset import formatted
 from stages.dataset.formatted import PLACEHOLDERS
 from stages.families import registry
 from stages.families.family import Family
 from stages.parameters.params import Params
+
+BUILDS_PROMPTS = re.compile(r"<\|(im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 
 _TEXTS = 1024  # tokenized at once: an answer of 200 tokens takes about 20 kB
 
@@ -30,15 +34,16 @@ class Tokenization:
     tokenizer: Any
     processor: Any
     template: Any
+    allowed: tuple[str, ...] = ()
 
     @property
     def markers(self) -> list[str]:
-        """Strings of the data that must not reach the tokenizer: special tokens, placeholders."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        special = {str(token) for token in added if token.special} | set(
-            self.tokenizer.all_special_tokens
-        )
-        return sorted(special | set(PLACEHOLDERS))
+        """Strings of the data that must not reach the tokenizer: added tokens and placeholders.
+
+        Tokens that are not marked special, such as <think> and <tool_call>, are found in any text
+        just as well. Those that ``format.allowed_tokens`` names are meant as what they are.
+        """
+        return sorted((_added(self.tokenizer) | set(PLACEHOLDERS)) - set(self.allowed))
 
     @property
     def image_token_id(self) -> int:
@@ -66,7 +71,8 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
     ``more`` are further arguments of LLaMA-Factory's, for who goes on to load the model.
 
     Raises:
-        UserError: the model is of no known family, or ``model.template`` is of another one.
+        UserError: the model is of no known family, ``model.template`` is of another one, or
+            ``format.allowed_tokens`` names what is no token or builds the prompt.
     """
     family = registry.of_model(model_dir)
     registry.check_template(family, p.model.template)
@@ -90,6 +96,7 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
     )
     module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
+    check_allowed(p.format.allowed_tokens, module["tokenizer"])
     return Tokenization(
         family=family,
         model_args=model_args,
@@ -98,7 +105,35 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
         tokenizer=module["tokenizer"],
         processor=module["processor"],
         template=template,
+        allowed=tuple(p.format.allowed_tokens),
     )
+
+
+def _added(tokenizer: Any) -> set[str]:
+    return {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(
+        tokenizer.all_special_tokens
+    )
+
+
+def check_allowed(allowed: Iterable[str], tokenizer: Any) -> None:
+    """Refuse what ``format.allowed_tokens`` may not name.
+
+    Raises:
+        UserError: the tokenizer has no such token, or the template builds prompts of it.
+    """
+    added = _added(tokenizer)
+    ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    for token in allowed:
+        if token in ends or token in PLACEHOLDERS or BUILDS_PROMPTS.match(token):
+            raise UserError(
+                f"format.allowed_tokens: the template builds prompts of {token}, so in the data it "
+                "would end a turn or ask for an image; take it out"
+            )
+        if token not in added:
+            raise UserError(
+                f"format.allowed_tokens: the model's tokenizer has no token {token}"
+                + did_you_mean(token, added)
+            )
 
 
 def count(

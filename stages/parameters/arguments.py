@@ -10,6 +10,7 @@ or transformers. A test compares the file with the installed versions.
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from enum import Enum
@@ -31,6 +32,8 @@ _TYPES = {
     "null": type(None),
     "object": dict,
 }
+
+OURS = ("beta", "loss", "gpus", "shared_prefix", "keep_vision_features")  # in the same section
 
 # Keys of LLaMA-Factory's that the pipeline sets, and the parameter (or path) that decides each.
 RESERVED = {
@@ -68,8 +71,74 @@ RESERVED = {
     "logging_first_step": "this project (step 1 shows that the policy starts at the reference)",
 }
 
+_OTHER_STAGE = "belongs to another of LLaMA-Factory's stages and does nothing in DPO; remove it"
+_NO_ADAPTER = "trains the full model, which LLaMA-Factory refuses together with LoRA; remove it"
+
+# Options that undo a promise of this pipeline, or do nothing in it, and why. LLaMA-Factory itself
+# says so in a trace after loading the model, or not at all. Off (false, null, 0) they may be given.
+REFUSED = {
+    "tokenized_path": "trains on the tokens that lie there, whatever the data are by now; remove "
+    "it (LLaMA-Factory keeps its tokens by their content anyway)",
+    "packing": "packs nothing in DPO, and takes one token off format.cutoff_len, so that pairs "
+    "which fit would be cut; remove it",
+    "neat_packing": "packs nothing in DPO, and takes one token off format.cutoff_len, so that "
+    "pairs which fit would be cut; remove it",
+    "streaming": "ends in a StopIteration: LLaMA-Factory 0.9.5 can't stream preference pairs with "
+    "images; remove it (rows are read from the disk as they are needed)",
+    "ignore_data_skip": "makes a resumed training see its first pairs again; remove it",
+    "ref_model_adapters": "does nothing without ref_model: the reference is the base model, the "
+    "adapter switched off; remove it, or merge those adapters into model.source",
+    "ref_model_quantization_bit": "does nothing without ref_model: the reference is the base "
+    "model, the adapter switched off; set model.quantization_bit, which is for both",
+    "pissa_init": "takes the first directions out of the base's weights, so that the reference "
+    "(the adapter switched off) is another model than the base; remove it",
+    "pissa_convert": "goes with pissa_init, which changes the base; remove it",
+    "split_special_tokens": "breaks up the template's own special tokens too; remove it (in the "
+    "data they are neutralised, see format.allowed_tokens)",
+    "train_from_scratch": "starts from random weights; remove it",
+    "use_unsloth": "loads another implementation of the model, which the reference's log-probs "
+    "were not made with, and its package asks for other versions than the lock; remove it",
+    "mixture_of_depths": "makes another model of the base, for which there is no reference; remove "
+    "it",
+    "use_swanlab": "sends runs to another service; they are tracked in MLflow, at "
+    "MLFLOW_TRACKING_URI",
+    **dict.fromkeys(("use_galore", "use_apollo", "use_badam"), _NO_ADAPTER),
+    **dict.fromkeys(
+        (
+            *("train_on_prompt", "mask_history", "use_dft_loss", "use_asft_loss", "use_eaft_loss"),
+            *("compute_accuracy", "use_hyper_parallel", "use_mca", "reward_model"),
+            *("reward_model_adapters", "reward_model_quantization_bit", "ppo_score_norm"),
+            "ppo_whiten_rewards",
+        ),
+        _OTHER_STAGE,
+    ),
+}
+
+# What LLaMA-Factory splits at commas, so that its YAML may hold a list.
+SPLIT = (
+    *("lora_target", "oft_target", "additional_target"),
+    *("freeze_trainable_modules", "freeze_extra_modules"),
+)
+_MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+
 # Bounds that the argument classes leave unsaid: (lowest, is the lowest itself allowed).
 _LOWEST: dict[str, tuple[float, bool]] = {
+    "max_samples": (1, True),
+    "save_total_limit": (1, True),
+    "preprocessing_num_workers": (1, True),
+    "preprocessing_batch_size": (1, True),
+    "dataloader_num_workers": (0, True),
+    "eval_accumulation_steps": (1, True),
+    "eval_delay": (0, True),
+    "early_stopping_steps": (1, True),
+    "neftune_noise_alpha": (0, True),
+    "simpo_gamma": (0, True),
+    "ld_alpha": (0, True),
+    "adam_beta1": (0, True),
+    "adam_beta2": (0, True),
+    "adam_epsilon": (0, False),
+    "seed": (0, True),
+    "data_seed": (0, True),
     "learning_rate": (0, False),
     "num_train_epochs": (0, False),
     "per_device_train_batch_size": (1, True),
@@ -88,28 +157,74 @@ _LOWEST: dict[str, tuple[float, bool]] = {
     "pref_ftx": (0, True),
     "dpo_label_smoothing": (0, True),
 }
+_HIGHEST: dict[str, tuple[float, bool]] = {
+    "lora_dropout": (1, False),
+    "warmup_ratio": (1, True),
+    "dpo_label_smoothing": (0.5, False),
+    "ld_alpha": (1, True),
+    "adam_beta1": (1, False),
+    "adam_beta2": (1, False),
+    "seed": (2**32 - 1, True),  # numpy takes no larger one
+    "data_seed": (2**32 - 1, True),
+}
+_STEPS = ("logging_steps", "eval_steps", "save_steps")  # below 1: a share of all steps
 
 
 def problem_with(key: str, value: Any) -> str | None:
     """What is wrong with ``key: value`` in the ``train`` section, or None."""
     if key in RESERVED:
         return f"is not set here; it comes from {RESERVED[key]}"
+    if key in REFUSED and value not in (None, False, 0, ""):
+        return REFUSED[key]
     known = arguments()
     if key not in known:
-        hint = did_you_mean(key, [*known, "beta", "loss", "gpus"])
+        hint = did_you_mean(key, [*known, *OURS])
         return f"is unknown: LLaMA-Factory has no option '{key}'{hint}"
+    if key in SPLIT and value is not None:
+        return _problem_with_modules(value)
     # Strict, because LLaMA-Factory gets the value as it is: to it, the text 'no' is true.
     settings = ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
     try:
         typed = TypeAdapter(known[key], config=settings).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
-        return f"= {value!r}: {message[0].lower()}{message[1:]}"
+        return f"= {shown(value)}: {message[0].lower()}{message[1:]}"
     if key in _LOWEST and isinstance(typed, int | float):
         lowest, included = _LOWEST[key]
         if typed < lowest or (typed == lowest and not included):
             return f"= {value!r}: must be {'at least' if included else 'greater than'} {lowest:g}"
+    if key in _HIGHEST and isinstance(typed, int | float):
+        highest, included = _HIGHEST[key]
+        if typed > highest or (typed == highest and not included):
+            return f"= {value!r}: must be {'at most' if included else 'less than'} {highest:g}"
+    if key in _STEPS and typed is not None and typed > 1 and typed != int(typed):
+        return f"= {value!r}: must be an integer of steps, or below 1, a share of all steps"
+    if key == "max_steps" and typed != -1 and typed < 1:
+        return f"= {value!r}: must be at least 1, or -1 for all of num_train_epochs"
     return None
+
+
+def _problem_with_modules(value: Any) -> str | None:
+    """What is wrong with names of modules, as a list or separated by commas."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
+        return f"= {shown(value)}: must be names of modules, as a list or separated by commas"
+    names = [name.strip() for name in names]
+    for name in names:
+        if not _MODULE.fullmatch(name):
+            return (
+                f"= {shown(value)}: {shown(name)} is not part of a module's name. LLaMA-Factory "
+                "takes no regular expressions here; write names, such as q_proj,v_proj, or all"
+            )
+    if "all" in names and len(names) > 1:
+        return f"= {shown(value)}: all stands alone, without other names"
+    return None
+
+
+def shown(value: Any) -> str:
+    """A value in a message: at most 100 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 @cache

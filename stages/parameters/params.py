@@ -8,7 +8,8 @@ written where people meet it, in the comments of ``params/*.yaml``.
 The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss``, ``gpus``,
 ``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed through under
 LLaMA-Factory's name and checked against its argument classes (``stages.parameters.arguments``),
-without importing them: that takes 20 s, this 0.2 s.
+without importing them: that takes 20 s, this 0.2 s. What does not go together is in
+``stages.parameters.rules``.
 """
 
 import difflib
@@ -16,17 +17,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.core.errors import UserError, did_you_mean
 from stages.core.schema import Section, SourceSection
-from stages.parameters import arguments
+from stages.parameters import arguments, rules
 from stages.sources import registry
 
 PARAMS_FILE = Path("params.yaml")
+STRICT = ConfigDict(strict=True)  # 1 is not true, and "0.1" is not a number
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -36,6 +38,8 @@ REFERENCE_FREE: frozenset[str] = frozenset({"orpo", "simpo"})
 
 class Columns(Section):
     """Names of the columns in a tabular source; ``image``, ``origin`` and ``kind`` may be null."""
+
+    model_config = STRICT
 
     image: str | None
     question: str
@@ -61,6 +65,8 @@ class Data(Section):
 class Trust(Section):
     """What of a model's author is trusted: files that can run code when they are loaded."""
 
+    model_config = STRICT
+
     pickle: bool
     remote_code: bool
 
@@ -75,6 +81,8 @@ class Model(Section):
 class Wanted(Section):
     """Which pairs are wanted (``stages.ingest.refusals``)."""
 
+    model_config = STRICT
+
     text_only: bool
     images: Positive
     turns: Positive
@@ -82,6 +90,8 @@ class Wanted(Section):
 
 
 class Preprocess(Section):
+    model_config = STRICT
+
     split_key: Annotated[str, Field(min_length=1, max_length=64)]
     validation: Fraction
     test: Annotated[float, Field(gt=0, lt=1)]
@@ -93,32 +103,19 @@ class Preprocess(Section):
     max_dropped: Annotated[float, Field(ge=0, le=1)]
     wanted: Wanted
 
-    @model_validator(mode="after")
-    def _some_pairs_remain_for_training(self) -> "Preprocess":
-        if self.validation + self.test >= 1:
-            raise PydanticCustomError(
-                "split",
-                "validation and test add up to {total}; leave something below 1 for train",
-                {"total": self.validation + self.test},
-            )
-        return self
-
 
 class Format(Section):
+    model_config = STRICT
+
     cutoff_len: Positive
     image_max_pixels: Positive
     image_min_pixels: Positive
-
-    @model_validator(mode="after")
-    def _pixel_bounds_are_ordered(self) -> "Format":
-        if self.image_min_pixels > self.image_max_pixels:
-            raise PydanticCustomError(
-                "pixels", "image_min_pixels is larger than image_max_pixels", {}
-            )
-        return self
+    allowed_tokens: list[str]
 
 
 class Scoring(Section):
+    model_config = STRICT
+
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["float32", "bfloat16", "float16"]
     batch_tokens: Positive
@@ -127,7 +124,7 @@ class Scoring(Section):
 class Train(Section):
     """Our own keys; the rest (``extra``) is LLaMA-Factory's, under its own names."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, strict=True)
 
     beta: Annotated[float, Field(gt=0)]
     loss: Loss
@@ -140,55 +137,29 @@ class Train(Section):
         """The keys that go to LLaMA-Factory as they are."""
         return dict(self.__pydantic_extra__ or {})
 
-    @model_validator(mode="after")
-    def _llamafactorys_own_trainer_can_do_it(self) -> "Train":
-        if self.keep_vision_features and not self.shared_prefix:
-            raise PydanticCustomError(
-                "train",
-                "{key}: {problem}",
-                {
-                    "key": "keep_vision_features",
-                    "problem": "is true, and LLaMA-Factory's own trainer keeps none; it needs "
-                    "train.shared_prefix: true",
-                },
-            )
-        # LLaMA-Factory 0.9.5 calls TRL's dpo_loss without the name: its trainer takes sigmoid.
-        if self.loss in ("hinge", "ipo") and not self.shared_prefix:
-            raise PydanticCustomError(
-                "train",
-                "{key}: {problem}",
-                {
-                    "key": "loss",
-                    "problem": f"is {self.loss}, and LLaMA-Factory's own trainer would train "
-                    "sigmoid under that name; train.shared_prefix: true passes the name on",
-                },
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _llamafactory_knows_the_rest(self) -> "Train":
-        for key, value in self.passed_through.items():
-            if problem := arguments.problem_with(key, value):
-                raise PydanticCustomError(
-                    "train", "{key}: {problem}", {"key": key, "problem": problem}
-                )
-        return self
-
 
 class Generation(Section):
+    model_config = STRICT
+
     prompts: Annotated[int, Field(ge=0)]
     questions: Annotated[int, Field(ge=0)]
     max_new_tokens: Positive
 
 
+def _none_is_empty(tasks: Any) -> Any:
+    return {} if tasks is None else tasks
+
+
 class Evaluate(Section):
+    model_config = STRICT
+
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     resamples: Annotated[int, Field(ge=100)]
     seed: Annotated[int, Field(ge=0)]
     controls: Annotated[int, Field(ge=0)]
     generation: Generation
-    task_files: Path
-    lm_eval: dict[str, Positive | None]
+    task_files: Annotated[Path, Field(strict=False)]
+    lm_eval: Annotated[dict[str, Positive | None], BeforeValidator(_none_is_empty)]
 
 
 class Params(Section):
@@ -222,11 +193,31 @@ def load(path: Path = PARAMS_FILE) -> Params:
         raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from None
     if not isinstance(document, dict):
         raise UserError(f"{path} must hold the sections {', '.join(Params.model_fields)}")
+    return checked(document, str(path))
+
+
+def checked(document: Mapping[str, Any], name: str) -> Params:
+    """The parameters in a document, by section and key, all of whose problems are told at once.
+
+    Raises:
+        UserError: a key is unknown, missing or out of range, or does not go with another one.
+    """
+    problems, wrong, found = [], set(), None
     try:
-        return Params.model_validate(document)
+        found = Params.model_validate(document)
     except ValidationError as error:
-        problems = [_explain(detail) for detail in error.errors()]
-        raise UserError("; ".join(f"{path}: {problem}" for problem in problems)) from None
+        for detail in error.errors():
+            problems.append(_explain(detail))
+            wrong.add(_key(detail["loc"]))
+    given = document.get("train")
+    for key, value in given.items() if isinstance(given, Mapping) else ():
+        if key not in Train.model_fields and (problem := arguments.problem_with(str(key), value)):
+            problems.append(f"'train.{key}' {problem}")
+            wrong.add(f"train.{key}")
+    problems += rules.problems(document, wrong)
+    if problems or found is None:
+        raise UserError("; ".join(f"{name}: {problem}" for problem in dict.fromkeys(problems)))
+    return found
 
 
 def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
@@ -242,13 +233,9 @@ def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
 
 def _explain(detail: ErrorDetails) -> str:
     """One clause for one of pydantic's errors, with the key as it is written in the file."""
-    # pydantic's location names the kind of a source, which is not a key in the file.
-    location = [part for i, part in enumerate(detail["loc"]) if not _is_kind(detail["loc"], i)]
-    key = ".".join(str(part) for part in location)
+    key, name = _key(detail["loc"]), str(detail["loc"][-1])
     if detail["type"] == "extra_forbidden":
-        return (
-            f"unknown key '{key}'{did_you_mean(str(location[-1]), _siblings(detail['loc'][:-1]))}"
-        )
+        return f"unknown key '{key}'{did_you_mean(name, _siblings(detail['loc'][:-1]))}"
     if detail["type"] == "union_tag_not_found":
         return f"key '{key}.kind' is missing"
     if detail["type"] == "union_tag_invalid":
@@ -262,19 +249,21 @@ def _explain(detail: ErrorDetails) -> str:
         return f"'{key}' must hold keys, such as {_siblings(detail['loc'])[0]}"
     if detail["type"] == "missing":
         given = [str(name) for name in detail["input"] if name not in _siblings(detail["loc"][:-1])]
-        misspelt = difflib.get_close_matches(str(location[-1]), given, n=1)
+        misspelt = difflib.get_close_matches(name, given, n=1)
         return f"key '{key}' is missing" + (
             f"; is '{misspelt[0]}' meant for it?" if misspelt else ""
         )
-    if detail["type"] == "train":
-        context = detail.get("ctx", {})
-        return f"'{key}.{context.get('key')}' {context.get('problem')}"
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return (
-        f"'{key}' = {detail['input']!r}: {message}"
+        f"'{key}' = {arguments.shown(detail['input'])}: {message}"
         if _is_leaf(detail["input"])
         else f"'{key}': {message}"
     )
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """A place as it is written in the file; pydantic's also names the kind of a source."""
+    return ".".join(str(part) for i, part in enumerate(location) if not _is_kind(location, i))
 
 
 def _is_kind(location: tuple[int | str, ...], index: int) -> bool:

@@ -124,6 +124,16 @@ def _local(folder: Path) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def _asking_own_questions(folder: Path) -> frozenset[str]:
+    """The project's tasks whose documents are the data set's own, as the format stage wrote them:
+    those of a ``custom_dataset``.
+    """
+    from ruamel.yaml import YAML
+
+    configs = (YAML().load(path.read_text(encoding="utf-8")) for path in folder.rglob("*.yaml"))
+    return frozenset(str(c["task"]) for c in configs if "custom_dataset" in c and "task" in c)
+
+
 def _indexed(manager: Any) -> dict[str, tuple[str, ...]]:
     """The same for all names that lm-eval's manager knows."""
     return {
@@ -159,7 +169,7 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
 
     Each task or group is kept by itself, so that another one in the parameters is answered alone.
     It has its number of documents, the first ones, or None for all; in a group the number is for
-    each of its tasks.
+    each of its tasks. A task that asks the data set's own questions is skipped where it has none.
 
     Args:
         folder: the project's own tasks.
@@ -172,6 +182,7 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
     members = _local(folder)
     asked = checkpoint.p.evaluate.lm_eval
     ours = {name: all(leaf in members for leaf in _leaves(name, members)) for name in asked}
+    questions = formatted.read(formatted_data, "questions") if any(ours.values()) else []
 
     @cache
     def manager() -> Any:
@@ -183,7 +194,14 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
 
     document: dict[str, Any] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
+    without_questions = _asking_own_questions(folder) if not questions else frozenset()
     for name, documents in asked.items():
+        if without_questions & set(_leaves(name, members)):
+            print(
+                f"{KEY}.{name} is skipped: it asks the data set's own questions with known "
+                "answers, and this data set has none"
+            )
+            continue
         content = checkpoint.kept(
             "lm-eval",
             partial(_answered, checkpoint, name, documents, manager),

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import UserError
+from stages.core.errors import UserError, did_you_mean
 from stages.pairwise import reference
 from stages.parameters.params import REFERENCE_FREE, Params
 
@@ -25,15 +25,11 @@ PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate"
 # reference is computed in each step, by a model that has it too.
 CHANGE_THE_REFERENCE = (
     *("add_special_tokens", "add_tokens", "new_special_tokens_config", "resize_vocab"),
-    *("default_system", "enable_thinking", "train_on_prompt", "mask_history", "use_fast_tokenizer"),
-    *("crop_to_patches", "image_do_pan_and_scan", "rope_scaling", "shift_attn", "use_unsloth"),
+    *("default_system", "enable_thinking", "use_fast_tokenizer"),
+    *("crop_to_patches", "image_do_pan_and_scan", "rope_scaling", "shift_attn"),
     *("upcast_layernorm", "upcast_lmhead_output", "quantization_method", "quantization_type"),
-    *("double_quantization", "mixture_of_depths", "train_from_scratch", "enable_liger_kernel"),
-    *("ref_model_adapters", "ref_model_quantization_bit", "fp8", "torch_compile"),
+    *("double_quantization", "enable_liger_kernel", "fp8", "torch_compile"),
 )
-
-# Values of finetuning_type that leave the base model as it is and train an adapter beside it.
-ADAPTERS = ("lora", "oft")
 
 
 def dpo_config(
@@ -46,16 +42,7 @@ def dpo_config(
 
     It reports to nobody: the steps reach MLflow through the train stage (``process.launch``), and
     the file does not depend on where runs are tracked.
-
-    Raises:
-        UserError: ``train.finetuning_type`` makes no adapter, which is what the pipeline passes on.
     """
-    method = p.train.passed_through.get("finetuning_type", "lora")
-    if method not in ADAPTERS:
-        raise UserError(
-            f"train.finetuning_type is {method}, which makes no adapter; set it to "
-            f"{' or '.join(ADAPTERS)}"
-        )
     config: dict[str, Any] = {
         "stage": "dpo",
         "do_train": True,
@@ -96,6 +83,45 @@ def without_effect(p: Params, model: Path) -> str | None:
         "train.enable_liger_kernel does nothing for qwen3_vl: LLaMA-Factory 0.9.5 has no Liger "
         "kernels for it. What Liger saves at the head, train.shared_prefix saves too."
     )
+
+
+def check_modules(p: Params, model: Path) -> None:
+    """Refuse a name in ``train.lora_target`` that no module of the model has in its own.
+
+    LLaMA-Factory compares parts of names, once the model is loaded, and PEFT then finds nothing to
+    train.
+
+    Raises:
+        UserError: with the nearest known name.
+    """
+    from safetensors import safe_open
+
+    given = p.train.passed_through
+    targets = given.get("lora_target", "all")
+    targets = [name.strip() for name in targets.split(",")] if isinstance(targets, str) else targets
+    if targets == ["all"]:
+        return
+    modules = set()
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, "numpy") as file:
+            modules |= {name.rpartition(".")[0] for name in file.keys()}  # noqa: SIM118
+    if given.get("freeze_vision_tower", True):
+        modules = {name for name in modules if "visual" not in name.split(".")}
+    last = {name.rpartition(".")[2] for name in modules}
+    for target in targets:
+        if not any(target in name for name in modules):
+            raise UserError(
+                f"train.lora_target: no module that is trained has '{target}' in its name"
+                + did_you_mean(target, last)
+            )
+
+
+def starts_at_reference(p: Params) -> bool:
+    """Whether the reward margin at step 1 is 0: not where a loss has no reference, and not where
+    NEFTune adds noise to what the policy reads (``train.neftune_noise_alpha``).
+    """
+    noise = p.train.passed_through.get("neftune_noise_alpha")
+    return p.train.loss not in REFERENCE_FREE and not noise
 
 
 def dtype(p: Params) -> str:
@@ -166,8 +192,10 @@ def fingerprint(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def require_gpus(wanted: int) -> None:
-    """Raise ``UserError`` if ``train.gpus`` wants more GPUs than there are; loads no model."""
+def require_gpus(wanted: int, *, bf16: bool = False) -> None:
+    """Raise ``UserError`` if ``train.gpus`` wants more GPUs than there are, or ``train.bf16`` what
+    they can't do; loads no model.
+    """
     if wanted == 0:
         return
     import torch
@@ -178,6 +206,11 @@ def require_gpus(wanted: int) -> None:
             f"train.gpus is {wanted}, but torch finds {found or 'no'} GPU{'s' * (found > 1)} here; "
             "run on a machine that has them, lower train.gpus, or use the demo preset "
             "(make use PRESET=demo), which needs none"
+        )
+    if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"train.bf16 is true, and the {torch.cuda.get_device_name(0)} has no bfloat16; set it "
+            "to false, and train.fp16 to true"
         )
 
 

@@ -1,0 +1,185 @@
+"""Weights in safetensors files, looked at without loading a model: headers, names, values.
+
+A header is 8 bytes of length, then JSON: for each tensor its dtype, shape and place among the bytes
+that follow (https://github.com/huggingface/safetensors, "Format").
+"""
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.core.errors import UserError
+
+# Bytes of a value.
+SIZES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+# Bits of the exponent: all of them are set where a value is infinite or not a number.
+EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
+LONGEST_HEADER = 100_000_000  # bytes, as the library has it
+AT_ONCE = 2**25  # values that are looked at together: at most 0.5 GB of memory
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """``start`` is in bytes from the beginning of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name.
+
+    Raises:
+        ValueError: saying what of the header does not fit itself or the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 0 < length <= min(size - 8, LONGEST_HEADER):
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        text = file.read(length)
+    try:
+        found = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("its header is not a JSON object")
+    found.pop("__metadata__", None)
+    tensors = {}
+    end = 0
+    for name, entry in sorted(found.items(), key=lambda item: _begin(*item)):
+        dtype, shape = entry.get("dtype"), entry.get("shape")
+        if dtype not in SIZES:
+            raise ValueError(f"{_short(name)} has the unknown dtype {_short(dtype)}")
+        if not (isinstance(shape, list) and len(shape) <= 8 and all(map(_is_count, shape))):
+            raise ValueError(f"{_short(name)} has the shape {_short(shape)}")
+        tensor = Tensor(dtype, tuple(shape), 8 + length + end)
+        begin, end_of_it = entry["data_offsets"]
+        if begin != end or end_of_it - begin != tensor.count * SIZES[dtype]:
+            raise ValueError(
+                f"{_short(name)} of the shape {_short(shape)} lies at {begin} to {end_of_it}, and "
+                f"what is before it ends at {end}"
+            )
+        tensors[name], end = tensor, end_of_it
+    if 8 + length + end != size:
+        raise ValueError(f"its tensors end at byte {8 + length + end} of {size}")
+    return tensors
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("its header has a name twice")
+    return dict(pairs)
+
+
+def _begin(name: str, entry: Any) -> int:
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_count, offsets))):
+        raise ValueError(f"{_short(name)} has no place in the file")
+    return int(offsets[0])
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def not_finite(path: Path, tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that holds an infinite value or one that is not a number."""
+    import numpy as np
+
+    for name, tensor in tensors.items():
+        if tensor.dtype not in EXPONENTS or not tensor.count:
+            continue
+        kind, bits = np.dtype(f"<u{SIZES[tensor.dtype]}"), EXPONENTS[tensor.dtype]
+        for first in range(0, tensor.count, AT_ONCE):
+            values = np.fromfile(
+                path,
+                kind,
+                min(AT_ONCE, tensor.count - first),
+                offset=tensor.start + first * kind.itemsize,
+            )
+            values &= kind.type(bits)
+            if (values == bits).any():
+                return name
+    return None
+
+
+def check_against(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> None:
+    """Refuse weights that are not those of the model that ``config.json`` describes.
+
+    Only what a comparison of the layers with each other shows, and the sizes of the embedding:
+    loading tells of the rest (``stages.model.scoring.load``), but takes minutes to come to it.
+
+    Raises:
+        UserError: naming what is missing, or has another size.
+    """
+    text, vision = config.get("text_config", config), config["vision_config"]
+    layers = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
+    blocks = re.compile(r"(?:^|\.)visual\.blocks\.(\d+)\.(.+)")
+    for pattern, key, count in (
+        (layers, "num_hidden_layers", text["num_hidden_layers"]),
+        (blocks, "vision_config.depth", vision["depth"]),
+    ):
+        found: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
+        for tensor, about in tensors.items():
+            if match := pattern.search(tensor):
+                found[int(match[1])][match[2]] = about.shape
+        if set(found) != set(range(count)):
+            odd = min(set(found) ^ set(range(count)))
+            raise UserError(
+                f"{name}: config.json says {key} = {count}, and the weights have {len(found)} such "
+                f"layers (number {odd} is {'missing' if odd < count else 'too many'}); get both of "
+                "one revision"
+            )
+        if "moe" not in str(config.get("model_type")):  # there, layers may differ
+            _refuse_odd_layer(found, key, name)
+    for needed in _needed(config):
+        if not any(f".{tensor}".endswith(f".{needed}") for tensor in tensors):
+            raise UserError(f"{name}: the weights have no {needed}; get all files of one revision")
+    for tensor, about in tensors.items():
+        wanted = (text["vocab_size"], text["hidden_size"])
+        if tensor.endswith("embed_tokens.weight") and about.shape != wanted:
+            raise UserError(
+                f"{name}: {tensor} has the shape {about.shape}, and config.json says vocab_size "
+                f"and hidden_size {wanted}; get both of one revision"
+            )
+
+
+def _needed(config: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("embed_tokens.weight", "visual.patch_embed.proj.weight")
+    if config.get("tie_word_embeddings") is False:
+        yield "lm_head.weight"
+
+
+def _refuse_odd_layer(found: Mapping[int, Mapping[str, Any]], key: str, name: str) -> None:
+    kinds = Counter(frozenset(layer.items()) for layer in found.values())
+    usual = dict(kinds.most_common(1)[0][0])
+    for number, layer in sorted(found.items()):
+        for tensor in sorted(usual.keys() | layer.keys()):
+            if layer.get(tensor) != usual.get(tensor):
+                told = "missing" if tensor not in layer else f"of the shape {layer[tensor]}"
+                told = told if tensor in usual else "one that no other has"
+                raise UserError(
+                    f"{name}: in layer {number} of {len(found)} ({key}), {_short(tensor)} is "
+                    f"{told}, unlike in the others; get the weights again"
+                )
