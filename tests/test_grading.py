@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.easyvqa.topics import COLOURS, MISTAKEN, SHAPES, Scene, sentence
-from stages.probing.grading import is_correct, letter, mentioned, ratio, repetition, said
+from stages.probing.grading import is_correct, letter, mentioned, repetition, said
 
 WHICH_COLOUR = "what color is the shape?"
 WHICH_SHAPE = "what shape does the image contain?"
@@ -218,8 +218,3 @@ def test_words_of_a_list_are_found_once_a_mention_and_the_longer_name_wins():
         *("box", "bus", "bench", "potato", "berry", "ebook")
     ]
     assert mentioned("A hot day. Doggy, dog-like, manly", names) == []
-
-
-def test_a_ratio_is_of_sums():
-    assert ratio([(1, 2), (0, 0), (2, 4)]) == 3 / 6
-    assert ratio([(0, 0)]) == ratio([]) == 0

@@ -18,8 +18,9 @@ from stages.dataset import formatted
 from stages.evaluation import regression, statistics
 from stages.model import scoring
 from stages.probing import lm_eval
-from stages.probing.grading import is_correct, ratio, said
+from stages.probing.grading import is_correct, said
 from stages.probing.lm_eval import Results
+from stages.probing.published import ratio
 from tests.hub_server import closed_port, pope_repo, serve
 
 TASKS = Path(__file__).parent.parent / "tasks"
@@ -205,7 +206,9 @@ def test_repeated_runs_write_the_same_bytes_without_paths(
 
 
 def test_documents_come_in_hash_order_and_show_many_images(asked, images):
-    documents = module(TASKS / "easy_vqa" / "easy_vqa.py").documents(str(asked), str(images))["test"]
+    documents = module(TASKS / "easy_vqa" / "easy_vqa.py").documents(str(asked), str(images))[
+        "test"
+    ]
     rows = formatted.read(asked, "questions")
     assert list(documents["id"]) == [row["id"] for row in formatted.sample(rows, len(rows))]
     assert len(set(documents["image"][:8])) > 2  # in the file's order it would be two

@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from stages.core.errors import UserError
 from stages.evaluation import regression
 from stages.probing import lm_eval, published
-from stages.probing.grading import ratio
+from stages.probing.published import ratio
 from tests.contracts import PRESETS, ROOT, yaml_of
 from tests.hub_server import TASKS, Repo, closed_port, pope_repo, serve
 
@@ -52,7 +52,9 @@ def parquet(rows):
     }
     stream = io.BytesIO()
     pq.write_table(
-        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
+        table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        ),
         stream,
     )
     return stream.getvalue()
@@ -193,7 +195,9 @@ CHAIR_BY_HAND = {
     "recall": (3 + 1 + 0) / (3 + 2 + 1),  # there: person, hot dog, toilet; cat, person; train
     "words": (16 + 7 + 7) / 3,
 }
-SYNONYMS = "person, man, people\ndog, puppy\ncat\nhot dog\ntoilet\nchair, seat\ntrain\n motor bike,\n"
+SYNONYMS = (
+    "person, man, people\ndog, puppy\ncat\nhot dog\ntoilet\nchair, seat\ntrain\n motor bike,\n"
+)
 
 
 def coco():
@@ -372,7 +376,7 @@ def scripted(monkeypatch):
     class Scripted(LM):
         MULTIMODAL = True
         tokenizer_name = "scripted"
-        answers: dict = {}
+        answers = None
 
         def apply_chat_template(self, chat_history, add_generation_prompt=True):
             return chat_history[-1]["content"]
@@ -440,16 +444,19 @@ def amber_repos():
 
 
 def copied(family, folder, url, files):
-    """A task's folder with pinned ``files`` (the end of an address, to the content) of the server
-    in place of the real ones.
+    """A task's folder with pinned ``files`` (name, to address and content) of the server in place
+    of the real ones.
     """
     shutil.copytree(TASKS / family, folder / family, ignore=shutil.ignore_patterns("__pycache__"))
     (script,) = (folder / family).glob("*.py")
     text = script.read_text()
     for name, (address, content) in files.items():
-        pattern = rf'("[^"]+"\s*)?("[^"]*{re.escape(name)}"|LISTS \+ "{re.escape(name)}"),\s*"[0-9a-f]{{64}}"'
         sha = hashlib.sha256(content).hexdigest()
-        text, found = re.subn(pattern, f'"{url}/{address}", "{sha}"', text)
+        text, found = re.subn(
+            rf'= \([^()]*{re.escape(name)}",\s*"[0-9a-f]{{64}}",?\s*\)',
+            f'= ("{url}/{address}", "{sha}")',
+            text,
+        )
         assert found == 1, name
     script.write_text(text)
     return folder / family
@@ -492,28 +499,34 @@ def test_amber_through_lm_eval(here, scripted, run, tmp_path):
         assert str(tmp_path) not in json.dumps(results.document)
 
 
+ROW = {
+    **{"index": "7", "image": "AAAA", "question": "Is it?", "answer": "yes"},
+    **{"category": "relation", "image_path": "AMBER_1.jpg"},
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "table", "said"),
+    ("task", "row", "said"),
     [
-        ("amber_discriminative", "index\tquestion\n1\tIs it?\n", r"has no column answer, category"),
         (
             "amber_discriminative",
-            "index\timage\tquestion\tanswer\tcategory\timage_path\n7\tAAAA\tIs it?\tmaybe\trelation\ta.jpg\n",
-            r"row 7, has the answer 'maybe' in the category 'relation'",
+            {"index": "7", "question": "Is it?"},
+            r"has no column answer, category",
         ),
         (
-            "amber_generative",
-            "index\timage\tquestion\tanswer\tcategory\timage_path\n7\tAAAA\tIs it?\tyes\trelation\tAMBER_1.jpg\n",
-            r"has no image for 2 of 3 annotations, such as AMBER_2",
+            "amber_discriminative",
+            ROW | {"answer": "maybe"},
+            r"row 7, has the answer 'maybe' in the category 'relation'",
         ),
+        ("amber_generative", ROW, r"has no image for 2 of 3 annotations, such as AMBER_2"),
     ],
 )
 def test_a_table_that_is_not_ambers_is_one_clear_error(
-    here, scripted, run, tmp_path, task, table, said
+    here, scripted, run, tmp_path, task, row, said
 ):
     repo, lists = amber_repos()
-    repo.files = {"AMBER.tsv": table.encode()}
+    repo.files = {"AMBER.tsv": pd.DataFrame([row]).to_csv(sep="\t", index=False).encode()}
     with serve([repo, lists]) as url:
         here(url)
         with pytest.raises(UserError, match=said):
@@ -607,8 +620,9 @@ def test_hallusion_bench_through_lm_eval(here, scripted, run):
     order = [row["arguments"][0][0][7:9] for row in results.samples["hallusion_bench"]]
     assert order in (["VD"] * 4 + ["VS"] * 6, ["VS"] * 6 + ["VD"] * 4)  # sets stay together
     assert len({row["arguments"][0][0][7:9] for row in cut.samples["hallusion_bench"]}) == 1
-    assert results.document["datasets"]["hallusion_bench"]["commit"] == (
-        REVISIONS["hallusion_bench.yaml"]
+    assert (
+        results.document["datasets"]["hallusion_bench"]["commit"]
+        == (REVISIONS["hallusion_bench.yaml"])
     )
 
 
@@ -641,6 +655,11 @@ def test_a_model_answers_them_all(here, base, run, tmp_path):
 
 
 # change
+
+
+def test_a_ratio_is_of_sums():
+    assert ratio([(1, 2), (0, 0), (2, 4)]) == 3 / 6
+    assert ratio([(0, 0)]) == ratio([]) == 0
 
 
 def test_the_change_of_a_ratio_has_an_interval_by_image(params_with):
@@ -683,7 +702,7 @@ def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
     random = np.random.default_rng(0)
     wholes = random.integers(1, 9, 400)
     pairs = [[int(random.binomial(of, 0.3)), int(of)] for of in wholes]
-    values = np.array(lm_eval._linear(pairs))
+    values = np.array(published.linear(pairs))
     assert values.mean() == pytest.approx(ratio(pairs))
     drawn = [ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]
     assert values.std() / 20 == pytest.approx(np.std(drawn), rel=0.1)

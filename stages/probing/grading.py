@@ -1,7 +1,7 @@
 """Grading of generated answers: what they say, whether it is right, and how repetitive they are."""
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from stages.easyvqa.topics import COLOURS, SHAPES, asked_topic, is_negated, kind_of
 
@@ -95,7 +95,7 @@ def letter(answer: str) -> str | None:
 def mentioned(text: str, names: Collection[str]) -> list[str]:
     """The names of a closed list, of one word or two, that a text contains: one for each mention.
 
-    The longer name wins ("hot dog" is no "dog"). A plural counts as its singular, by the rules of
+    The longer name wins: "hot dog" is not a "dog". A plural counts as its singular, by the rules of
     WordNet's Morphy, if the list has that. There is no tagger: a word counts whether it is a noun
     there or not.
     """
@@ -129,9 +129,3 @@ def _forms(word: str = "") -> Iterator[str]:
     for plural, singular in _PLURALS:
         if word.endswith(plural):
             yield word.removesuffix(plural) + singular
-
-
-def ratio(parts: Sequence[tuple[float, float]]) -> float:
-    """The sum of first values over the sum of second ones; 0 over nothing."""
-    whole = sum(of for _, of in parts)
-    return sum(part for part, _ in parts) / whole if whole else 0.0

@@ -27,6 +27,8 @@ from stages.dataset import formatted
 from stages.model.checkpoint import Checkpoint, code, digest
 from stages.model.scoring import Policy
 from stages.parameters.params import Params
+from stages.probing import published
+from stages.probing.published import is_number
 
 KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
 # Of lm-eval's own results.
@@ -60,9 +62,9 @@ class Figures:
     """One task's figures, or those of a group of tasks.
 
     ``metrics``: name to figure. ``values``: for each metric that is a mean, or a ratio of sums, the
-    value of every document, shape (documents,); their mean is the figure. ``clusters``: (documents,) labels, the same for documents
-    that show the same images. ``higher_is_better``: None where neither is. ``parts``: the tasks of
-    a group, or the task itself.
+    value of every document, shape (documents,); their mean is the figure. ``clusters``:
+    (documents,) labels, the same for documents that show the same images. ``higher_is_better``:
+    None where neither is. ``parts``: the tasks of a group, or the task itself.
     """
 
     metrics: dict[str, float]
@@ -507,12 +509,12 @@ def figures(results: Results) -> dict[str, Figures]:
         filters = {row["filter"] for row in rows}
         for key, figure in told.items():
             metric, comma, kept_by = key.partition(",")
-            if not comma or not _is_number(figure):
+            if not comma or not is_number(figure):
                 continue
             label = metric if kept_by == "none" else f"{metric}_{kept_by}"
             metrics[label] = float(figure)
             each = [row["metrics"].get(metric) for row in rows if row["filter"] == kept_by]
-            numbers = _linear(each)
+            numbers = published.linear(each)
             # Only where documents' values average to the figure is their mean what it reports.
             if numbers and math.isclose(
                 sum(numbers) / len(numbers), figure, rel_tol=1e-9, abs_tol=1e-12
@@ -533,27 +535,3 @@ def figures(results: Results) -> dict[str, Figures]:
                 parts,
             )
     return found
-
-
-def _linear(values: Sequence[Any]) -> tuple[float, ...]:
-    """The documents' values of a metric, whose mean is its figure; none where they are no numbers.
-
-    Of a ratio of sums, R = Σn / Σd, a document that gives (n, d) has R + (n - R·d) / mean(d): its
-    linear part (Cochran 1977, Sampling Techniques, 6.4), so that what holds for means, intervals
-    by image included, holds for ratios of many documents.
-    """
-    if all(map(_is_number, values)):
-        return tuple(map(float, values))
-    if not all(isinstance(value, list) and len(value) == 2 for value in values):
-        return ()
-    if not all(_is_number(number) for value in values for number in value):
-        return ()
-    whole = sum(of for _, of in values)
-    if not whole:
-        return ()
-    figure, share = sum(part for part, _ in values) / whole, whole / len(values)
-    return tuple(figure + (part - figure * of) / share for part, of in values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""What the tasks of published benchmarks share: pinned files, a fair order, images.
+"""What the tasks of published benchmarks share: pinned files, a fair order, images, ratios.
 
 lm-eval loads the data sets of the Hub at the revision that a task's YAML names. What lies elsewhere
 (word lists, annotations) is pinned by its SHA-256.
@@ -7,6 +7,8 @@ lm-eval loads the data sets of the Hub at the revision that a task's YAML names.
 import functools
 import hashlib
 import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,9 @@ def pinned(url: str, sha256: str) -> Path:
             f"proxy, {fix}"
         ) from None
     if digest.hexdigest() != sha256:
-        raise UserError(f"{url} is not the file that is pinned (SHA-256 {sha256}); try again, {fix}")
+        raise UserError(
+            f"{url} is not the file that is pinned (SHA-256 {sha256}); try again, {fix}"
+        )
     return part.replace(path)
 
 
@@ -85,3 +89,33 @@ def _decoded(source: bytes | str) -> Any:
 
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
         return opened.convert("RGB")
+
+
+def ratio(parts: Sequence[tuple[float, float]]) -> float:
+    """The sum of first values over the sum of second ones; 0 over nothing."""
+    whole = sum(of for _, of in parts)
+    return sum(part for part, _ in parts) / whole if whole else 0.0
+
+
+def linear(values: Sequence[Any]) -> tuple[float, ...]:
+    """The documents' values of a metric, whose mean is its figure; none where they are no numbers.
+
+    Of a ratio of sums, R = Σn / Σd, a document that gives (n, d) has R + (n - R·d) / mean(d): its
+    linear part (Cochran 1977, Sampling Techniques, 6.4), so that what holds for means, intervals
+    by image included, holds for ratios of many documents.
+    """
+    if all(map(is_number, values)):
+        return tuple(map(float, values))
+    if not all(isinstance(value, list) and len(value) == 2 for value in values):
+        return ()
+    if not all(is_number(number) for value in values for number in value):
+        return ()
+    whole = sum(of for _, of in values)
+    if not whole:
+        return ()
+    figure, share = sum(part for part, _ in values) / whole, whole / len(values)
+    return tuple(figure + (part - figure * of) / share for part, of in values)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -3,12 +3,12 @@
 Images come from a table that VLMEvalKit uses too, word lists and annotations from AMBER's own
 repository. Differences from AMBER's script, which asks two language models that PyPI does not have:
 
-* Its second look at a word is off: spaCy's vectors (``en_core_web_lg``, similarity above 0.8) may
-  take a word that is on no list of the image for one that is. That look only ever excuses a word, or
-  counts another object as named, so that CHAIR and Hal here are at least what they are with it, and
-  Cover and Cog at most.
-* It takes nouns only, by nltk's tagger. Here a word of the lists counts wherever it is, but for
-  "can" and "hot".
+* Its second look at a word is off: by spaCy's vectors (``en_core_web_lg``, similarity above 0.8) a
+  word that is on no list of the image may be near to one that is. It only excuses words or counts
+  more objects as named: CHAIR and Hal here are at least what they are with it, Cover and Cog at
+  most.
+* It takes nouns only, by nltk's tagger. Here a word of the lists counts in any role, but for "can"
+  and "hot".
 """
 
 import base64
@@ -128,9 +128,7 @@ def unpacked(repo: str, revision: str) -> list[dict[str, str]]:
         tsv = hf_hub_download(repo, "AMBER.tsv", repo_type="dataset", revision=revision)
         folder.mkdir(parents=True, exist_ok=True)
         parts = []
-        with pd.read_csv(
-            tsv, sep="\t", dtype=str, keep_default_na=False, chunksize=200
-        ) as chunks:
+        with pd.read_csv(tsv, sep="\t", dtype=str, keep_default_na=False, chunksize=200) as chunks:
             for chunk in chunks:
                 if absent := {*COLUMNS, "image"} - set(chunk.columns):
                     raise UserError(
@@ -172,14 +170,14 @@ def judged(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tuple[i
 
 @functools.cache
 def lists() -> tuple[dict[str, list[str]], frozenset[str], frozenset[str]]:
-    """AMBER's word lists: the words that stand for an object, all of them, and those that are never
+    """AMBER's word lists: the words for an object, all of them, and those that are never
     held against a description.
     """
     relation = json.loads(published.pinned(*RELATION).read_text(encoding="utf-8"))
-    stands_for = {plain(key): [plain(word) for word in words] for key, words in relation.items()}
-    known = {word for key, words in stands_for.items() for word in (key, *words)}
+    words_for = {plain(key): [plain(word) for word in words] for key, words in relation.items()}
+    known = {word for key, words in words_for.items() for word in (key, *words)}
     never = published.pinned(*SAFE_WORDS).read_text(encoding="utf-8").split()
-    return stands_for, frozenset(known), frozenset(plain(word) for word in never)
+    return words_for, frozenset(known), frozenset(plain(word) for word in never)
 
 
 def plain(word: str) -> str:
@@ -188,8 +186,8 @@ def plain(word: str) -> str:
 
 
 def described(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tuple[int, int]]:
-    """Every metric's value for one description; all but ``hal`` and ``words`` are part and whole."""
-    stands_for, known, never = lists()
+    """Every metric's value for one description; part and whole but for ``hal`` and ``words``."""
+    words_for, known, never = lists()
     text = re.sub(rf"\b({'|'.join(sorted(NOT_NOUNS))})\b", " ", answers[0], flags=re.IGNORECASE)
     truth, hallu = ([plain(word) for word in doc[key]] for key in ("truth", "hallu"))
     words = mentioned(text, known)
@@ -197,11 +195,11 @@ def described(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tupl
     for word in words:
         if word in never:
             continue
-        if (there := meant(word, truth, stands_for)) is not None:
+        if (there := meant(word, truth, words_for)) is not None:
             seen.add(there)
             continue
         invented += 1
-        if (tempting := meant(word, hallu, stands_for)) is not None:
+        if (tempting := meant(word, hallu, words_for)) is not None:
             expected.add(tempting)
     return {
         "chair": (invented, len(words)),
@@ -212,9 +210,9 @@ def described(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tupl
     }
 
 
-def meant(word: str, objects: Iterable[str], stands_for: dict[str, list[str]]) -> str | None:
-    """Which of an image's objects a word stands for: the first that it is a word for, else the one
-    that it names, as in AMBER's script.
+def meant(word: str, objects: Iterable[str], words_for: dict[str, list[str]]) -> str | None:
+    """Which of an image's objects a word means: the first that has it among its words, else the one
+    of that name, as in AMBER's script.
     """
-    others = [each for each in objects if word in stands_for.get(each, ())]
+    others = [each for each in objects if word in words_for.get(each, ())]
     return others[0] if others else word if word in objects else None

@@ -48,7 +48,7 @@ def vocabulary() -> dict[str, str]:
 def named(text: str) -> list[str]:
     """The objects that a text names, one for each mention."""
     words = mentioned(text, vocabulary())
-    if "toilet" in words:  # "the seat of the toilet" is no chair
+    if "toilet" in words:  # "the seat of the toilet" is not a chair
         words = [word for word in words if word != "seat"]
     return [name for word in words if (name := vocabulary()[word])]
 

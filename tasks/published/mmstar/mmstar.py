@@ -1,4 +1,4 @@
-"""MMStar for lm-eval: a strict letter, where harnesses search the answer for one, or ask a judge."""
+"""MMStar for lm-eval: a strict letter, where harnesses search the answer for one or ask a judge."""
 
 from typing import Any
 
