@@ -365,6 +365,27 @@ def test_a_file_that_cannot_be_had_or_is_another_is_one_clear_error(here):
         published.pinned(f"{closed_port()}/words.txt", "0" * 64)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "columns", "said"),
+    [
+        ("mmstar", {"index": [0]}, r"mmstar: the data set has no column answer, image, question;"),
+        (
+            "mmstar",
+            {"index": [0], "question": ["?"], "answer": ["E"], "image": [""]},
+            r"mmstar: the data set has 'E' as answer, where the task knows A, B, C, D;",
+        ),
+        ("hallusion_bench", {"question": ["?"]}, r"hallusion_bench: .* no column category, "),
+        ("pope", {"question": ["?"]}, r"pope: .* no column answer, "),
+    ],
+)
+def test_a_data_set_that_is_not_what_it_was_is_one_clear_error(name, columns, said):
+    from datasets import Dataset
+
+    with pytest.raises(UserError, match=said):
+        module(f"{name}.py").in_hash_order(Dataset.from_dict(columns))
+
+
 # through lm-eval
 
 

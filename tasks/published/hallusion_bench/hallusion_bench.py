@@ -18,7 +18,10 @@ TRUTH = {"1": "yes", "0": "no"}
 
 def in_hash_order(dataset: Any) -> Any:
     """Sets stay together: a limit cuts at most one."""
-    return published.in_hash_order(dataset, *SET)
+    columns = dict.fromkeys((*SET, "figure_id", "question_id", "question", "image"))
+    return published.in_hash_order(
+        published.checked(dataset, "hallusion_bench", gt_answer=TRUTH, **columns), *SET
+    )
 
 
 def graded(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tuple[str, bool]]:
@@ -26,7 +29,7 @@ def graded(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tuple[s
     is right.
     """
     word = said(answers[0])
-    right = word == TRUTH[str(doc["gt_answer"]).strip()]
+    right = word == TRUTH[doc["gt_answer"].strip()]
     of = " ".join(str(doc[column]) for column in SET)
     return {
         "aAcc": float(right),

@@ -14,7 +14,10 @@ from stages.probing.grading import said
 
 def in_hash_order(dataset: Any) -> Any:
     """The data set lists six questions of each image in a row."""
-    return published.in_hash_order(dataset, "question_id", "id")
+    found = published.checked(
+        dataset, "pope", id=None, question_id=None, question=None, answer=("yes", "no"), image=None
+    )
+    return published.in_hash_order(found, "question_id", "id")
 
 
 def graded(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tuple[int, int]]:
@@ -22,7 +25,7 @@ def graded(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tuple[i
 
     F1 is the harmonic mean of precision and recall: 2·hits / (yes answers + objects there).
     """
-    word, truth = said(answers[0]), doc["answer"].strip().lower()
+    word, truth = said(answers[0]), doc["answer"].strip()
     there, yes = truth == "yes", word == "yes"
     hit = int(there and yes)
     return {
