@@ -4,7 +4,7 @@ more).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +237,40 @@ def tuned(adapter_dir: Path, model_dir: Path, params_with: Callable[..., Params]
     from stages.model import scoring
 
     return scoring.load(model_dir, params_with(), adapter_dir)
+
+
+# the Hub
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Callable[..., None]]:
+    """``hub(patch, folder, url)``: that address is the Hub, with empty caches in the folder; read
+    at import, so set one by one.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    template, endpoint = constants.HUGGINGFACE_CO_URL_TEMPLATE, constants.ENDPOINT
+
+    def become(
+        monkeypatch: pytest.MonkeyPatch, folder: Path, url: str, offline: bool = False
+    ) -> None:
+        import datasets.config
+
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(endpoint, url)
+        )
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        huggingface_hub.close_session()
+        yield become
+    huggingface_hub.close_session()

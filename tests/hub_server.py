@@ -30,6 +30,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from stages.parameters.params import Params
 from stages.sources.hub import HubSource
 
+TASKS = Path(__file__).parent.parent / "tasks" / "published"
 Content = bytes | mmap.mmap  # of a folder, mapped: a model of 9 GB is never held in memory
 Files = Mapping[str, bytes] | Path
 LFS = ("*.parquet", "*.safetensors", "*.bin", "*.pt", "*.png", "*.jpg", "tokenizer.json")
@@ -308,7 +309,7 @@ def preset_repos(p: Params, model: Path, rows: int | Sequence[Mapping[str, Any]]
     """What a preset of the 4B model fetches, at the commits that it pins: ``rows`` laid out as
     topic-overwrite, the model in a folder, and POPE.
     """
-    pope = (Path(__file__).parent.parent / "tasks" / "pope" / "_pope_yaml").read_text()
+    pope = (TASKS / "pope" / "_pope_yaml").read_text()
     pinned = re.search(r"revision: (\w{40})", pope)
     assert pinned
     assert isinstance(p.data.source, HubSource)

@@ -190,6 +190,7 @@ def test_what_a_document_says_is_defined_in_a_file_is_defined_there(document):
 PUBLIC_HOSTS = {
     *("github.com", "git-lfs.github.com", "huggingface.co", "arxiv.org", "doi.org"),
     *("www.apache.org", "keepachangelog.com", "dvc.org", "mlflow.org"),
+    *("raw.githubusercontent.com", "images.cocodataset.org"),
     *("127.0.0.1", "localhost", "host", ""),
 }
 

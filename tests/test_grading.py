@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.easyvqa.topics import COLOURS, MISTAKEN, SHAPES, Scene, sentence
-from stages.probing.grading import is_correct, repetition
+from stages.probing.grading import is_correct, letter, mentioned, repetition, said
 
 WHICH_COLOUR = "what color is the shape?"
 WHICH_SHAPE = "what shape does the image contain?"
@@ -155,3 +155,66 @@ def test_repetition_counts_what_a_loop_over_the_n_grams_finds(words, n):
 def test_repetition_of_no_words_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         repetition("a b", 0)
+
+
+# published benchmarks
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        ("yes", "yes"),
+        ("Yes.", "yes"),
+        ("**No**, there is a dog.", "no"),
+        ("Yes, there is no doubt.", "yes"),
+        ("There is no dog in the image.", "no"),
+        ("There isn\u2019t a dog. Yes?", "no"),
+        ("I would say yes", "yes"),
+        ("A dog.", None),
+        ("It is a dog. Yes.", None),
+        ("", None),
+        ("Notable", None),
+    ],
+)
+def test_an_answer_is_yes_no_or_unclear(answer, word):
+    assert said(answer) == word
+
+
+@pytest.mark.parametrize(
+    ("answer", "option"),
+    [
+        ("B", "B"),
+        (" B.", "B"),
+        ("(B)", "B"),
+        ("**B**", "B"),
+        ("B: A dog", "B"),
+        ("B. A dog", "B"),
+        ("B\nIt has a tail.", "B"),
+        ("The correct answer is B.", "B"),
+        ("Answer: (C)", "C"),
+        ("The answer is B because it barks.", "B"),
+        ("Option A.", "A"),
+        ("Option A is wrong, so the answer is B", "B"),
+        ("Option A: no. Option B: yes.", None),
+        ("A dog", None),
+        ("The answer is A dog", None),
+        ("A, B", None),
+        ("Bears", None),
+        ("E", None),
+        ("", None),
+    ],
+)
+def test_an_answer_chooses_one_option_or_none(answer, option):
+    assert letter(answer) == option
+
+
+def test_words_of_a_list_are_found_once_a_mention_and_the_longer_name_wins():
+    names = {"dog", "hot dog", "glass", "wine glass", "leaf", "knife", "box", "bus", "man", "child"}
+    names |= {"potato", "berry", "bench", "ebook"}
+    text = "Men and children eat hot dogs; two wine glasses, knives, leaves. A dog, the dogs"
+    found = ["man", "child", "hot dog", "wine glass", "knife", "leaf", "dog", "dog"]
+    assert mentioned(text, names) == found
+    assert mentioned("Boxes, buses, benches, potatoes, berries and an e-book.", names) == [
+        *("box", "bus", "bench", "potato", "berry", "ebook")
+    ]
+    assert mentioned("A hot day. Doggy, dog-like, manly", names) == []

@@ -8,10 +8,8 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
-import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub import constants
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
@@ -21,13 +19,15 @@ from stages.evaluation import regression, statistics
 from stages.model import scoring
 from stages.model.checkpoint import Checkpoint
 from stages.probing import lm_eval
-from stages.probing.grading import is_correct
+from stages.probing.grading import is_correct, said
 from stages.probing.lm_eval import Results
+from stages.probing.published import ratio
 from tests.hub_server import closed_port, pope_repo, serve
 
 TASKS = Path(__file__).parent.parent / "tasks"
+POPE = TASKS / "published" / "pope"
 SETTINGS = ("random", "popular", "adversarial")
-REVISION = YAML().load((TASKS / "pope" / "_pope_yaml").read_text())["dataset_kwargs"]["revision"]
+REVISION = YAML().load((POPE / "_pope_yaml").read_text())["dataset_kwargs"]["revision"]
 
 
 # names
@@ -128,7 +128,7 @@ def asked(tmp_path_factory):
             "id": f"{image}-{kind}-{question}",
             "kind": kind,
             "answer": TRUTHS[kind][image % len(TRUTHS[kind])],
-            **formatted.prompt(question, f"{image}.png"),
+            **formatted.prompt(question, [f"{image}.png"]),
         }
         for image in range(6)
         for question, kind in QUESTIONS.items()
@@ -223,7 +223,9 @@ def test_repeated_runs_write_the_same_bytes_without_paths(
 
 
 def test_documents_come_in_hash_order_and_show_many_images(asked, images):
-    documents = module("easy_vqa").documents(str(asked), str(images))["test"]
+    documents = module(TASKS / "easy_vqa" / "easy_vqa.py").documents(str(asked), str(images))[
+        "test"
+    ]
     rows = formatted.read(asked, "questions")
     assert list(documents["id"]) == [row["id"] for row in formatted.sample(rows, len(rows))]
     assert len(set(documents["image"][:8])) > 2  # in the file's order it would be two
@@ -232,73 +234,30 @@ def test_documents_come_in_hash_order_and_show_many_images(asked, images):
 def test_a_data_set_without_questions_is_one_clear_error(tmp_path):
     (tmp_path / "questions.json").write_text("[]")
     with pytest.raises(UserError, match=r"remove easy_vqa from evaluate\.lm_eval"):
-        module("easy_vqa").documents(str(tmp_path), str(tmp_path))
+        module(TASKS / "easy_vqa" / "easy_vqa.py").documents(str(tmp_path), str(tmp_path))
 
 
 # POPE
 
 
-def module(name):
+def module(path):
     """The functions of a task's own file, as lm-eval loads them: by path."""
-    return SimpleNamespace(**runpy.run_path(str(TASKS / name / f"{name}.py")))
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        ("yes", "yes"),
-        ("Yes.", "yes"),
-        ("**No**, there is a dog.", "no"),
-        ("Yes, there is no doubt.", "yes"),
-        ("There is no dog in the image.", "no"),
-        ("There isn\u2019t a dog. Yes?", "no"),
-        ("I would say yes", "yes"),
-        ("A dog.", None),
-        ("It is a dog. Yes.", None),
-        ("", None),
-        ("Notable", None),
-    ],
-)
-def test_an_answer_is_yes_no_or_unclear(answer, said):
-    assert module("pope").said(answer) == said
+    return SimpleNamespace(**runpy.run_path(str(path)))
 
 
 def test_precision_recall_and_f1_by_hand():
-    pope = module("pope")
+    pope = module(POPE / "pope.py")
     # 3 hits, 1 false alarm, 2 misses, 4 rightly denied
-    pairs = [(True, True)] * 3 + [(False, True)] + [(True, False)] * 2 + [(False, False)] * 4
-    assert pope.precision(pairs) == 3 / 4
-    assert pope.recall(pairs) == 3 / 5
-    assert pope.f1(pairs) == pytest.approx(2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5))
-    never = [(False, False)]
-    assert pope.precision(never) == pope.recall(never) == pope.f1(never) == 0
-
-
-@pytest.fixture(scope="module")
-def hub():
-    """``hub(repos)``: make them the Hub, with empty caches; read at import, so set one by one."""
-    template, endpoint = constants.HUGGINGFACE_CO_URL_TEMPLATE, constants.ENDPOINT
-
-    def become(monkeypatch, folder, url, offline=False):
-        import datasets.config
-
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(endpoint, url)
-        )
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
-        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        huggingface_hub.close_session()
-        yield become
-    huggingface_hub.close_session()
+    answers = [("yes", "Yes")] * 3 + [("no", "yes")] + [("yes", "No.")] * 2 + [("no", "no")] * 4
+    rows = [pope.graded({"answer": truth}, [said]) for truth, said in answers]
+    found = {key: ratio([row[key] for row in rows]) for key in ("precision", "recall", "f1")}
+    assert found == pytest.approx(
+        {
+            "precision": 3 / 4,
+            "recall": 3 / 5,
+            "f1": 2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5),
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -366,8 +325,8 @@ def test_popes_figures_are_those_worked_out_by_hand(pope_hub, scripted, run):
     assert found.keys() == expected.keys()
     for task, figures in expected.items():
         assert found[task].metrics == pytest.approx(figures), task
-        # Only plain means have a value for each document, and so an interval.
-        assert found[task].values.keys() == {"accuracy", "yes_ratio", "unclear"}
+        # The mean of the settings' F1 is not that of all their questions, so it has no interval.
+        assert found[task].values.keys() == figures.keys() - ({"f1"} if task == "pope" else set())
         assert found[task].documents == (54 if task == "pope" else 18)
         assert len(set(found[task].clusters)) == 3
         assert found[task].higher_is_better["unclear"] is False
@@ -404,14 +363,13 @@ def test_limits_hold_for_each_task_of_a_group_and_differ_between_names(pope_hub,
 @pytest.mark.slow
 def test_a_model_answers_pope(pope_hub, base, run, tmp_path):
     results = run(base, {"pope": 3})
-    pope = module("pope")
     for setting in SETTINGS:
         rows = results.samples[f"pope_{setting}"]
-        said = [pope.said(row["resps"][0][0]) for row in rows]
-        right = [word == row["target"] for word, row in zip(said, rows, strict=True)]
+        words = [said(row["resps"][0][0]) for row in rows]
+        right = [word == row["target"] for word, row in zip(words, rows, strict=True)]
         found = results.document["results"][f"pope_{setting}"]
         assert found["accuracy,none"] == pytest.approx(sum(right) / 3)
-        assert found["unclear,none"] == pytest.approx(said.count(None) / 3)
+        assert found["unclear,none"] == pytest.approx(words.count(None) / 3)
     lm_eval.write(results, tmp_path / "written")
     assert lm_eval.read(tmp_path / "written") == results
 

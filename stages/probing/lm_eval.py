@@ -27,6 +27,8 @@ from stages.dataset import formatted
 from stages.model.checkpoint import Checkpoint, code, digest
 from stages.model.scoring import Policy
 from stages.parameters.params import Params
+from stages.probing import published
+from stages.probing.published import is_number
 
 KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
 # Of lm-eval's own results.
@@ -35,7 +37,10 @@ SECTIONS = (
     "n-samples",
 )
 # What the project's own tasks import.
-OF_TASKS = ("probing/grading.py", "easyvqa/topics.py", "dataset/formatted.py", "dataset/pairs.py")
+OF_TASKS = (
+    *("probing/grading.py", "probing/published.py", "easyvqa/topics.py"),
+    *("dataset/formatted.py", "dataset/pairs.py"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,10 @@ class Results:
 class Figures:
     """One task's figures, or those of a group of tasks.
 
-    ``metrics``: name to figure. ``values``: for each metric that is a plain mean, the value of
-    every document, shape (documents,). ``clusters``: (documents,) labels, the same for documents
-    that show the same images. ``higher_is_better``: None where neither is. ``parts``: the tasks of
-    a group, or the task itself.
+    ``metrics``: name to figure. ``values``: for each metric that is a mean, or a ratio of sums, the
+    value of every document, shape (documents,); their mean is the figure. ``clusters``:
+    (documents,) labels, the same for documents that show the same images. ``higher_is_better``:
+    None where neither is. ``parts``: the tasks of a group, or the task itself.
     """
 
     metrics: dict[str, float]
@@ -112,16 +117,22 @@ def _leaves(name: str, members: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _local(folder: Path) -> dict[str, tuple[str, ...]]:
     """Names in the project's folder with their members; read without lm-eval, which takes 6 s."""
+    return {
+        str(config.get("group") or config["task"]): (
+            _members(config["task"]) if "group" in config else ()
+        )
+        for _, config in _configured(folder)
+    }
+
+
+def _configured(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files of the folder that describe a task or a group, with what they say."""
     from ruamel.yaml import YAML
 
-    found: dict[str, tuple[str, ...]] = {}
     for path in sorted(folder.rglob("*.yaml")):
         config = YAML().load(path.read_text(encoding="utf-8"))
-        if "group" in config:
-            found[str(config["group"])] = _members(config["task"])
-        elif "task" in config:
-            found[str(config["task"])] = ()
-    return found
+        if "task" in config:
+            yield path, config
 
 
 def _asking_own_questions(folder: Path) -> frozenset[str]:
@@ -210,7 +221,7 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
             documents=documents,
             code=code("probing/lm_eval.py"),
             version=version("lm_eval"),
-            own=_decides(folder, formatted_data) if ours[name] else None,
+            own=_decides(folder, _leaves(name, members), formatted_data) if ours[name] else None,
         )
         found = json.loads(content)
         for section, values in found["document"].items():
@@ -222,9 +233,17 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
     return Results(document, samples)
 
 
-def _decides(folder: Path, formatted_data: Path) -> dict[str, Any]:
-    """What decides the results of the project's own tasks, graders included."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+def _decides(folder: Path, tasks: Sequence[str], formatted_data: Path) -> dict[str, Any]:
+    """What decides the results of tasks of the project's own: the files next to theirs, graders
+    included, and no other task's.
+    """
+    homes = {path.parent for path, config in _configured(folder) if config["task"] in tasks}
+    files = sorted(
+        path
+        for home in homes
+        for path in home.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    )
     return {
         "files": {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -416,6 +435,7 @@ def _config(task: Any) -> dict[str, Any]:
 def _data_set(task: Any, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Which documents were answered: where they come from, and a hash of what was shown."""
     shown = hashlib.blake2b(digest_size=16)
+    pinned = (task.config.dataset_kwargs or {}).get("revision")
     for row in rows:
         shown.update(_json([row[key] for key in ("doc_id", "target", "arguments", "images")]))
     # datasets keeps what it built from a Hub repository in a folder named by the commit.
@@ -425,7 +445,7 @@ def _data_set(task: Any, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "path": task.config.dataset_path,
         "name": task.config.dataset_name,
         "split": task.config.test_split or task.config.validation_split,
-        "commit": commits.pop() if len(commits) == 1 else None,
+        "commit": commits.pop() if len(commits) == 1 else pinned,
         "shown": shown.hexdigest(),
     }
 
@@ -507,16 +527,17 @@ def figures(results: Results) -> dict[str, Figures]:
         filters = {row["filter"] for row in rows}
         for key, figure in told.items():
             metric, comma, kept_by = key.partition(",")
-            if not comma or not _is_number(figure):
+            if not comma or not is_number(figure):
                 continue
             label = metric if kept_by == "none" else f"{metric}_{kept_by}"
             metrics[label] = float(figure)
             each = [row["metrics"].get(metric) for row in rows if row["filter"] == kept_by]
+            numbers = published.linear(each)
             # Only where documents' values average to the figure is their mean what it reports.
-            if each and all(map(_is_number, each)):
-                numbers = tuple(float(value) for value in each)
-                if math.isclose(sum(numbers) / len(numbers), figure, rel_tol=1e-9, abs_tol=1e-12):
-                    values[label] = numbers
+            if numbers and math.isclose(
+                sum(numbers) / len(numbers), figure, rel_tol=1e-9, abs_tol=1e-12
+            ):
+                values[label] = numbers
         if metrics:
             first = min(filters, default=None)
             found[name] = Figures(
@@ -532,7 +553,3 @@ def figures(results: Results) -> dict[str, Figures]:
                 parts,
             )
     return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
