@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from stages import compare
 from stages.core.errors import UserError
 from stages.reporting import comparison
 from stages.tracking import revisions
+from tests.repository import call
 
 PARAMETERS: dict[str, Any] = {
     "evaluate": {"confidence": 0.95, "resamples": 500, "seed": 0},
@@ -70,22 +69,6 @@ stages:
     params: [train.beta, evaluate]
     outs: [data/formatted, reports/details, {reports/results: {cache: false}}]
 """
-
-
-def call(*words: str, folder: Path) -> str:
-    # The environment of the tests, less what a `dvc exp run` around them would have set.
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "GIT_"))}
-    variables = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "DVC_NO_ANALYTICS": "1",
-        **{f"GIT_{who}_{what}": "test@example.org"
-           for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    }  # fmt: skip
-    done = subprocess.run(
-        words, cwd=folder, env=inherited | variables, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
