@@ -10,7 +10,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks import flops
+from benchmarks import flops, memory
 from stages.evaluation.catalogue import (
     ACCURACY,
     CORRECT,
@@ -23,7 +23,7 @@ from stages.evaluation.catalogue import (
 )
 
 README, EVALUATION, GUIDE = Path("README.md"), Path("docs/evaluation.md"), Path("docs/guide.md")
-PERFORMANCE = Path("docs/performance.md")
+PERFORMANCE, SCALING = Path("docs/performance.md"), Path("docs/scaling.md")
 METRICS_FILE = Path("reports/results/metrics.json")
 
 
@@ -142,6 +142,7 @@ TABLES: dict[tuple[Path, str], Callable[[], str]] = {
     (GUIDE, "presets"): presets,
     (GUIDE, "headline"): headline,
     (PERFORMANCE, "flops"): flops.table,
+    (SCALING, "memory"): memory.table,
 }
 
 

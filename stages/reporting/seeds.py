@@ -147,6 +147,11 @@ def _right_answers(
 # in words
 
 
+def ends(share: SeedsInterval) -> tuple[float, float]:
+    """Those of the interval, which knows nothing of shares, cut at 0 and 1."""
+    return max(0.0, share.low), min(1.0, share.high)
+
+
 def sentence(figure: Figure, names: Sequence[str]) -> str:
     """What can be told, and which of the two sources of chance is the larger."""
     found = figure.difference or figure.alone[0]
@@ -166,7 +171,7 @@ def sentence(figure: Figure, names: Sequence[str]) -> str:
             f"Seeds make {share:.0%} of the variance and test images the rest: neither dominates."
         )
     if figure.difference is None:
-        figures = SHARE.with_interval(found.estimate, found.low, found.high)
+        figures = SHARE.with_interval(found.estimate, *ends(found))
         return f"{figure.name}: {figures} over seeds and images. {chance}"
     way = statistics.direction(found.low, found.high)
     shown = SHARE.difference.with_interval(found.estimate, found.low, found.high)
@@ -196,7 +201,7 @@ def render(seeds: Seeds) -> str:
     for figure in seeds.figures:
         for name, one in zip(names, figure.alone, strict=True):
             spread = SHARE.difference.text(one.spreads[0]).lstrip("+")
-            shown = (SHARE.text(one.estimate), spread, SHARE.interval(one.low, one.high))
+            shown = (SHARE.text(one.estimate), spread, SHARE.interval(*ends(one)))
             rows.append((figure.name, f"{figure.rows:,}", cell(name), *shown))
     header = ("measure", "rows", "setting", "mean", "between seeds (sd)", f"{level} interval")
     lines += [tabulate(rows, header, tablefmt="pipe", disable_numparse=True), ""]

@@ -302,6 +302,72 @@ def download(name: str, folder: str, target: Path) -> str:
     return str(runs[0].info.run_name)
 
 
+def share_view(name: str = "headline") -> str:
+    """Keep a view of the runs table and the charts under a name, as MLflow's share button does;
+    the path that opens it. Columns are the headline figures and every parameter of the training
+    that differs between runs; charts are the win rate's and the training's curves.
+
+    The format is that of MLflow 3.17's own pages: JSON in a tag of the experiment.
+    """
+    client, experiment = _connect()
+    every = client.search_runs([experiment], "tags.state = 'complete'", max_results=1000)
+    values: dict[str, set[str]] = {}
+    for run in every:
+        for key, value in run.data.params.items():
+            if key.startswith("train."):
+                values.setdefault(key, set()).add(value)
+    varied = [key for key, found in sorted(values.items()) if len(found) > 1]
+    columns = [
+        *(f"metrics.`{key}`" for key in catalogue.HEADLINE),
+        *(f"params.`{key}`" for key in varied),
+        *("tags.`changed`", "attributes.`Source`", "attributes.`Dataset`"),
+    ]
+    charts = [
+        {
+            "type": "BAR",
+            "uuid": f"headline-{key}",
+            "runsCountToCompare": 20,
+            "metricSectionId": "headline",
+            "deleted": False,
+            "isGenerated": False,
+            "metricKey": key,
+        }
+        for key in ("win_rate", "tuned_acc", "correct", "chosen_logps")
+    ] + [
+        {
+            "type": "LINE",
+            "uuid": f"curve-{key}",
+            "runsCountToCompare": 20,
+            "metricSectionId": "curves",
+            "deleted": False,
+            "isGenerated": False,
+            "metricKey": key,
+            "selectedMetricKeys": [key],
+            "xAxisKey": "step",
+            "scaleType": "linear",
+            "xAxisScaleType": "linear",
+            "lineSmoothness": 0,
+            "selectedXAxisMetricKey": "",
+            "range": {},
+        }
+        for key in ("train/loss", "train/reward_margin", "validation/reward_accuracy")
+    ]
+    sections = [
+        {"uuid": key, "name": title, "display": True, "isReordered": False, "deleted": False}
+        for key, title in (("headline", "Headline"), ("curves", "Training"))
+    ]
+    state = {
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "compareRunCharts": charts,
+        "compareRunSections": sections,
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+    }
+    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{name}", json.dumps(state))
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={name}"
+
+
 def _named(metrics: Mapping[str, float]) -> dict[str, float]:
     """The figures that DVC shows, by its names and first; then all of them below ``evaluation/``,
     where MLflow folds them away; lm-eval's tasks have a prefix of their own.
