@@ -11,9 +11,12 @@ starts clean. An adapter that exists for the same fingerprint is not trained aga
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from stages.core import command
@@ -52,7 +55,39 @@ def main(
     )
     # Experiments in DVC's temporary copies keep their checkpoints in the real project.
     folder = Path(os.path.relpath(project_root() / WORKSPACE / fingerprint))
+    with alone(folder, fingerprint):
+        return trained_once(p, configuration, fingerprint, folder, cached, out, curves)
 
+
+@contextmanager
+def alone(folder: Path, fingerprint: str) -> Iterator[None]:
+    """Let one process at a time train in ``folder``: experiments side by side may share a training,
+    and the second then takes up what the first made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{fingerprint}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"training {fingerprint}: another process trains it; waiting", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def trained_once(
+    p: params.Params,
+    configuration: dict[str, Any],
+    fingerprint: str,
+    folder: Path,
+    cached: Path | None,
+    out: Path,
+    curves: Path,
+) -> dict[str, Any]:
+    """Train, unless the adapter is there or an earlier experiment made it; the facts for the
+    diary."""
     facts: dict[str, Any] = {}
     trained = process.is_trained(fingerprint, out) and not is_forced()
     if trained and (history.has_curves(curves) or (folder / history.STATE).is_file()):

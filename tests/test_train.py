@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -173,6 +174,28 @@ def test_a_margin_at_step_1_ends_the_training_before_it_leaves_anything(stage):
     assert not list(stage.folder.glob("models/training/*/trainer_state.json"))
 
 
+def test_a_second_process_waits_and_takes_up_what_the_first_trained(stage, capfd):
+    stage.run()
+    (fingerprint,) = (path.name for path in stage.folder.glob("models/training/[!.]*"))
+    shutil.rmtree(stage.out)
+    held = threading.Event()
+
+    def first():
+        with train.alone(stage.folder / "models/training" / fingerprint, fingerprint):
+            held.set()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    stage.run()
+    thread.join()
+    said = capfd.readouterr().out
+    assert "another process trains it; waiting" in said
+    assert "finished in an earlier experiment" in said
+    assert stage.launched == 1
+
+
 # the real one
 
 
@@ -214,7 +237,7 @@ class Project:
 
     @property
     def workspace(self):
-        (folder,) = (self.folder / "models" / "training").iterdir()
+        (folder,) = (self.folder / "models" / "training").glob("[!.]*")
         return folder
 
     @property
