@@ -16,6 +16,7 @@ Environment: ``MLFLOW_TRACKING_URI`` (default: ``mlflow.db`` at the project's ro
 
 import csv
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -30,10 +31,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
@@ -45,6 +47,8 @@ from stages.evaluation.metrics import headline
 from stages.parameters.params import flattened
 from stages.tracking import way_back
 from stages.tracking.tags import SEED, experiment_name, provenance, redacted
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 EXPERIMENT = "preference-tuning"
 PENDING, RECORD = Path("reports", "mlflow_pending"), "record.json"
@@ -100,13 +104,10 @@ class Live:
         for key, value in values.items():
             self._points.put((_key(f"{split}/{key}"), float(value), now, step))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: object
-    ) -> None:
-        if kind and issubclass(kind, Exception):
-            self._end, self._why = "FAILED", f"    {redacted(str(error))[:4000]}"
-        elif kind:
-            self._end, self._why = "KILLED", "Interrupted; the same command continues this run."
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if error is not None:
+            self._end = "FAILED" if isinstance(error, Exception) else "KILLED"
+            self._why = _why(error)
         self._stop.set()
         self._thread.join(CLOSE_SECONDS)  # what is not passed on by then is in the CSVs
 
@@ -149,6 +150,40 @@ class Live:
                     )
                 client, warned = None, True
                 pause = min(RETRY_SECONDS, 2 * pause + FLUSH_SECONDS)
+
+
+def reported(main: Callable[P, R]) -> Callable[P, R]:
+    """``main`` of a stage with an argument ``adapter``: if it fails, the run of that training that
+    was not completed yet is FAILED (or KILLED), with why in its description. The next
+    ``complete_run`` takes it up all the same.
+    """
+
+    @wraps(main)
+    def reporting(*given: P.args, **named: P.kwargs) -> R:
+        try:
+            return main(*given, **named)
+        except BaseException as error:
+            with suppress(Exception):  # whatever a tracker raises, this error is the one to tell
+                adapter = inspect.signature(main).bind(*given, **named).arguments["adapter"]
+                made = json.loads((adapter / "fingerprint.json").read_text(encoding="utf-8"))
+                name = experiment_name()
+                client, _ = at = _connect()
+                begun = {"experiment": name, "record": None}
+                run_id = _run(at, made["fingerprint"], name, begun).info.run_id
+                client.set_tag(run_id, DESCRIPTION, _why(error))
+                status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                client.set_terminated(run_id, status)
+            raise
+
+    return reporting
+
+
+def _why(error: BaseException) -> str:
+    """Markdown: a message as it was printed, or what an interruption means."""
+    if not isinstance(error, Exception):
+        return "Interrupted; the same command continues this run."
+    lines = redacted(str(error) or type(error).__name__)[:4000].splitlines()
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def complete_run(
