@@ -152,8 +152,8 @@ def test_a_fresh_clone_gets_the_parameters_the_data_and_the_adapter_of_the_run(
     assert (here / "reports/curves/train.csv").read_text() == "step,loss\n1,0.4\n"
     assert (here / "dvc.yaml").read_text().endswith("# a note\n")  # it was not committed either
     status = call("dvc", "status", folder=here)
-    assert "train" not in status
-    assert "preprocess" not in status
+    assert "train:" not in status
+    assert "preprocess:" not in status
 
 
 @pytest.mark.slow
