@@ -7,12 +7,12 @@ Without one, the table shows no figure and no parameter until columns are picked
 
 from stages.core import command
 from stages.core.errors import UserError
-from stages.tracking import runs
+from stages.tracking import runs, shared_view
 
 
 def main(port: int = 5000) -> None:
     try:
-        path = runs.share_view()
+        path = shared_view.keep()
     except Exception as error:
         raise UserError(f"MLflow: {runs.reason(error)}") from error
     uri = runs.tracking_uri()

@@ -169,5 +169,6 @@ def test_every_fault_in_the_table_names_a_test_that_exists():
     rows = table_under(FAULTS, "# Faults")
     assert len(rows) > 10
     for fault, *_, shown in rows:
-        file, name = re.fullmatch(r"`(tests/\w+\.py)::(\w+)`", shown).groups()
-        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), fault
+        found = re.fullmatch(r"`(tests/\w+\.py)::(\w+)`", shown)
+        assert found, fault
+        assert f"def {found[2]}(" in (ROOT / found[1]).read_text(encoding="utf-8"), fault

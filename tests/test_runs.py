@@ -24,7 +24,7 @@ import pytest
 from stages import sync
 from stages.core.errors import UserError
 from stages.evaluation.catalogue import HEADLINE
-from stages.tracking import runs
+from stages.tracking import runs, shared_view
 
 FINGERPRINT = "0123456789abcdef"
 PASSWORD = "hunter2-and-more"
@@ -73,7 +73,7 @@ def made_at_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made_at_once")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", "from stages.tracking import runs; print(runs._connect()[1])"],
+            [sys.executable, "-c", "from stages.tracking import runs; print(runs.connect()[1])"],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
             stdout=subprocess.PIPE,
@@ -110,17 +110,17 @@ def complete(name="brave-cat", fingerprint=FINGERPRINT, **changes):
 
 def logged():
     """Every run of the experiment, oldest first."""
-    client, experiment = runs._connect()
+    client, experiment = runs.connect()
     return sorted(client.search_runs([experiment]), key=lambda run: run.info.start_time)
 
 
 def curve(run, key):
-    history = runs._connect()[0].get_metric_history(run.info.run_id, key)
+    history = runs.connect()[0].get_metric_history(run.info.run_id, key)
     return sorted((point.step, point.value) for point in history)
 
 
 def files(run):
-    return [file.path for file in runs._connect()[0].list_artifacts(run.info.run_id)]
+    return [file.path for file in runs.connect()[0].list_artifacts(run.info.run_id)]
 
 
 def free_port():
@@ -375,8 +375,8 @@ def test_a_stage_that_fails_after_the_training_says_so_in_its_run(database, monk
 def test_the_shared_view_has_the_headline_and_the_parameters_that_differ(database):
     for beta in (0.1, 0.2):
         complete(f"beta-{beta}", f"{beta:016}", parameters={"train": {"beta": beta, "rank": 8}})
-    client, experiment = runs._connect()
-    path = runs.share_view()
+    client, experiment = runs.connect()
+    path = shared_view.keep()
     assert path == f"#/experiments/{experiment}/runs?viewStateShareKey=headline"
     tag = client.get_experiment(experiment).tags["mlflow.sharedViewState.headline"]
     columns = json.loads(tag)["selectedColumns"]
@@ -420,11 +420,11 @@ def test_name_and_password_are_sent_to_the_server_and_a_wrong_one_is_told(projec
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{guarded.server_port}")
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-        assert runs._connect()[1] == "7"
+        assert runs.connect()[1] == "7"
         assert any(path != "/health" for path, _ in asked)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong-password")
         with pytest.raises(Exception, match="401") as raised:
-            runs._connect()
+            runs.connect()
         assert "wrong-password" not in runs.reason(raised.value)
     finally:
         guarded.shutdown()

@@ -241,7 +241,7 @@ def logged(tracked, monkeypatch):
     monkeypatch.chdir(project)
     for name, value in path.items():
         monkeypatch.setenv(name, value)
-    client, experiment = runs._connect()
+    client, experiment = runs.connect()
     return {run.info.run_name: run for run in client.search_runs([experiment])}
 
 

@@ -48,7 +48,8 @@ from stages.parameters.params import flattened
 from stages.tracking import way_back
 from stages.tracking.tags import SEED, experiment_name, provenance, redacted
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 EXPERIMENT = "preference-tuning"
 PENDING, RECORD = Path("reports", "mlflow_pending"), "record.json"
@@ -120,7 +121,7 @@ class Live:
                 waiting.append(self._points.get())
             try:
                 if client is None:
-                    client, _ = at = _connect()
+                    client, _ = at = connect()
                 from mlflow.entities import Metric, RunTag
 
                 if not run_id:
@@ -167,7 +168,7 @@ def reported(main: Callable[P, R]) -> Callable[P, R]:
                 adapter = inspect.signature(main).bind(*given, **named).arguments["adapter"]
                 made = json.loads((adapter / "fingerprint.json").read_text(encoding="utf-8"))
                 name = experiment_name()
-                client, _ = at = _connect()
+                client, _ = at = connect()
                 begun = {"experiment": name, "record": None}
                 run_id = _run(at, made["fingerprint"], name, begun).info.run_id
                 client.set_tag(run_id, DESCRIPTION, _why(error))
@@ -250,7 +251,7 @@ def attach(fingerprint: str, artifacts: Sequence[Path], name: str | None = None)
             way_back.write(folder / "artifacts" / way_back.FOLDER)
             return
     try:
-        client, _ = at = _connect()
+        client, _ = at = connect()
         run = _run(at, fingerprint, name, {"experiment": name, "state": "complete"})
         with tempfile.TemporaryDirectory() as place:
             _copy(artifacts, Path(place))
@@ -275,7 +276,7 @@ def log_record(folder: Path) -> str:
     fingerprint, name = kept["fingerprint"], kept["name"]
     same, begun = {"experiment": name, "record": folder.name}, {"experiment": name, "record": None}
     another = {"state": "trained", "record": None}
-    client, experiment = at = _connect()
+    client, experiment = at = connect()
     run = _run(at, fingerprint, name, same, begun, another, new="trained")
     run_id, began = run.info.run_id, run.info.start_time
     client.set_tag(run_id, "record", folder.name)  # first, so that a repetition finds it
@@ -318,7 +319,7 @@ def download(name: str, folder: str, target: Path) -> str:
         UserError: there is no such run, or MLflow does not answer.
     """
     try:
-        client, experiment = _connect()
+        client, experiment = connect()
         query = f"attributes.run_id = '{name}'"
         if not re.fullmatch(r"[0-9a-f]{32}", name):
             query = f"tags.experiment = '{name}' and tags.state = 'complete'"
@@ -337,81 +338,12 @@ def download(name: str, folder: str, target: Path) -> str:
     return str(runs[0].info.run_name)
 
 
-def share_view(name: str = "headline") -> str:
-    """Keep a view of the runs table and the charts under a name, as MLflow's share button does;
-    the path that opens it. Columns are the headline figures and every parameter of the training
-    that differs between runs; charts are the win rate's and the training's curves.
-
-    The format is that of MLflow 3.17's own pages: JSON in a tag of the experiment.
-    """
-    client, experiment = _connect()
-    every = client.search_runs([experiment], "tags.state = 'complete'", max_results=1000)
-    values: dict[str, set[str]] = {}
-    for run in every:
-        for key, value in run.data.params.items():
-            if key.startswith("train."):
-                values.setdefault(key, set()).add(value)
-    varied = [key for key, found in sorted(values.items()) if len(found) > 1]
-    columns = [
-        *(f"metrics.`{key}`" for key in catalogue.HEADLINE),
-        *(f"params.`{key}`" for key in varied),
-        *("tags.`changed`", "attributes.`Source`", "attributes.`Dataset`"),
-    ]
-    charts = [
-        {
-            "type": "BAR",
-            "uuid": f"headline-{key}",
-            "runsCountToCompare": 20,
-            "metricSectionId": "headline",
-            "deleted": False,
-            "isGenerated": False,
-            "metricKey": key,
-        }
-        for key in ("win_rate", "tuned_acc", "correct", "chosen_logps")
-    ] + [
-        {
-            "type": "LINE",
-            "uuid": f"curve-{key}",
-            "runsCountToCompare": 20,
-            "metricSectionId": "curves",
-            "deleted": False,
-            "isGenerated": False,
-            "metricKey": key,
-            "selectedMetricKeys": [key],
-            "xAxisKey": "step",
-            "scaleType": "linear",
-            "xAxisScaleType": "linear",
-            "lineSmoothness": 0,
-            "selectedXAxisMetricKey": "",
-            "range": {},
-        }
-        for key in ("train/loss", "train/reward_margin", "validation/reward_accuracy")
-    ]
-    sections = [
-        {"uuid": key, "name": title, "display": True, "isReordered": False, "deleted": False}
-        for key, title in (("headline", "Headline"), ("curves", "Training"))
-    ]
-    state = {
-        "selectedColumns": columns,
-        "columnOrder": columns,
-        "compareRunCharts": charts,
-        "compareRunSections": sections,
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
-    }
-    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{name}", json.dumps(state))
-    return f"#/experiments/{experiment}/runs?viewStateShareKey={name}"
-
-
 def _named(metrics: Mapping[str, float]) -> dict[str, float]:
     """The figures that DVC shows, by its names and first; then all of them below ``evaluation/``,
     where MLflow folds them away; lm-eval's tasks have a prefix of their own.
     """
-    first = headline(metrics) | {
-        short: metrics[key] for short, key in catalogue.HEADLINE.items() if key in metrics
-    }
     rest = {k if k.startswith("lm_eval/") else f"evaluation/{k}": v for k, v in metrics.items()}
-    return {_key(key): value for key, value in (first | rest).items()}
+    return {_key(key): value for key, value in (headline(metrics) | rest).items()}
 
 
 def _description(kept: Mapping[str, Any], run_id: str) -> str:
@@ -462,9 +394,9 @@ def _group(at: tuple[Any, str], setting: str) -> None:
                 values.setdefault(key, []).append(run.data.metrics[key])
     metrics = [Metric("seeds/count", len(by_seed), now, 0)]
     for key, each in values.items():
-        metrics.append(Metric(key, statistics.fmean(each), now, 0))
+        metrics.append(Metric(key, round(statistics.fmean(each), 4), now, 0))
         if len(each) > 1:
-            metrics.append(Metric(f"seeds/{key}_sd", statistics.stdev(each), now, 0))
+            metrics.append(Metric(f"seeds/{key}_sd", round(statistics.stdev(each), 4), now, 0))
     params = next(iter(by_seed.values())).data.params
     shared = [Param(key, value) for key, value in params.items() if key != SEED]
     client.log_batch(parent_id, metrics, [] if found else shared)
@@ -492,7 +424,7 @@ def _run(
     new: str | None = None,
 ) -> Any:
     """The newest run of a fingerprint with the tags that are wanted first, or second, and so on;
-    else one that is made, in the state ``new``. ``at`` is what ``_connect`` gives.
+    else one that is made, in the state ``new``. ``at`` is what ``connect`` gives.
     """
     client, experiment = at
     query, order = f"tags.fingerprint = '{fingerprint}'", ["attributes.start_time DESC"]
@@ -507,7 +439,7 @@ def _run(
     return client.create_run(experiment, run_name=name, tags=made)
 
 
-def _connect() -> tuple[Any, str]:
+def connect() -> tuple[Any, str]:
     """A client of the tracking server and the id of the experiment, which is made if need be.
 
     Raises ``ConnectionError`` within seconds where no server answers.
