@@ -11,7 +11,7 @@ starts clean. An adapter that exists for the same fingerprint is not trained aga
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from stages.core import command
+from stages.core.errors import UserError
 from stages.core.project import is_forced, project_root
 from stages.dataset import formatted
 from stages.parameters import params
@@ -122,6 +123,7 @@ def train(
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
     """
     config.require_gpus(p.train.gpus)
+    require_one_machine(os.environ)
     resumed = process.prepare(folder)
     print(
         f"training {fingerprint}: " + (f"resuming from {resumed}" if resumed else "a clean start")
@@ -156,6 +158,17 @@ def train(
         margin = history.first_margin(entries)
         print(f"reward margin at step 1: {margin:.2g} (the policy starts at the reference)")
     return history.cost(entries, p.train.gpus, resumed is not None)
+
+
+def require_one_machine(environment: Mapping[str, str]) -> None:
+    """Raise ``UserError`` if torchrun would train over several machines: the fingerprint counts the
+    processes of one, so the same name would mean another batch.
+    """
+    if environment.get("NNODES", "1").strip() not in ("", "1"):
+        raise UserError(
+            f"NNODES is {environment['NNODES']}, and a training runs on one machine here: unset "
+            "NNODES, NODE_RANK and MASTER_ADDR (docs/scaling.md says why, and what to do instead)"
+        )
 
 
 if __name__ == "__main__":

@@ -203,10 +203,15 @@ def test_no_home_folder_and_no_password_is_kept(made, tmp_path, monkeypatch):
     here = clone(project, tmp_path / "clone")
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     (here / "params.yaml").write_text(f"preprocess: {Path.home()}/data\ntrain: hf_abcdefgh\n")
+    (here / "dvc.lock").write_text(f"stages: {{}}  # {Path.home()}/data\n")
     way_back.write(tmp_path / "kept", here)
+    assert str(Path.home()) not in (tmp_path / "kept/dvc.lock").read_text()
     text = (tmp_path / "kept" / "params.yaml").read_text()
     assert text == "preprocess: ~/data\ntrain: ***\n"
-    assert json.loads((tmp_path / "kept/way_back.json").read_text())["redacted"] == ["params.yaml"]
+    assert json.loads((tmp_path / "kept/way_back.json").read_text())["redacted"] == [
+        "params.yaml",
+        "dvc.lock",
+    ]
 
 
 # with MLflow: workspace, temporary copy and queue land in one store

@@ -26,13 +26,15 @@ PIPELINE, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 def write(folder: Path, root: Path = Path()) -> None:
     """Keep in ``folder`` what leads back to the files in ``root`` as they are.
 
-    Parameters and patch are redacted like all that MLflow is given; ``way_back.json`` says which of
-    the two that changed, with the commit.
+    Parameters, dvc.lock, which repeats them, and patch are redacted like all that MLflow is given;
+    ``way_back.json`` says which of them that changed, with the commit.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {}
-    if (root / PARAMS_FILE).is_file():
-        texts[PARAMS_FILE.as_posix()] = (root / PARAMS_FILE).read_text(encoding="utf-8")
+    texts = {
+        path.as_posix(): (root / path).read_text(encoding="utf-8")
+        for path in (PARAMS_FILE, LOCK)
+        if (root / path).is_file()
+    }
     code = [path for path in changed_files(root) if path != PARAMS_FILE.as_posix()]
     if code:
         # Not through ``git``, which strips: a patch ends with a newline.
@@ -40,7 +42,7 @@ def write(folder: Path, root: Path = Path()) -> None:
         texts[PATCH] = subprocess.run(diff, capture_output=True, text=True, check=False).stdout
     for name, text in texts.items():
         (folder / name).write_text(redacted(text, root), encoding="utf-8")
-    for path in (LOCK, *small_outputs(root)):
+    for path in small_outputs(root):
         if (root / path).is_dir():
             shutil.copytree(root / path, folder / path, dirs_exist_ok=True)
         elif (root / path).is_file():
