@@ -200,3 +200,24 @@ def test_parameters_that_were_changed_after_the_run_are_noticed():
     assert revisions.stale(ran, lock) == ()
     changed = {"train": {"beta": 0.2, "seed": 1}, "model": {"bits": 4}}
     assert revisions.stale(changed, lock) == ("model.bits", "train.beta", "train.seed")
+
+
+@pytest.mark.slow
+def test_the_seeds_of_a_setting_are_read_and_compared(here, capsys):
+    run = ("dvc", "exp", "run", "--quiet", "-S", "+train.seed=1")
+    try:
+        call(*run, "-n", "again", folder=here)
+        call("git", "checkout", "--quiet", "--force", "main", folder=here)
+        call(*run, "-S", "train.beta=0.4", "-n", "tuned-again", folder=here)
+    finally:
+        call("git", "checkout", "--quiet", "--force", "main", folder=here)
+        call("dvc", "checkout", "--quiet", "--force", folder=here)
+    compare.main(seeds=("main", "tuned"), out=here / "seeds.md")
+    printed = capsys.readouterr().out
+    assert "2 seeds: main (None), again (1)" in printed
+    assert "2 seeds: tuned (None), tuned-again (1)" in printed
+    assert "higher in tuned, +50.0 points" in printed
+    assert (here / "seeds.md").read_text(encoding="utf-8") == printed
+    for wrong in ({"before": "main"}, {"seeds": ("a", "b", "c")}, {"before": "a", "seeds": ("b",)}):
+        with pytest.raises(UserError, match="give --before and --after, or --seeds"):
+            compare.main(**wrong)
