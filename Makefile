@@ -5,7 +5,8 @@ UV := 0.13.9
 ROOM_GB := 8
 PORT ?= 5000
 PROCESSES ?= 2
-export PRESET FORCE PYTHON
+N ?= 3
+export PRESET FORCE PYTHON SET GPUS NAME N
 
 # Only .venv counts, whatever is active in the user's shell, and nothing here reports home.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
@@ -25,7 +26,7 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check check-data lint setup use ui exps costs sync lock clean venv
+.PHONY: help repro test check check-data lint setup use ui exps sweep seeds costs sync lock clean venv
 .SILENT:
 
 help: ## List these commands
@@ -69,6 +70,7 @@ use: ## Switch to a preset: make use PRESET=name
 
 # The server's job queues, seven more processes, serve functions that this project does not use.
 ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
+	$(IN_VENV) python -m stages.view --port $(PORT)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(IN_VENV) mlflow server --workers 1 \
 	  --host 127.0.0.1 --port $(PORT) \
 	  --backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts
@@ -78,6 +80,13 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 # Without --drop the table has a column for every file that a stage reads or writes.
 exps: setup ## Compare experiments: changed parameters, headline figures (ARGS=-A: of all commits)
 	$(IN_VENV) dvc exp show --no-pager --only-changed --drop 'Created|.*/.*' $(ARGS)
+
+sweep: setup ## Run every combination: make sweep SET='train.beta=0.05,0.1' (GPUS=0,1: one each)
+	$(IN_VENV) python -m stages.sweep --sets "$$SET" --gpus "$$GPUS" --name "$$NAME"
+
+seeds: setup ## Train with N other seeds (N=3, GPUS=0,1, SET= what else differs, NAME=)
+	$(IN_VENV) python -m stages.sweep --sets "$$SET train.seed=$$(seq -s , 1 "$$N")" \
+	  --gpus "$$GPUS" --name "$$NAME"
 
 costs: setup ## What each stage took when it ran here
 	$(IN_VENV) python -m stages.costs

@@ -12,7 +12,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks import flops
+from benchmarks import flops, memory
 from stages.evaluation.catalogue import (
     ACCURACY,
     CORRECT,
@@ -25,8 +25,8 @@ from stages.evaluation.catalogue import (
 )
 
 README, EVALUATION, GUIDE = Path("README.md"), Path("docs/evaluation.md"), Path("docs/guide.md")
-PERFORMANCE, LICENCES = Path("docs/performance.md"), Path("docs/licences.md")
-REQUIREMENTS = Path("requirements.in")
+PERFORMANCE, SCALING = Path("docs/performance.md"), Path("docs/scaling.md")
+LICENCES, REQUIREMENTS = Path("docs/licences.md"), Path("requirements.in")
 METRICS_FILE = Path("reports/results/metrics.json")
 
 
@@ -162,6 +162,7 @@ TABLES: dict[tuple[Path, str], Callable[[], str]] = {
     (GUIDE, "headline"): headline,
     (PERFORMANCE, "flops"): flops.table,
     (LICENCES, "licences"): licences,
+    (SCALING, "memory"): memory.table,
 }
 
 

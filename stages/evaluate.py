@@ -136,4 +136,4 @@ def histogram(margins: np.ndarray, bins: int = 40) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(runs.reported(main))

@@ -11,12 +11,16 @@ starts clean. An adapter that exists for the same fingerprint is not trained aga
 """
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from stages.core import command
+from stages.core.errors import UserError
 from stages.core.project import is_forced, project_root
 from stages.dataset import formatted
 from stages.parameters import params
@@ -53,7 +57,39 @@ def main(
     )
     # Experiments in DVC's temporary copies keep their checkpoints in the real project.
     folder = Path(os.path.relpath(project_root() / WORKSPACE / fingerprint))
+    with alone(folder, fingerprint):
+        return trained_once(p, configuration, fingerprint, folder, cached, out, curves)
 
+
+@contextmanager
+def alone(folder: Path, fingerprint: str) -> Iterator[None]:
+    """Let one process at a time train in ``folder``: experiments side by side may share a training,
+    and the second then takes up what the first made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{fingerprint}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"training {fingerprint}: another process trains it; waiting", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def trained_once(
+    p: params.Params,
+    configuration: dict[str, Any],
+    fingerprint: str,
+    folder: Path,
+    cached: Path | None,
+    out: Path,
+    curves: Path,
+) -> dict[str, Any]:
+    """Train, unless the adapter is there or an earlier experiment made it; the facts for the
+    diary."""
     facts: dict[str, Any] = {}
     trained = process.is_trained(fingerprint, out) and not is_forced()
     if trained and (history.has_curves(curves) or (folder / history.STATE).is_file()):
@@ -88,6 +124,7 @@ def train(
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
     """
     config.require_gpus(p.train.gpus, bf16=config.dtype(p) == "bfloat16")
+    require_one_machine(os.environ)
     resumed = process.prepare(folder)
     print(
         f"training {fingerprint}: " + (f"resuming from {resumed}" if resumed else "a clean start")
@@ -122,6 +159,17 @@ def train(
         margin = history.first_margin(entries)
         print(f"reward margin at step 1: {margin:.2g} (the policy starts at the reference)")
     return history.cost(entries, p.train.gpus, resumed is not None)
+
+
+def require_one_machine(environment: Mapping[str, str]) -> None:
+    """Raise ``UserError`` if torchrun would train over several machines: the fingerprint counts the
+    processes of one, so the same name would mean another batch.
+    """
+    if environment.get("NNODES", "1").strip() not in ("", "1"):
+        raise UserError(
+            f"NNODES is {environment['NNODES']}, and a training runs on one machine here: unset "
+            "NNODES, NODE_RANK and MASTER_ADDR (docs/scaling.md says why, and what to do instead)"
+        )
 
 
 if __name__ == "__main__":

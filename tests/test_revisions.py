@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from stages import compare
 from stages.core.errors import UserError
 from stages.reporting import comparison
 from stages.tracking import revisions
+from tests.repository import call
 
 PARAMETERS: dict[str, Any] = {
     "evaluate": {"confidence": 0.95, "resamples": 500, "seed": 0},
@@ -70,22 +69,6 @@ stages:
     params: [train.beta, evaluate]
     outs: [data/formatted, reports/details, {reports/results: {cache: false}}]
 """
-
-
-def call(*words: str, folder: Path) -> str:
-    # The environment of the tests, less what a `dvc exp run` around them would have set.
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "GIT_"))}
-    variables = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "DVC_NO_ANALYTICS": "1",
-        **{f"GIT_{who}_{what}": "test@example.org"
-           for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    }  # fmt: skip
-    done = subprocess.run(
-        words, cwd=folder, env=inherited | variables, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +200,24 @@ def test_parameters_that_were_changed_after_the_run_are_noticed():
     assert revisions.stale(ran, lock) == ()
     changed = {"train": {"beta": 0.2, "seed": 1}, "model": {"bits": 4}}
     assert revisions.stale(changed, lock) == ("model.bits", "train.beta", "train.seed")
+
+
+@pytest.mark.slow
+def test_the_seeds_of_a_setting_are_read_and_compared(here, capsys):
+    run = ("dvc", "exp", "run", "--quiet", "-S", "+train.seed=1")
+    try:
+        call(*run, "-n", "again", folder=here)
+        call("git", "checkout", "--quiet", "--force", "main", folder=here)
+        call(*run, "-S", "train.beta=0.4", "-n", "tuned-again", folder=here)
+    finally:
+        call("git", "checkout", "--quiet", "--force", "main", folder=here)
+        call("dvc", "checkout", "--quiet", "--force", folder=here)
+    compare.main(seeds=("main", "tuned"), out=here / "seeds.md")
+    printed = capsys.readouterr().out
+    assert "2 seeds: main (None), again (1)" in printed
+    assert "2 seeds: tuned (None), tuned-again (1)" in printed
+    assert "higher in tuned, +50.0 points" in printed
+    assert (here / "seeds.md").read_text(encoding="utf-8") == printed
+    for wrong in ({"before": "main"}, {"seeds": ("a", "b", "c")}, {"before": "a", "seeds": ("b",)}):
+        with pytest.raises(UserError, match="give --before and --after, or --seeds"):
+            compare.main(**wrong)

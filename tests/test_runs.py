@@ -3,6 +3,7 @@
 Tests that need MLflow itself are marked slow: importing it and making a database take 20 s.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ import pytest
 
 from stages import sync
 from stages.core.errors import UserError
-from stages.tracking import runs
+from stages.evaluation.catalogue import HEADLINE
+from stages.tracking import runs, shared_view
 
 FINGERPRINT = "0123456789abcdef"
 PASSWORD = "hunter2-and-more"
@@ -69,7 +73,7 @@ def made_at_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made_at_once")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", "from stages.tracking import runs; print(runs._connect()[1])"],
+            [sys.executable, "-c", "from stages.tracking import runs; print(runs.connect()[1])"],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
             stdout=subprocess.PIPE,
@@ -106,17 +110,17 @@ def complete(name="brave-cat", fingerprint=FINGERPRINT, **changes):
 
 def logged():
     """Every run of the experiment, oldest first."""
-    client, experiment = runs._connect()
+    client, experiment = runs.connect()
     return sorted(client.search_runs([experiment]), key=lambda run: run.info.start_time)
 
 
 def curve(run, key):
-    history = runs._connect()[0].get_metric_history(run.info.run_id, key)
+    history = runs.connect()[0].get_metric_history(run.info.run_id, key)
     return sorted((point.step, point.value) for point in history)
 
 
 def files(run):
-    return [file.path for file in runs._connect()[0].list_artifacts(run.info.run_id)]
+    return [file.path for file in runs.connect()[0].list_artifacts(run.info.run_id)]
 
 
 def free_port():
@@ -267,12 +271,17 @@ def test_an_experiment_is_one_run_with_all_that_evaluate_knows(database, capsys)
             "train.seed": "null",
         }
         assert curve(last, "win_rate") == [(0, 0.93)]
-        assert "odds" not in last.data.metrics
+        assert last.data.metrics["evaluation/pairs"] == 1000
+        assert not {"odds", "evaluation/odds", "pairs"} & set(last.data.metrics)
+        description = last.data.tags["mlflow.note.content"]
+        assert "Win rate 93.0%" in description
+        assert f"python -m stages.restore {last.info.run_id}" in description
         assert {key: curve(last, key) for key in CURVES} == CURVES
         (used,) = last.inputs.dataset_inputs
         assert used.dataset.name == "train"
+        assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "train")]
         assert used.dataset.digest == "d751713988987e9331980363e24189ce"  # md5sum of []
-        assert files(last) == ["report.html"]
+        assert files(last) == ["report.html", "way_back"]
     assert list(Path("mlartifacts").rglob("report.html"))
     assert not runs.pending()
     assert capsys.readouterr().err.count("logged as brave-cat (`make ui` shows it)") == 2
@@ -287,7 +296,10 @@ def test_files_are_added_to_the_completed_run_of_their_experiment(database, tmp_
         complete(name)
     runs.attach(FINGERPRINT, (tmp_path / "card.md",), "brave-cat")
     found = {run.info.run_name: files(run) for run in logged()}
-    assert found == {"brave-cat": ["card.md", "report.html"], "calm-dog": ["report.html"]}
+    assert found == {
+        "brave-cat": ["card.md", "report.html", "way_back"],
+        "calm-dog": ["report.html", "way_back"],
+    }
 
 
 @pytest.mark.slow
@@ -324,12 +336,98 @@ def test_only_a_training_that_ended_is_taken_over_by_the_experiment_that_evaluat
 )
 def test_a_training_that_broke_off_resumes_in_the_same_run(database, error, status):
     with pytest.raises(error), runs.Live(FINGERPRINT, "brave-cat"):
-        raise error
+        raise error("the last lines that it printed")
     (run,) = logged()
     assert run.info.status == status
+    why = {"FAILED": "the last lines that it printed", "KILLED": "the same command continues"}
+    assert why[status] in run.data.tags["mlflow.note.content"]
     with runs.Live(FINGERPRINT, "brave-cat"):
         wait_for(lambda: logged()[0].info.status == "RUNNING")
     assert [again.info.run_id for again in logged()] == [run.info.run_id]
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_after_the_training_says_so_in_its_run(database, monkeypatch):
+    name = "brave-cat"
+    monkeypatch.setenv("DVC_EXP_NAME", name)
+    with runs.Live(FINGERPRINT, name):
+        pass
+    adapter = Path("adapter")
+    adapter.mkdir()
+
+    @runs.reported
+    def stage(adapter, error):
+        raise error
+
+    for fingerprint, error in ((FINGERPRINT, ValueError("no such task")), ("f" * 16, OSError("x"))):
+        (adapter / "fingerprint.json").write_text(json.dumps({"fingerprint": fingerprint}))
+        with pytest.raises(type(error)):
+            stage(adapter, error)
+    (run,) = logged()  # of a training without a run, nothing is made
+    assert (run.info.status, run.data.tags["state"]) == ("FAILED", "trained")
+    assert "no such task" in run.data.tags["mlflow.note.content"]
+    complete(name)
+    (run,) = logged()
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_the_shared_view_has_the_headline_and_the_parameters_that_differ(database):
+    for beta in (0.1, 0.2):
+        complete(f"beta-{beta}", f"{beta:016}", parameters={"train": {"beta": beta, "rank": 8}})
+    client, experiment = runs.connect()
+    path = shared_view.keep()
+    assert path == f"#/experiments/{experiment}/runs?viewStateShareKey=headline"
+    tag = client.get_experiment(experiment).tags["mlflow.sharedViewState.headline"]
+    columns = json.loads(tag)["selectedColumns"]
+    assert columns[: len(HEADLINE)] == [f"metrics.`{key}`" for key in HEADLINE]
+    assert "params.`train.beta`" in columns
+    assert "params.`train.rank`" not in columns
+
+
+@pytest.mark.slow
+def test_the_machine_is_watched_where_it_is_asked_for(database, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    with runs.Live(FINGERPRINT, "brave-cat"):
+        wait_for(lambda: logged() and any("system/" in key for key in logged()[0].data.metrics))
+    (run,) = logged()
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+    assert run.info.status == "RUNNING"
+
+
+@pytest.mark.slow
+def test_name_and_password_are_sent_to_the_server_and_a_wrong_one_is_told(project, monkeypatch):
+    asked = []
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self):
+            given = self.headers.get("Authorization", "")
+            asked.append((self.path, given))
+            right = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+            known = self.path == "/health" or given == f"Basic {right}"
+            body = json.dumps({"experiment": {"experiment_id": "7", "name": "x"}}).encode()
+            self.send_response(200 if known else 401)
+            self.end_headers()
+            self.wfile.write(body if known else b"You are not authenticated")
+
+        def log_message(self, *_):
+            pass
+
+    guarded = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
+    threading.Thread(target=guarded.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{guarded.server_port}")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+        assert runs.connect()[1] == "7"
+        assert any(path != "/health" for path, _ in asked)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong-password")
+        with pytest.raises(Exception, match="401") as raised:
+            runs.connect()
+        assert "wrong-password" not in runs.reason(raised.value)
+    finally:
+        guarded.shutdown()
 
 
 @pytest.mark.slow
@@ -363,8 +461,8 @@ def test_many_parameters_long_values_and_odd_names_are_logged(database):
     (run,) = logged()
     assert len(run.data.params) == 230
     assert 5000 < len(run.data.params["key 7 ___"]) <= 6000
-    assert run.data.metrics["slice/1499"] == 1499
-    assert len(curve(run, "undefined")) == 1
+    assert run.data.metrics["evaluation/slice/1499"] == 1499
+    assert len(curve(run, "evaluation/undefined")) == 1
 
 
 # a server
@@ -441,7 +539,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing_and_leaks_nothing(
             (run,) = logged()
             assert run.info.status == "FINISHED"
             assert {key: curve(run, key) for key in CURVES} == CURVES
-            assert files(run) == ["report.html"]
+            assert files(run) == ["report.html", "way_back"]
     said += "".join(capfd.readouterr())
     assert said.count("Training goes on without it") == 2  # one for each time that it went
     assert not waiting.exists()

@@ -419,3 +419,89 @@ def test_an_interval_from_one_group_is_refused_because_nothing_says_how_groups_d
 def test_an_argument_out_of_range_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# seeds and images
+
+
+def test_two_seeds_and_four_images_by_hand():
+    # seeds of 2 and 4 right of 4: means 0.5 and 1, sd 0.5/√2, standard error 0.25
+    setting = [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
+    found = statistics.seeds_interval([setting], ["a", "b", "c", "d"], seed=SEED, resamples=20_000)
+    assert found.estimate == 0.75
+    assert found.spreads == pytest.approx([0.5 / np.sqrt(2)])
+    assert found.seeds_error == pytest.approx(0.25)
+    # by image the seeds' mean is 1, 1, ½, ½: deviations of ¼, standard error ¼/√4
+    assert found.images_error == pytest.approx(0.125, rel=0.02)
+    assert found.seeds_share == pytest.approx(0.8, abs=0.01)
+    better = [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+    both = statistics.seeds_interval([setting, better], list("abcd"), seed=SEED, resamples=2000)
+    assert both.estimate == pytest.approx(11 / 12 - 0.75)
+    assert both.seeds_error == pytest.approx(np.sqrt(0.25**2 + (0.25**2 / 3) / 3))
+    assert both.low < 0 < both.high
+
+
+@settings(max_examples=30, deadline=None)
+@given(several(5, least=2), st.floats(-50, 50))
+def test_settings_exchanged_turn_the_difference_and_a_constant_moves_a_mean_alone(rows, constant):
+    first, second, groups = rows[:2], rows[2:], np.arange(rows.shape[1])
+
+    def interval(*tables):
+        return statistics.seeds_interval(tables, groups, seed=SEED, resamples=50)
+
+    there, back = interval(first, second), interval(second, first)
+    assert back.estimate == pytest.approx(-there.estimate)
+    assert back.seeds_error == pytest.approx(there.seeds_error)
+    assert there.low <= there.high
+    plain, moved = interval(first), interval(first + constant)
+    assert moved.estimate == pytest.approx(plain.estimate + constant, abs=1e-6)
+    assert moved.low == pytest.approx(plain.low + constant, abs=1e-6)
+    assert moved.seeds_error == pytest.approx(plain.seeds_error, abs=1e-6)
+
+
+def test_equal_seeds_leave_the_interval_over_images():
+    values = np.random.default_rng(SEED).normal(size=200)
+    groups = np.arange(200)
+    found = statistics.seeds_interval([[values, values]], groups, seed=SEED, resamples=4000)
+    plain = statistics.bootstrap_interval(values, groups, seed=SEED, resamples=4000)
+    assert found.seeds_error == 0
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_intervals_of_three_seeds_hold_the_truth(spread):
+    generator = np.random.default_rng(SEED)
+    held, bare = 0, 0
+    for number in range(200):
+        images = generator.normal(size=60)
+        tables = [
+            images
+            + generator.normal(scale=spread, size=(3, 1))
+            + generator.normal(scale=0.5, size=(3, 60))
+            for _ in range(2)
+        ]
+        found = statistics.seeds_interval(tables, np.arange(60), seed=number, resamples=200)
+        held += found.low <= 0 <= found.high
+        difference = tables[1].mean(axis=0) - tables[0].mean(axis=0)
+        over_images = statistics.bootstrap_interval(
+            difference, np.arange(60), seed=number, resamples=200
+        )
+        bare += over_images.low <= 0 <= over_images.high
+    assert held >= 0.9 * 200
+    if spread:  # what an interval over images alone says of a setting is mostly wrong
+        assert bare < 0.6 * 200
+
+
+@pytest.mark.parametrize(
+    ("tables", "groups", "message"),
+    [
+        ([[[1.0, 2.0]]], [0, 1], "fewer than two seeds"),
+        ([[[1.0, 2.0], [1.0, 2.0]]], [0, 0], "at least two groups"),
+        ([[[1.0, 2.0], [1.0, np.nan]]], [0, 1], "finite"),
+        ([[[1.0], [2.0]]], [0, 1], "shape"),
+        ([], [0, 1], "one or two"),
+    ],
+)
+def test_seeds_that_say_nothing_are_refused(tables, groups, message):
+    with pytest.raises(ValueError, match=message):
+        statistics.seeds_interval(tables, groups, seed=0)

@@ -69,8 +69,12 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
     git(project, "add", "dvc.lock", "reports/metrics.json", "params.yaml")
     git(project, "commit", "-qm", "first")
     tags = tracking.provenance()
-    assert len(tags.pop("git.commit")) == 40
+    assert len(tags["git.commit"]) == 40
+    assert tags.pop("git.commit") == tags.pop("mlflow.source.git.commit")
+    assert tags.pop("mlflow.source.git.branch") == "main"
+    assert len(tags.pop("setting")) == 12
     assert tags == {
+        "mlflow.source.type": "LOCAL",
         "git.branch": "main",
         "git.state": "clean",
         "dvc.experiment": "brave-cat",
@@ -94,6 +98,34 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
     assert tracking.experiment_name().startswith("workspace-")
 
 
+def test_a_run_says_which_parameters_changed_and_seeds_of_one_setting_share_a_tag(
+    project, monkeypatch
+):
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    (project / "params.yaml").write_text("train: {beta: 0.1, seed: 42}\n")
+    git(project, "init", "-q", "-b", "main")
+    git(project, "remote", "add", "origin", f"https://me:{PASSWORD}@host/us/pairs.git")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "first")
+    plain = tracking.provenance()
+    assert "changed" not in plain
+    assert plain["mlflow.source.name"] == "dvc.yaml"
+    assert plain["mlflow.source.git.repoURL"] == "https://host/us/pairs.git"
+    commit = plain["git.commit"]
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", commit)
+    found = []
+    for values in ("beta: 0.1, seed: 1", "beta: 0.2, seed: 1", "beta: 0.2, seed: 2"):
+        (project / "params.yaml").write_text(f"train: {{{values}}}\n")
+        found.append(tracking.provenance())
+    assert [tags["changed"] for tags in found] == [
+        "train.seed=1",
+        "train.beta=0.2, train.seed=1",
+        "train.beta=0.2, train.seed=2",
+    ]
+    assert found[1]["sweep"] == found[2]["sweep"] == f"{commit[:7]} train.beta, train.seed"
+    assert found[0]["setting"] == plain["setting"] != found[1]["setting"] == found[2]["setting"]
+
+
 def test_provenance_works_in_a_temporary_copy_and_in_a_project_below_the_repository(tmp_path):
     origin = tmp_path / "repository"
     (origin / "sub").mkdir(parents=True)
@@ -112,7 +144,7 @@ def test_provenance_works_in_a_temporary_copy_and_in_a_project_below_the_reposit
 
 def test_provenance_without_a_repository_is_silent(project, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
-    assert tracking.provenance() == {}
+    assert tracking.provenance() == {"mlflow.source.type": "LOCAL"}
     assert tracking.experiment_name() == "workspace-uncommitted"
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -173,6 +174,35 @@ def test_a_margin_at_step_1_ends_the_training_before_it_leaves_anything(stage):
     assert not list(stage.folder.glob("models/training/*/trainer_state.json"))
 
 
+def test_several_machines_are_refused_before_anything_is_loaded(stage, monkeypatch):
+    monkeypatch.setenv("NNODES", "2")
+    with pytest.raises(UserError, match=r"NNODES is 2.*docs/scaling\.md"):
+        stage.run()
+    assert stage.launched == 0
+
+
+def test_a_second_process_waits_and_takes_up_what_the_first_trained(stage, capfd):
+    stage.run()
+    (fingerprint,) = (path.name for path in stage.folder.glob("models/training/[!.]*"))
+    shutil.rmtree(stage.out)
+    held = threading.Event()
+
+    def first():
+        with train.alone(stage.folder / "models/training" / fingerprint, fingerprint):
+            held.set()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    stage.run()
+    thread.join()
+    said = capfd.readouterr().out
+    assert "another process trains it; waiting" in said
+    assert "finished in an earlier experiment" in said
+    assert stage.launched == 1
+
+
 # the real one
 
 
@@ -214,7 +244,7 @@ class Project:
 
     @property
     def workspace(self):
-        (folder,) = (self.folder / "models" / "training").iterdir()
+        (folder,) = (self.folder / "models" / "training").glob("[!.]*")
         return folder
 
     @property
@@ -308,26 +338,33 @@ def test_a_tracking_server_that_is_down_costs_a_message(untouched):
 
 @pytest.fixture(scope="module")
 def killed(project):
-    """A training that was killed outright between its checkpoints and its end."""
+    """A training that was killed outright after its first checkpoint."""
     made = project("killed")
+    kill_once_there(made, "checkpoint-*/trainer_state.json")
+    return made
+
+
+def kill_once_there(made, pattern):
+    """Start a training and kill it, with SIGKILL, as soon as a file is in its folder."""
     process = made.start()
     end = time.monotonic() + 400
-    while not list(made.folder.glob("models/training/*/checkpoint-*/trainer_state.json")):
+    while not list(made.folder.glob(f"models/training/*/{pattern}")):
         assert process.poll() is None, process.communicate()[0][-3000:]
-        assert time.monotonic() < end, "no checkpoint came"
-        time.sleep(0.01)
+        assert time.monotonic() < end, f"{pattern} never came"
+        time.sleep(0.001)
     # The stage first, as the machine would have it; then its training, which is on its own by now.
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     for child in map(int, children):
         os.killpg(child, signal.SIGKILL)
     process.communicate()
-    return made
 
 
 @pytest.fixture(scope="module")
 def resumed(killed, write_params):
-    """The killed training: what another beta printed first, then the same training's second run."""
+    """The killed training: what another beta printed first; then it is resumed and killed again,
+    while it writes its third checkpoint, and resumed to its end.
+    """
     set_params(killed.folder, write_params, beta=0.2)
     other = killed.start()
     assert other.stdout is not None
@@ -338,6 +375,10 @@ def resumed(killed, write_params):
     assert clean.exists()
     clean.rename(killed.folder / "another")
     set_params(killed.folder, write_params)
+    writing = f"checkpoint-{3 * SAVE_STEPS}"
+    kill_once_there(killed, f"{writing}/*")
+    # Where the kill came too late, it is made to have come before the last file.
+    (killed.workspace / writing / "trainer_state.json").unlink(missing_ok=True)
     return line, killed.run()
 
 
@@ -348,11 +389,11 @@ def test_a_changed_beta_starts_clean(resumed):
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_goes_on_from_its_checkpoint(resumed, killed):
+def test_a_training_killed_twice_goes_on_from_its_last_complete_checkpoint(resumed, killed):
     _, output = resumed
     assert "resuming from checkpoint-" in output
     step = int(output.partition("resuming from checkpoint-")[2].split()[0])
-    assert SAVE_STEPS <= step < STEPS
+    assert step == 2 * SAVE_STEPS  # the one that was being written is not taken
     train = pd.read_csv(killed.folder / "reports/curves/train.csv")
     assert list(train["step"]) == list(range(1, STEPS + 1))
 

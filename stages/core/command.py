@@ -5,6 +5,7 @@ output of the pipeline: it differs from run to run, so nothing that must be repr
 """
 
 import argparse
+import errno
 import inspect
 import json
 import os
@@ -21,28 +22,56 @@ from stages.core.errors import UserError
 
 DIARY = Path("reports", "diary")
 
+# What the machine lacks, and what to do; no stage can know where it will happen.
+DISK = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or ask for a larger quota",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "make it accessible to this user",
+    errno.EPERM: "make it accessible to this user",
+}
+
 
 def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     """Call ``main`` with the arguments of the command line, each converted by its annotation.
 
-    ``def main(raw: Path, out: Path)`` answers to ``--raw data/raw --out data/pairs``. A
-    ``UserError`` becomes one message on standard error and exit status 1; any other exception keeps
-    its trace. What ``main`` returns, such as ``{"device": "cpu"}``, goes into the diary.
+    ``def main(raw: Path, out: Path)`` answers to ``--raw data/raw --out data/pairs``; an argument
+    before a ``/`` is given without its name, and one of type ``tuple[str, ...]`` takes several
+    words. A ``UserError`` becomes one message on standard error and exit status 1, and so does a
+    disk that is full or can't be written; any other exception keeps its trace. What ``main``
+    returns, such as ``{"device": "cpu"}``, goes into the diary.
     """
     parser = argparse.ArgumentParser(description=inspect.getmodule(main).__doc__)
+    bare = []
     for name, parameter in inspect.signature(main).parameters.items():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            parser.add_argument(name, type=parameter.annotation)
+            bare.append(name)
+            continue
         options: dict[str, Any] = {"type": parameter.annotation, "required": True}
+        if parameter.annotation == tuple[str, ...]:
+            options |= {"type": str, "nargs": "+"}
         if parameter.default is not parameter.empty:
-            options = {"type": parameter.annotation, "default": parameter.default}
+            options |= {"default": parameter.default, "required": False}
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
     arguments = vars(parser.parse_args())
+    given = [arguments.pop(name) for name in bare]
     # Being terminated unwinds like being interrupted, so that a subprocess is not left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     start = time.monotonic()
     try:
-        facts = main(**arguments)
+        facts = main(*given, **arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(
+            f"error: {error.strerror}: {error.filename or 'while writing'}; {DISK[error.errno]}, "
+            "then run the same command again: what was finished is kept",
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command again", file=sys.stderr)

@@ -54,6 +54,30 @@ class McNemar:
 
 
 @dataclass(frozen=True)
+class SeedsInterval:
+    """A mean over seeds and pairs, or the difference of two such means, with its interval.
+
+    ``seeds_error`` and ``images_error`` are the standard errors that the choice of seeds and that
+    of images make, in the mean's unit; ``spreads`` the standard deviation between the seeds of each
+    setting.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    seeds_error: float
+    images_error: float
+    spreads: tuple[float, ...]
+    groups: int
+
+    @property
+    def seeds_share(self) -> float:
+        """The share of the variance that seeds make; ½ where nothing varies."""
+        seeds, images = self.seeds_error**2, self.images_error**2
+        return seeds / (seeds + images) if seeds + images > 0 else 0.5
+
+
+@dataclass(frozen=True)
 class LengthControl:
     """What length explains of the margins; see ``length_control``. ``residual`` has shape (n,)."""
 
@@ -232,6 +256,99 @@ def bootstrap_interval(
     columns = {"values": values}
     found = bootstrap_intervals(columns, groups, seed=seed, resamples=resamples, level=level)
     return found["values"]
+
+
+def seeds_interval(
+    settings: Sequence[ArrayLike],
+    groups: Sequence[object] | NDArray[np.generic],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> SeedsInterval:
+    """What can be said of a setting, or of a second against a first, beyond the seeds that were
+    trained and the images that were asked.
+
+    ``settings``: one or two arrays of shape (seeds, n), a number for each pair by each seed's
+    model; the pairs are the same everywhere, the numbers of seeds need not be. ``groups``: (n,)
+    labels, the pair's image. A hierarchical bootstrap: in each resample the seeds of each setting
+    are drawn with replacement, then the images, the same ones for every seed of both settings. The
+    estimate of two settings is the second's mean less the first's.
+
+    With a handful of seeds that alone is too narrow, twice over: the variance of S drawn seeds is
+    (S-1)/S of what it estimates, so their deviations are stretched by √(S/(S-1)); and a variance
+    known from few seeds is itself uncertain, so quantiles are stretched by t/z, with the degrees of
+    freedom of Welch and Satterthwaite from both sources. In simulations with three seeds 91 to 99%
+    of the 95% intervals hold the truth; without the two, 75 to 82% where seeds dominate.
+
+    Raises ``ValueError`` for fewer than two seeds or groups: nothing then says how they differ.
+    Source: Davison & Hinkley 1997, 3.8; Owen 2007 (arXiv 0712.1111) for crossed factors; Rao & Wu
+    1988 for the stretch; Satterthwaite 1946.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    if len(settings) not in (1, 2):
+        raise ValueError(f"settings: one or two, not {len(settings)}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, not {level}")
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"groups: an interval needs at least two groups, not {len(names)}")
+    tables = []
+    for place, setting in enumerate(settings):
+        table = np.asarray(setting, dtype=np.float64)
+        if table.ndim != 2 or table.shape[1] != len(member) or not np.isfinite(table).all():
+            raise ValueError(
+                f"settings: number {place} must be finite and of shape (seeds, {len(member)}), "
+                f"not {table.shape}"
+            )
+        if len(table) < 2:
+            raise ValueError(f"settings: number {place} has fewer than two seeds")
+        tables.append(table)
+    signs = (1.0,) if len(tables) == 1 else (-1.0, 1.0)
+    means = [table.mean(axis=1) for table in tables]  # of each seed, over the pairs
+    estimate = float(sum(s * m.mean() for s, m in zip(signs, means, strict=True)))
+    variances = [float(m.var(ddof=1)) / len(m) for m in means]
+
+    # By image: how many pairs, and the sum of each seed's values about the seed's mean.
+    sizes = np.bincount(member, minlength=len(names)).astype(np.float64)
+    rows = np.concatenate([t - m[:, None] for t, m in zip(tables, means, strict=True)])
+    sums = np.stack([np.bincount(member, row, len(names)) for row in rows], axis=1)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    moved, by_images = np.empty(resamples), np.empty(resamples)
+    step = max(1, _CELLS // len(names))
+    for start in range(0, resamples, step):
+        count = min(step, resamples - start)
+        times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
+        found = (times @ sums) / (times @ sizes)[:, None]  # (count, all seeds)
+        both, alone, first = np.zeros(count), np.zeros(count), 0
+        for sign, mean in zip(signs, means, strict=True):
+            s = len(mean)
+            drawn = generator.multinomial(s, np.full(s, 1 / s), size=count) / s
+            weights = 1 / s + np.sqrt(s / (s - 1)) * (drawn - 1 / s)
+            part = found[:, first : first + s]
+            both += sign * ((weights * part).sum(axis=1) + (weights - 1 / s) @ mean)
+            alone += sign * part.mean(axis=1)
+            first += s
+        moved[start : start + count], by_images[start : start + count] = both, alone
+    images = float(by_images.var())
+    total = sum(variances) + images
+    if total > 0:
+        uncertain = images**2 / (len(names) - 1)
+        uncertain += sum(v**2 / (len(m) - 1) for v, m in zip(variances, means, strict=True))
+        tail = (1 + level) / 2
+        freedom = total**2 / uncertain if uncertain > 0 else np.inf
+        moved *= float(stdtrit(freedom, tail) / ndtri(tail))
+    low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2])
+    return SeedsInterval(
+        estimate=estimate,
+        low=estimate + float(low),
+        high=estimate + float(high),
+        seeds_error=float(np.sqrt(sum(variances))),
+        images_error=float(np.sqrt(images)),
+        spreads=tuple(float(m.std(ddof=1)) for m in means),
+        groups=len(names),
+    )
 
 
 def wilson_interval(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:

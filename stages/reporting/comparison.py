@@ -128,7 +128,7 @@ def compare(before: Experiment, after: Experiment) -> Comparison:
     for experiment in (before, after):
         check_one_run(experiment)
     check_same_pairs(before, after)
-    first, second = _by_id(before.scores), _by_id(after.scores)
+    first, second = by_id(before.scores), by_id(after.scores)
     notes = [
         f"{experiment.label}: {', '.join(experiment.stale)} changed in {PARAMS_FILE} after the "
         "results were made, so the difference in parameters is not that of the results; "
@@ -143,16 +143,14 @@ def compare(before: Experiment, after: Experiment) -> Comparison:
             "model, format and scoring sections, on the same kind of machine, give one reference"
         )
 
-    settings = Settings(
-        **{key: _parameter(after, f"evaluate.{key}") for key in Settings.__annotations__}
-    )
+    settings = settings_of(after)
     images = second["group"].to_numpy()
-    margins = (_accuracy_margins(first), _accuracy_margins(second))
+    margins = (preference_margins(first), preference_margins(second))
     shares = {PREFERENCE: (statistics.outcomes(margins[0]), statistics.outcomes(margins[1]))}
     flipped_by = (PREFERENCE, "tuned log-prob per token of chosen - that of rejected, in nats")
     nats: Columns = {}
     if not differ:
-        margins = (_margins(first), _margins(second))
+        margins = (reward_margins(first), reward_margins(second))
         wins = (statistics.outcomes(margins[0]), statistics.outcomes(margins[1]))
         shares = {WIN_RATE: wins} | shares
         flipped_by = (WIN_RATE, "(log π - log π_ref) of chosen - that of rejected, in nats")
@@ -189,7 +187,7 @@ def check_one_run(experiment: Experiment) -> None:
             f"{experiment.label}: the scores are not of the pairs in its test set; `dvc repro` "
             "makes both again"
         )
-    rate = statistics.win_rate(_margins(experiment.scores)).rate
+    rate = statistics.win_rate(reward_margins(experiment.scores)).rate
     told = experiment.metrics.get("win_rate")
     if told is None or abs(rate - told) > _ROUNDED:
         raise UserError(
@@ -210,7 +208,7 @@ def check_same_pairs(before: Experiment, after: Experiment) -> None:
     changed = [key for key in common if first[key] != second[key]]
     tokens = ["chosen_tokens", "rejected_tokens"]
     if len(common) == len(first) == len(second) and not changed:
-        counts = [_by_id(experiment.scores)[tokens] for experiment in (before, after)]
+        counts = [by_id(experiment.scores)[tokens] for experiment in (before, after)]
         if counts[0].equals(counts[1]):
             return
         problem = "the same test pairs became other tokens"
@@ -264,7 +262,7 @@ def _of_questions(
     """Right answers, where both answered the same questions; else a note says why not."""
     columns = ["id", "image", "question", "truth", "tuned_correct"]
     first, second = (
-        _by_id(experiment.answers.loc[experiment.answers["of"] == "question", columns])
+        by_id(experiment.answers.loc[experiment.answers["of"] == "question", columns])
         for experiment in (before, after)
     )
     if first.empty and second.empty:
@@ -337,11 +335,11 @@ def differences(
     )
 
 
-def _by_id(table: pd.DataFrame) -> pd.DataFrame:
+def by_id(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("id").reset_index(drop=True)
 
 
-def _margins(scores: pd.DataFrame) -> statistics.Floats:
+def reward_margins(scores: pd.DataFrame) -> statistics.Floats:
     """Reward margins without beta, in nats: beta scales them and cannot change a sign, so they
     compare whatever the two betas are."""
     return statistics.reward_margin(
@@ -353,7 +351,7 @@ def _margins(scores: pd.DataFrame) -> statistics.Floats:
     )
 
 
-def _accuracy_margins(scores: pd.DataFrame) -> statistics.Floats:
+def preference_margins(scores: pd.DataFrame) -> statistics.Floats:
     return statistics.preference_margin(
         scores["policy_chosen_logps"],
         scores["policy_rejected_logps"],
@@ -366,6 +364,11 @@ def _chosen_change(scores: pd.DataFrame) -> statistics.Floats:
     return statistics.log_prob_change(
         scores["policy_chosen_logps"], scores["reference_chosen_logps"]
     )
+
+
+def settings_of(experiment: Experiment) -> Settings:
+    names = Settings.__annotations__
+    return Settings(**{key: _parameter(experiment, f"evaluate.{key}") for key in names})
 
 
 def _parameter(experiment: Experiment, key: str) -> Any:
@@ -411,7 +414,7 @@ def render(comparison: Comparison) -> str:
         environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         .render(
             c=comparison,
-            block=_block,
+            block=block,
             table=_table,
             sentence=sentence,
             confidence=f"{100 * comparison.settings.confidence:g}%",
@@ -451,7 +454,7 @@ def _table(measures: Sequence[Measure], confidence: str) -> str:
     return tabulate(rows, header, tablefmt="pipe", colalign=aligned, disable_numparse=True)
 
 
-def _block(rows: Sequence[tuple[str, str]]) -> str:
+def block(rows: Sequence[tuple[str, str]]) -> str:
     """Names and values in two columns, as an indented block; one line each, whatever they hold."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(

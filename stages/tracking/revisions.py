@@ -20,6 +20,8 @@ from stages.dataset import formatted
 from stages.parameters.params import PARAMS_FILE, flattened
 from stages.probing import lm_eval
 from stages.reporting.comparison import Experiment, differences
+from stages.reporting.seeds import SEED, seed_of
+from stages.tracking.tags import git
 
 WORKSPACE = "workspace"
 STAGE = "evaluate"
@@ -94,6 +96,41 @@ def load(name: str) -> Experiment:
             pairs=formatted.read(test.parent, "test"),
             stale=stale(parameters, lock),
         )
+
+
+def seeds_of(name: str) -> tuple[list[Experiment], list[str]]:
+    """The revision ``name`` and every experiment, or commit that experiments start from, whose
+    parameters differ from its in ``train.seed`` alone: one for each seed. Also notes on those that
+    were left out.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    from dvc.repo import Repo
+
+    found = [load(name)]
+    notes = []
+    with Repo() as repo:
+        listed = repo.experiments.ls(all_commits=True)
+    candidates = [one for each in listed.values() for one, _ in each] + list(listed)
+    for candidate in candidates:
+        text = git(Path(), "show", f"{_revision(candidate, listed)}:./{PARAMS_FILE}")
+        given = flattened(YAML(typ="safe", pure=True).load(text) or {}) if text else {}
+        if {key for key, _, _ in differences(found[0].parameters, given)} != {SEED}:
+            continue
+        if str(given.get(SEED)) in {seed_of(one) for one in found}:
+            continue
+        try:
+            found.append(load(candidate))
+        except UserError as error:
+            notes.append(f"{candidate} (seed {given.get(SEED)}) is left out: {error}")
+    return found, notes
+
+
+def _revision(name: str, listed: Mapping[str, Sequence[tuple[str, str | None]]]) -> str:
+    """The commit of an experiment of ``dvc exp list``, else the name itself."""
+    by_name = {one: rev for each in listed.values() for one, rev in each}
+    return by_name.get(name) or name
 
 
 def options(cmd: str) -> dict[str, str]:

@@ -4,15 +4,19 @@ MLflow mirrors what ``reports/`` and ``dvc.lock`` hold. A server that is down, s
 message: what could not be logged waits in ``reports/mlflow_pending/`` for ``make sync``. One
 experiment is one run, named after ``DVC_EXP_NAME``, and found again by a tag, the fingerprint of
 its training. ``Live`` makes it, or takes up the one that a crash left, and passes points of curves
-on to it; ``complete_run`` adds the results; ``attach`` adds files that are written from those. A
-completed run is never changed by another result, which gets a run of its own.
+on to it; ``complete_run`` adds the results, and what leads back to what made them (``way_back``);
+``attach`` adds files that are written from those. A completed run is never changed by another
+result, which gets a run of its own. Runs that differ in their seed alone get a parent run with
+their mean.
 
 Environment: ``MLFLOW_TRACKING_URI`` (default: ``mlflow.db`` at the project's root),
-``MLFLOW_EXPERIMENT_NAME``, ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD``.
+``MLFLOW_EXPERIMENT_NAME``, ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD``;
+``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` (default: where there is an NVIDIA GPU).
 """
 
 import csv
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -20,26 +24,36 @@ import os
 import queue
 import re
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
+from stages.core.errors import UserError
 from stages.core.project import project_root
+from stages.evaluation import catalogue
+from stages.evaluation.metrics import headline
 from stages.parameters.params import flattened
-from stages.tracking.tags import experiment_name, provenance, redacted
+from stages.tracking import way_back
+from stages.tracking.tags import SEED, experiment_name, provenance, redacted
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 EXPERIMENT = "preference-tuning"
 PENDING, RECORD = Path("reports", "mlflow_pending"), "record.json"
+DESCRIPTION, PARENT = "mlflow.note.content", "mlflow.parentRunId"
 PROBE_SECONDS, FLUSH_SECONDS, RETRY_SECONDS, CLOSE_SECONDS = 4.0, 2.0, 60.0, 90.0
 
 # MLflow retries for four minutes by default, and reports its use to its makers.
@@ -72,13 +86,14 @@ class Live:
     A run of this fingerprint and name (default: ``experiment_name``) that was never completed is
     taken up; else one is made. All of MLflow is met in a thread: the 20 s of its import and of a
     new database pass while the training starts, and while it fails, the thread tries again, more
-    and more seldom, after one message. The run ends as trained, or as failed or killed.
+    and more seldom, after one message. The run ends as trained, or as failed or killed, with why in
+    its description.
     """
 
     def __init__(self, fingerprint: str, name: str | None = None) -> None:
         self._fingerprint, self._name = fingerprint, name or experiment_name()
         self._points: queue.SimpleQueue[tuple[str, float, int, int]] = queue.SimpleQueue()
-        self._stop, self._end = threading.Event(), "trained"
+        self._stop, self._end, self._why = threading.Event(), "trained", ""
         self._thread = threading.Thread(target=self._pass_on, daemon=True)
 
     def __enter__(self) -> "Live":
@@ -90,14 +105,15 @@ class Live:
         for key, value in values.items():
             self._points.put((_key(f"{split}/{key}"), float(value), now, step))
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind:
-            self._end = "FAILED" if issubclass(kind, Exception) else "KILLED"
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if error is not None:
+            self._end = "FAILED" if isinstance(error, Exception) else "KILLED"
+            self._why = _why(error)
         self._stop.set()
         self._thread.join(CLOSE_SECONDS)  # what is not passed on by then is in the CSVs
 
     def _pass_on(self) -> None:
-        client, run_id, waiting = None, "", []
+        client, run_id, waiting, monitor = None, "", [], None
         pause, warned, last = 0.0, False, False
         while not last:
             last = self._stop.wait(pause)
@@ -105,20 +121,26 @@ class Live:
                 waiting.append(self._points.get())
             try:
                 if client is None:
-                    client, _ = at = _connect()
+                    client, _ = at = connect()
+                from mlflow.entities import Metric, RunTag
+
                 if not run_id:
                     begun = {"experiment": self._name, "record": None}
                     run = _run(at, self._fingerprint, self._name, begun, new="training")
                     run_id = run.info.run_id
                     client.update_run(run_id, status="RUNNING")
-                    client.set_tag(run_id, "state", "training")
-                from mlflow.entities import Metric
-
+                    known = provenance() | {"state": "training", DESCRIPTION: ""}
+                    tags = [RunTag(_key(key), value) for key, value in known.items()]
+                    client.log_batch(run_id, tags=tags)
+                    monitor = _monitor(run_id)
                 client.log_batch(run_id, [Metric(*point) for point in waiting])
                 waiting.clear()
+                if last and monitor is not None:
+                    monitor.finish()
                 if last and self._end == "trained":
                     client.set_tag(run_id, "state", self._end)
                 elif last:
+                    client.set_tag(run_id, DESCRIPTION, self._why)
                     client.set_terminated(run_id, self._end)
                 pause, warned = FLUSH_SECONDS, False
             except Exception as error:  # whatever a tracker raises, training goes on
@@ -129,6 +151,40 @@ class Live:
                     )
                 client, warned = None, True
                 pause = min(RETRY_SECONDS, 2 * pause + FLUSH_SECONDS)
+
+
+def reported(main: Callable[P, R]) -> Callable[P, R]:
+    """``main`` of a stage with an argument ``adapter``: if it fails, the run of that training that
+    was not completed yet is FAILED (or KILLED), with why in its description. The next
+    ``complete_run`` takes it up all the same.
+    """
+
+    @wraps(main)
+    def reporting(*given: P.args, **named: P.kwargs) -> R:
+        try:
+            return main(*given, **named)
+        except BaseException as error:
+            with suppress(Exception):  # whatever a tracker raises, this error is the one to tell
+                adapter = inspect.signature(main).bind(*given, **named).arguments["adapter"]
+                made = json.loads((adapter / "fingerprint.json").read_text(encoding="utf-8"))
+                name = experiment_name()
+                client, _ = at = connect()
+                begun = {"experiment": name, "record": None}
+                run_id = _run(at, made["fingerprint"], name, begun).info.run_id
+                client.set_tag(run_id, DESCRIPTION, _why(error))
+                status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                client.set_terminated(run_id, status)
+            raise
+
+    return reporting
+
+
+def _why(error: BaseException) -> str:
+    """Markdown: a message as it was printed, or what an interruption means."""
+    if not isinstance(error, Exception):
+        return "Interrupted; the same command continues this run."
+    lines = redacted(str(error) or type(error).__name__)[:4000].splitlines()
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def complete_run(
@@ -159,7 +215,7 @@ def complete_run(
             _key(key): redacted(value if isinstance(value, str) else json.dumps(value))
             for key, value in flattened(parameters).items()
         },
-        "metrics": {_key(key): float(v) for key, v in metrics.items() if v is not None},
+        "metrics": _named({key: float(v) for key, v in metrics.items() if v is not None}),
     }
     content = json.dumps([kept, list(_points(curves))], sort_keys=True)
     folder = project_root() / PENDING / hashlib.sha256(content.encode()).hexdigest()[:32]
@@ -168,6 +224,7 @@ def complete_run(
     _copy(artifacts, folder / "artifacts")
     # What follows may change with the day, and makes no other result.
     kept["tags"] = {_key(key): value for key, value in provenance().items()}
+    way_back.write(folder / "artifacts" / way_back.FOLDER)
     kept["datasets"] = {redacted(str(p)): hashlib.md5(p.read_bytes()).hexdigest() for p in datasets}
     part = folder / f"{RECORD}.part"
     part.write_text(json.dumps(kept, indent=2), encoding="utf-8")
@@ -184,18 +241,21 @@ def complete_run(
 def attach(fingerprint: str, artifacts: Sequence[Path], name: str | None = None) -> None:
     """Add files and folders to the run that ``complete_run`` completed under this name (default:
     ``experiment_name``), or to its record where that still waits; never raises because of MLflow.
+    The way back is written again: by now ``dvc.lock`` holds the evaluation.
     """
     name = name or experiment_name()
     for folder in pending():
         kept = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if (kept["fingerprint"], kept["name"]) == (fingerprint, name):
             _copy(artifacts, folder / "artifacts")
+            way_back.write(folder / "artifacts" / way_back.FOLDER)
             return
     try:
-        client, _ = at = _connect()
+        client, _ = at = connect()
         run = _run(at, fingerprint, name, {"experiment": name, "state": "complete"})
         with tempfile.TemporaryDirectory() as place:
             _copy(artifacts, Path(place))
+            way_back.write(Path(place, way_back.FOLDER))  # by now dvc.lock has this result
             client.log_artifacts(run.info.run_id, place)
     except Exception as error:  # whatever a tracker raises, the files are there
         lacking = ", ".join(path.name for path in artifacts)
@@ -216,13 +276,13 @@ def log_record(folder: Path) -> str:
     fingerprint, name = kept["fingerprint"], kept["name"]
     same, begun = {"experiment": name, "record": folder.name}, {"experiment": name, "record": None}
     another = {"state": "trained", "record": None}
-    client, experiment = at = _connect()
+    client, experiment = at = connect()
     run = _run(at, fingerprint, name, same, begun, another, new="trained")
     run_id, began = run.info.run_id, run.info.start_time
     client.set_tag(run_id, "record", folder.name)  # first, so that a repetition finds it
     client.set_tag(run_id, "experiment", name)
 
-    from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     # With one time for all of them, points that are logged again are the same points.
     metrics = [Metric(key, value, began, 0) for key, value in kept["metrics"].items()]
@@ -235,15 +295,125 @@ def log_record(folder: Path) -> str:
     params = [Param(*parameter) for parameter in kept["parameters"].items()]
     client.log_batch(run_id, metrics, params, [RunTag(*tag) for tag in kept["tags"].items()])
     for file, md5 in kept["datasets"].items():
-        source = json.dumps({"source": file})
-        client.log_inputs(run_id, [DatasetInput(Dataset(Path(file).stem, md5, "dvc", source))])
+        source, split = json.dumps({"source": file}), Path(file).stem
+        used = DatasetInput(
+            Dataset(split, md5, "dvc", source), [InputTag("mlflow.data.context", split)]
+        )
+        client.log_inputs(run_id, [used])
     client.log_artifacts(run_id, str(folder / "artifacts"))
+    client.set_tag(run_id, DESCRIPTION, _description(kept, run_id))
     client.set_tag(run_id, "state", "complete")
     client.update_run(run_id, name=name)
     client.set_terminated(run_id)
+    _group(at, kept["tags"].get("setting", ""))
     shutil.rmtree(folder)
     page = f"{tracking_uri().rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
     return f"MLflow: logged as {name} ({page if page[:4] == 'http' else '`make ui` shows it'})"
+
+
+def download(name: str, folder: str, target: Path) -> str:
+    """Copy a folder of the artifacts of a run, given by its id or its name (the newest completed
+    one), into ``target``; the run's name.
+
+    Raises:
+        UserError: there is no such run, or MLflow does not answer.
+    """
+    try:
+        client, experiment = connect()
+        query = f"attributes.run_id = '{name}'"
+        if not re.fullmatch(r"[0-9a-f]{32}", name):
+            query = f"tags.experiment = '{name}' and tags.state = 'complete'"
+        runs = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
+        if runs and any(file.path == folder for file in client.list_artifacts(runs[0].info.run_id)):
+            client.download_artifacts(runs[0].info.run_id, folder, str(target))
+    except Exception as error:
+        raise UserError(
+            f"MLflow: {reason(error)}; start the server, or set MLFLOW_TRACKING_URI"
+        ) from error
+    if not runs:
+        raise UserError(
+            f"MLflow at {redacted(tracking_uri())} has no run {name}; give the id that it shows, "
+            "or the name of an experiment that was completed"
+        )
+    return str(runs[0].info.run_name)
+
+
+def _named(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The figures that DVC shows, by its names and first; then all of them below ``evaluation/``,
+    where MLflow folds them away; lm-eval's tasks have a prefix of their own.
+    """
+    rest = {k if k.startswith("lm_eval/") else f"evaluation/{k}": v for k, v in metrics.items()}
+    return {_key(key): value for key, value in (headline(metrics) | rest).items()}
+
+
+def _description(kept: Mapping[str, Any], run_id: str) -> str:
+    """What a run says of itself, in Markdown: its headline, what was changed, the way back."""
+    measured = {k.removeprefix("evaluation/"): v for k, v in kept["metrics"].items()}
+    lines = [
+        f"**Win rate {catalogue.with_interval(measured, 'win_rate')}** on held-out pairs"
+        if "win_rate" in measured
+        else "No win rate",
+        f"Changed: `{changed}`" if (changed := kept["tags"].get("changed")) else "",
+        f"Back to what made it, in a clone: `python -m stages.restore {run_id}`",
+    ]
+    return "\n\n".join(filter(None, lines))
+
+
+def _group(at: tuple[Any, str], setting: str) -> None:
+    """Give the completed runs that differ in ``train.seed`` alone one parent run, with the mean of
+    their headline figures, its standard deviation over seeds (``seeds/<figure>_sd``) and count.
+    """
+    client, experiment = at
+    if not setting:
+        return
+    newest = ["attributes.start_time DESC"]
+    query = f"tags.setting = '{setting}' and tags.state = 'complete'"
+    by_seed: dict[str, Any] = {}
+    for run in client.search_runs([experiment], query, order_by=newest):
+        by_seed.setdefault(run.data.params.get(SEED, ""), run)
+    by_seed.pop("", None)
+    if len(by_seed) < 2:
+        return
+    from mlflow.entities import Metric, Param
+
+    name = by_seed[min(by_seed)].data.tags.get("changed", "") or "unchanged parameters"
+    name = ", ".join(part for part in name.split(", ") if not part.startswith(f"{SEED}="))
+    oldest = ["attributes.start_time ASC"]  # of two made at once, both processes take one
+    query = f"tags.seeds_of = '{setting}'"
+    found = client.search_runs([experiment], query, order_by=oldest)
+    parent = found[0] if found else client.create_run(experiment, tags={"seeds_of": setting})
+    parent_id, now = parent.info.run_id, int(time.time() * 1000)
+    client.update_run(
+        parent_id, name=f"{len(by_seed)} seeds of {name or 'unchanged parameters'}"[:250]
+    )
+    values: dict[str, list[float]] = {}
+    for run in by_seed.values():
+        client.set_tag(run.info.run_id, PARENT, parent_id)
+        for key in catalogue.HEADLINE:
+            if key in run.data.metrics:
+                values.setdefault(key, []).append(run.data.metrics[key])
+    metrics = [Metric("seeds/count", len(by_seed), now, 0)]
+    for key, each in values.items():
+        metrics.append(Metric(key, round(statistics.fmean(each), 4), now, 0))
+        if len(each) > 1:
+            metrics.append(Metric(f"seeds/{key}_sd", round(statistics.stdev(each), 4), now, 0))
+    params = next(iter(by_seed.values())).data.params
+    shared = [Param(key, value) for key, value in params.items() if key != SEED]
+    client.log_batch(parent_id, metrics, [] if found else shared)
+    client.set_terminated(parent_id)
+
+
+def _monitor(run_id: str) -> Any:
+    """MLflow's own monitor of GPU, memory, disk and network, started; None where it is not wanted:
+    by default it is where there is an NVIDIA GPU."""
+    wanted = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").strip().lower()
+    if wanted in ("false", "0") or not (wanted or shutil.which("nvidia-smi")):
+        return None
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=tracking_uri())
+    monitor.start()
+    return monitor
 
 
 def _run(
@@ -254,7 +424,7 @@ def _run(
     new: str | None = None,
 ) -> Any:
     """The newest run of a fingerprint with the tags that are wanted first, or second, and so on;
-    else one that is made, in the state ``new``. ``at`` is what ``_connect`` gives.
+    else one that is made, in the state ``new``. ``at`` is what ``connect`` gives.
     """
     client, experiment = at
     query, order = f"tags.fingerprint = '{fingerprint}'", ["attributes.start_time DESC"]
@@ -269,7 +439,7 @@ def _run(
     return client.create_run(experiment, run_name=name, tags=made)
 
 
-def _connect() -> tuple[Any, str]:
+def connect() -> tuple[Any, str]:
     """A client of the tracking server and the id of the experiment, which is made if need be.
 
     Raises ``ConnectionError`` within seconds where no server answers.

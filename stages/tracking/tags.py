@@ -1,5 +1,6 @@
 """What a result came from: commit, experiment, hashes and sources, in words fit to be shown."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,12 +11,15 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from stages.core.project import project_root
+from stages.parameters.params import PARAMS_FILE, flattened
+from stages.reporting.comparison import differences
+from stages.reporting.seeds import SEED
 
 
 def experiment_name(root: Path = Path()) -> str:
     """The name of the run: DVC's experiment, or ``workspace-<short commit>`` outside of one."""
     name = os.environ.get("DVC_EXP_NAME", "").strip()
-    return name or f"workspace-{_git(root, 'rev-parse', '--short', 'HEAD') or 'uncommitted'}"
+    return name or f"workspace-{git(root, 'rev-parse', '--short', 'HEAD') or 'uncommitted'}"
 
 
 def provenance(root: Path = Path()) -> dict[str, str]:
@@ -23,25 +27,30 @@ def provenance(root: Path = Path()) -> dict[str, str]:
 
     ``git.commit``, ``git.branch``, ``git.state`` (clean, or which tracked files differ, outputs
     of the pipeline aside), ``dvc.experiment``, ``dvc.baseline``, ``dvc.md5.<path>`` of every
-    output in ``dvc.lock`` below data/ and models/, and ``data.*`` and ``model.*`` (kind, repo,
-    commit, licence) from the SOURCE.json files.
+    output in ``dvc.lock`` below data/ and models/, ``data.*`` and ``model.*`` (kind, repo,
+    commit, licence) from the SOURCE.json files; ``changed`` (parameters that differ from the
+    commit's, with their values), ``sweep`` (commit and names of these) and ``setting`` (a hash of
+    data and parameters, ``train.seed`` aside); and MLflow's own for source and commit.
     """
-    outputs = _outputs(root)
-    changed = [
-        path
-        for path in _changed(root)
-        if path != "dvc.lock" and not any(f"{path}/".startswith(f"{out}/") for out in outputs)
-    ]
-    state = "dirty: " + ", ".join(changed) if changed else "clean"
-    commit = _git(root, "rev-parse", "HEAD")
+    hashes = outputs(root)
+    commit, branch = git(root, "rev-parse", "HEAD"), git(root, "branch", "--show-current")
+    edited = changed_files(root)
+    state = "dirty: " + ", ".join(edited) if edited else "clean"
+    baseline = os.environ.get("DVC_EXP_BASELINE_REV", "")
+    remote = git(root, "remote", "get-url", "origin")
     found = {
         "git.commit": commit,
-        "git.branch": _git(root, "branch", "--show-current"),
+        "git.branch": branch,
         "git.state": state if commit else "",
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "dvc.baseline": baseline,
+        "mlflow.source.name": "dvc.yaml" if (root / "dvc.yaml").is_file() else "",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.git.branch": branch,
+        "mlflow.source.git.repoURL": remote if ":" in remote else "",
     }
-    for path, digest in outputs.items():
+    for path, digest in hashes.items():
         if path.startswith(("data/", "models/")):
             found[f"dvc.md5.{path}"] = digest
     for name, folder in (("data", "data/raw"), ("model", "models/base")):
@@ -50,7 +59,25 @@ def provenance(root: Path = Path()) -> dict[str, str]:
             described = json.loads(source.read_text(encoding="utf-8"))
             for key in ("kind", "repo", "commit", "licence"):
                 found[f"{name}.{key}"] = str(described.get(key) or "")
-    return {key: redacted(value, root) for key, value in found.items() if value}
+    return {k: redacted(v, root) for k, v in (found | _sweep(root, baseline)).items() if v}
+
+
+def _sweep(root: Path, baseline: str) -> dict[str, str]:
+    """How the parameters differ from those of the commit that an experiment starts from."""
+    if not (root / PARAMS_FILE).is_file():
+        return {}
+    load = YAML(typ="safe", pure=True).load
+    now = flattened(load((root / PARAMS_FILE).read_text(encoding="utf-8")) or {})
+    before = git(root, "show", f"{baseline or 'HEAD'}:./{PARAMS_FILE}")
+    apart = differences(flattened(load(before) or {}), now) if before else ()
+    names = ", ".join(key for key, _, _ in apart)
+    alike = {key: value for key, value in now.items() if key != SEED}
+    content = json.dumps([alike, outputs(root).get("data/formatted")], sort_keys=True, default=str)
+    return {
+        "changed": ", ".join(f"{key}={new}" for key, _, new in apart),
+        "sweep": f"{baseline[:7]} {names}" if baseline and names else "",
+        "setting": hashlib.sha256(content.encode()).hexdigest()[:12],
+    }
 
 
 def redacted(text: str, root: Path = Path()) -> str:
@@ -68,7 +95,7 @@ def redacted(text: str, root: Path = Path()) -> str:
     return text
 
 
-def _outputs(root: Path) -> dict[str, str]:
+def outputs(root: Path) -> dict[str, str]:
     """Path to md5 of every output in ``dvc.lock``; none if there is no such file yet."""
     lock = root / "dvc.lock"
     document = YAML(typ="safe").load(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
@@ -76,20 +103,26 @@ def _outputs(root: Path) -> dict[str, str]:
     return {out["path"]: str(out.get("md5", "")) for out in outs}
 
 
-def _changed(root: Path) -> list[str]:
-    """Tracked files that differ from the last commit, relative to ``root``.
+def changed_files(root: Path, *, made: bool = False) -> list[str]:
+    """Tracked files that differ from the last commit, relative to ``root``; those that the pipeline
+    makes, ``dvc.lock`` included, only if ``made``.
 
     Compared through an index made for this: in DVC's temporary copies the repository's own may hold
     the times and sizes of files as DVC changed them, and a changed params.yaml then looks clean.
     """
     with tempfile.TemporaryDirectory() as folder:
         index = str(Path(folder, "index"))
-        _git(root, "read-tree", "HEAD", index=index)
-        names = _git(root, "diff", "--name-only", "--relative", "-z", index=index)
-    return sorted(name for name in names.split("\0") if name)
+        git(root, "read-tree", "HEAD", index=index)
+        names = git(root, "diff", "--name-only", "--relative", "-z", index=index)
+    known = () if made else ("dvc.lock", *outputs(root))
+    return sorted(
+        name
+        for name in names.split("\0")
+        if name and not any(f"{name}/".startswith(f"{path}/") for path in known)
+    )
 
 
-def _git(root: Path, *arguments: str, index: str | None = None) -> str:
+def git(root: Path, *arguments: str, index: str | None = None) -> str:
     """What git prints, or nothing where there is no git or no repository."""
     try:
         done = subprocess.run(

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Runs a preset on one node of a SLURM cluster, from a clean machine: code from Git, data and cache
+# from the DVC remote, results pushed back to both.
+#
+#   REPOSITORY=git@host:us/pipeline.git NAME=first sbatch examples/slurm.sh
+#   REPOSITORY=… NAME=warm SET='train.beta=0.1,0.2 train.seed=1,2' sbatch examples/slurm.sh
+#
+# DRY_RUN=1 bash examples/slurm.sh prints what would run. Change the lines with #SBATCH to what your
+# cluster calls its partitions and GPUs. MLFLOW_TRACKING_URI, HF_TOKEN and the credentials of the
+# remote come from the environment that sbatch hands on.
+#SBATCH --job-name=preference-tuning
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=32
+#SBATCH --mem=256G
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.log
+#SBATCH --signal=B:TERM@300   # five minutes before the end
+#SBATCH --requeue
+set -euo pipefail
+
+: "${REPOSITORY:?the address of the Git repository}"
+: "${NAME:?a name for the experiment}"
+PRESET=${PRESET:-qwen3-vl-4b-8gpu}
+WORK=${WORK:-${SCRATCH:-$PWD}/preference-tuning}   # kept between jobs: checkpoints are in it
+GPUS=${GPUS:-0,1,2,3,4,5,6,7}
+SET=${SET:-}
+
+run() {
+  echo "+ $*"
+  [ -n "${DRY_RUN:-}" ] || "$@"
+}
+
+# A job near its end: the stage is interrupted as by Ctrl-C, keeps what it finished, and the next job
+# resumes. Bash runs a trap only once the command before it has ended, so the command is waited for.
+long() {
+  echo "+ $*"
+  if [ -n "${DRY_RUN:-}" ]; then return; fi
+  set -m
+  "$@" &
+  child=$!
+  set +m
+  trap 'kill -INT -- "-$child"' TERM
+  wait "$child" || wait "$child"
+}
+
+if [ ! -d "$WORK/.git" ]; then
+  run git clone "$REPOSITORY" "$WORK"
+fi
+[ -n "${DRY_RUN:-}" ] || cd "$WORK"
+run make setup
+run make use "PRESET=$PRESET"
+export PATH="$PWD/.venv/bin:$PATH"
+run dvc pull --allow-missing --run-cache   # base, data, reference, and whatever else was pushed
+if [ -n "$SET" ]; then
+  run git -c user.name="${USER:-slurm}" -c user.email="${USER:-slurm}@localhost" \
+    commit --allow-empty --all --message "Preset $PRESET"
+  long make sweep "SET=$SET" "GPUS=$GPUS" "NAME=$NAME"
+else
+  long dvc exp run --name "$NAME"
+fi
+run dvc exp push origin --rev HEAD         # experiments to Git, their outputs to the DVC remote
+run make sync

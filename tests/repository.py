@@ -1,0 +1,34 @@
+"""Real Git and DVC repositories for tests: how commands run in them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def environment(**more: str) -> dict[str, str]:
+    """That of the tests, less what a `dvc exp run` around them would have set."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "GIT_"))}
+    return inherited | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+        **{f"GIT_{who}_{what}": "test@example.org"
+           for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        **more,
+    }  # fmt: skip
+
+
+def attempt(*words: str, folder: Path, **more: str) -> "subprocess.CompletedProcess[str]":
+    """What a command did, whether it worked or not."""
+    return subprocess.run(
+        words, cwd=folder, env=environment(**more), capture_output=True, text=True, check=False
+    )
+
+
+def call(*words: str, folder: Path, **more: str) -> str:
+    """What a command prints that has to work."""
+    done = attempt(*words, folder=folder, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -1,0 +1,174 @@
+"""What goes wrong around a pipeline: a full disk, a kill, two at once, a damaged cache. One clear
+message, nothing lost, and the next run completes. docs/faults.md has the table.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from tests.contracts import ROOT, table_under
+from tests.repository import attempt, call, environment
+from tests.test_way_back import clone, commit_and_push, hashes, make
+
+FAULTS = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+STAGE = """
+import os, pathlib, sys, time
+marker = pathlib.Path(os.environ.get("MARKER", "nowhere"))
+def put(path, text):
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_text(text)
+if sys.argv[1] == "data":
+    put("data/pairs/pairs.txt", "pairs")
+if sys.argv[1] == "train":
+    if marker.exists():  # as long as the test wants
+        put(f"{marker}.begun", str(os.getpid()))
+        time.sleep(60)
+    put("models/adapter/weights", "weights")
+    put("reports/curves/train.csv", "step,loss")
+if sys.argv[1] == "evaluate":
+    put("reports/results/metrics.json", "{}")
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make(tmp_path, STAGE)
+
+
+def begun(project, marker):
+    """``dvc repro`` in the middle of its training."""
+    marker.touch()
+    process = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=project,
+        env=environment(MARKER=str(marker)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+    )
+    end = time.monotonic() + 60
+    while not marker.with_name(f"{marker.name}.begun").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_repro_that_was_ended_is_completed_by_the_next(project, tmp_path, how):
+    marker = tmp_path / "marker"
+    process = begun(project, marker)
+    os.killpg(process.pid, how)
+    process.communicate(timeout=30)
+    assert process.returncode
+    marker.unlink()
+    assert "data/pairs" in hashes_so_far(project)  # what was finished is known
+    said = call("dvc", "repro", folder=project)
+    assert "'preprocess' didn't change" in said
+    assert (project / "models/adapter/weights").read_text() == "weights"
+
+
+def hashes_so_far(project):
+    return hashes(project) if (project / "dvc.lock").exists() else {}
+
+
+@pytest.mark.slow
+def test_a_second_repro_at_once_is_refused_and_harms_nothing(project, tmp_path):
+    marker = tmp_path / "marker"
+    process = begun(project, marker)
+    try:
+        second = attempt("dvc", "repro", folder=project)
+        assert second.returncode
+        assert re.search(r"lock|busy|another", second.stderr, re.IGNORECASE)
+        assert "Traceback" not in second.stderr
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    marker.unlink()
+    call("dvc", "repro", "--quiet", folder=project)
+    assert (project / "models/adapter/weights").exists()
+
+
+@pytest.mark.slow
+def test_a_damaged_object_of_the_cache_is_noticed_and_pulled_again(project):
+    call("dvc", "repro", "--quiet", folder=project)
+    commit_and_push(project)
+    shutil.rmtree(project / "models/adapter")
+    (file,) = (
+        file
+        for file in (project / ".dvc/cache/files").rglob("*")
+        if file.is_file() and file.read_bytes() == b"weights"
+    )
+    file.chmod(0o644)
+    file.write_text("weighty")
+    call("dvc", "pull", "--quiet", folder=project)
+    assert (project / "models/adapter/weights").read_text() == "weights"
+
+
+@pytest.mark.slow
+def test_a_remote_that_is_gone_is_one_message(project, tmp_path):
+    call("dvc", "repro", "--quiet", folder=project)
+    commit_and_push(project)
+    here = clone(project, tmp_path / "clone")
+    call("dvc", "remote", "modify", "-q", "--local", "storage", "url", "s3://gone/x", folder=here)
+    dead = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_MAX_ATTEMPTS": "1"}
+    endpoint = ("endpointurl", "http://127.0.0.1:9")
+    call("dvc", "remote", "modify", "-q", "--local", "storage", *endpoint, folder=here)
+    done = attempt("dvc", "pull", folder=here, **dead)
+    assert done.returncode
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("ERROR")
+    call("dvc", "repro", "--quiet", folder=here)  # it does not need the remote
+
+
+def stage_that(body, tmp_path):
+    script = tmp_path / "stage.py"
+    script.write_text(
+        '"""A stage."""\nimport errno\nfrom pathlib import Path\n'
+        "from stages.core import command\ndef main() -> None:\n"
+        + textwrap.indent(textwrap.dedent(body), "    ")
+        + "\ncommand.run(main)\n"
+    )
+    return subprocess.run(
+        [sys.executable, str(script)],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")
+def test_a_full_disk_is_one_message_in_every_stage(tmp_path):
+    done = stage_that("Path('/dev/full').write_text('x' * 100)", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: No space left on device: ")
+    assert "free some space, then run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_disk_that_can_not_be_written_is_one_message_with_its_file(tmp_path):
+    body = "raise OSError(errno.EROFS, 'Read-only file system', 'models/adapter')"
+    done = stage_that(body, tmp_path)
+    expected = "error: Read-only file system: models/adapter; make the file system writable"
+    assert done.stderr.startswith(expected)
+    other = stage_that("raise OSError(errno.EIO, 'Input/output error', 'x')", tmp_path)
+    assert "Traceback" in other.stderr  # what nobody foresaw keeps its trace
+
+
+def test_every_fault_in_the_table_names_a_test_that_exists():
+    rows = table_under(FAULTS, "# Faults")
+    assert len(rows) > 10
+    for fault, *_, shown in rows:
+        found = re.fullmatch(r"`(tests/\w+\.py)::(\w+)`", shown)
+        assert found, fault
+        assert f"def {found[2]}(" in (ROOT / found[1]).read_text(encoding="utf-8"), fault

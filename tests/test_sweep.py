@@ -1,0 +1,165 @@
+"""Sweeps: combinations, names, and experiments that run side by side, one on each GPU."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages import sweep
+from stages.core.errors import UserError
+from tests.repository import ROOT, attempt, call, environment
+
+STAGE = """
+import json, os, pathlib, sys, time
+from ruamel.yaml import YAML
+p = YAML(typ="safe", pure=True).load(pathlib.Path("params.yaml").read_text())
+log = pathlib.Path(sys.argv[2])
+start = time.time()
+if sys.argv[1] == "data":
+    (log / f"data-{time.time_ns()}").write_text("ran")
+    pathlib.Path("data.txt").write_text("data")
+else:
+    beta = p["train"]["beta"]
+    if beta == 9:
+        print("RuntimeError: CUDA out of memory")
+        sys.exit(3)
+    time.sleep(p["train"]["seconds"])
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    (log / f"train-{beta}").write_text(json.dumps([gpu, start, time.time()]))
+    pathlib.Path("result.json").write_text(json.dumps({"beta": beta}))
+"""
+PIPELINE = """
+stages:
+  data:
+    cmd: python stage.py data {log}
+    deps: [stage.py]
+    outs: [data.txt]
+  train:
+    cmd: python stage.py train {log}
+    deps: [stage.py, data.txt]
+    params: [train]
+    metrics: [{{result.json: {{cache: false}}}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("sets", "found"),
+    [
+        ("a.b=1,2", [("a.b=1",), ("a.b=2",)]),
+        ("a=1,2 b=x", [("a=1", "b=x"), ("a=2", "b=x")]),
+        ("a=[q,v],[q]", [("a=[q,v]",), ("a=[q]",)]),
+        ("+train.neftune=5", [("+train.neftune=5",)]),
+    ],
+)
+def test_values_are_combined(sets, found):
+    assert sweep.combinations(sets) == found
+
+
+@pytest.mark.parametrize("sets", ["", "train.beta", "train.beta=", "=1"])
+def test_what_names_no_values_is_refused(sets):
+    with pytest.raises(UserError, match=r"train\.beta=0"):
+        sweep.combinations(sets)
+
+
+def test_an_experiment_is_named_after_its_values():
+    assert sweep.experiment(("train.beta=0.05", "train.seed=1")) == "beta-0.05-seed-1"
+    assert sweep.experiment(("+train.lora_target=[q,v]",), "wide") == "wide-lora_target-_q_v"
+
+
+def test_a_worker_sees_its_gpu_and_nothing_of_an_experiment_around_it(monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "outer")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert sweep.environment("2")["CUDA_VISIBLE_DEVICES"] == "2"
+    assert sweep.environment("2+3")["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert sweep.environment(None)["CUDA_VISIBLE_DEVICES"] == "7"
+    assert "DVC_EXP_NAME" not in sweep.environment(None)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder: Path = tmp_path_factory.mktemp("sweep")
+    log = folder / "log"
+    log.mkdir()
+    here = folder / "project"
+    here.mkdir()
+    (here / "stage.py").write_text(STAGE)
+    (here / "dvc.yaml").write_text(PIPELINE.format(log=log))
+    (here / "params.yaml").write_text("train: {beta: 0.1, seconds: 2.0}\n")
+    (here / ".gitignore").write_text("/reports/diary/\n")
+    call("git", "init", "--quiet", "--initial-branch", "main", folder=here)
+    call("dvc", "init", "--quiet", folder=here)
+    call("dvc", "repro", "--quiet", folder=here)
+    call("git", "add", ".", folder=here)
+    call("git", "commit", "--quiet", "-m", "Run", folder=here)
+    return here, log
+
+
+def words(*arguments):
+    return ("python", "-m", "stages.sweep", "--sets", *arguments)
+
+
+@pytest.mark.slow
+def test_experiments_run_side_by_side_each_on_its_gpu_and_only_what_changed(project):
+    here, log = project
+    done = attempt(
+        *words("train.beta=0.2,0.3,9", "--gpus", "0,1"), folder=here, PYTHONPATH=str(ROOT)
+    )
+    assert done.returncode == 1
+    assert "1 of 3 experiments failed: beta-9" in done.stderr
+    assert "CUDA out of memory" in done.stderr
+    assert "Traceback" not in done.stderr
+    spans = [eval((log / f"train-{beta}").read_text()) for beta in (0.2, 0.3)]
+    assert {gpu for gpu, _, _ in spans} == {"0", "1"}
+    assert max(start for _, start, _ in spans) < min(end for *_, end in spans)
+    assert len(list(log.glob("data-*"))) == 1  # the first `dvc repro`
+    listed = call("dvc", "exp", "list", "--name-only", folder=here).split()
+    assert sorted(listed) == ["beta-0.2", "beta-0.3"]
+    shown = call("dvc", "metrics", "diff", "HEAD", "beta-0.3", folder=here)
+    assert "0.3" in shown
+    assert call("git", "status", "--porcelain", folder=here) == ""
+
+
+@pytest.mark.slow
+def test_a_second_call_runs_what_is_missing(project):
+    here, log = project
+    (log / "train-0.2").unlink(missing_ok=True)
+    done = attempt(*words("train.beta=0.2,0.4"), folder=here, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert "beta-0.2: is there already" in done.stdout
+    assert not (log / "train-0.2").exists()
+    assert (log / "train-0.4").exists()
+
+
+@pytest.mark.slow
+def test_uncommitted_edits_are_refused_and_an_interruption_leaves_no_process(project):
+    here, _ = project
+    (here / "params.yaml").write_text("train: {beta: 0.1, seconds: 300}\n")
+    done = attempt(*words("train.beta=0.7"), folder=here, PYTHONPATH=str(ROOT))
+    assert "params.yaml differ from the last commit" in done.stderr
+    call("git", "commit", "--quiet", "-a", "-m", "Slow", folder=here)
+    process = subprocess.Popen(
+        [sys.executable, *words("train.beta=0.7")[1:]],
+        cwd=here,
+        env=environment(PYTHONPATH=str(ROOT)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+    def children():
+        found = subprocess.run(
+            ["pgrep", "-f", f"stage.py train {here.parent}"], capture_output=True
+        )
+        return found.stdout.split()
+
+    end = time.monotonic() + 60
+    while not children():
+        assert time.monotonic() < end, "the experiment never began"
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 130, output
+    time.sleep(1)
+    assert not children()
