@@ -10,6 +10,7 @@ tag.
 
 import json
 import os
+import re
 from pathlib import Path
 
 from stages.core import command, hub_errors
@@ -18,6 +19,8 @@ from stages.sharing import bundle
 
 
 def main(repo: str, version: str = "", public: str = "", releases: Path = bundle.RELEASES) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(f"'{repo}' is not a repository's name; write REPO=owner/name")
     folder = releases / (version or highest(releases))
     if not (folder / bundle.FACTS).is_file():
         raise UserError(f"there is no {folder}; `make release VERSION={folder.name}` makes it")

@@ -58,7 +58,7 @@ def main(models: str = ",".join(APIS), host: str = servers.HERE, port: int = 800
             running[name] = (kind, process, folder)
         print("loading …", flush=True)
         for name, (kind, process, folder) in running.items():
-            address = f"http://{host}:{ports[name]}"
+            address = f"http://{servers.HERE if servers.is_any(host) else host}:{ports[name]}"
             path = "/" if name == CHAT else "/v1/models"
             if not servers.wait(address + path, lambda one=process: one.poll() is None):
                 raise cli.failed(kind, process.returncode, folder)

@@ -191,7 +191,8 @@ def released(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place: Path = tmp_path_factory.mktemp("released")
     shutil.copytree(made, place, dirs_exist_ok=True)
     folder = place / "project"
-    (folder / ".gitignore").write_text("/releases/\n/mlflow.db*\n/mlartifacts/\n/reports/mlflow_*\n")
+    ignored = ("/releases/", "/mlflow.db*", "/mlartifacts/", "/reports/mlflow_pending/")
+    (folder / ".gitignore").write_text("\n".join(ignored), encoding="utf-8")
     call("git", "commit", "-qam", "Ignore MLflow", folder=folder)
     with pytest.MonkeyPatch.context() as patch:
         entered(folder, patch)
@@ -278,9 +279,7 @@ def told(released: Path, pattern: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", ["dvc artifacts get", "dvc get"])
-def test_a_colleague_gets_the_released_adapter_without_a_clone(
-    released, digest, tmp_path, command
-):
+def test_a_colleague_gets_the_released_adapter_without_a_clone(released, digest, tmp_path, command):
     call(*told(released, command), folder=tmp_path)
     assert sha256(tmp_path / "adapter") == digest
 

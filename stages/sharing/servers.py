@@ -23,6 +23,11 @@ def is_here(host: str) -> bool:
         return host == "localhost"
 
 
+def is_any(host: str) -> bool:
+    """Whether ``host`` stands for every address of this machine."""
+    return host in ("0.0.0.0", "::")
+
+
 def check_host(host: str) -> None:
     """Raise ``UserError`` where others could reach the server without a key."""
     if not is_here(host) and not os.environ.get(KEY):
@@ -46,9 +51,11 @@ def check_port(host: str, port: int) -> None:
 
 def wait(address: str, is_running: Callable[[], bool]) -> bool:
     """Wait until an address answers, whatever it says; False if ``is_running`` is before that."""
+    # A proxy in the environment is for other machines.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while is_running():
         try:
-            urllib.request.urlopen(address, timeout=5).close()
+            direct.open(address, timeout=5).close()
             return True
         except urllib.error.HTTPError:
             return True
