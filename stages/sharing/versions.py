@@ -5,9 +5,11 @@ read. The champion is the highest version: Git is the truth, MLflow's alias mirr
 """
 
 import json
+import logging
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stages.core.errors import UserError
 from stages.evaluation import regression
@@ -73,18 +75,30 @@ def unready() -> Iterator[str]:
     changed = [line[3:] for line in (git("status", "--porcelain") or "").splitlines()]
     if changed:
         yield f"changes are not committed: {listed(changed)}"
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # what it warns of is said below
     with Repo() as repo:
         if stale := sorted(repo.status()):
             yield f"dvc.lock is not current: {listed(stale)} would run again (`dvc repro`)"
         try:
-            missing = sorted(
-                name for name, state in repo.status(cloud=True).items() if state != "deleted"
-            )
+            missing = unpushed(repo)
         except NoRemoteError:
             yield "no DVC remote has the outputs (`dvc remote add -d storage …`, `dvc push`)"
         else:
             if missing:
                 yield f"the DVC remote lacks {listed(missing)} (`dvc push`)"
+
+
+def unpushed(repo: Any) -> list[str]:
+    """Outputs of which the DVC remote lacks something.
+
+    DVC's own status says nothing of a folder whose list of files is neither in the cache nor in the
+    remote, so each output's hash is looked up as well.
+    """
+    remote = repo.cloud.get_remote_odb()
+    cached = [out for out in repo.index.outs if out.use_cache and out.hash_info]
+    found = {str(out) for out in cached if not remote.exists(out.hash_info.value)}
+    found |= {name for name, state in repo.status(cloud=True).items() if state != "deleted"}
+    return sorted(found)
 
 
 def undefensible(at: Places, before: str | None) -> Iterator[str]:
