@@ -91,8 +91,8 @@ def log_probs(answers: Mapping[str, Asked]) -> str:
     rows = [
         [
             "the answer of both" if same else f"{name}'s answer",
-            f"{asked.under_base:.2f}",
-            f"{asked.under_tuned:.2f}",
+            f"{asked.under_base:z.2f}",
+            f"{asked.under_tuned:z.2f}",
             asked.tokens,
             "" if asked.finished else "cut off",
         ]
@@ -131,7 +131,7 @@ def show_pair(row: Mapping[str, Any], images: Path, scores: Mapping[str, float])
     print(f"question: {formatted.question(row)}")
     for side in ("chosen", "rejected"):
         before, after = (scores[f"{who}_{side}_logps"] for who in ("reference", "policy"))
-        print(f"{side + ':':10}{row[side]['content']}  [{before:.2f} → {after:.2f} nats]")
+        print(f"{side + ':':10}{row[side]['content']}  [{before:z.2f} → {after:z.2f} nats]")
 
 
 if __name__ == "__main__":

@@ -64,11 +64,13 @@ def main(models: str = ",".join(APIS), host: str = servers.HERE, port: int = 800
                 raise cli.failed(kind, process.returncode, folder)
             shown = address if name == CHAT else f"{address}/v1 (model: {name})"
             print(f"{name}: {shown}", flush=True)
-        while True:
-            time.sleep(servers.PAUSE)
-            for kind, process, folder in running.values():
-                if process.poll() is not None:
-                    raise cli.failed(kind, process.returncode, folder)
+        with contextlib.suppress(KeyboardInterrupt):  # that is how a server ends
+            while all(process.poll() is None for _, process, _ in running.values()):
+                time.sleep(servers.PAUSE)
+            kind, process, folder = next(
+                one for one in running.values() if one[1].poll() is not None
+            )
+            raise cli.failed(kind, process.returncode, folder)
 
 
 if __name__ == "__main__":

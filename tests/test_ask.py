@@ -120,7 +120,7 @@ def test_a_pair_is_shown_with_what_training_did_to_its_answers(measured, capsys)
     assert f"images/{row['images'][0]}" in said
     assert "question: What color is the shape?" in said
     before, after = scores["reference_chosen_logps"], scores["policy_chosen_logps"]
-    assert f"{row['chosen']['content']}  [{before:.2f} → {after:.2f} nats]" in said
+    assert f"{row['chosen']['content']}  [{before:z.2f} → {after:z.2f} nats]" in said
 
 
 def test_scores_of_other_pairs_and_no_scores_are_refused(measured):

@@ -6,12 +6,13 @@ what the report counts.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 from stages.core.errors import UserError
 from stages.dataset import formatted
@@ -60,8 +61,9 @@ def load(model: Path, adapter: Path, p: Params) -> Models:
         UserError: as ``scoring.load``.
     """
     p = p.model_copy(update={"format": p.format.model_copy(update={"cutoff_len": UNCUT})})
-    markers = tokens.load(model, p).markers
-    return Models(scoring.load(model, p, adapter), p, markers)
+    with _quiet():
+        markers = tokens.load(model, p).markers
+        return Models(scoring.load(model, p, adapter), p, markers)
 
 
 def picture(file: Path, folder: Path, p: Params) -> str:
@@ -123,7 +125,7 @@ def ask(
     }
     under = {}
     for name in MODELS:
-        with models.as_(name), _no_progress():
+        with models.as_(name), _quiet():
             under[name] = scoring.log_probs(
                 models.policy, [pair], folder, batch_tokens=models.p.scoring.batch_tokens, label=""
             )
@@ -163,7 +165,7 @@ def _streamed(
     streaming = replace(
         policy, model=SimpleNamespace(device=policy.model.device, generate=generate)
     )
-    with _no_progress():
+    with _quiet():
         (answer,) = scoring.answer(
             streaming,
             [row],
@@ -176,7 +178,13 @@ def _streamed(
 
 
 @contextlib.contextmanager
-def _no_progress() -> Iterator[None]:
-    """Without the bar of one answer in one."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+def _quiet() -> Iterator[None]:
+    """Without progress bars and the libraries' notes; errors are exceptions."""
+    with contextlib.redirect_stderr(_nowhere()):
         yield
+
+
+@functools.cache
+def _nowhere() -> IO[str]:
+    # Never closed: loggers that are made meanwhile keep it.
+    return open(os.devnull, "w")

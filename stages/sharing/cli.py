@@ -47,10 +47,11 @@ def configuration(
 
 def environment(p: Params) -> dict[str, str]:
     """The environment of such a process: on the CPU where ``scoring.device`` says so."""
-    import torch
-
     found = config.environment(0, os.environ)
-    if scoring.choose_device(p.scoring.device, torch.cuda.is_available()) == "cuda":
+    if p.scoring.device != "cpu":
+        import torch
+
+        scoring.choose_device(p.scoring.device, torch.cuda.is_available())
         del found["CUDA_VISIBLE_DEVICES"]
         if chosen := os.environ.get("CUDA_VISIBLE_DEVICES"):
             found["CUDA_VISIBLE_DEVICES"] = chosen
