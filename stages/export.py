@@ -5,8 +5,8 @@
 In: the base, the adapter, some test pairs. Out: safetensors, configuration, tokenizer and processor
 in ``models/merged``, merged by ``llamafactory-cli export`` and then checked: log-probs are those of
 base plus adapter within ``BOUNDS``, tokenizer and processor load with transformers alone, images
-become as many tokens as in training, generation stops where the template does. The folder appears
-when all of that holds, or not at all.
+become about as many tokens as in training, generation stops where the template does. The folder
+appears when all of that holds, or not at all.
 
 A base that was trained on in 4 or 8 bits is merged unquantised, as there is no exact merge into
 quantised weights. The adapter learnt to correct the quantised base, so the merged model is another
@@ -41,6 +41,9 @@ SAMPLE = 16  # test pairs
 BOUNDS = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
 # The difference must also be small beside what training changed, or the adapter was lost in it.
 MOST_LOST = 0.5
+# How far the number of image tokens may be off without LLaMA-Factory, which rounds an image's sides
+# twice where transformers rounds them once: a row or column of tokens more or less.
+MOST_TOKENS = 0.2
 
 
 def main(out: Path = OUT) -> None:
@@ -106,18 +109,20 @@ def check(p: Params, at: places.Places, pairs: Sequence[dict[str, Any]], merged:
             f"{change:.2g}; set scoring.dtype to float32 and export again"
         )
     stops = generation_stops(p, at.model, merged)
-    tokens = plain_image_tokens(p, merged, pairs, at.images)
-    if tokens != found.image_tokens.tolist():
-        differ = int((np.array(tokens) != found.image_tokens).sum())
+    tokens = np.array(plain_image_tokens(p, merged, pairs, at.images))
+    most = int(found.image_tokens.sum())
+    if abs(int(tokens.sum()) - most) > MOST_TOKENS * most:
         raise UserError(
-            f"transformers alone makes another number of tokens of {differ} of {len(pairs)} "
-            "images than training did; use the adapter through LLaMA-Factory (make serve)"
+            f"transformers alone makes {tokens.sum()} tokens of {len(pairs)} pairs' images, "
+            f"training made {most}: the model would see other sizes than it was trained on; "
+            "use the adapter through LLaMA-Factory (make serve)"
         )
     return [
         f"log-probs of {len(pairs)} test pairs: base plus adapter within {off:.2g} nats per token "
         f"(bound in {p.scoring.dtype}: {bound:g}; training changed them by {change:.2g})",
-        f"transformers alone loads tokenizer and processor, and makes the same number of tokens of "
-        f"the {len(pairs)} images",
+        "transformers alone loads tokenizer and processor, and makes as many tokens as training of "
+        f"the images of {(tokens == found.image_tokens).sum()} of the pairs, {tokens.sum()} of "
+        f"all where training made {most}",
         f"generation stops at {' and '.join(stops)}",
     ]
 

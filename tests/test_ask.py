@@ -165,7 +165,7 @@ def test_answers_and_log_probs_are_those_of_the_evaluation(
         said[name] += text
 
     answers = asking.ask(models, row, images, max_new_tokens=MOST, write=write)
-    assert answers["base"].text != answers["tuned"].text
+    assert answers["base"].under_base != answers["base"].under_tuned
     for name, policy in (("base", base), ("tuned", tuned)):
         settings: Any = {"batch_tokens": 4096, "label": name}
         (alone,) = scoring.answer(policy, [row], images, max_new_tokens=MOST, **settings)

@@ -75,14 +75,17 @@ def merged(project: Path) -> Path:
 
 @pytest.mark.slow
 def test_transformers_alone_answers_as_base_plus_adapter_and_stops(
-    merged, tuned, formatted_dir, pairs_dir
+    merged, tuned, formatted_dir, pairs_dir, params_with
 ):
     from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
     from stages.model import scoring
 
-    rows = formatted.read(formatted_dir, "test")[:4]
-    images = pairs_dir / "images"
+    images, rows = pairs_dir / "images", formatted.read(formatted_dir, "test")
+    counts = scoring.log_probs(tuned, rows, images, batch_tokens=4096, label="").image_tokens
+    plain = export.plain_image_tokens(params_with(), merged, rows, images)
+    rows = [row for row, *both in zip(rows, counts, plain, strict=True) if len(set(both)) == 1]
+    assert len(rows) >= 4  # of the others, LLaMA-Factory rounds the sides otherwise
     expected = scoring.answer(
         tuned, rows, images, max_new_tokens=MOST, batch_tokens=1, label="tuned"
     )
@@ -135,6 +138,18 @@ def test_what_is_not_base_plus_adapter_never_appears(merged, project, monkeypatc
         export.main()
     assert (merged / "README.md").read_text() == before
     assert sorted(path.name for path in merged.parent.iterdir()) == ["adapter", "base", "merged"]
+
+
+@pytest.mark.slow
+def test_a_processor_that_shows_other_sizes_than_training_did_is_refused(
+    merged, project, monkeypatch
+):
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(export, "plain_image_tokens", lambda *_: [1] * export.SAMPLE)
+    monkeypatch.setattr(export, "merge", lambda p, model, adapter, out: shutil.copytree(
+        merged, out, dirs_exist_ok=True))  # fmt: skip
+    with pytest.raises(UserError, match="the model would see other sizes"):
+        export.main(Path("models/other"))
 
 
 @pytest.mark.slow

@@ -139,14 +139,26 @@ def free_ports() -> int:
 
 
 @pytest.fixture(scope="module")
+def strong(adapter_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random adapter, so much stronger that it answers otherwise than the base."""
+    from safetensors.torch import load_file, save_file
+
+    folder: Path = tmp_path_factory.mktemp("strong") / "adapter"
+    shutil.copytree(adapter_dir, folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({k: v * 4 for k, v in weights.items()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
 def served(
-    model_dir: Path, adapter_dir: Path, write_params: Any, tmp_path_factory: Any
+    model_dir: Path, strong: Path, write_params: Any, tmp_path_factory: Any
 ) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """The port of the tuned model, the next one being the base's, and the process."""
     folder = tmp_path_factory.mktemp("served")
     (folder / "models").mkdir()
     (folder / "models" / "base").symlink_to(model_dir)
-    (folder / "models" / "adapter").symlink_to(adapter_dir)
+    (folder / "models" / "adapter").symlink_to(strong)
     shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
     write_params(folder / "params.yaml")
     port = free_ports()
@@ -197,13 +209,13 @@ def answer(port: int, asked: dict[str, Any]) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "offset"), [("tuned", 0), ("base", 1)])
 def test_a_picture_in_a_request_is_answered_as_in_the_evaluation(
-    served, name, offset, formatted_dir, pairs_dir, request
+    served, name, offset, formatted_dir, pairs_dir, model_dir, strong, params_with
 ):
     from stages.model import scoring
 
     port, _ = served
     places = range(6)
-    policy = request.getfixturevalue(name)
+    policy = scoring.load(model_dir, params_with(), strong if name == "tuned" else None)
     rows = json.loads((formatted_dir / "test.json").read_text())
     expected = scoring.answer(
         policy,
@@ -215,6 +227,8 @@ def test_a_picture_in_a_request_is_answered_as_in_the_evaluation(
     )
     given = [answer(port + offset, asking(formatted_dir, pairs_dir, place)) for place in places]
     assert given == [each.text for each in expected]
+    if name == "tuned":
+        assert len(set(given)) > 1
 
 
 @pytest.mark.slow
