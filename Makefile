@@ -26,7 +26,7 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check check-data lint setup use ui exps sweep seeds costs sync lock clean venv
+.PHONY: help repro test check check-data lint setup use ui exps sweep seeds costs sync ask export serve chat release publish lock clean venv
 .SILENT:
 
 help: ## List these commands
@@ -93,6 +93,30 @@ costs: setup ## What each stage took when it ran here
 
 sync: setup ## Log to MLflow what it could not be given before
 	$(IN_VENV) python -m stages.sync
+
+ask: setup ## Ask base and tuned: make ask IMAGE=photo.jpg QUESTION="..." (or PAIRS=5, test pairs)
+	$(IN_VENV) python -m stages.ask $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"} \
+	  $${PAIRS:+--pairs "$$PAIRS"}
+
+export: setup ## Merge the adapter into its base: models/merged
+	$(IN_VENV) python -m stages.export
+
+# Some shells set HOST to the machine's name, which nobody asked to listen on.
+LISTEN = $(if $(filter command,$(origin HOST)),--host "$(HOST)") \
+  --port $(if $(filter file,$(origin PORT)),$(1),$(PORT))
+
+serve: setup ## OpenAI's API for tuned and base, on this machine only (PORT=8000, MODELS=tuned)
+	$(IN_VENV) python -m stages.serve $${MODELS:+--models "$$MODELS"} $(call LISTEN,8000)
+
+chat: setup ## A page to chat with the tuned model, on this machine only (PORT=7860)
+	$(IN_VENV) python -m stages.serve --models chat $(call LISTEN,7860)
+
+release: setup ## Tag the adapter here as a version: make release VERSION=v1.0.0 (FORCE=1)
+	$(IN_VENV) python -m stages.release --version "$$VERSION" $${FORCE:+--force "$$FORCE"}
+
+publish: setup ## Upload a release to the Hub, private: make publish REPO=owner/name (VERSION=, PUBLIC=1)
+	$(IN_VENV) python -m stages.publish --repo "$$REPO" $${VERSION:+--version "$$VERSION"} \
+	  $${PUBLIC:+--public "$$PUBLIC"}
 
 lock: venv ## Resolve requirements.in into requirements.txt (ARGS=--upgrade for the newest)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -1,12 +1,15 @@
-"""A real local HTTP server that speaks as much of the Hugging Face Hub's API as downloads need.
+"""A real local HTTP server that speaks as much of the Hugging Face Hub's API as downloads need, and
+as an upload without Xet needs.
 
 ``with serve([Repo("owner/name", files={...})]) as url:`` answers the real client, for instance by
 ``HF_ENDPOINT=url``: repository information with sizes and digests, trees in pages, ``resolve`` with
 ETag and commit, and, as the Hub does it, large files by a redirect to another address, with Range
 requests. ``Repo.failure`` and its neighbours switch failures on; ``Repo.requests`` says what was
-asked. Nothing leaves the machine.
+asked. Whoever has the token ``writer`` may create repositories; a commit replaces ``Repo.files``.
+Nothing leaves the machine.
 """
 
+import base64
 import fnmatch
 import hashlib
 import io
@@ -138,14 +141,24 @@ def answering(answer: Callable[[BaseHTTPRequestHandler], Answer]) -> Iterator[st
 
 
 @contextmanager
-def serve(repos: Iterable[Repo]) -> Iterator[str]:
-    """Serve the repositories on a free local port; yields the base address, for ``HF_ENDPOINT``."""
+def serve(
+    repos: Iterable[Repo],
+    writer: str | None = None,
+    made: dict[tuple[str, str], Repo] | None = None,
+) -> Iterator[str]:
+    """Serve the repositories on a free local port; yields the base address, for ``HF_ENDPOINT``.
+
+    ``made``: repositories that are created are put there too, by type and name.
+    """
     hub = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     storage = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)  # another origin, as the Hub's is
     threads = []
     for server in (hub, storage):
         server.daemon_threads = True
-        server.repos = {(repo.type, repo.name): repo for repo in repos}  # type: ignore[attr-defined]
+        known = {} if made is None else made
+        known |= {(repo.type, repo.name): repo for repo in repos}
+        server.repos = known  # type: ignore[attr-defined]
+        server.writer, server.uploaded = writer, {}  # type: ignore[attr-defined]
         server.storage = _address(storage)  # type: ignore[attr-defined]
         threads.append(threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True))
         threads[-1].start()
@@ -407,13 +420,25 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
         address = urlsplit(self.path)
         query = parse_qs(address.query)
         path = address.path
-        if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(.*))?", path):
+        if path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            self._lfs_batch(json.loads(body)["objects"])
+        elif match := re.fullmatch(r"/uploads/(\w+)", path):
+            self.server.uploaded[match[1]] = body  # type: ignore[attr-defined]
+            self._send(200, b"", {})
+        elif match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(.*))?", path):
             self._api(match[1], match[2], match[3] or "", query, body)
         elif match := re.fullmatch(r"/storage/(model|dataset)/([^/]+/[^/]+)/(\w+)/(.+)", path):
             self._file(match[1], match[2], match[3], unquote(match[4]), redirected=True)
@@ -460,6 +485,9 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return
         what, _, rest = rest.partition("/")
+        if what in ("preupload", "commit", "tag") and self.command == "POST":
+            self._write(repo, what, body)
+            return
         revision, _, folder = rest.partition("/")
         found = repo.snapshots().get(unquote(revision) or "main")
         if what not in ("", "revision", "tree", "paths-info"):
@@ -489,6 +517,59 @@ class _Handler(BaseHTTPRequestHandler):
                     "siblings": siblings,
                 }
             )
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+        given = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if not given or given != self.server.writer:  # type: ignore[attr-defined]
+            self._error(401, None, "Invalid username or password.")
+        elif ("model", name) in self.server.repos:  # type: ignore[attr-defined]
+            url = f"http://{self.headers['Host']}/{name}"
+            told = {"error": "You already created this model repo", "url": url}
+            self._send(409, json.dumps(told).encode(), {})
+        else:
+            repo = Repo(name, {}, private=asked.get("visibility") == "private", token=given)
+            self.server.repos["model", name] = repo  # type: ignore[attr-defined]
+            self._json({"url": f"http://{self.headers['Host']}/{name}"})
+
+    def _lfs_batch(self, objects: list[dict[str, Any]]) -> None:
+        place = f"http://{self.headers['Host']}/uploads/"
+        self._json(
+            {
+                "transfer": "basic",
+                "objects": [
+                    {**each, "actions": {"upload": {"href": place + each["oid"], "header": {}}}}
+                    for each in objects
+                ],
+            }
+        )
+
+    def _write(self, repo: Repo, what: str, body: bytes) -> None:
+        if what == "tag":
+            repo.tags = {**repo.tags, json.loads(body)["tag"]: dict(repo.files)}  # type: ignore[arg-type]
+            self._json({})
+        elif what == "preupload":
+            modes = {
+                one["path"]: any(fnmatch.fnmatch(one["path"], pattern) for pattern in LFS)
+                for one in json.loads(body)["files"]
+            }
+            files = [
+                {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+                for path, large in modes.items()
+            ]
+            self._json({"files": files})
+        else:
+            files = dict(repo.files)  # type: ignore[arg-type]
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = self.server.uploaded[value["oid"]]  # type: ignore[attr-defined]
+            repo.files = files
+            commit, _ = repo.snapshots()["main"]
+            page = f"http://{self.headers['Host']}/{repo.name}/commit/{commit}"
+            self._json({"success": True, "commitOid": commit, "commitUrl": page})
 
     def _tree(self, files: Mapping[str, Content], folder: str, query: dict[str, list[str]]) -> None:
         prefix = f"{folder.rstrip('/')}/" if folder else ""

@@ -146,14 +146,27 @@ def _change_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
     ):
         if verdict(values, both.change) == "worse":
             yield Concern(True, f"{what}: {with_interval(values, both.change)}.")
-    tasks = [one for one in regression.read(values) if one.better]
+    for one in worse_tasks(regression.read(values)):
+        yield Concern(True, got_worse(one))
+
+
+def worse_tasks(found: Iterable[regression.TaskChange]) -> list[regression.TaskChange]:
+    """Those that got worse, by the ``RULES``."""
+    tasks = [one for one in found if one.better]
     tested = sum(one.change.p_value is not None for one in tasks)
-    for one in tasks:
-        change = one.change
-        sure = change.p_value is None or change.p_value < SURE / tested
-        if judged(change.direction, one.better) == "worse" and sure:
-            figure = FIGURE.difference.with_interval(change.difference, change.low, change.high)
-            yield Concern(True, f"{one.task} got worse: {one.metric} {figure}.")
+    return [
+        one
+        for one in tasks
+        if judged(one.change.direction, one.better) == "worse"
+        and (one.change.p_value is None or one.change.p_value < SURE / tested)
+    ]
+
+
+def got_worse(one: regression.TaskChange) -> str:
+    """A sentence on such a task."""
+    change = one.change
+    figure = FIGURE.difference.with_interval(change.difference, change.low, change.high)
+    return f"{one.task} got worse: {one.metric} {figure}."
 
 
 def _image_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:

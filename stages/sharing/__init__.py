@@ -1,0 +1,1 @@
+"""After the training: asking the models, merging, serving, releasing."""
