@@ -3,8 +3,8 @@
 In: the adapter, the base model, the test pairs, the reference's log-probs and the baseline. Out:
 ``headline`` (the few numbers that people compare by), ``results/`` (every number, explained in
 ``evaluation.catalogue``, and the tables behind the plots), ``details/`` (every pair's scores, both
-models' answers, what lm-eval's tasks gave, ``audit.csv``: pairs that contradict each other and images
-that look like one of another split); and the experiment's MLflow run, completed.
+models' answers, what lm-eval's tasks gave, and ``audit.csv``: pairs that contradict each other and
+images that look like one of another split); and the experiment's MLflow run, completed.
 
 Why only the tuned model is run here: the base's log-probs and answers are there already.
 """

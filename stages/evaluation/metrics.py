@@ -83,8 +83,8 @@ def score(
 
 def with_controls(scores: pd.DataFrame, controlled: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The scores with columns ``reward_margin_<way>``, ``base_margin_<way>`` and
-    ``tuned_margin_<way>`` from scores of a sample of the same pairs shown another image; NaN outside
-    the sample.
+    ``tuned_margin_<way>`` from scores of a sample of the same pairs shown another image; NaN
+    outside the sample.
     """
     for way, table in controlled.items():
         margins = table[["id", "reward_margin", "base_margin", "tuned_margin"]]

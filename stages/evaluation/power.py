@@ -47,8 +47,8 @@ def detectable(
       base and tuned went right and wrong independently. Training changes a part of the pairs only,
       so its variance is smaller, and the smallest change that is found is at most this.
 
-    Raises ``ValueError`` for fewer than two images. Source: Lachin 1981 for sample sizes; Kish 1965,
-    8.2, for the design effect; Connor 1987 for paired shares.
+    Raises ``ValueError`` for fewer than two images. Source: Lachin 1981 for sample sizes; Kish
+    1965, 8.2, for the design effect; Connor 1987 for paired shares.
     """
     from scipy.special import stdtrit
 

@@ -35,9 +35,9 @@ def judges(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, Floats]:
     """Outcomes (n,) on the test pairs of judges that learned from the training pairs which answer
     is chosen: 1 where a judge prefers chosen, ½ where it can't tell, else 0.
 
-    ``first_words``: from an answer's first words, ``bag_of_words``: from which words it has. Each is
-    a logistic regression on the difference of the two answers' features. Source: Gururangan et al.
-    2018 (arXiv 1803.02324), who found half of a data set's labels in its hypotheses alone.
+    ``first_words``: from an answer's first words, ``bag_of_words``: from which words it has. Each
+    is a logistic regression on the difference of the two answers' features. Source: Gururangan et
+    al. 2018 (arXiv 1803.02324), who found half of a data set's labels in its hypotheses alone.
     """
     return {
         name: _learned(train, test, features)
@@ -105,8 +105,8 @@ def contradictions(pairs: Iterable[Pair]) -> list[tuple[str, str]]:
 
 
 def looks(image: Path) -> tuple[int, NDArray[np.int16]]:
-    """What an image looks like from afar: its difference hash, 64 bits (is each of 8×8 cells
-    brighter than the one to its left?), and the colours of 8×8 cells, shape (192,), 0 to 255.
+    """What an image looks like from afar: its difference hash, 64 bits (is each of 8 by 8 cells
+    brighter than the one to its left?), and the colours of as many, shape (192,), 0 to 255.
     """
     from PIL import Image
 

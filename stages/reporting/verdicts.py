@@ -108,10 +108,10 @@ RULES = (
     "win_rate_over_blank or win_rate_over_shuffled is not clearly above 0; where a slice's win "
     "rate is clearly below one half; where repetition_change is clearly above 0; where the share "
     f"of unfinished answers rose by more than {100 * MORE_UNFINISHED:.0f} points.",
-    f"There is a note where base_accuracy is {100 * HIGH_BASE:.0f}% or more; where a shortcut tells "
-    f"more than {100 * SHORTCUT:.0f}% of the pairs apart: length (longer_wins, either way), "
-    "first_words_wins, bag_of_words_wins or base_accuracy_blank; where pairs contradict each other; "
-    "where images of test pairs look like others; where pairs are tied; where "
+    f"There is a note where base_accuracy is {100 * HIGH_BASE:.0f}% or more; where a shortcut "
+    f"tells more than {100 * SHORTCUT:.0f}% of the pairs apart: length (longer_wins, either way), "
+    "first_words_wins, bag_of_words_wins or base_accuracy_blank; where pairs contradict each "
+    "other; where images of test pairs look like others; where pairs are tied; where "
     f"there are fewer than {FEW_IMAGES} test images; where the win rate is “not clear”.",
 )
 
@@ -233,7 +233,7 @@ def _notes(values: Mapping[str, Any]) -> Iterable[Concern]:
 
 
 def _data_notes(values: Mapping[str, Any]) -> Iterable[Concern]:
-    """What the pairs give away without the image, and where they contradict or repeat each other."""
+    """What pairs give away without the image, and where they contradict or repeat each other."""
     longer = values.get("longer_wins")
     if is_known(longer) and max(longer, 1 - longer) > SHORTCUT:
         which = "longer" if longer > 0.5 else "shorter"
@@ -256,15 +256,16 @@ def _data_notes(values: Mapping[str, Any]) -> Iterable[Concern]:
                 "of the wins may need no image.",
             )
     if values.get("contradictory_pairs"):
+        number = shown("contradictory_pairs", values["contradictory_pairs"])
         yield Concern(
             False,
-            f"The data contradicts itself: {shown('contradictory_pairs', values['contradictory_pairs'])}"
-            " pairs have the same image and question as another, with the answers swapped.",
+            f"The data contradicts itself: {number} pairs have the same image and question as "
+            "another, with the answers swapped.",
         )
     if values.get("near_duplicate_images"):
         number = shown("near_duplicate_images", values["near_duplicate_images"])
         yield Concern(
             False,
-            f"{number} of the test pairs' images look the same as one of another split: their pairs "
-            "are not entirely held out.",
+            f"{number} of the test pairs' images look the same as one of another split: their "
+            "pairs are not entirely held out.",
         )
