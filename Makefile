@@ -25,7 +25,7 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check lint setup use ui exps costs sync lock clean venv
+.PHONY: help repro test check lint setup use ui exps costs plan sync lock clean venv
 .SILENT:
 
 help: ## List these commands
@@ -78,6 +78,10 @@ exps: setup ## Compare experiments: changed parameters, headline figures (ARGS=-
 
 costs: setup ## What each stage took when it ran here
 	$(IN_VENV) python -m stages.costs
+
+plan: setup ## What the run will take, what is missing (UTILISATION=0.3, PAIRS=1000)
+	$(IN_VENV) python -m stages.plan $(if $(PAIRS),--pairs $(PAIRS)) \
+	  $(if $(UTILISATION),--utilisation $(UTILISATION))
 
 sync: setup ## Log to MLflow what it could not be given before
 	$(IN_VENV) python -m stages.sync
