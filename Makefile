@@ -25,11 +25,11 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check lint setup use ui exps costs plan sync lock clean venv
+.PHONY: help repro test check lint setup use ui exps costs check-certificate doctor plan sync verify lock clean venv
 .SILENT:
 
 help: ## List these commands
-	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
 
 repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
@@ -78,6 +78,15 @@ exps: setup ## Compare experiments: changed parameters, headline figures (ARGS=-
 
 costs: setup ## What each stage took when it ran here
 	$(IN_VENV) python -m stages.costs
+
+verify: setup ## Run the committed pipeline again in a clone and compare (STAGES="format train", KEY=key.pem)
+	$(IN_VENV) python -m stages.verify $(if $(STAGES),--stages "$(STAGES)") $(if $(KEY),--key $(KEY))
+
+check-certificate: setup ## Is all here what reports/certificate.json says (PUBLIC_KEY=key.pub)
+	$(IN_VENV) python -m stages.certificate $(if $(PUBLIC_KEY),--public-key $(PUBLIC_KEY))
+
+doctor: setup ## Look for upstream's silent faults in the installed packages (under a minute)
+	$(IN_VENV) python -m stages.doctor
 
 plan: setup ## What the run will take, what is missing (UTILISATION=0.3, PAIRS=1000)
 	$(IN_VENV) python -m stages.plan $(if $(PAIRS),--pairs $(PAIRS)) \

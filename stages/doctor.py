@@ -7,6 +7,7 @@ what is wrong and what to do; exit status 1 if anything is. It takes under a min
 LLaMA-Factory's import. Each fault was met upstream: nothing crashes, and the numbers are wrong.
 """
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Patient:
 def main(model: Path = DEMO, preset: Path = PRESET) -> None:
     if not (model / "config.json").is_file():
         raise UserError(f"{model} is missing; run from the project's root, in a complete clone")
+    os.environ |= {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     print(", ".join(f"{name} {version(name)}" for name in PACKAGES if name != "bitsandbytes"))
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,14 @@ class Ran:
 
 
 def read(path: Path = LOCK) -> dict[str, Ran]:
-    """Stages by name, in the order of the file.
+    """Stages by name, each after those whose outputs it reads.
 
     Raises:
         UserError: it is missing or not what DVC writes.
     """
     try:
         document = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-        return {
+        stages = {
             str(name): Ran(
                 str(stage["cmd"]),
                 _contents(stage.get("deps", [])),
@@ -56,6 +57,7 @@ def read(path: Path = LOCK) -> dict[str, Ran]:
             )
             for name, stage in document["stages"].items()
         }
+        return {name: stages[name] for name in TopologicalSorter(_before(stages)).static_order()}
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `dvc repro` writes it") from None
     except (OSError, UnicodeDecodeError, YAMLError, AttributeError, KeyError, TypeError) as error:
@@ -67,6 +69,18 @@ def read(path: Path = LOCK) -> dict[str, Ran]:
 
 def outputs(stages: Mapping[str, Ran]) -> dict[str, Content]:
     return {path: content for ran in stages.values() for path, content in ran.outs.items()}
+
+
+def _before(stages: Mapping[str, Ran]) -> dict[str, list[str]]:
+    return {
+        name: [
+            other
+            for other, made in stages.items()
+            if other != name
+            and any(Path(dep).is_relative_to(out) for dep in ran.deps for out in made.outs)
+        ]
+        for name, ran in stages.items()
+    }
 
 
 def _contents(entries: list[dict[str, Any]]) -> dict[str, Content]:
