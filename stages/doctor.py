@@ -51,7 +51,6 @@ class Patient:
 def main(model: Path = DEMO, preset: Path = PRESET) -> None:
     if not (model / "config.json").is_file():
         raise UserError(f"{model} is missing; run from the project's root, in a complete clone")
-    os.environ |= {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     print(", ".join(f"{name} {version(name)}" for name in PACKAGES if name != "bitsandbytes"))
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -245,4 +244,5 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 
 
 if __name__ == "__main__":
+    os.environ |= {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     command.run(main)

@@ -97,7 +97,8 @@ def bring_inputs(clone: Path, names: Sequence[str], locked: Mapping[str, Ran]) -
     made = {out for name in names for out in locked[name].outs}
     # A command names what it reads too: images, which are no dependency, since a list stands for
     # them.
-    needed = {path for name in names for path in [*locked[name].deps, *locked[name].cmd.split()]}
+    words = {word for name in names for word in locked[name].cmd.split() if "/" in word}
+    needed = words.union(*(locked[name].deps for name in names))
     paths = sorted(
         out
         for out in lockfile.outputs(locked)
@@ -151,7 +152,8 @@ def run_again(clone: Path, names: Sequence[str]) -> None:
 def environment() -> dict[str, str]:
     """Without what DVC or Git tell a process of the project it was started from, and with a
     tracking server that nobody else sees."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "GIT_", "MLFLOW_"))}
+    others = ("DVC_", "GIT_", "MLFLOW_", "PYTHONPATH")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     own = {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db", "DVC_NO_ANALYTICS": "1"}
     scripts = str(Path(sys.executable).parent)
     return kept | own | {"PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}"}

@@ -24,7 +24,7 @@ def sign(certificate: Path, key: Path) -> str:
         UserError: the key can't be used.
     """
     try:
-        from model_signing import signing  # type: ignore[import-not-found, unused-ignore]
+        from model_signing import signing
     except ImportError:
         return f"{certificate} is not signed: the package model_signing is missing; {INSTALL}"
     try:
@@ -45,7 +45,7 @@ def verify(certificate: Path, public_key: Path) -> str:
     if not signature.is_file():
         raise UserError(f"{signature} is missing: the certificate is not signed")
     try:
-        from model_signing import verifying  # type: ignore[import-not-found, unused-ignore]
+        from model_signing import verifying
     except ImportError:
         raise UserError(
             f"{signature} can't be checked without the package model_signing; {INSTALL}"
