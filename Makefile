@@ -26,11 +26,12 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check check-data lint setup use ui exps sweep seeds costs sync ask export serve chat release publish lock clean venv
+.PHONY: help repro test check check-data lint setup use ui exps sweep seeds costs sync ask export serve chat release \
+  publish plan doctor verify check-certificate lock clean venv
 .SILENT:
 
 help: ## List these commands
-	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
 
 repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
@@ -90,6 +91,19 @@ seeds: setup ## Train with N other seeds (N=3, GPUS=0,1, SET= what else differs,
 
 costs: setup ## What each stage took when it ran here
 	$(IN_VENV) python -m stages.costs
+
+verify: setup ## Run the committed pipeline again in a clone and compare (STAGES="format train", KEY=key.pem)
+	$(IN_VENV) python -m stages.verify $(if $(STAGES),--stages "$(STAGES)") $(if $(KEY),--key $(KEY))
+
+check-certificate: setup ## Is all here what reports/certificate.json says (PUBLIC_KEY=key.pub)
+	$(IN_VENV) python -m stages.certificate $(if $(PUBLIC_KEY),--public-key $(PUBLIC_KEY))
+
+doctor: setup ## Look for upstream's silent faults in the installed packages (under a minute)
+	$(IN_VENV) python -m stages.doctor
+
+plan: setup ## What the run will take, what is missing (UTILISATION=0.3, PAIRS=1000)
+	$(IN_VENV) python -m stages.plan $(if $(PAIRS),--pairs $(PAIRS)) \
+	  $(if $(UTILISATION),--utilisation $(UTILISATION))
 
 sync: setup ## Log to MLflow what it could not be given before
 	$(IN_VENV) python -m stages.sync

@@ -24,33 +24,15 @@ from stages.core import command
 from stages.easyvqa.topics import COLOURS, SHAPES
 from stages.model import scoring
 from stages.parameters import params
+from stages.planning import flops
+from stages.planning.flops import VOCABULARY
 
 DEMO = Path("demo/model")
-VOCABULARY = 151936
 IMAGE_SIDE = 512
 
-# Qwen/Qwen3-VL-4B-Instruct's config.json, and a model that two CPU cores can run.
+# Qwen3-VL-4B-Instruct, and a model that two CPU cores can run.
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "4b": {
-        "text": {
-            "hidden_size": 2560,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "intermediate_size": 9728,
-            "mrope_section": [24, 20, 20],
-        },
-        "vision": {
-            "depth": 24,
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_heads": 16,
-            "out_hidden_size": 2560,
-            "num_position_embeddings": 2304,
-            "deepstack_visual_indexes": [5, 11, 17],
-        },
-    },
+    "4b": dict(flops.PUBLISHED["Qwen/Qwen3-VL-4B-Instruct"]),
     "100m": {
         "text": {
             "hidden_size": 512,

@@ -3,7 +3,8 @@
 In: the adapter, the base model, the test pairs, the reference's log-probs and the baseline. Out:
 ``headline`` (the few numbers that people compare by), ``results/`` (every number, explained in
 ``evaluation.catalogue``, and the tables behind the plots), ``details/`` (every pair's scores, both
-models' answers, what lm-eval's tasks gave); and the experiment's MLflow run, completed.
+models' answers, what lm-eval's tasks gave, and ``audit.csv``: pairs that contradict each other and
+images that look like one of another split); and the experiment's MLflow run, completed.
 
 Why only the tuned model is run here: the base's log-probs and answers are there already.
 """
@@ -19,7 +20,7 @@ from stages.core import command
 from stages.core.errors import UserError
 from stages.dataset import formatted
 from stages.dataset.pairs import SPLITS
-from stages.evaluation import metrics, regression, slices
+from stages.evaluation import metrics, regression, shortcuts, slices, statistics
 from stages.model.checkpoint import Checkpoint
 from stages.parameters import params
 from stages.probing import controls, lm_eval, prompts
@@ -40,7 +41,8 @@ def main(
     details: Path,
 ) -> dict[str, Any]:
     p = params.load()
-    pairs = formatted.read(formatted_data, "test")
+    by_split = {split: formatted.read(formatted_data, split) for split in SPLITS}
+    pairs = by_split["test"]
     lm_eval.check(p.evaluate.lm_eval, task_files)
     tuned = Checkpoint(model, p, adapter)
     probed = lm_eval.run(tuned, task_files, formatted_data, images)
@@ -53,9 +55,13 @@ def main(
     answered = prompts.beside_each_other(
         asked, pd.read_parquet(baseline / "answers.parquet"), answers
     )
+    audit, counts = shortcuts.listed(by_split, images)
+    judged = shortcuts.judges(by_split["train"], pairs)
     measured = (
         metrics.of_pairs(scored, p.evaluate)
+        | metrics.of_split(statistics.outcomes(scored["base_margin"]), scored["group"], p.evaluate)
         | metrics.of_length(scored, p.evaluate)
+        | metrics.of_shortcuts(judged, counts, scored["group"], p.evaluate)
         | metrics.of_images(scored, p.evaluate)
         | metrics.of_answers(answered[answered["of"] == "pair"], p.evaluate)
         | metrics.of_questions(answered[answered["of"] == "question"], p.evaluate)
@@ -67,6 +73,7 @@ def main(
     scored.to_parquet(details / "scores.parquet", index=False)
     answered.to_parquet(details / "answers.parquet", index=False)
     lm_eval.write(probed, details / "lm_eval")
+    audit.to_csv(details / "audit.csv", index=False)
     histogram(scored["reward_margin"].to_numpy()).to_csv(results / "margins.csv", index=False)
     slices.table(scored, p.evaluate).to_csv(results / "slices.csv", index=False)
     write(results / "metrics.json", measured)

@@ -44,6 +44,7 @@ def main(
         answers=pd.read_parquet(details / "answers.parquet"),
         slices=table(results / "slices.csv"),
         margins=table(results / "margins.csv"),
+        audit=table(details / "audit.csv"),
         train_curve=table(curves / "train.csv"),
         validation_curve=table(curves / "validation.csv"),
         lengths=table(lengths),

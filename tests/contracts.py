@@ -27,7 +27,7 @@ PRESETS = sorted((ROOT / "params").glob("*.yaml"))
 FOLDERS = (
     *("core", "families", "dataset", "ingest", "easyvqa", "sources", "parameters"),
     *("pairwise", "model", "probing", "tuning", "evaluation", "reporting", "tracking"),
-    "sharing",
+    *("sharing", "planning", "provenance"),
 )
 
 # Plumbing, which no stage depends on: it decides whether a stage runs or who watches it, not what

@@ -247,12 +247,25 @@ def test_answers_are_measured():
     assert metrics.of_answers(ANSWERED.iloc[:0], SETTINGS) == {}
 
 
+def of_data(scores):
+    """What follows from the data alone: what the split can show, and its shortcuts."""
+    judged = {name: statistics.outcomes([1, -1, 1, 1]) for name in ("first_words", "bag_of_words")}
+    counts = dict.fromkeys(
+        ("audited_pairs", "contradictory_pairs", "audited_images", "near_duplicate_images"), 0
+    )
+    split = metrics.of_split(statistics.outcomes([1, -1, 1, 1]), scores["group"], SETTINGS)
+    return split, metrics.of_shortcuts(judged, counts, scores["group"], SETTINGS)
+
+
 @pytest.fixture
 def all_metrics(scores):
+    split, shortcuts = of_data(scores)
     enough = many(30, [-1] * 10 + [0] * 10 + [1] * 10, [1.0] * 30)
     return (
         metrics.of_pairs(scores, SETTINGS)
+        | split
         | metrics.of_length(enough, SETTINGS)
+        | shortcuts
         | metrics.of_images(shown_other(scores), SETTINGS)
         | metrics.of_answers(ANSWERED, SETTINGS)
         | metrics.of_questions(GRADED, SETTINGS)
@@ -264,7 +277,8 @@ def test_the_catalogue_has_every_key_in_its_order_and_no_other(all_metrics):
 
 
 def test_what_a_run_can_lack_says_what_it_needs(scores):
-    least = metrics.of_pairs(scores, SETTINGS) | metrics.of_length(scores, SETTINGS)
+    _, shortcuts = of_data(scores)
+    least = metrics.of_pairs(scores, SETTINGS) | metrics.of_length(scores, SETTINGS) | shortcuts
     assert set(least) & set(METRICS) == {m.key for m in METRICS.values() if not m.needs}
 
 

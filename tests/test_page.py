@@ -305,6 +305,7 @@ def test_every_metric_is_on_the_page_with_its_documented_meaning():
     values = metrics_of()
     text = Page(render(uncharted(metrics=values))).text
     counted = {"pairs_chosen_shorter", "pairs_equal_length", "pairs_chosen_longer", "control_pairs"}
+    counted |= {"audited_pairs", "audited_images"}
     both = {key for one in BOTH for key in (one.base, one.tuned, one.change)}
     for one in BOTH:
         assert " ".join(one.meaning.format(model="the model").split()) in text, one.stem

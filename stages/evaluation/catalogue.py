@@ -220,17 +220,21 @@ def _shown_another(way: str, image: str, as_high: str) -> tuple[Metric, ...]:
             "0 inside the interval: the model may not look at the image.",
             better="higher",
         ),
-        entry(
-            f"tuned_accuracy_{way}",
-            SHARE,
-            f"tuned_accuracy of the control pairs with {image}",
-            "As high as tuned_accuracy: the text alone gives chosen away.",
+        *(
+            entry(
+                f"{model}_accuracy_{way}",
+                SHARE,
+                f"{model}_accuracy of the control pairs with {image}",
+                f"As high as {model}_accuracy: the text alone gives chosen away.",
+            )
+            for model in ("base", "tuned")
         ),
     )
 
 
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
 _FIT = f"{ENOUGH_IMAGES} images, and differences in length on both sides of 0 or at 0"
+_TWO_IMAGES = "at least two images"
 _CONTROLS = "`evaluate.controls` above 0"
 _ANSWERS = "`evaluate.generation.prompts` above 0"
 _QUESTIONS = "a data set with known answers, `evaluate.generation.questions` above 0"
@@ -363,6 +367,27 @@ _ENTRIES = (
     ),
     *ACCURACY_SUMMED.metrics(),
     Metric("accuracy_p_value_summed", P_VALUE, "McNemar's test of accuracy_change_summed"),
+    # what the split can show, whatever was trained
+    Metric(
+        "independent_pairs",
+        COUNT,
+        "pairs of different images that would say as much as these, by how alike the base treats "
+        "the pairs of an image",
+        needs=_TWO_IMAGES,
+    ),
+    Metric(
+        "win_rate_detectable",
+        POINTS,
+        "smallest distance of the win rate from one half that this split shows with a chance of "
+        "80%",
+        needs=_TWO_IMAGES,
+    ),
+    Metric(
+        "accuracy_detectable",
+        POINTS,
+        "smallest rise of the preference accuracy that it shows with a chance of 80%, at most",
+        needs=_TWO_IMAGES,
+    ),
     # controls: length
     Metric(
         "longer_wins",
@@ -411,6 +436,37 @@ _ENTRIES = (
         "share of the margins' variance that the difference in length explains",
         needs=_FIT,
         alarm="Large: the margins follow from the difference in length.",
+    ),
+    # shortcuts: what tells chosen from rejected, or contradicts it, in the data alone
+    *(
+        Metric(
+            f"{judge}_wins",
+            SHARE,
+            f"share of pairs whose chosen a judge finds that knows {known} and learned from the "
+            "training pairs",
+            interval=True,
+            alarm=f"Far above 50%: {tells} chosen from rejected.",
+        )
+        for judge, known, tells in (
+            ("first_words", "the answers' first three words", "how an answer begins tells"),
+            ("bag_of_words", "which words the answers have", "words alone tell"),
+        )
+    ),
+    Metric("audited_pairs", COUNT, "pairs of all splits"),
+    Metric(
+        "contradictory_pairs",
+        COUNT,
+        "pairs with the same image and question as another, whose answers are swapped",
+        rows="audited_pairs",
+        alarm="Above 0: the data contradicts itself, and these pairs can't all be won.",
+    ),
+    Metric("audited_images", COUNT, "images of test pairs"),
+    Metric(
+        "near_duplicate_images",
+        COUNT,
+        "images of test pairs that look the same as one of another split",
+        rows="audited_images",
+        alarm="Above 0: training saw something of what is tested.",
     ),
     # controls: the image
     Metric(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.evaluation import catalogue, regression, statistics
+from stages.evaluation import catalogue, power, regression, statistics
 from stages.evaluation.catalogue import (
     ENOUGH_IMAGES,
     HEADLINE,
@@ -82,11 +82,12 @@ def score(
 
 
 def with_controls(scores: pd.DataFrame, controlled: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The scores with columns ``reward_margin_<way>`` and ``tuned_margin_<way>`` from scores of a
-    sample of the same pairs shown another image; NaN outside the sample.
+    """The scores with columns ``reward_margin_<way>``, ``base_margin_<way>`` and
+    ``tuned_margin_<way>`` from scores of a sample of the same pairs shown another image; NaN
+    outside the sample.
     """
     for way, table in controlled.items():
-        margins = table[["id", "reward_margin", "tuned_margin"]]
+        margins = table[["id", "reward_margin", "base_margin", "tuned_margin"]]
         scores = scores.merge(
             margins.set_index("id").add_suffix(f"_{way}").reset_index(),
             on="id",
@@ -140,6 +141,23 @@ def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     return _ordered(values | _with_intervals(means, scores["group"], settings))
 
 
+def of_split(outcomes: Any, groups: "pd.Series[Any]", settings: Evaluate) -> dict[str, float]:
+    """What the test pairs can show: ``outcomes`` are those of the base's preference accuracy.
+
+    It takes no tuned model, so it is known before training.
+    """
+    if groups.nunique() < 2:
+        return {}
+    found = power.detectable(outcomes, groups.to_numpy(), level=settings.confidence)
+    return _ordered(
+        {
+            "independent_pairs": round(found.independent_pairs),
+            "win_rate_detectable": found.win_rate,
+            "accuracy_detectable": found.accuracy,
+        }
+    )
+
+
 def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     """What length could explain of the win rate. A group with too few images has no rate, and
     nothing is fitted where no difference in length is 0 or around it.
@@ -165,6 +183,16 @@ def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     return _ordered(values)
 
 
+def of_shortcuts(
+    judged: Mapping[str, Any], counts: Mapping[str, int], groups: Any, settings: Evaluate
+) -> dict[str, float]:
+    """What the data alone gives away: ``judged`` are outcomes of ``shortcuts.judges``, ``counts``
+    what ``shortcuts.listed`` counted.
+    """
+    means = {f"{name}_wins": values for name, values in judged.items()}
+    return _ordered({**counts, **_with_intervals(means, pd.Series(groups), settings)})
+
+
 def of_images(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     """What the win rate is when another image is shown, from the columns of ``with_controls``."""
     ways = [way for way in ("blank", "shuffled") if f"reward_margin_{way}" in scores]
@@ -177,7 +205,8 @@ def of_images(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         other = statistics.outcomes(sample[f"reward_margin_{way}"])
         means[f"win_rate_{way}"] = other
         means[f"win_rate_over_{way}"] = own - other
-        means[f"tuned_accuracy_{way}"] = statistics.outcomes(sample[f"tuned_margin_{way}"])
+        for model in MODELS:
+            means[f"{model}_accuracy_{way}"] = statistics.outcomes(sample[f"{model}_margin_{way}"])
     values: dict[str, float] = {"control_pairs": len(sample)}
     return _ordered(values | _with_intervals(means, sample["group"], settings))
 
@@ -284,6 +313,8 @@ def in_words(metrics: Mapping[str, float]) -> str:
         for key, words in (
             ("chosen_logps_change", "log-prob of chosen, mean change in nats"),
             ("win_rate_blank", "control: win rate with a grey image"),
+            ("win_rate_detectable", "this test split shows a win rate that differs from 50% by"),
+            ("accuracy_detectable", "and a rise of the preference accuracy by"),
         )
         if key in metrics
     ]

@@ -32,6 +32,7 @@ TEMPLATE = "page.html"
 _INTERVAL = re.compile(r"(\[[^\s\]]+,) ([^\s\]]+\])")  # which a line must not break
 CARDS = 6  # of each part of the gallery
 QUESTIONS = 3  # of each of gallery.GRADES
+AUDITED = 20  # rows of the audit of pairs
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Inputs:
     adapter_parameters: int | None = None
     first_batch: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    audit: pd.DataFrame | None = None
 
 
 def render(inputs: Inputs) -> str:
@@ -135,6 +137,7 @@ def render(inputs: Inputs) -> str:
         grades=gallery.grades(inputs.answers),
         funnel=funnel(inputs.preprocess, inputs.format),
         splits=split_rows(inputs.preprocess, inputs.format),
+        audit=rows_of(inputs.audit)[:AUDITED],
         method=method(inputs),
         parameters=without_absolute_paths(dumped(inputs.parameters)),
         text=gallery.folded,

@@ -30,7 +30,7 @@ Verdict = Literal["better", "worse", "unclear"]
 
 # The rules' numbers.
 HIGH_BASE = 0.9  # base_accuracy from which there was little to learn
-LENGTH_GIVEAWAY = 0.15  # distance of longer_wins from one half
+SHORTCUT = 0.6  # share of pairs that a judge without the image may tell apart
 MORE_UNFINISHED = 0.05  # rise of the share of answers that hit max_new_tokens
 
 TITLES: Mapping[Verdict, str] = {
@@ -108,9 +108,11 @@ RULES = (
     "win_rate_over_blank or win_rate_over_shuffled is not clearly above 0; where a slice's win "
     "rate is clearly below one half; where repetition_change is clearly above 0; where the share "
     f"of unfinished answers rose by more than {100 * MORE_UNFINISHED:.0f} points.",
-    f"There is a note where base_accuracy is {100 * HIGH_BASE:.0f}% or more; where longer_wins is "
-    f"more than {100 * LENGTH_GIVEAWAY:.0f} points from one half; where pairs are tied; where "
-    f"there are fewer than {FEW_IMAGES} test images.",
+    f"There is a note where base_accuracy is {100 * HIGH_BASE:.0f}% or more; where a shortcut "
+    f"tells more than {100 * SHORTCUT:.0f}% of the pairs apart: length (longer_wins, either way), "
+    "first_words_wins, bag_of_words_wins or base_accuracy_blank; where pairs contradict each "
+    "other; where images of test pairs look like others; where pairs are tied; where "
+    f"there are fewer than {FEW_IMAGES} test images; where the win rate is “not clear”.",
 )
 
 
@@ -225,14 +227,14 @@ def _notes(values: Mapping[str, Any]) -> Iterable[Concern]:
             f"The base already ordered {with_interval(values, ACCURACY.base)} of the pairs "
             "rightly: there was little to learn.",
         )
-    longer = values.get("longer_wins")
-    if is_known(longer) and abs(longer - 0.5) > LENGTH_GIVEAWAY:
-        which = "longer" if longer > 0.5 else "shorter"
+    yield from _data_notes(values)
+    detectable = values.get("win_rate_detectable")
+    if verdict(values, "win_rate") == "unclear" and is_known(detectable):
         yield Concern(
             False,
-            f"Length gives chosen away: always preferring the {which} answer is right in "
-            f"{shown('longer_wins', max(longer, 1 - longer))} of the pairs. Part of the wins may "
-            "be length.",
+            "No clear change is not no change: this test split shows a win rate that differs from "
+            f"50% by {100 * detectable:.1f} points in four of five cases, and smaller ones less "
+            "often.",
         )
     images = values.get("images")
     if is_known(images) and images < FEW_IMAGES:
@@ -240,4 +242,43 @@ def _notes(values: Mapping[str, Any]) -> Iterable[Concern]:
     if values.get("ties"):
         yield Concern(
             False, f"{values['ties']:,} pairs are tied (margin exactly 0) and count as half a win."
+        )
+
+
+def _data_notes(values: Mapping[str, Any]) -> Iterable[Concern]:
+    """What pairs give away without the image, and where they contradict or repeat each other."""
+    longer = values.get("longer_wins")
+    if is_known(longer) and max(longer, 1 - longer) > SHORTCUT:
+        which = "longer" if longer > 0.5 else "shorter"
+        yield Concern(
+            False,
+            f"Length gives chosen away: always preferring the {which} answer is right in "
+            f"{shown('longer_wins', max(longer, 1 - longer))} of the pairs. Part of the wins may "
+            "be length.",
+        )
+    for key, judge in (
+        ("first_words_wins", "a judge that knows the answers' first three words"),
+        ("bag_of_words_wins", "a judge that knows which words the answers have"),
+        ("base_accuracy_blank", "the base with a blank image"),
+    ):
+        share = values.get(key)
+        if is_known(share) and share > SHORTCUT:
+            yield Concern(
+                False,
+                f"A shortcut: {judge} is right in {with_interval(values, key)} of the pairs. Part "
+                "of the wins may need no image.",
+            )
+    if values.get("contradictory_pairs"):
+        number = shown("contradictory_pairs", values["contradictory_pairs"])
+        yield Concern(
+            False,
+            f"The data contradicts itself: {number} pairs have the same image and question as "
+            "another, with the answers swapped.",
+        )
+    if values.get("near_duplicate_images"):
+        number = shown("near_duplicate_images", values["near_duplicate_images"])
+        yield Concern(
+            False,
+            f"{number} of the test pairs' images look the same as one of another split: their "
+            "pairs are not entirely held out.",
         )

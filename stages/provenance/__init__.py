@@ -1,0 +1,1 @@
+"""Where results came from, and proof of it: dvc.lock, certificates, metadata. No stage uses it."""

@@ -1,0 +1,83 @@
+"""doctor: all checks pass on the locked versions, and each notices its fault."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages import doctor
+from stages.core.errors import UserError
+from stages.parameters import params
+from tests.contracts import ROOT
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory):
+    p = params.load(ROOT / "params" / "demo.yaml")
+    return doctor.admitted(ROOT / "demo" / "model", p, tmp_path_factory.mktemp("images"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("claim", "check"), doctor.CHECKS, ids=[c for c, _ in doctor.CHECKS])
+def test_a_check_passes_on_the_locked_versions(patient, claim, check):
+    assert check(patient) is None
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_see_is_noticed(patient):
+    pairs = [pair | {"images": ["b.png"]} for pair in patient.pairs]
+    assert "does not see it" in doctor.image_is_seen(replace(patient, pairs=pairs))
+
+
+@pytest.mark.slow
+def test_prompts_padded_on_the_other_side_are_noticed(patient, monkeypatch):
+    import torch
+
+    padded = doctor.scoring._left_padded
+
+    def on_the_right(*given):
+        batch = padded(*given)
+        for i, row in enumerate(batch["attention_mask"]):
+            shift = -int((row == 0).sum())
+            for name in ("input_ids", "attention_mask"):
+                batch[name][i] = torch.roll(batch[name][i], shift)
+        return batch
+
+    monkeypatch.setattr(doctor.scoring, "_left_padded", on_the_right)
+    assert "padded on the wrong side" in doctor.padding_does_not_matter(patient)
+
+
+@pytest.mark.slow
+def test_log_probs_that_move_after_generating_are_noticed(patient, monkeypatch):
+    given = iter([np.zeros((2, 1)), np.ones((2, 1))])
+    monkeypatch.setattr(doctor.Patient, "log_probs", lambda *_: next(given))
+    assert "rope_deltas" in doctor.rope_deltas_are_not_stale(patient)
+
+
+@pytest.mark.slow
+def test_a_tower_that_training_changes_is_noticed(patient, monkeypatch):
+    from stages.tuning import trainer
+
+    digests = iter(["one", "other"])
+    monkeypatch.setattr(trainer, "tower_digest", lambda _: next(digests))
+    assert "changed the vision tower" in doctor.frozen_tower_stays(patient)
+    monkeypatch.setattr(trainer, "tower_digest", lambda _: None)
+    assert "trains the vision tower" in doctor.frozen_tower_stays(patient)
+
+
+def test_what_is_wrong_is_printed_with_what_to_do_and_the_command_fails(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(doctor, "admitted", lambda *_: None)
+    checks = (("it is well", lambda _: None), ("it sees", lambda _: "it does not; look again"))
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    with pytest.raises(UserError, match="1 of 2 checks failed"):
+        doctor.main()
+    out = capsys.readouterr().out
+    assert "ok   it is well\n" in out
+    assert "BAD  it sees\n     it does not; look again" in out
+
+
+def test_without_the_demos_model_there_is_one_sentence():
+    with pytest.raises(UserError, match="a complete clone"):
+        doctor.main(model=Path("nowhere"))
