@@ -21,7 +21,9 @@ from stages.sources.manifest import check_room, sha256_of, size_of
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/|gdrive:", re.IGNORECASE)  # Path makes one slash of two
 _SECRET = re.compile(r"(?i)signature|\bsig\b|token|secret|passw|credential|api.?key")
-_DRIVE = re.compile(r"https://drive\.google\.com/(?:file/d/|(?:open|uc)\?(?:.*&)?id=)([\w-]{10,})")
+_DRIVE = re.compile(
+    re.escape("https://drive.google.com/") + r"(?:file/d/|(?:open|uc)\?(?:.*&)?id=)([\w-]{10,})"
+)
 _TRIES = 5  # in a row that bring nothing new
 _PATIENCE = 60  # seconds that a server may ask to be waited for
 _TIMEOUT = 30.0  # seconds without a byte
