@@ -241,7 +241,7 @@ def test_of_two_files_of_one_name_the_longer_tail_decides(tmp_path):
 
 def test_what_is_missing_is_listed_and_not_guessed(tmp_path, capsys):
     files = {"train/1.png": b"1", "train/2.png": b"2", "a/3.png": b"3", "b/3.png": b"4"}
-    names = ["/y/train/1.png", "/y/val/1.png", "/y/c/3.png", "/y/none.png", "https://h/1.png"]
+    names = ["/y/train/1.png", "/y/val/1.png", "/y/c/3.png", "/y/none.png", "https://host/1.png"]
     table = write(tmp_path / "pairs.json", rows(*names))
     found = fetched(tmp_path / "raw", table, zipped(tmp_path / "x.zip", files))
     assert [row.images for row in found] == [(b"1",), None, None, None, None]
@@ -251,7 +251,7 @@ def test_what_is_missing_is_listed_and_not_guessed(tmp_path, capsys):
     assert "'/y/val/1.png': 'x/train/1.png' fits another name better" in said
     assert "'/y/c/3.png' ends like 2 files" in said
     assert "'/y/none.png': no file ends like it" in said
-    assert "'https://h/1.png' is an address" in said
+    assert "'https://host/1.png' is an address" in said
     assert "1 of 5 images, such as '/y/train/1.png' at 'x/train/1.png'" in said
 
 
