@@ -88,7 +88,8 @@ def _place(source: Any, raw: Path, scratch: Path) -> Path:
 
 def _print_files(place: Path, columns: dict[str, str | None]) -> None:
     paths = tables.files(place)
-    print(f"{len(paths):,} data files, {readable(sum(path.stat().st_size for path in paths))}")
+    size = readable(sum(path.stat().st_size for path in paths))
+    print(f"data files: {len(paths):,}, {size}")
     for path in paths[:_FILES]:
         table, layout = tables.opened(path, columns)
         rows = "" if table.count is None else f", {table.count:,} rows"

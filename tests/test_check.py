@@ -41,7 +41,7 @@ def test_columns_rows_sizes_and_reasons_are_shown(source, capsys, tmp_path):
     source([*(row(i) for i in range(20)), row(20), row(1, chosen=3)])
     check.main()
     said = capsys.readouterr().out
-    assert "1 data files" in said
+    assert "data files: 1, " in said
     assert "a.jsonl, read as data.columns" in said
     assert "question: str  <-" in said
     assert "a.jsonl row 3: images: " in said

@@ -398,8 +398,11 @@ import sys
 from pathlib import Path
 from stages.ingest import formats, parquet_pages, tables
 formats._DECODED_BYTES = 2**24
+from stages.sources import mentions
 columns = dict(image="image", question="question", chosen="chosen", rejected="rejected")
-print(sum(1 for _ in tables.records(Path(sys.argv[1]), columns)))
+folder = Path(sys.argv[1])
+assert sum(1 for _ in tables.records(folder, columns)) == 1024
+assert mentions.files_named_in(next(folder.iterdir()), folder) == set()
 # Not getrusage, in which a child begins with what its parent had.
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """

@@ -92,13 +92,13 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
     file = _open_parquet(path)
     with _damaged(path, "a Parquet file"):
-        size = _rows_at_once(path, file.metadata.num_rows, wanted)
+        size = rows_at_once(path, file.metadata.num_rows, wanted)
         for batch in file.iter_batches(size, columns=sorted(wanted)):
             average = batch.nbytes // max(batch.num_rows, 1)
             yield from _values(batch, max(1, _BATCH_BYTES // max(average, 1)))
 
 
-def _rows_at_once(path: Path, count: int, wanted: Collection[str]) -> int:
+def rows_at_once(path: Path, count: int, wanted: Collection[str]) -> int:
     """So many that they are ``_BATCH_BYTES`` on average and ``_DECODED_BYTES`` at worst.
 
     Raises:
@@ -322,8 +322,9 @@ def _parsed(content: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 text ({error.reason}); convert it") from None
     except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else shown(error)
         raise UserError(
-            f"{where} is not valid JSON ({shown(error)}); a data file is one object per line or "
+            f"{where} is not valid JSON ({why}); a data file is one object per line or "
             "one list of objects, keep others out by data.source"
         ) from None
 

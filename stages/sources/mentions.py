@@ -1,6 +1,5 @@
 """The files next to a table that its rows name, whatever their suffix."""
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -94,35 +93,13 @@ def _number(digits: str) -> float:
 
 
 def _texts(table: Path) -> Iterator[str]:
-    kind = ending(table.name)
-    if kind == ".parquet":
-        return _parquet_texts(table)
-    if kind in (".csv", ".tsv"):
-        return _cells(table, "\t" if kind == ".tsv" else ",")
-    if kind in (".json", ".jsonl"):
-        return _json_texts(table)
-    return _row_texts(table)
-
-
-def _row_texts(table: Path) -> Iterator[str]:
-    """Every text in an Arrow file, a tar's JSON or a packed table."""
+    """Every text that a table holds."""
     from stages.ingest import formats
 
+    if ending(table.name) == ".parquet":
+        return _parquet_texts(table)
     opened = formats.open_table(table)
     return (text for row in opened.rows(opened.names) for text in _inside(row))
-
-
-def _json_texts(table: Path) -> Iterator[str]:
-    try:
-        with table.open(encoding="utf-8-sig", newline="\n") as file:
-            start = file.read(2**16).lstrip()[:1]
-            file.seek(0)
-            whole = start == "[" or (table.suffix.lower() == ".json" and holds_no_rows(table))
-            rows = [(0, parsed(file.read(), str(table)))] if whole else json_lines(file, str(table))
-            for _, row in rows:
-                yield from _inside(row)
-    except UnicodeDecodeError:
-        raise UserError(f"{table} is not UTF-8 text; save it as UTF-8") from None
 
 
 def _inside(row: Any) -> Iterator[str]:
@@ -137,26 +114,20 @@ def _inside(row: Any) -> Iterator[str]:
             yield value
 
 
-def _cells(table: Path, delimiter: str) -> Iterator[str]:
-    csv.field_size_limit(2**31 - 1)
-    with table.open(encoding="utf-8-sig", newline="", errors="replace") as file:
-        try:
-            for row in csv.reader(file, delimiter=delimiter):
-                yield from row
-        except csv.Error:  # what is wrong with it, reading it says
-            return
-
-
 def _parquet_texts(table: Path) -> Iterator[str]:
     """Every text of a Parquet file, those in structs and lists included; no bytes are read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from stages.ingest import formats
+
     try:
         with pq.ParquetFile(table, pre_buffer=False) as file:
             leaves = (file.schema.column(i) for i in range(len(file.schema)))
             columns = [leaf.path for leaf in leaves if str(leaf.logical_type) == "String"]
-            for batch in file.iter_batches(4096, columns=columns) if columns else ():
+            names = {path.split(".")[0] for path in columns}
+            rows = formats.rows_at_once(table, file.metadata.num_rows, names) if columns else 0
+            for batch in file.iter_batches(rows, columns=columns) if columns else ():
                 for column in batch.columns:
                     yield from _arrow_texts(column)
     except (pa.ArrowException, OSError, UnicodeDecodeError):

@@ -1,0 +1,138 @@
+"""A user's own data, in the shapes in which people have it, through every stage with the demo's
+model.
+"""
+
+import io
+import json
+import zipfile
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageDraw
+
+from stages.dataset import formatted
+from stages.dataset.pairs import SPLITS
+from tests import run_stages
+
+pytestmark = pytest.mark.slow
+
+COLOURS = ("red", "green", "blue", "teal")
+
+
+def picture(number):
+    image = Image.new("RGB", (56 + number, 60), "white")
+    ImageDraw.Draw(image).rectangle((8, 8, 20 + number % 12, 26), fill=COLOURS[number % 4])
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def answers(number):
+    colour, other = (COLOURS[(number + k) % 4] for k in (0, 1))
+    return f"The shape is {colour}.", f"The shape is {other}."
+
+
+def sharegpt_zip(folder):
+    """What a notebook left on a drive: ranking data of LLaMA-Factory with the paths of the machine
+    that wrote it, system prompts and earlier turns, and the images in a zip."""
+    rows = []
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for number in range(60):
+            archive.writestr(f"dataset/pictures/{number}.png", picture(number))
+            chosen, rejected = answers(number)
+            before = [
+                {"from": "human", "value": "<image>\nIs there a shape?"},
+                {"from": "gpt", "value": "Yes."},
+                {"from": "human", "value": "What color is it?"},
+            ]
+            alone = [{"from": "human", "value": "<image>\nWhat color is the shape?"}]
+            system = [{"from": "system", "value": "Answer in a sentence."}]
+            rows.append(
+                {
+                    "conversations": system * (number % 3 == 0) + (before if number % 2 else alone),
+                    "chosen": {"from": "gpt", "value": chosen},
+                    "rejected": {"from": "gpt", "value": rejected},
+                    "images": [f"/content/drive/MyDrive/dataset/pictures/{number}.png"],
+                }
+            )
+    (folder / "train.json").write_text(json.dumps(rows[:45]))
+    (folder / "val.json").write_text(json.dumps(rows[45:]))
+    return {
+        "data.source": {
+            "kind": "sharegpt",
+            "files": [str(folder / name) for name in ("train.json", "val.json", "images.zip")],
+            "remap": [],
+            "datasets": None,
+            "licence": None,
+        },
+        "preprocess.wanted.turns": 2,
+        "preprocess.wanted.system_prompt": True,
+    }
+
+
+def rlaif_parquet(folder):
+    """RLAIF-V's columns, with some texts alone and some pairs of images."""
+    rows = []
+    for number in range(60):
+        chosen, rejected = answers(number)
+        image = {"bytes": picture(number), "path": f"{number}.png"}
+        rows.append(
+            {
+                "ds_name": "RLAIF-V",
+                "image": image,
+                "question": "What color is the shape?",
+                "chosen": chosen,
+                "rejected": rejected,
+                "origin_dataset": f"set{number % 2}",
+                "idx": number,
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), folder / "data.parquet")
+    return {"data.source": {"kind": "path", "path": str(folder), "licence": None}}
+
+
+@pytest.mark.parametrize("made", [sharegpt_zip, rlaif_parquet], ids=lambda made: made.__name__)
+def test_own_data_goes_through_every_stage(made, model_dir, write_params, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mine, project = tmp_path / "mine", tmp_path / "project"
+    mine.mkdir()
+    project.mkdir()
+    monkeypatch.chdir(project)
+    (project / "tasks" / "easy_vqa").mkdir(parents=True)
+    write_params(
+        project / "params.yaml",
+        **made(mine),
+        **{
+            "model.source": {"kind": "path", "path": str(model_dir), "licence": "Apache-2.0"},
+            "preprocess.validation": 0.2,
+            "preprocess.test": 0.3,
+            "train.max_steps": 3,
+            "train.logging_steps": 1,
+            "train.eval_steps": 2,
+            "evaluate.resamples": 200,
+            "evaluate.controls": 8,
+            "evaluate.generation": {"prompts": 6, "questions": 0, "max_new_tokens": 8},
+            "evaluate.lm_eval": {},
+        },
+    )
+    run_stages.main()
+
+    counted = json.loads((project / "reports" / "preprocess.json").read_text())
+    assert counted["rows_kept"] == 60
+    rows = [
+        row for split in SPLITS for row in formatted.read(project / "data" / "formatted", split)
+    ]
+    assert all(
+        sum(str(message["content"]).count("<image>") for message in row["messages"]) == 1
+        for row in rows
+    )
+    scores = pd.read_parquet(project / "reports" / "details" / "scores.parquet")
+    assert (scores["policy_chosen_logps"] != scores["reference_chosen_logps"]).all()
+    curve = pd.read_csv(project / "reports" / "curves" / "train.csv")
+    assert abs(curve["reward_margin"].iloc[0]) < 1e-3
+    if made is sharegpt_zip:
+        assert counted["pairs_by_split"]["validation"] == 15
+        assert {len(row["messages"]) for row in rows} == {1, 2, 3, 4}
+    assert (project / "reports" / "report.html").stat().st_size > 10_000
