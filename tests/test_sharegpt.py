@@ -17,7 +17,7 @@ from stages import preprocess
 from stages.core.errors import UserError
 from stages.dataset.pairs import Record
 from stages.parameters import params
-from stages.sources import manifest, sharegpt
+from stages.sources import archives, manifest, sharegpt
 from stages.sources.places import Place, match
 from stages.sources.sharegpt import ShareGptSource
 
@@ -445,6 +445,14 @@ def test_what_is_not_there_or_another_file_is_said(tmp_path):
     assert "there is no dataset_info.json" in mistake(tmp_path / "raw", table, datasets=["x"])
     (tmp_path / "raw" / "x").mkdir(parents=True)
     assert "the folder to be filled" in mistake(tmp_path / "raw" / "x", tmp_path / "raw")
+
+
+def test_a_file_that_no_memory_holds_is_refused_before_it_is_read(tmp_path):
+    table = write(tmp_path / "pairs.json", rows("a.png"))
+    os.truncate(table, archives.MEMBER + 1)  # a hole, which takes no room
+    assert "pairs.json is above 2.1 GB, and read at once; divide it" in mistake(
+        tmp_path / "raw", table
+    )
 
 
 def test_a_damaged_index_is_said(tmp_path):
