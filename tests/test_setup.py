@@ -280,13 +280,13 @@ def test_use_replaces_edits_that_are_committed(project, path):
 
 
 def targets() -> set[str]:
-    return set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text()))
+    return set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
 
 
 def test_help_is_the_default_and_lists_every_command(project, path):
     plain = make(project, path).stdout
     assert plain == make(project, path, "help").stdout
-    assert set(re.findall(r"(?m)^make (\w+)", plain)) == targets() - {"venv"}  # a step of setup
+    assert set(re.findall(r"(?m)^make ([\w-]+)", plain)) == targets() - {"venv"}  # a step of setup
 
 
 def test_phony_names_every_target():
@@ -303,7 +303,8 @@ def test_documented_make_commands_exist(page):
     # Commands stand in backquotes or begin a line of a fenced block; "make sure" in prose is none.
     text = file.read_text()
     fenced = "".join(re.findall(r"(?s)```.*?```", text)) or (text if file.suffix == "" else "")
-    named = set(re.findall(r"`make ([a-z]+)\b", text) + re.findall(r"(?m)^make ([a-z]+)\b", fenced))
+    target = r"make ([a-z-]+)\b"
+    named = set(re.findall(f"`{target}", text) + re.findall(f"(?m)^{target}", fenced))
     assert named
     assert named <= targets()
 
