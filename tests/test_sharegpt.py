@@ -455,6 +455,16 @@ def test_a_file_that_no_memory_holds_is_refused_before_it_is_read(tmp_path):
     )
 
 
+@pytest.mark.parametrize("member", ["../evil.png", "/tmp/evil.png", r"..\evil.png"])
+def test_a_hostile_archive_leaves_nothing_behind(tmp_path, member):
+    archive = zipped(tmp_path / "x.zip", {"a.png": b"a", member: b"evil"})
+    table = write(tmp_path / "pairs.json", rows("a.png"))
+    assert "leads out of its folder" in mistake(tmp_path / "raw", table, archive)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["pairs.json", "raw", "raw/.partial", "x.zip"]
+    assert not Path("/tmp/evil.png").exists()
+
+
 def test_a_damaged_index_is_said(tmp_path):
     table = write(tmp_path / "pairs.json", rows("a.png"))
     fetched(tmp_path / "raw", table, write(tmp_path / "a.png", b"a"))
