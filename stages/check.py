@@ -69,7 +69,7 @@ def _place(source: Any, raw: Path, scratch: Path) -> Path:
         path = source.path.expanduser()
         if not path.exists():
             raise UserError(f"data.source.path: {path} does not exist; name a file or a folder")
-        print(f"source: {path}, read where it is")
+        print(f"source: {shown(path)}, read where it is")
         return path
     if isinstance(source, EasyVqaSource):  # a few MB of an installed package
         KINDS[source.kind].fetch_data(source, scratch)
@@ -93,7 +93,8 @@ def _print_files(place: Path, columns: dict[str, str | None]) -> None:
     for path in paths[:_FILES]:
         table, layout = tables.opened(path, columns)
         rows = "" if table.count is None else f", {table.count:,} rows"
-        print(f"  {path.name}{rows}, read as {layout.name if layout else 'nothing: it is empty'}")
+        known = layout.name if layout else "nothing: it is empty"
+        print(f"  {shown(path.name)}{rows}, read as {known}")
         first = next(iter(table.rows(table.names)), {})
         for name in table.names:
             kind = table.schema.field(name).type if table.schema is not None else None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -105,3 +106,12 @@ def test_a_path_that_does_not_exist_is_named(source):
     source([], **{"data.source": {"kind": "path", "path": "nowhere", "licence": None}})
     with pytest.raises(UserError, match="nowhere does not exist"):
         check.main()
+
+
+def test_names_and_texts_that_cannot_be_printed_are_shown_escaped(source, tmp_path, capsysbinary):
+    source([row(0, question="half \ud800"), *(row(i) for i in range(1, 20))])
+    (tmp_path / "mine" / "a.jsonl").rename(tmp_path / "mine" / os.fsdecode(b"r\xffws.jsonl"))
+    check.main()
+    said = capsysbinary.readouterr().out.decode()
+    assert "r\\udcffws.jsonl" in said
+    assert "half \\ud800" in said

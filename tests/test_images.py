@@ -488,6 +488,14 @@ def test_a_line_of_pixels_is_too_small_and_is_not_scaled(size):
         assert refused(encoded(Image.new("RGB", size), kind)) == "image_too_small"
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("size", [(600, 600), (20, 20)])
+def test_a_refused_size_is_said_with_the_format(kind, size):
+    result = images.normalise(encoded(halves(size), kind), LIMITS)
+    assert isinstance(result, Refusal)
+    assert result.detail == f"{kind} of {size[0]} x {size[1]} pixels"
+
+
 # What is refused, by name
 
 

@@ -303,7 +303,8 @@ def test_documented_make_commands_exist(page):
     # Commands stand in backquotes or begin a line of a fenced block; "make sure" in prose is none.
     text = file.read_text()
     fenced = "".join(re.findall(r"(?s)```.*?```", text)) or (text if file.suffix == "" else "")
-    named = set(re.findall(r"`make ([a-z-]+)", text) + re.findall(r"(?m)^make ([a-z-]+)", fenced))
+    target = r"make ([a-z-]+)\b"
+    named = set(re.findall(f"`{target}", text) + re.findall(f"(?m)^{target}", fenced))
     assert named
     assert named <= targets()
 

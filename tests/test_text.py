@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from stages.core.text import readable
+from stages.core.text import listed, readable, shown
 from stages.reporting import text
 
 
@@ -35,3 +35,19 @@ def test_a_literal_is_that_string_in_double_quotes(given):
 def test_a_size_is_readable():
     sizes = (17, 120_100, 2_906_512, 8_876_543_210)
     assert [readable(size) for size in sizes] == ["17 bytes", "120.1 kB", "2.9 MB", "8.9 GB"]
+
+
+@pytest.mark.parametrize("value", ["x" * 300_000, b"x" * 300_000, [1] * 300_000, "a\n\tb", 10**200])
+def test_a_value_is_shown_on_one_line_of_100_characters(value):
+    assert 0 < len(shown(value)) <= 100
+    assert "\n" not in shown(value)
+
+
+def test_what_a_terminal_would_obey_or_cannot_be_sent_is_shown_escaped():
+    assert shown("\x1b[31m \udcff \u202e é") == r"\x1b[31m \udcff \u202e é"
+    assert shown("  ") == "'  '"
+
+
+def test_a_list_of_names_says_how_many_more_there_are():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(map(str, range(25)), 3) == "0, 1, 2 and 22 more"

@@ -19,8 +19,10 @@ def shown(value: object, most: int = 100) -> str:
     if isinstance(value, bytes | bytearray | list | tuple | dict):
         text = f"{type(value).__name__} of {len(value):,}"
     else:
-        text = str(value) if not isinstance(value, str) else value[: most + 1]
+        text = str(value)[: most + 1]
     text = " ".join(text.split()) if text.strip() else repr(text)
+    # Neither half a surrogate, which no terminal can be sent, nor what moves its cursor.
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -107,21 +107,22 @@ def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
     try:
         image = Image.open(io.BytesIO(data), formats=_formats(data))
         width, height = image.size
+        what = f"{image.format} of {width} x {height} pixels"
         if width * height > limits.max_input_pixels:
-            return Refusal("image_too_large", f"{width} x {height} pixels declared")
+            return Refusal("image_too_large", what)
         if (tile := _tile(image)) > limits.max_input_pixels:
-            return Refusal("image_too_large", f"a tile of {tile} pixels declared")
+            return Refusal("image_too_large", f"{what}, a tile of {tile}")
         size = fitted(width, height, limits.max_pixels)
         if min(size) < limits.min_side:
             scaled = "" if size == image.size else f", {size[0]} x {size[1]} scaled down"
-            return Refusal("image_too_small", f"{width} x {height} pixels{scaled}")
+            return Refusal("image_too_small", f"{what}{scaled}")
         if image.format in ("JPEG", "MPO"):
             scans = data.count(b"\xff\xda")  # in a scan's own data FF is never followed by DA
             most = min(MOST_SCANS, _MOST_SCANNED * limits.max_input_pixels // (width * height))
             if scans > max(most, 1):
-                return Refusal("image_too_slow", f"{scans} scans of {width} x {height} pixels")
+                return Refusal("image_too_slow", f"{what}, {scans} scans")
         if image.format == "JPEG2000" and width * height * _JPEG_2000 > limits.max_input_pixels:
-            return Refusal("image_too_slow", f"JPEG 2000 of {width} x {height} pixels")
+            return Refusal("image_too_slow", what)
         fits = image.format == "JPEG" and image.mode == "RGB" and size == image.size
         if fits and _orientation(image) not in _UPRIGHT:
             _refuse_damaged(data, image)
