@@ -214,6 +214,19 @@ def test_no_home_folder_and_no_password_is_kept(made, tmp_path, monkeypatch):
     ]
 
 
+def test_what_dvc_lock_says_of_a_stage_that_still_runs_is_an_earlier_results():
+    out = {name: [{"path": f"data/{name}", "md5": "x"}] for name in ("a", "b", "c")}
+    stages = {
+        "report": {"deps": [{"path": "data/b/file"}], "outs": out["c"]},
+        "evaluate": {"deps": [{"path": "data/a"}], "outs": out["b"]},
+        "train": {"params": {"params.yaml": {"train.rate": 5e-06}}, "outs": out["a"]},
+    }
+    text = json.dumps({"schema": "2.0", "stages": stages})
+    kept = YAML(typ="safe").load(way_back.without(text, "evaluate"))
+    assert kept["stages"] == {"train": stages["train"]}
+    assert YAML(typ="safe").load(way_back.without(text, "other"))["stages"] == stages
+
+
 # with MLflow: workspace, temporary copy and queue land in one store
 
 

@@ -6,7 +6,9 @@ parameters are others. So a run keeps what the commit lacks, as artifacts in ``w
 ``changes.patch`` where code was not committed. ``restore`` puts all of it back.
 """
 
+import io
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -24,7 +26,8 @@ PIPELINE, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 
 
 def write(folder: Path, root: Path = Path()) -> None:
-    """Keep in ``folder`` what leads back to the files in ``root`` as they are.
+    """Keep in ``folder`` what leads back to the files in ``root`` as they are, in a stage that runs
+    without what ``dvc.lock`` says of it and of those that follow.
 
     Parameters, dvc.lock, which repeats them, and patch are redacted like all that MLflow is given;
     ``way_back.json`` says which of them that changed, with the commit.
@@ -35,6 +38,8 @@ def write(folder: Path, root: Path = Path()) -> None:
         for path in (PARAMS_FILE, LOCK)
         if (root / path).is_file()
     }
+    if running := os.environ.get("DVC_STAGE", "").rpartition(":")[2]:
+        texts |= {name: without(texts[name], running) for name in {LOCK.as_posix()} & set(texts)}
     code = [path for path in changed_files(root) if path != PARAMS_FILE.as_posix()]
     if code:
         # Not through ``git``, which strips: a patch ends with a newline.
@@ -54,6 +59,30 @@ def write(folder: Path, root: Path = Path()) -> None:
         "redacted": [name for name, text in texts.items() if redacted(text, root) != text],
     }
     (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def without(lock: str, running: str) -> str:
+    """``dvc.lock`` without the stage that runs and those that follow from it: what it says of them
+    is an earlier result's.
+    """
+    yaml = YAML()
+    yaml.width = 10**6
+    document = yaml.load(lock)
+    stages, gone = document.get("stages", {}), {running}
+    while more := {
+        name
+        for name, stage in stages.items()
+        for other in gone & set(stages)
+        for out in stages[other].get("outs", [])
+        for dep in stage.get("deps", [])
+        if name not in gone and f"{dep['path']}/".startswith(f"{out['path']}/")
+    }:
+        gone |= more
+    for name in gone & set(stages):
+        del stages[name]
+    written = io.StringIO()
+    yaml.dump(document, written)
+    return written.getvalue()
 
 
 def small_outputs(root: Path) -> Iterator[Path]:
