@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -276,3 +277,19 @@ def test_the_curl_command_of_the_guide_is_answered(served, formatted_dir, pairs_
         timeout=PATIENCE,
     )
     assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+
+
+@pytest.mark.slow
+def test_the_openai_client_of_the_guide_is_answered(
+    served, formatted_dir, pairs_dir, tmp_path, monkeypatch, capsys
+):
+    """Where the client is installed: it is no requirement of this project."""
+    pytest.importorskip("openai")
+    port, _ = served
+    row = json.loads((formatted_dir / "test.json").read_text())[0]
+    shutil.copyfile(pairs_dir / "images" / row["images"][0], tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (block,) = (b for b in re.findall(r"(?s)```python\n(.*?)```", GUIDE) if "openai" in b)
+    exec(block.replace(":8000", f":{port}"), {})
+    assert capsys.readouterr().out.strip()
