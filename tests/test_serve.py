@@ -63,7 +63,8 @@ def test_an_unknown_model_is_refused():
 
 
 def test_waiting_ends_with_the_process():
-    assert not servers.wait("http://127.0.0.1:9/", lambda: False)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        assert not servers.wait("http://127.0.0.1:9/", process)
 
 
 # the corrections
@@ -242,7 +243,7 @@ def test_clients_that_send_a_presence_penalty_of_0_are_answered(served, formatte
 @pytest.mark.slow
 def test_the_servers_listen_on_this_machine_alone_under_their_names(served):
     import httpx
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     port, process = served
     children = psutil.Process(process.pid).children(recursive=True)
