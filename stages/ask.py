@@ -33,6 +33,8 @@ def main(image: str = "", question: str = "", pairs: int = 0, max_new_tokens: in
         )
     if image and not question:
         raise UserError("--image needs a --question")
+    if pairs < 0:
+        raise UserError(f"--pairs is {pairs}; it is a number of test pairs")
     places.require(at.model, at.adapter)
     with tempfile.TemporaryDirectory() as folder:
         # What can fail early, before the models are loaded.

@@ -48,7 +48,7 @@ MOST_TOKENS = 0.2
 
 def main(out: Path = OUT) -> None:
     p, at = params.load(), places.read()
-    places.require(at.model, at.adapter)
+    places.require(at.model, at.adapter / "fingerprint.json")
     unquantized = p.model_copy(
         update={"model": p.model.model_copy(update={"quantization_bit": None})}
     )

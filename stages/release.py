@@ -30,7 +30,8 @@ from stages.tracking.tags import provenance
 def main(version: str, force: str = "", out: Path = bundle.RELEASES) -> None:
     at = places.read()
     before = versions.champion(version)
-    places.require(at.adapter, at.results, at.card, at.page, at.model, at.raw, Path("dvc.lock"))
+    metrics_file, made = at.results / "metrics.json", at.adapter / "fingerprint.json"
+    places.require(made, metrics_file, at.card, at.page, at.model, at.raw, Path("dvc.lock"))
     tagged, head = versions.commit_of(version), versions.git("rev-parse", "HEAD")
     if tagged and tagged != head:
         raise UserError(
@@ -52,7 +53,7 @@ def main(version: str, force: str = "", out: Path = bundle.RELEASES) -> None:
         facts = bundle.write(part, at, version, provenance(), against)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
-    metrics = json.loads((at.results / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
     told = describe(version, verdicts.headline(metrics), facts["adapter_sha256"], against)
     if not tagged:
         versions.register(version, told)

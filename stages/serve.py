@@ -60,7 +60,7 @@ def main(models: str = ",".join(APIS), host: str = servers.HERE, port: int = 800
         for name, (kind, process, folder) in running.items():
             address = f"http://{servers.HERE if servers.is_any(host) else host}:{ports[name]}"
             path = "/" if name == CHAT else "/v1/models"
-            if not servers.wait(address + path, lambda one=process: one.poll() is None):
+            if not servers.wait(address + path, process):
                 raise cli.failed(kind, process.returncode, folder)
             shown = address if name == CHAT else f"{address}/v1 (model: {name})"
             print(f"{name}: {shown}", flush=True)

@@ -546,7 +546,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _write(self, repo: Repo, what: str, body: bytes) -> None:
         if what == "tag":
-            repo.tags = {**repo.tags, json.loads(body)["tag"]: dict(repo.files)}  # type: ignore[arg-type]
+            repo.tags = {**repo.tags, json.loads(body)["tag"]: repo.files}
             self._json({})
         elif what == "preupload":
             modes = {
@@ -559,14 +559,15 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self._json({"files": files})
         else:
-            files = dict(repo.files)  # type: ignore[arg-type]
+            content = dict(_contents(repo.files))
             for line in map(json.loads, body.splitlines()):
                 value = line["value"]
                 if line["key"] == "file":
-                    files[value["path"]] = base64.b64decode(value["content"])
+                    content[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
-                    files[value["path"]] = self.server.uploaded[value["oid"]]  # type: ignore[attr-defined]
-            repo.files = files
+                    uploaded = self.server.uploaded  # type: ignore[attr-defined]
+                    content[value["path"]] = uploaded[value["oid"]]
+            repo.files = content  # type: ignore[assignment]
             commit, _ = repo.snapshots()["main"]
             page = f"http://{self.headers['Host']}/{repo.name}/commit/{commit}"
             self._json({"success": True, "commitOid": commit, "commitUrl": page})

@@ -201,10 +201,8 @@ def test_a_conversation_keeps_the_picture_and_survives_a_mistake(
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", typing)
-    asked = []
-    monkeypatch.setattr(
-        ask, "show", lambda models, row, folder, most: asked.append(row) or print(row["images"])
-    )
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(ask, "show", lambda models, row, folder, most: asked.append(row))
     ask.converse(models, tmp_path, MOST)
     assert "none.png can't be read" in capsys.readouterr().out
     first, second = asked

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from stages import export
 from stages.core.errors import UserError
 from stages.dataset import formatted
 from stages.model.scoring import PairLogProbs
+from stages.parameters.params import Scoring
 from stages.sharing import places
 from tests.contracts import ROOT
 
@@ -31,9 +32,7 @@ def test_the_difference_is_a_mean_over_answers_per_token():
 
 
 def test_there_is_a_bound_for_every_precision():
-    from stages.parameters.params import Scoring
-
-    assert set(export.BOUNDS) == set(Scoring.model_fields["dtype"].annotation.__args__)
+    assert set(export.BOUNDS) == set(get_args(Scoring.model_fields["dtype"].annotation))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -62,7 +63,8 @@ def test_an_unknown_model_is_refused():
 
 
 def test_waiting_ends_with_the_process():
-    assert not servers.wait("http://127.0.0.1:9/", lambda: False)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        assert not servers.wait("http://127.0.0.1:9/", process)
 
 
 # the corrections
@@ -241,7 +243,7 @@ def test_clients_that_send_a_presence_penalty_of_0_are_answered(served, formatte
 @pytest.mark.slow
 def test_the_servers_listen_on_this_machine_alone_under_their_names(served):
     import httpx
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     port, process = served
     children = psutil.Process(process.pid).children(recursive=True)
@@ -276,3 +278,19 @@ def test_the_curl_command_of_the_guide_is_answered(served, formatted_dir, pairs_
         timeout=PATIENCE,
     )
     assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+
+
+@pytest.mark.slow
+def test_the_openai_client_of_the_guide_is_answered(
+    served, formatted_dir, pairs_dir, tmp_path, monkeypatch, capsys
+):
+    """Where the client is installed: it is no requirement of this project."""
+    pytest.importorskip("openai")
+    port, _ = served
+    row = json.loads((formatted_dir / "test.json").read_text())[0]
+    shutil.copyfile(pairs_dir / "images" / row["images"][0], tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (block,) = (b for b in re.findall(r"(?s)```python\n(.*?)```", GUIDE) if "openai" in b)
+    exec(block.replace(":8000", f":{port}"), {})
+    assert capsys.readouterr().out.strip()

@@ -3,10 +3,10 @@
 import ipaddress
 import os
 import socket
+import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 
 from stages.core.errors import UserError
 
@@ -49,11 +49,11 @@ def check_port(host: str, port: int) -> None:
         ) from None
 
 
-def wait(address: str, is_running: Callable[[], bool]) -> bool:
-    """Wait until an address answers, whatever it says; False if ``is_running`` is before that."""
+def wait(address: str, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until an address answers, whatever it says; False if ``process`` ends before that."""
     # A proxy in the environment is for other machines.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while is_running():
+    while process.poll() is None:
         try:
             direct.open(address, timeout=5).close()
             return True

@@ -125,10 +125,11 @@ def undefensible(at: Places, before: str | None) -> Iterator[str]:
     rates = [one for one in found.measures if one.name == comparison.WIN_RATE]
     if not rates:
         yield f"its win rate can't be compared with that of {before}: {' '.join(found.notes)}"
-    for one in rates:
-        if one.change.direction != "higher":
-            difference = one.unit.difference.with_interval(
-                one.change.difference, one.change.low, one.change.high
+    for rate in rates:
+        change = rate.change
+        if change.direction != "higher":
+            difference = rate.unit.difference.with_interval(
+                change.difference, change.low, change.high
             )
             yield f"its win rate is not clearly above that of {before}: {difference}"
 
