@@ -165,13 +165,16 @@ def counted(p: Params, known: Known, given: int) -> tuple[Counts, list[str]]:
     image = max(1, p.format.image_max_pixels // 1024)
     typical = Pair(image, flops.DEFAULT.question, flops.DEFAULT.answer)
     room = max(1, p.format.cutoff_len - typical.prompt)
-    held = [round(pairs * share) for share in (p.preprocess.validation, p.preprocess.test)]
+    validation, test = (
+        round(pairs * share) for share in (p.preprocess.validation, p.preprocess.test)
+    )
     missing = [
         f"the pairs: {pairs:,} are taken, all of them kept, with {typical.image} image tokens, "
         f"{typical.question} of the question and {typical.answer} of each answer; "
         "`dvc repro format` counts them",
     ]
-    return Counts(pairs - sum(held), *held, typical, Pair(image, typical.question, room)), missing
+    longest = Pair(image, typical.question, room)
+    return Counts(pairs - validation - test, validation, test, typical, longest), missing
 
 
 # what it takes

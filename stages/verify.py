@@ -54,7 +54,10 @@ def main(stages: str = "", certificate: Path = statement.CERTIFICATE, key: str =
             "some outputs are different; the table says which, and the first difference"
         )
     if set(names) == set(locked):
-        issue(certificate, key)
+        try:
+            issue(certificate, key)
+        except UserError as error:  # the results came out again all the same
+            print(f"verified, and no certificate is written: {error}")
 
 
 def chosen(stages: str, locked: Mapping[str, Ran]) -> list[str]:

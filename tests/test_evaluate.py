@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from stages import evaluate
 from stages.core.errors import UserError
-from stages.evaluation import regression
+from stages.evaluation import regression, shortcuts
 from stages.evaluation.catalogue import KEYS
 from stages.model import scoring
 from stages.probing import controls, lm_eval
@@ -67,8 +68,10 @@ def project(tmp_path, monkeypatch, write_params):
     """What the stages before leave, and fakes of the model and of the tracker."""
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path / "params.yaml", **{"train.beta": 0.5, "evaluate.resamples": 200})
-    for folder in ("formatted", "reference", "baseline", "base", "adapter", "curves"):
+    for folder in ("formatted", "reference", "baseline", "base", "adapter", "curves", "images"):
         (tmp_path / folder).mkdir()
+    for i, name in enumerate("abcd"):
+        Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "images" / f"{name}.jpg")
     rows = {"train": [], "validation": [], "test": PAIRS, "questions": QUESTIONS}
     for name, content in rows.items():
         (tmp_path / "formatted" / f"{name}.json").write_text(json.dumps(content))
@@ -183,6 +186,10 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     scores = pd.read_parquet(reports / "details" / "scores.parquet")
     assert list(scores["reward_margin"]) == [1.0, 1.0, 1.0, -0.5]
     assert len(pd.read_parquet(reports / "details" / "answers.parquet")) == 6
+    audit = pd.read_csv(reports / "details" / "audit.csv")
+    assert list(audit.columns) == list(shortcuts.LISTED)
+    assert (result["audited_images"], result["bag_of_words_wins"]) == (4, 0.5)  # nothing to learn
+    assert "win_rate_detectable" in result
     assert set(pd.read_csv(reports / "results" / "slices.csv")["note"]) == {"too few pairs"}
     assert json.loads((reports / "details" / "lm_eval" / "results.json").read_text()) == "probed"
     assert pd.read_csv(reports / "results" / "margins.csv")["pairs"].sum() == 4

@@ -109,7 +109,8 @@ def _difference(name: str, a: Path, b: Path) -> str:
         if suffix == ".parquet":
             return _of_tables(pd.read_parquet(a), pd.read_parquet(b), BOUNDS[suffix])
         if suffix == ".json":
-            return _of_values(*(json.loads(p.read_text("utf-8")) for p in (a, b)), BOUNDS[suffix])
+            one, other = (json.loads(path.read_text("utf-8")) for path in (a, b))
+            return _of_values(one, other, BOUNDS[suffix])
         if suffix == ".csv":
             return _of_values(_cells(a), _cells(b), BOUNDS[suffix])
     except (ValueError, OSError) as error:

@@ -279,6 +279,6 @@ def _data_notes(values: Mapping[str, Any]) -> Iterable[Concern]:
         number = shown("near_duplicate_images", values["near_duplicate_images"])
         yield Concern(
             False,
-            f"{number} of the test pairs' images look the same as one of another split: their "
+            f"Images of test pairs that look the same as one of another split: {number}. Their "
             "pairs are not entirely held out.",
         )
