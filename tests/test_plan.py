@@ -104,7 +104,10 @@ def part(text, title):
     return found
 
 
-@pytest.mark.parametrize("preset", [path.stem for path in PRESETS if path.stem != "demo"])
+LARGE = [path.stem for path in PRESETS if path.stem not in ("demo", "own-data")]
+
+
+@pytest.mark.parametrize("preset", LARGE)
 def test_a_preset_is_planned_on_a_laptop_before_anything_is_fetched(project, preset, capsys):
     project(preset)
     plan.main()

@@ -302,6 +302,8 @@ def test_the_4b_presets_ask_for_every_task_of_their_folder():
     """What is not asked for must rerun nothing, and DVC looks at the folder."""
     for preset in PRESETS:
         evaluate = yaml_of(preset.relative_to(ROOT).as_posix())["evaluate"]
+        if not evaluate["lm_eval"]:  # a preset for data of which nothing is known
+            continue
         members = lm_eval._local(ROOT / evaluate["task_files"])
         asked = {leaf for name in evaluate["lm_eval"] for leaf in lm_eval._leaves(name, members)}
         leaves = {leaf for name in members for leaf in lm_eval._leaves(name, members)}

@@ -45,6 +45,9 @@ OUT_OF_RANGE = {
     "model.quantization_bit": (5, "4", True),
     "model.template": ("qwen", "qwen2_vl"),  # the demo's model is a Qwen3-VL
     "preprocess.split_key": ("", "x" * 65),
+    "preprocess.max_dropped": (-0.1, 1.1, "half"),
+    "preprocess.wanted.text_only": ("no", 1),
+    "preprocess.wanted.system_prompt": ("no", 0),
     "evaluate.task_files": (7,),
     "format.allowed_tokens": ("<|box_start|>", [7], [["<think>"]]),
     **dict.fromkeys(
@@ -52,6 +55,7 @@ OUT_OF_RANGE = {
             *("preprocess.min_side", "preprocess.max_pixels", "preprocess.max_input_pixels"),
             *("preprocess.workers", "format.cutoff_len", "format.image_max_pixels"),
             *("format.image_min_pixels", "scoring.batch_tokens"),
+            *("preprocess.wanted.images", "preprocess.wanted.turns"),
             "evaluate.generation.max_new_tokens",
         ),
         NOT_COUNTS,
@@ -59,7 +63,8 @@ OUT_OF_RANGE = {
     **{f"data.columns.{name}": (7, ["image"], True) for name in params.Columns.model_fields},
 }
 MAY_BE_NULL = {
-    *("data.columns.origin", "data.columns.kind", "model.quantization_bit", "evaluate.lm_eval"),
+    *("data.columns.image", "data.columns.origin", "data.columns.kind"),
+    *("model.quantization_bit", "evaluate.lm_eval"),
 }
 OURS = [key for key in leaves_of(params.Params) if not key.endswith(".source")]
 KEYS = [(key, value) for key in OURS for value in OUT_OF_RANGE.get(key, ())]

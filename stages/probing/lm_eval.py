@@ -137,12 +137,12 @@ def _configured(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _asking_own_questions(folder: Path) -> frozenset[str]:
     """The project's tasks whose documents are the data set's own, as the format stage wrote them:
-    those of a ``custom_dataset``.
+    their ``metadata`` say so.
     """
     from ruamel.yaml import YAML
 
     configs = (YAML().load(path.read_text(encoding="utf-8")) for path in folder.rglob("*.yaml"))
-    return frozenset(str(c["task"]) for c in configs if "custom_dataset" in c and "task" in c)
+    return frozenset(str(c["task"]) for c in configs if c.get("metadata", {}).get("own_questions"))
 
 
 def _indexed(manager: Any) -> dict[str, tuple[str, ...]]:
