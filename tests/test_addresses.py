@@ -1,5 +1,6 @@
 """Files from https, S3 and Google Drive, each against a server or a module made by hand."""
 
+import gzip
 import hashlib
 import os
 import re
@@ -189,6 +190,31 @@ def test_what_is_no_file_is_told_apart(folder):
 def test_a_body_without_a_length_is_taken_as_it_is(folder):
     with answering(lambda _: (200, {}, b"[1]")) as url:
         assert addresses.bring(f"{url}/x.json", folder).read_bytes() == b"[1]"
+
+
+def test_a_body_that_is_packed_although_nobody_asked_is_unpacked(folder):
+    body = gzip.compress(DATA)
+    headers = {"Content-Encoding": "gzip", "Content-Length": str(len(body)), "ETag": '"x"'}
+    with answering(lambda _: (200, headers, body)) as url:
+        assert addresses.bring(f"{url}/x.json", folder).read_bytes() == DATA
+
+
+def test_two_addresses_that_differ_in_their_query_are_two_files(tmp_path):
+    def answer(request: BaseHTTPRequestHandler) -> Answer:
+        number = request.path.rpartition("=")[2]
+        text = (
+            '[{"messages": [{"role": "user", "content": "Q%s"}], "chosen": "A", "rejected": "B"}]'
+        )
+        return 200, {}, (text % number).encode()
+
+    with answering(answer) as url:
+        values = source(f"{url}/get?id=1").model_dump()
+        values["files"] += [{"at": f"{url}/get?id=2"}]
+        given = sharegpt.ShareGptSource.model_validate(values)
+        for _ in range(2):
+            sharegpt.fetch_data(given, tmp_path / "raw")
+            found = [record.question for record in sharegpt.records(tmp_path / "raw")]
+            assert found == ["Q1", "Q2"]
 
 
 def test_too_little_room_is_said_before_the_body(folder, monkeypatch):

@@ -431,6 +431,40 @@ NASTY = (
 )
 
 
+def test_a_card_of_several_sources_describes_each_and_takes_the_strictest_licence(four_b):
+    def part(name: str, kind: str, repo: str | None, licence: str) -> dict[str, Any]:
+        columns = None if kind == "sharegpt" else {"image": "picture"}
+        pinned = {"revision": "main", "commit": "8" * 40} if kind == "hub" else {}
+        return (
+            dict.fromkeys(("revision", "commit"))
+            | pinned
+            | {
+                "name": name,
+                "kind": kind,
+                "repo": repo,
+                "licence": licence,
+                "columns": columns,
+            }
+        )
+
+    data = EASY_VQA | {
+        "kind": "several",
+        "repo": "helehan/topic-overwrite, mine",
+        "commit": None,
+        "licence": "CC BY-NC 4.0",
+        "files": [],
+        "parts": [
+            part("tpo", "hub", "helehan/topic-overwrite", "CC BY-NC 4.0"),
+            part("mine", "sharegpt", None, "MIT"),
+        ],
+    }
+    text = four_b(data=data)
+    assert "license: cc-by-nc-4.0" in text
+    assert "`helehan/topic-overwrite` on the Hugging Face Hub (CC BY-NC 4.0); `mine`, " in text
+    assert "prepared for LLaMA-Factory (0, 0 bytes), published nowhere" in text
+    assert "2411.17265" in text
+
+
 def test_no_text_of_a_source_adds_a_heading_a_row_or_a_line_of_metadata(four_b):
     clean = four_b()
     adapter = ADAPTER | {"base_model_name_or_path": NASTY, "peft_version": NASTY}

@@ -3,12 +3,16 @@
 import json
 import re
 import shlex
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from benchmarks import tables
+from stages import fetch, preprocess
 from stages.evaluation.catalogue import KEYS, METRICS
 from stages.parameters import params
 from tests.contracts import (
@@ -103,6 +107,53 @@ def test_every_target_and_preset_of_a_make_command_in_the_documents_exists():
     assert used >= {"repro", "test", "use", "ui"}
 
 
+def guides_yaml() -> dict[str, dict[str, Any]]:
+    """The blocks of YAML in the guide, by the kind of their source."""
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    blocks = [YAML(typ="safe").load(b) for b in re.findall(r"(?s)```yaml\n(.*?)```", text)]
+    return {block["data"]["source"]["kind"]: block for block in blocks}
+
+
+@pytest.mark.parametrize("kind", ["path", "sharegpt", "several"])
+def test_the_yaml_of_the_guide_fetches_and_reads_data_as_it_describes(tmp_path, monkeypatch, kind):
+    columns = {"image": "picture"}
+    block = guides_yaml()[kind]["data"]
+    document = YAML(typ="safe").load((ROOT / "params" / "demo.yaml").read_text(encoding="utf-8"))
+    document["data"]["source"] = block["source"]
+    document["data"]["columns"] |= block.get("columns", {}) | {"origin": None}
+    project, prepared, pairs = (tmp_path / name for name in ("project", "prepared", "my-pairs"))
+    for folder in (project, prepared, pairs):
+        folder.mkdir()
+    foreign = "/content/drive/MyDrive/dpo/images/7.png"
+    row = {"question": "Q", "chosen": "A", "rejected": "B"}
+    (pairs / "rows.jsonl").write_text(json.dumps(row | {columns["image"]: "7.png"}))
+    (pairs / "7.png").write_bytes(b"7")
+    talk = {"messages": [{"role": "user", "content": "Q"}], "images": [foreign]}
+    for split in ("train", "validation"):
+        (prepared / f"{split}.json").write_text(json.dumps([row | talk]))
+    with zipfile.ZipFile(prepared / "images.zip", "w") as packed:
+        packed.writestr("images/7.png", b"7")
+    with (project / "params.yaml").open("w") as file:
+        YAML().dump(document, file)
+    monkeypatch.chdir(project)
+    fetch.main("data", Path("raw"))
+    rows, _, _ = preprocess.source(Path("raw"), params.load().data.columns.model_dump())
+    found = [(each.images, each.split, each.origin) for each in rows]
+    held_out, trained = ((b"7",), "validation", ""), ((b"7",), "train", "")
+    assert (
+        found
+        == {
+            "path": [((b"7",), "", "")],
+            "sharegpt": [held_out, trained],
+            "several": [
+                (*held_out[:2], "prepared"),
+                (*trained[:2], "prepared"),
+                ((b"7",), "", "pairs"),
+            ],
+        }[kind]
+    )
+
+
 def test_every_module_that_the_documents_run_can_be_run():
     found = [(d, c) for d, c in commands() if re.match(r"(\w+=\S+ )*python -m ", c)]
     assert found
@@ -188,6 +239,7 @@ def test_what_a_document_says_is_defined_in_a_file_is_defined_there(document):
 
 
 PUBLIC_HOSTS = {
+    "drive.google.com",
     *("github.com", "git-lfs.github.com", "huggingface.co", "arxiv.org", "doi.org"),
     *("www.apache.org", "keepachangelog.com", "dvc.org", "mlflow.org"),
     *("127.0.0.1", "localhost", "host", ""),

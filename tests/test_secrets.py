@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,26 +55,25 @@ def test_fetch_writes_and_prints_no_secret_whether_it_ends_well_or_not(tmp_path,
     """Of the Hub through an endpoint with a password, and by https; each refused in every way."""
     files = {"pairs.json": json.dumps([by_messages(0, "a.png")]).encode(), "a.png": b"a"}
     by_token, shard = {"token": PLANTED["HF_TOKEN"]}, "TPO-Dataset_000-2.parquet"
+    options: dict[str, dict[str, Any]] = {
+        "token": by_token,
+        "password": {"token": BASIC},
+        "cut": {"cut": {shard: 9}, "token": BASIC},
+        "gated": {"gated": True, "token": "another"},
+        "error": {"status": 500},
+        "busy": {"busy": 9, "retry_after": 1000},
+        "wrong": {"wrong": [shard], "token": BASIC},
+    }
     repos = {
-        name: topic_overwrite_repo(rows=2, shards=1, name=f"owner/{name}", **options)
-        for name, options in {
-            "token": by_token,
-            "password": {"token": BASIC},
-            "cut": {"cut": {shard: 9}, "token": BASIC},
-            "gated": {"gated": True, "token": "another"},
-            "error": {"status": 500},
-            "busy": {"busy": 9, "retry_after": 1000},
-            "wrong": {"wrong": [shard], "token": BASIC},
-        }.items()
+        name: topic_overwrite_repo(rows=2, shards=1, name=f"owner/{name}", **given)
+        for name, given in options.items()
     }
     with serve([*repos.values(), Repo("owner/files", files, "dataset")]) as url:
         place = f"{url}/datasets/owner/files/resolve/main"
-        given = [f"{place}/pairs.json", f"{place}/a.png"]
-        hub = {"kind": "hub", "revision": "main", "files": ["*.parquet"]}
-        sources: dict[str, dict[str, object]] = {
-            name: hub | {"repo": repo.name} for name, repo in repos.items()
-        }
-        sources["https"] = {"kind": "sharegpt", "files": given, "remap": []}
+        files_of_it = [f"{place}/pairs.json", f"{place}/a.png"]
+        hub: dict[str, Any] = {"kind": "hub", "revision": "main", "files": ["*.parquet"]}
+        sources = {name: hub | {"repo": repo.name} for name, repo in repos.items()}
+        sources["https"] = {"kind": "sharegpt", "files": files_of_it, "remap": []}
         sources["https"] |= {"datasets": None, "licence": None}
         children = {}
         for name, source in sources.items():

@@ -17,7 +17,7 @@ from stages import preprocess
 from stages.core.errors import UserError
 from stages.dataset.pairs import Record
 from stages.parameters import params
-from stages.sources import manifest, sharegpt
+from stages.sources import archives, manifest, sharegpt
 from stages.sources.places import Place, match
 from stages.sources.sharegpt import ShareGptSource
 
@@ -241,7 +241,7 @@ def test_of_two_files_of_one_name_the_longer_tail_decides(tmp_path):
 
 def test_what_is_missing_is_listed_and_not_guessed(tmp_path, capsys):
     files = {"train/1.png": b"1", "train/2.png": b"2", "a/3.png": b"3", "b/3.png": b"4"}
-    names = ["/y/train/1.png", "/y/val/1.png", "/y/c/3.png", "/y/none.png", "https://h/1.png"]
+    names = ["/y/train/1.png", "/y/val/1.png", "/y/c/3.png", "/y/none.png", "https://host/1.png"]
     table = write(tmp_path / "pairs.json", rows(*names))
     found = fetched(tmp_path / "raw", table, zipped(tmp_path / "x.zip", files))
     assert [row.images for row in found] == [(b"1",), None, None, None, None]
@@ -251,7 +251,7 @@ def test_what_is_missing_is_listed_and_not_guessed(tmp_path, capsys):
     assert "'/y/val/1.png': 'x/train/1.png' fits another name better" in said
     assert "'/y/c/3.png' ends like 2 files" in said
     assert "'/y/none.png': no file ends like it" in said
-    assert "'https://h/1.png' is an address" in said
+    assert "'https://host/1.png' is an address" in said
     assert "1 of 5 images, such as '/y/train/1.png' at 'x/train/1.png'" in said
 
 
@@ -445,6 +445,24 @@ def test_what_is_not_there_or_another_file_is_said(tmp_path):
     assert "there is no dataset_info.json" in mistake(tmp_path / "raw", table, datasets=["x"])
     (tmp_path / "raw" / "x").mkdir(parents=True)
     assert "the folder to be filled" in mistake(tmp_path / "raw" / "x", tmp_path / "raw")
+
+
+def test_a_file_that_no_memory_holds_is_refused_before_it_is_read(tmp_path):
+    table = write(tmp_path / "pairs.json", rows("a.png"))
+    os.truncate(table, archives.MEMBER + 1)  # a hole, which takes no room
+    assert "pairs.json is above 2.1 GB, and read at once; divide it" in mistake(
+        tmp_path / "raw", table
+    )
+
+
+@pytest.mark.parametrize("member", ["../evil.png", "/tmp/evil.png", r"..\evil.png"])
+def test_a_hostile_archive_leaves_nothing_behind(tmp_path, member):
+    archive = zipped(tmp_path / "x.zip", {"a.png": b"a", member: b"evil"})
+    table = write(tmp_path / "pairs.json", rows("a.png"))
+    assert "leads out of its folder" in mistake(tmp_path / "raw", table, archive)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["pairs.json", "raw", "raw/.partial", "x.zip"]
+    assert not Path("/tmp/evil.png").exists()
 
 
 def test_a_damaged_index_is_said(tmp_path):

@@ -21,7 +21,9 @@ from stages.sources.manifest import check_room, sha256_of, size_of
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/|gdrive:", re.IGNORECASE)  # Path makes one slash of two
 _SECRET = re.compile(r"(?i)signature|\bsig\b|token|secret|passw|credential|api.?key")
-_DRIVE = re.compile(r"https://drive\.google\.com/(?:file/d/|(?:open|uc)\?(?:.*&)?id=)([\w-]{10,})")
+_DRIVE = re.compile(
+    re.escape("https://drive.google.com/") + r"(?:file/d/|(?:open|uc)\?(?:.*&)?id=)([\w-]{10,})"
+)
 _TRIES = 5  # in a row that bring nothing new
 _PATIENCE = 60  # seconds that a server may ask to be waited for
 _TIMEOUT = 30.0  # seconds without a byte
@@ -64,6 +66,11 @@ def shown(place: str) -> str:
         return f"gdrive:{drive[1]}"
     parts = urlsplit(place)
     return f"{site_of(place)}{parts.path}" if parts.netloc else place
+
+
+def key_of(place: str) -> str:
+    """16 digits that tell an address from others, query and all."""
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def name_of(place: str) -> str:
@@ -159,13 +166,14 @@ def _ask(client: Any, place: str, partial: Path, *, patience: int) -> bool:
         goes_on = answer.status_code == 206
         etag = answer.headers.get("ETag", "")
         strong = "" if etag.startswith("W/") else etag
-        mark.write_text(strong or answer.headers.get("Last-Modified", ""))
+        packed = "Content-Encoding" in answer.headers  # although not asked for: can't be resumed
+        mark.write_text("" if packed else strong or answer.headers.get("Last-Modified", ""))
         start = have if goes_on else 0
         length = answer.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else None
         check_room(partial.parent, (total or 0) - start, what=shown(place))
         with partial.open("ab" if goes_on else "wb") as file, _bar(place, start, total) as bar:
-            for block in answer.iter_raw():
+            for block in answer.iter_bytes() if packed else answer.iter_raw():
                 file.write(block)
                 bar.update(len(block))
     mark.unlink()  # httpx itself refuses a body that ends before its announced length

@@ -1,6 +1,7 @@
 """What a file's name says of it, and which files may be fetched. Nothing is loaded to find out."""
 
 import fnmatch
+import posixpath
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -17,7 +18,7 @@ CODE = frozenset(
 
 def suffix(name: str) -> str:
     """``.json`` of ``data/Rows.JSON``."""
-    return PurePosixPath(name).suffix.lower()
+    return posixpath.splitext(name)[1].lower()
 
 
 def is_hidden(name: str) -> bool:

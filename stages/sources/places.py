@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from stages.core.errors import UserError
+from stages.core.text import readable
 from stages.ingest import named
 from stages.sources import archives
 from stages.sources.names import IMAGES, is_hidden, suffix
@@ -52,8 +53,14 @@ class Contents:
     def read(self, place: Place) -> bytes:
         if place.member is not None:
             return self.archive(place.file).read(place.member)
+        path = self.files[place.file]
         try:
-            return self.files[place.file].read_bytes()
+            if path.stat().st_size > archives.MEMBER:
+                raise UserError(
+                    f"{place.path} is above {readable(archives.MEMBER)}, and read at once; divide "
+                    "it"
+                )
+            return path.read_bytes()
         except OSError as error:
             raise UserError(f"{place.path} can't be read ({error.strerror})") from None
 

@@ -131,12 +131,12 @@ def fetch_data(source: ShareGptSource, out: Path) -> Source:
     manifest.begin(out)
     here: dict[str, Path] = {}  # by path below the folder; where each is now
     splits: dict[str, Split | None] = {}
-    origins: dict[str, str] = {}
+    origins: dict[str, tuple[str, str]] = {}
     for given in source.files:
         for name, path in _brought(given, out, kept, set(here)).items():
             here[name], splits[name] = path, given.split
             if addresses.is_remote(given.at):
-                origins[name] = addresses.shown(given.at)
+                origins[name] = (addresses.shown(given.at), addresses.key_of(given.at))
     with ExitStack() as stack:
         contents = Contents(here, stack)
         places = list(contents.places())
@@ -149,27 +149,27 @@ def fetch_data(source: ShareGptSource, out: Path) -> Source:
         _place(here[name], out, name)
         files.append(File(name, manifest.size_of(out / name), manifest.sha256_of(out / name)))
     index = {
-        "from": {f.path: [origins[f.path], f.sha256] for f in files if f.path in origins},
+        "from": {f.path: [*origins[f.path], f.sha256] for f in files if f.path in origins},
         "tables": [asdict(table) for table in found],
     }
     text = json.dumps(index, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     (out / PARTIAL / INDEX).write_bytes(text.encode("utf-8", "surrogatepass"))
     manifest.place(out / PARTIAL / INDEX, out, INDEX)
     files.append(File(INDEX, manifest.size_of(out / INDEX), manifest.sha256_of(out / INDEX)))
-    repo = ", ".join(dict.fromkeys(origins.values())) or None
+    repo = ", ".join(dict.fromkeys(at for at, _ in origins.values())) or None
     return manifest.finish(out, Source("sharegpt", repo, None, None, source.licence, tuple(files)))
 
 
 def _kept(out: Path) -> dict[str, tuple[str, str]]:
-    """What an earlier fetch left: name and sha256 of a file by the address that it came from."""
+    """What an earlier fetch left: name and sha256 of a file by the key of its address."""
     if is_forced():
         return {}
     try:
         index = json.loads((out / INDEX).read_text(encoding="utf-8"))
-        found = {at: (str(name), str(digest)) for name, (at, digest) in index["from"].items()}
+        found = {key: (str(name), str(digest)) for name, (_, key, digest) in index["from"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    return {at: kept for at, kept in found.items() if (out / kept[0]).is_file()}
+    return {key: kept for key, kept in found.items() if (out / kept[0]).is_file()}
 
 
 def _brought(
@@ -177,7 +177,7 @@ def _brought(
 ) -> dict[str, Path]:
     """Where the files of one entry are, by the paths below the folder that they will have."""
     if addresses.is_remote(given.at):
-        name, digest = kept.get(addresses.shown(given.at), (INDEX, ""))
+        name, digest = kept.get(addresses.key_of(given.at), (INDEX, ""))
         if digest and given.sha256 in (digest, None) and manifest.sha256_of(out / name) == digest:
             return {_free(name, taken): out / name}
         path = addresses.bring(given.at, out / PARTIAL, given.sha256)
