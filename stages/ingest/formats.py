@@ -277,10 +277,18 @@ def _single(path: Path) -> object:
         return None if second else value
     except (ValueError, RecursionError):
         with _binary(path) as file:
-            content = file.read(_LIST_BYTES)
+            content = _all(file)
     with contextlib.suppress(ValueError, RecursionError):
         return _loaded(content)
     return None
+
+
+def _all(file: BinaryIO) -> bytes:
+    """The file, or more than ``_LIST_BYTES`` of it; ``read`` would reserve as much at once."""
+    content = bytearray()
+    while (piece := file.read(2**20)) and len(content) <= _LIST_BYTES:
+        content += piece
+    return bytes(content)
 
 
 def _objects(path: Path, rows: Iterable[object]) -> Iterator[dict[str, Any]]:
@@ -306,7 +314,7 @@ def _lines(path: Path) -> Iterator[object]:
 def _items(path: Path) -> list[object]:
     """The items of a JSON list, read at once: 3.3 times the file in memory."""
     with _binary(path) as file:
-        content = file.read(_LIST_BYTES + 1)
+        content = _all(file)
     if len(content) > _LIST_BYTES:
         raise UserError(
             f"{path} is a JSON list of more than {readable(_LIST_BYTES)}, which is read at once; "
