@@ -11,6 +11,7 @@ import runpy
 import shutil
 import zipfile
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pandas as pd
 import pyarrow as pa
@@ -397,7 +398,7 @@ def scripted(monkeypatch):
     class Scripted(LM):
         MULTIMODAL = True
         tokenizer_name = "scripted"
-        answers = None
+        answers: ClassVar = {}
 
         def apply_chat_template(self, chat_history, add_generation_prompt=True):
             return chat_history[-1]["content"]
