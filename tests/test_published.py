@@ -11,7 +11,6 @@ import runpy
 import shutil
 import zipfile
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pandas as pd
 import pyarrow as pa
@@ -398,7 +397,7 @@ def scripted(monkeypatch):
     class Scripted(LM):
         MULTIMODAL = True
         tokenizer_name = "scripted"
-        answers: ClassVar = {}
+        answers: dict[str | int, str]
 
         def apply_chat_template(self, chat_history, add_generation_prompt=True):
             return chat_history[-1]["content"]
