@@ -399,7 +399,7 @@ def scripted(monkeypatch):
     class Scripted(LM):
         MULTIMODAL = True
         tokenizer_name = "scripted"
-        answers = None
+        answers: dict[str | int, str]
 
         def apply_chat_template(self, chat_history, add_generation_prompt=True):
             return chat_history[-1]["content"]

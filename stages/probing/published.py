@@ -109,7 +109,7 @@ def _decoded(source: bytes | str) -> Any:
         return opened.convert("RGB")
 
 
-def ratio(parts: Sequence[tuple[float, float]]) -> float:
+def ratio(parts: Sequence[Sequence[float]]) -> float:
     """The sum of first values over the sum of second ones; 0 over nothing."""
     whole = sum(of for _, of in parts)
     return sum(part for part, _ in parts) / whole if whole else 0.0

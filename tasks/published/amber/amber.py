@@ -144,7 +144,8 @@ def unpacked(repo: str, revision: str) -> list[dict[str, str]]:
         pd.concat(parts).to_parquet(part, index=False)
         part.replace(table)
     rows = pd.read_parquet(table)
-    return rows.assign(image=[str(folder / name) for name in rows["image_path"]]).to_dict("records")
+    rows["image"] = [str(folder / name) for name in rows["image_path"]]
+    return [dict(zip(rows.columns, values, strict=True)) for values in rows.itertuples(index=False)]
 
 
 # grades
