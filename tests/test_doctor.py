@@ -38,10 +38,11 @@ def test_prompts_padded_on_the_other_side_are_noticed(patient, monkeypatch):
 
     def on_the_right(*given):
         batch = padded(*given)
-        for i, row in enumerate(batch["attention_mask"]):
-            shift = -int((row == 0).sum())
-            for name in ("input_ids", "attention_mask"):
-                batch[name][i] = torch.roll(batch[name][i], shift)
+        padding = (batch["attention_mask"] == 0).sum(dim=1).tolist()
+        aligned = [t for t in batch.values() if t.shape == batch["input_ids"].shape]
+        for tensor in aligned:
+            for i, shift in enumerate(padding):
+                tensor[i] = torch.roll(tensor[i], -shift)
         return batch
 
     monkeypatch.setattr(doctor.scoring, "_left_padded", on_the_right)
