@@ -9,7 +9,7 @@ import pytest
 from stages import doctor
 from stages.core.errors import UserError
 from stages.parameters import params
-from tests.contracts import ROOT
+from tests.contracts import ROOT, table_under
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,11 @@ def test_prompts_padded_on_the_other_side_are_noticed(patient, monkeypatch):
 
     def on_the_right(*given):
         batch = padded(*given)
-        for i, row in enumerate(batch["attention_mask"]):
-            shift = -int((row == 0).sum())
-            for name in ("input_ids", "attention_mask"):
-                batch[name][i] = torch.roll(batch[name][i], shift)
+        padding = (batch["attention_mask"] == 0).sum(dim=1).tolist()
+        aligned = [t for t in batch.values() if t.shape == batch["input_ids"].shape]
+        for tensor in aligned:
+            for i, shift in enumerate(padding):
+                tensor[i] = torch.roll(tensor[i], -shift)
         return batch
 
     monkeypatch.setattr(doctor.scoring, "_left_padded", on_the_right)
@@ -81,3 +82,10 @@ def test_what_is_wrong_is_printed_with_what_to_do_and_the_command_fails(monkeypa
 def test_without_the_demos_model_there_is_one_sentence():
     with pytest.raises(UserError, match="a complete clone"):
         doctor.main(model=Path("nowhere"))
+
+
+def test_every_check_is_documented():
+    rows = table_under(
+        (ROOT / "docs" / "planning.md").read_text(encoding="utf-8"), "## make doctor"
+    )
+    assert [row[0] for row in rows] == [claim for claim, _ in doctor.CHECKS]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from safetensors.numpy import save_file
 
 from stages import verify
 from stages.core.errors import UserError
-from stages.provenance import comparison, lockfile
+from stages.provenance import comparison, lockfile, statement
 from stages.provenance.comparison import DIFFERENT, ROUNDING, SAME, Bound
+from tests.contracts import ROOT
 
 
 def verdict(tmp_path, name, before, after):
@@ -98,6 +100,10 @@ def test_a_page_may_differ_only_where_the_numbers_that_it_shows_moved(tmp_path):
 
 PIPELINE = """
 stages:
+  third:
+    cmd: python add.py second.json third.json 1
+    deps: [second.json, add.py]
+    outs: [third.json]
   second:
     cmd: python add.py first.txt second.json 1
     deps: [first.txt, add.py]
@@ -146,11 +152,29 @@ def test_results_that_come_out_again_pass_and_nothing_here_changes(made, monkeyp
     before = {p: p.read_bytes() for p in made.iterdir() if p.is_file()}
     verify.main()
     out = capfd.readouterr().out
-    assert "2 outputs: 2 same bits, 0 same within rounding, 0 different" in out
+    assert "3 outputs: 3 same bits, 0 same within rounding, 0 different" in out
     assert "issued" in out
     assert {p: p.read_bytes() for p in made.iterdir() if p.is_file()} == before
     verify.main(stages="second")  # its input from the commit; no certificate of a part
     assert "issued" not in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_inputs_come_from_the_remote_where_the_cache_lacks_them(made, monkeypatch, capfd, tmp_path):
+    """The remote is named in the local configuration, as one with a password would be."""
+    monkeypatch.chdir(made)
+    cache = made / ".dvc/cache"
+    with pytest.raises(UserError, match=r"second\.json is neither in DVC's cache nor in a remote"):
+        shutil.move(cache, tmp_path / "away")
+        try:
+            verify.main(stages="third")
+        finally:
+            shutil.move(tmp_path / "away", cache)
+    verify.run(["dvc", "remote", "add", "--local", "-d", "r", str(tmp_path / "remote")], made)
+    verify.run(["dvc", "push", "--quiet"], made)
+    shutil.rmtree(cache)
+    verify.main(stages="third")
+    assert "1 outputs: 1 same bits" in capfd.readouterr().out
 
 
 @pytest.mark.slow
@@ -176,6 +200,27 @@ def test_a_locked_hash_that_does_not_come_out_is_named(made, monkeypatch, capfd)
     out = capfd.readouterr().out
     assert "second.json: it is 3.0, not 7.0" in out
     assert "1 different" in out
+
+
+@pytest.mark.slow
+def test_a_certificate_is_refused_where_dvc_lock_is_out_of_date(made):
+    statement.require_current(made)
+    start = made / "start.txt"
+    start.write_text("2")
+    try:
+        with pytest.raises(UserError, match=r"dvc\.lock is out of date: first changed since"):
+            statement.require_current(made)
+    finally:
+        start.write_text("1")
+
+
+def test_what_can_not_be_compared_is_different(tmp_path):
+    (tmp_path / "new").write_text("x")
+    found = comparison.one("data/x", tmp_path / "gone", tmp_path / "new")
+    assert (found.verdict, found.why) == (
+        DIFFERENT,
+        "another hash, and no committed content to compare",
+    )
 
 
 def test_stages_are_chosen_in_the_order_in_which_they_run(tmp_path):
@@ -213,3 +258,11 @@ def test_a_lock_file_that_is_none_is_refused_in_a_sentence(tmp_path):
         with pytest.raises(UserError, match="can't be read as DVC's lock file"):
             lockfile.read(path)
     assert os.listdir(tmp_path) == ["dvc.lock"]
+
+
+def test_the_documented_bounds_are_those_of_the_code():
+    text = " ".join((ROOT / "docs" / "verify.md").read_text(encoding="utf-8").split())
+    for suffix, words in ((".parquet", "nats)"), (".json", "curves)"), (".csv", "curves)")):
+        bound = comparison.BOUNDS[suffix]
+        assert f"{words} to {100 * bound.relative:g}% and {bound.absolute:g}" in text
+    assert f"to {100 * comparison.WEIGHTS:g}% of their length" in text

@@ -78,7 +78,7 @@ def outputs(committed: Mapping[str, Path], made: Mapping[str, Path]) -> list[Com
 def one(path: str, before: Path, after: Path) -> Compared:
     for content, what in ((before, "committed"), (after, "new")):
         if not content.exists():
-            return Compared(path, DIFFERENT, f"the {what} content is not there to compare")
+            return Compared(path, DIFFERENT, f"another hash, and no {what} content to compare")
     files = [{p.relative_to(root).as_posix(): p for p in _files(root)} for root in (before, after)]
     only = sorted(files[0].keys() ^ files[1].keys())
     if only:
