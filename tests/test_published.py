@@ -724,7 +724,7 @@ def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
 
     random = np.random.default_rng(0)
     wholes = random.integers(1, 9, 400)
-    pairs = [[int(random.binomial(of, 0.3)), int(of)] for of in wholes]
+    pairs = [(float(random.binomial(of, 0.3)), float(of)) for of in wholes]
     values = np.array(published.linear(pairs))
     assert values.mean() == pytest.approx(ratio(pairs))
     drawn = [ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]

@@ -1,7 +1,6 @@
 """Sharing through a remote: pushed here, pulled in a fresh clone, nothing left to do there.
 
-The folder as a remote is always tried; S3 with moto's server where it is installed (it is a
-requirement of development).
+Remotes are a folder, and S3 by moto's server.
 """
 
 import json
@@ -38,7 +37,6 @@ KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REG
 @pytest.fixture(scope="module")
 def s3():
     """The address of a real S3 server, with a bucket."""
-    pytest.importorskip("moto", reason="moto[server] is not installed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -70,12 +70,15 @@ class Question:
 
 def pair_id(row: Record, images: Sequence[str]) -> str:
     """Names a pair by its content: its images, each named by theirs, and all of its texts."""
-    assert None not in (row.question, row.chosen, row.rejected)
+    assert row.question is not None
+    assert row.chosen is not None
+    assert row.rejected is not None
     return row_id(*images, *_before(row), row.question, row.chosen, row.rejected)
 
 
 def prompt_id(row: Record) -> str:
     """Names what a pair without images asks."""
+    assert row.question is not None
     return row_id(*_before(row), row.question)
 
 

@@ -23,7 +23,7 @@ def register(
     training with this ``fingerprint``; registered before, it is described again. Raises whatever
     MLflow does, ``LookupError`` without such a run.
     """
-    client, experiment = at = runs._connect()
+    client, experiment = at = runs.connect()
     name = client.get_experiment(experiment).name
     run = runs._run(at, fingerprint, "of this training", {"state": "complete"})
     place = f"releases/{version}"

@@ -145,7 +145,8 @@ def unpacked(repo: str, revision: str) -> list[dict[str, str]]:
         part.replace(table)
     rows = pd.read_parquet(table)
     rows["image"] = [str(folder / name) for name in rows["image_path"]]
-    return [dict(zip(rows.columns, values, strict=True)) for values in rows.itertuples(index=False)]
+    names = [str(name) for name in rows.columns]
+    return [dict(zip(names, values, strict=True)) for values in rows.itertuples(index=False)]
 
 
 # grades
