@@ -277,3 +277,14 @@ def test_mlcroissant_finds_no_error_in_it(project):
     mlcroissant = pytest.importorskip("mlcroissant")
     found = mlcroissant.Dataset(jsonld=croissant.make())
     assert not found.metadata.issues.errors
+
+
+def test_writing_makes_both_files_and_takes_an_old_signature_away(project, monkeypatch, capsys):
+    monkeypatch.setattr(statement, "require_current", lambda: None)
+    signature.beside(statement.CERTIFICATE).write_text("of an older certificate")
+    certificate.main(write="yes")
+    assert statement.read(statement.CERTIFICATE) == statement.make()
+    assert json.loads(croissant.FILE.read_text()) == croissant.make()
+    assert not signature.beside(statement.CERTIFICATE).exists()
+    assert "reports/croissant.json: the pairs" in capsys.readouterr().out
+    certificate.main()

@@ -164,12 +164,11 @@ def test_inputs_come_from_the_remote_where_the_cache_lacks_them(made, monkeypatc
     """The remote is named in the local configuration, as one with a password would be."""
     monkeypatch.chdir(made)
     cache = made / ".dvc/cache"
+    shutil.move(cache, tmp_path / "away")
     with pytest.raises(UserError, match=r"second\.json is neither in DVC's cache nor in a remote"):
-        shutil.move(cache, tmp_path / "away")
-        try:
-            verify.main(stages="third")
-        finally:
-            shutil.move(tmp_path / "away", cache)
+        verify.main(stages="third")
+    shutil.rmtree(cache, ignore_errors=True)
+    shutil.move(tmp_path / "away", cache)
     verify.run(["dvc", "remote", "add", "--local", "-d", "r", str(tmp_path / "remote")], made)
     verify.run(["dvc", "push", "--quiet"], made)
     shutil.rmtree(cache)

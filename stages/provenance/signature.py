@@ -1,4 +1,4 @@
-"""A signature beside the certificate, by the package ``model_signing`` with a key of the user's.
+"""The signature of a certificate, by the package ``model_signing`` with a key of the user's.
 
 The package is not among the requirements; without it a certificate stays unsigned. It works offline
 and writes a Sigstore bundle, which its own command line verifies too. A key pair is made with
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stages.core.errors import UserError
 
-INSTALL = "install it beside the requirements: `.venv/bin/uv pip install model-signing==1.1.1`"
+INSTALL = "install it too: `.venv/bin/uv pip install model-signing==1.1.1`"
 
 
 def beside(certificate: Path) -> Path:

@@ -235,7 +235,7 @@ def culprits(root: Path, path: str, most: int = 5) -> list[str]:
 
 def _change(before: Json | None, after: Json | None, title: str) -> str:
     if before is None:
-        return f"it is no {title} of the certificate"
+        return f"the certificate has no such {title}"
     if after is None or ABSENT in after["digest"].values():
         return "it is missing"
     if before["digest"] != after["digest"]:
