@@ -23,7 +23,7 @@ from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, METRICS
 from stages.ingest.refusals import REASONS
 from stages.reporting import card, gallery, verdicts
-from stages.reporting.page import forward_pass, funnel, method, parameter_count, render
+from stages.reporting.page import Origin, forward_pass, funnel, method, parameter_count, render
 from tests.experiment import (
     Page,
     answer_table,
@@ -213,6 +213,11 @@ def test_the_page_names_no_address_but_that_of_the_model():
         "https://huggingface.co/Qwen/Qwen3-VL-4B-Instruct/tree/ebb281ec70b0"
     }
     assert not re.search(r"(?i)@import|url\(\s*['\"]?(?!#)", html)
+
+
+def test_a_data_set_of_the_hub_has_its_address_among_the_data_sets():
+    data = Origin("hub", "helehan/topic-overwrite", "818d38f4")
+    assert data.link == "https://huggingface.co/datasets/helehan/topic-overwrite/tree/818d38f4"
 
 
 HOSTILE = (

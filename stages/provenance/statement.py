@@ -154,11 +154,11 @@ def folder(root: Path, path: str, content: Content) -> Json:
 
 
 def published(kind: str, repo: str | None, commit: str | None, path: str) -> str | None:
-    """The address of what was fetched into ``path``; the Hub's data sets are apart from models."""
+    """The address of what was fetched into ``path``."""
     address = KINDS[kind].address
     if not (address and repo and commit):
         return None
-    return address(f"datasets/{repo}" if path.startswith("data/") else repo, commit)
+    return address(repo, commit, path.startswith("data/"))
 
 
 def commit_of(root: Path) -> Json:

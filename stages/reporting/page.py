@@ -49,7 +49,8 @@ class Origin:
     @property
     def link(self) -> str | None:
         address = KINDS[self.kind].address
-        return address(self.name, self.commit) if address and self.commit else None
+        is_model = self.parameters is not None
+        return address(self.name, self.commit, not is_model) if address and self.commit else None
 
 
 @dataclass(frozen=True)

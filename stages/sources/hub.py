@@ -191,12 +191,18 @@ _KNOWN = {
     ),
 }
 
+
+def _address(name: str, commit: str, is_data: bool) -> str:
+    where = f"datasets/{name}" if is_data else name
+    return f"https://huggingface.co/{where}/tree/{commit}"
+
+
 KIND = Kind(
     section=HubSource,
     fetch_data=fetch_data,
     fetch_model=fetch_model,
     name=lambda source, fetched: str(fetched.repo or source.repo),
     words=lambda fetched: f"`{fetched.repo}` on the Hugging Face Hub",
-    address=lambda name, commit: f"https://huggingface.co/{name}/tree/{commit}",
+    address=_address,
     about=_about,
 )

@@ -43,8 +43,9 @@ class Kind:
     """``fetch_model(section, out, allow_pickle=…, allow_code=…)``; None: it has no models."""
     read: Callable[[Path], tuple[Iterator["Record"], Iterator["Question"]]] | None = None
     """Records and held-out questions of a fetched folder; None: tables (``ingest.tables``)."""
-    address: Callable[[str, str], str] | None = None
-    """Where a name at a commit is published; None: nowhere that the name alone would lead to."""
+    address: Callable[[str, str, bool], str] | None = None
+    """Where a name at a commit is published, given whether it is a data set; None: nowhere that
+    the name alone would lead to."""
     about: Callable[[Source], About | None] = lambda _: None
 
     @property
