@@ -238,7 +238,7 @@ def test_a_picture_in_a_request_is_answered_as_in_the_evaluation(
 @pytest.mark.slow
 def test_the_page_to_chat_with_answers_about_a_picture(served, formatted_dir, pairs_dir):
     """As its button does, with its temperature at the lowest; answers are the API's."""
-    from gradio_client import Client, handle_file
+    from gradio_client import Client, handle_file  # type: ignore[import-untyped]
 
     port, _ = served
     row = json.loads((formatted_dir / "test.json").read_text())[0]
