@@ -129,13 +129,14 @@ def test_a_quantised_base_is_served_quantised_and_merged_whole(params_with):
 
 
 def free_ports() -> int:
-    """A port that is free, as is the next one."""
+    """A port that is free, as are the next two."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as one:
             port: int = one.getsockname()[1]
             try:
-                socket.create_server(("127.0.0.1", port + 1)).close()
-            except OSError:
+                for more in (1, 2):
+                    socket.create_server(("127.0.0.1", port + more)).close()
+            except (OSError, OverflowError):
                 continue
         return port
 
@@ -156,7 +157,8 @@ def strong(adapter_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(
     model_dir: Path, strong: Path, write_params: Any, tmp_path_factory: Any
 ) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """The port of the tuned model, the next one being the base's, and the process."""
+    """The port of the tuned model, the next ones being the base's and the page's, and the process
+    that runs all three."""
     folder = tmp_path_factory.mktemp("served")
     (folder / "models").mkdir()
     (folder / "models" / "base").symlink_to(model_dir)
@@ -166,7 +168,7 @@ def served(
     port = free_ports()
     inherited = {k: v for k, v in os.environ.items() if k != servers.KEY}
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages.serve", "--port", str(port)],
+        [sys.executable, "-m", "stages.serve", "--models", "tuned,base,chat", "--port", str(port)],
         cwd=folder,
         env={**inherited, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -177,7 +179,7 @@ def served(
     said = []
     for line in process.stdout:
         said.append(line)
-        if line.startswith("base: "):
+        if line.startswith("chat: "):
             break
     assert process.poll() is None, "".join(said)
     yield port, process
@@ -231,6 +233,25 @@ def test_a_picture_in_a_request_is_answered_as_in_the_evaluation(
     assert given == [each.text for each in expected]
     if name == "tuned":
         assert len(set(given)) > 1
+
+
+@pytest.mark.slow
+def test_the_page_to_chat_with_answers_about_a_picture(served, formatted_dir, pairs_dir):
+    """As its button does, with its temperature at the lowest; answers are the API's."""
+    from gradio_client import Client, handle_file  # type: ignore[import-untyped]
+
+    port, _ = served
+    row = json.loads((formatted_dir / "test.json").read_text())[0]
+    question = row["messages"][0]["content"].removeprefix("<image>")
+    picture = handle_file(str(pairs_dir / "images" / row["images"][0]))
+    messages, _ = (page := Client(f"http://127.0.0.1:{port + 2}/", verbose=False)).predict(
+        [], "user", question, True, api_name="/append"
+    )
+    settings = (MOST, 0.7, 0.01, True, True, False)  # tokens, top p, temperature and three boxes
+    *_, last = page.predict(
+        messages, "en", "", "", picture, None, None, *settings, api_name="/stream"
+    )
+    assert last["content"].strip() == answer(port, asking(formatted_dir, pairs_dir, 0))
 
 
 @pytest.mark.slow
