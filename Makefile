@@ -27,7 +27,7 @@ DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
 .PHONY: help repro test check check-data lint setup use ui exps sweep seeds costs sync ask export serve chat release \
-  publish plan doctor verify check-certificate lock clean venv
+  publish plan doctor verify check-certificate extras lock clean venv
 .SILENT:
 
 help: ## List these commands
@@ -57,6 +57,9 @@ setup: venv ## Create .venv with the locked requirements (the commands above do 
 	.venv/bin/uv pip sync --python .venv/bin/python --require-hashes requirements.txt && \
 	cp requirements.txt .venv/installed.txt || die "Installing failed for the reason above." \
 	"Run the same command again to go on; UV_CACHE_DIR=... moves uv's downloads to another disk."; }
+
+extras: setup ## Install what single commands and formats need too: signing, HEIC, Google Drive, ...
+	.venv/bin/uv pip install --python .venv/bin/python --require-hashes --requirement requirements-extras.txt
 
 use: ## Switch to a preset: make use PRESET=name
 	$(DIE) names= there= known=; for file in params/*.yaml; do \
@@ -132,10 +135,13 @@ publish: setup ## Upload a release to the Hub, private: make publish REPO=owner/
 	$(IN_VENV) python -m stages.publish --repo "$$REPO" $${VERSION:+--version "$$VERSION"} \
 	  $${PUBLIC:+--public "$$PUBLIC"}
 
-lock: venv ## Resolve requirements.in into requirements.txt (ARGS=--upgrade for the newest)
+lock: venv ## Resolve requirements*.in into requirements*.txt (ARGS=--upgrade for the newest)
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-strip-extras --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" $(ARGS) requirements.in --output-file requirements.txt
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-strip-extras --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" $(ARGS) requirements-extras.in --output-file requirements-extras.txt
 	.venv/bin/python -c 'import pathlib, re; file = pathlib.Path("requirements.txt"); \
 	  forms = lambda m: [m[1] + m[3], *(f"{m[1]}[{x}]{m[3]}" for x in m[2].split(", ")), m[0]]; \
 	  entry = r"(?m)^(\S+?)\[(.+?)\](==.*\\\n(?: +--hash.*\n)+)"; \

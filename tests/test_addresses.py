@@ -286,7 +286,7 @@ def test_what_a_bucket_does_not_have_and_a_missing_package_are_said(folder, monk
     with bucket({}):
         assert "does not exist" in refusal("s3://bucket/none.zip", folder)
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    assert "run `pip install s3fs`" in refusal("s3://bucket/x.zip", folder)
+    assert "run `make extras`" in refusal("s3://bucket/x.zip", folder)
 
 
 # ---- Google Drive --------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_what_google_drive_does_not_give_is_said(folder, monkeypatch):
     assert "share the file with anyone" in refusal(f"gdrive:{ID}", folder)
     assert "check the id" in refusal("gdrive:another", folder)
     monkeypatch.setitem(sys.modules, "gdown", None)
-    assert "run `pip install gdown`, or download the file" in refusal(f"gdrive:{ID}", folder)
+    assert "run `make extras`, or download the file" in refusal(f"gdrive:{ID}", folder)
 
 
 def source(place: str) -> sharegpt.ShareGptSource:

@@ -529,7 +529,7 @@ def test_a_refusal_names_the_format_that_it_found(name, monkeypatch):
     assert isinstance(result, Refusal)
     assert name in result.detail
     assert len(result.detail) < 250
-    assert ("pip install pillow-heif" in result.detail) == (name == "HEIC")
+    assert ("run `make extras`" in result.detail) == (name == "HEIC")
 
 
 def test_heic_is_read_where_pillow_heif_is_installed():

@@ -327,11 +327,22 @@ def test_every_direct_requirement_is_pinned_and_locked_at_that_pin():
     locked = lock()
     for name, requirement in pins().items():
         assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), f"{name} is not pinned"
-        assert [str(entry.specifier) for entry in locked[name]] == [str(requirement.specifier)]
+        assert {str(entry.specifier) for entry in locked[name]} == {str(requirement.specifier)}
 
 
 def test_the_packages_that_the_project_is_made_of_are_all_required():
     assert set(FIXED) <= set(pins())
+
+
+def test_the_extras_are_pinned_with_hashes_at_the_versions_of_the_lock():
+    """`make extras` installs them on top of it, and must change nothing that is there."""
+    text = (ROOT / "requirements-extras.txt").read_text()
+    for entry in re.split(r"(?m)^(?=[a-z0-9])", text)[1:]:
+        requirement = Requirement(entry.split(" \\")[0])
+        assert "--hash=sha256:" in entry, requirement
+        for locked in lock().get(canonicalize_name(requirement.name), ()):
+            if str(locked.marker) == str(requirement.marker):
+                assert locked.specifier == requirement.specifier, requirement
 
 
 def test_the_lock_holds_pins_with_hashes_and_nothing_else():
@@ -368,7 +379,11 @@ def test_the_lock_has_every_form_in_which_an_old_pip_is_asked_for_a_package():
 
 
 @pytest.mark.parametrize(
-    "file", ["requirements.in", "requirements.txt", "Makefile", ".ci/run", "pyproject.toml"]
+    "file",
+    [
+        *("requirements.in", "requirements.txt", "requirements-extras.in"),
+        *("requirements-extras.txt", "Makefile", ".ci/run", "pyproject.toml"),
+    ],
 )
 def test_no_package_host_is_written_anywhere(file):
     text = (ROOT / file).read_text()

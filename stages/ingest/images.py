@@ -166,7 +166,7 @@ def _unidentified(data: bytes) -> str:
     """What a file is that no decoder takes."""
     found, size = format_of(data), f"{len(data)} bytes"
     if found == "HEIC":
-        return f"HEIC ({size}), which needs a package: pip install pillow-heif, or convert it"
+        return f"HEIC ({size}), which needs a package: run `make extras`, or convert it"
     if found in ("JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "PPM", "AVIF", "JPEG 2000"):
         return f"{found} by its first bytes ({size}), but damaged or of a variant that is not read"
     return f"{found or 'no known format'} ({size}); read are {', '.join(FORMATS)}"

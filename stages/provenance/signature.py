@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stages.core.errors import UserError
 
-INSTALL = "install it too: `.venv/bin/uv pip install model-signing==1.1.1`"
+INSTALL = "run `make extras`"
 
 
 def beside(certificate: Path) -> Path:

@@ -218,8 +218,8 @@ def _netrc() -> Any:
 
 
 def _s3(place: str, partial: Path) -> None:
-    fsspec = _package("fsspec", "s3fs", place)
-    _package("s3fs", "s3fs", place)
+    fsspec = _package("fsspec", place)
+    _package("s3fs", place)
     path = place[len("s3://") :]
     patience = {"connect_timeout": 10, "read_timeout": _TIMEOUT, "retries": {"max_attempts": 3}}
     files = fsspec.filesystem("s3", config_kwargs=patience)
@@ -256,7 +256,7 @@ def _s3(place: str, partial: Path) -> None:
 
 
 def _drive(place: str, partial: Path) -> None:
-    gdown = _package("gdown", "gdown", place)
+    gdown = _package("gdown", place)
     found = _DRIVE.match(place)
     number = found[1] if found else re.split(r":(?://)?", place, maxsplit=1)[1]
     gdown.download(id=number, output=str(partial), quiet=True, resume=True)
@@ -270,15 +270,15 @@ def _drive(place: str, partial: Path) -> None:
         )
 
 
-def _package(name: str, install: str, place: str) -> Any:
+def _package(name: str, place: str) -> Any:
     import importlib
 
     try:
         return importlib.import_module(name)
     except ImportError:
         raise UserError(
-            f"{shown(place)} is read by {name}, which is not installed; run "
-            f"`pip install {install}`, or download the file and name its path"
+            f"{shown(place)} is read by {name}, which is not installed; run `make extras`, or "
+            "download the file and name its path"
         ) from None
 
 

@@ -57,9 +57,7 @@ def fetch_data(_: EasyVqaSource, out: Path) -> Source:
     """
     spec = importlib.util.find_spec("easy_vqa")  # looked up, not imported: only its data count
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            "the package easy-vqa is not installed; run `pip install -r requirements.txt`"
-        )
+        raise UserError("the package easy-vqa is not installed; run `make setup`")
     root = Path(next(iter(spec.submodule_search_locations))) / "data"
     names = [
         name
