@@ -725,7 +725,7 @@ def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
     random = np.random.default_rng(0)
     wholes = random.integers(1, 9, 400)
     pairs = [(float(random.binomial(of, 0.3)), float(of)) for of in wholes]
-    values = np.array(published.linear(pairs))
+    values = np.array(published.linear([list(pair) for pair in pairs]))
     assert values.mean() == pytest.approx(ratio(pairs))
     drawn = [ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]
     assert values.std() / 20 == pytest.approx(np.std(drawn), rel=0.1)
