@@ -22,6 +22,20 @@ from stages.core import command
 ROOT = Path(__file__).parent.parent
 
 
+# Parameters of a run of a few seconds on some sixty pairs.
+SMALL = {
+    "preprocess.validation": 0.2,
+    "preprocess.test": 0.3,
+    "train.max_steps": 3,
+    "train.logging_steps": 1,
+    "train.eval_steps": 2,
+    "evaluate.resamples": 200,
+    "evaluate.controls": 8,
+    "evaluate.generation": {"prompts": 6, "questions": 0, "max_new_tokens": 8},
+    "evaluate.lm_eval": {},
+}
+
+
 def fresh_clone(folder: Path) -> Path:
     """A clone of this project with the working tree's tracked files, edits included."""
     clone = folder / "a clone"  # with a space, as paths have them

@@ -283,22 +283,14 @@ def test_qwen2_5_vl_goes_through_every_stage(qwen2_5_dir, write_params, tmp_path
     shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
     write_params(
         tmp_path / "params.yaml",
+        **run_stages.SMALL,
         **QWEN2_5,
         **{
             "data.source": {"kind": "path", "path": "mine", "licence": None},
             "data.columns.origin": None,
             "model.source": {"kind": "path", "path": str(qwen2_5_dir), "licence": "Apache-2.0"},
-            "preprocess.validation": 0.2,
-            "preprocess.test": 0.3,
             "format.image_max_pixels": 8192,
             "format.image_min_pixels": 784,
-            "train.max_steps": 3,
-            "train.logging_steps": 1,
-            "train.eval_steps": 2,
-            "evaluate.resamples": 200,
-            "evaluate.controls": 8,
-            "evaluate.generation": {"prompts": 6, "questions": 0, "max_new_tokens": 8},
-            "evaluate.lm_eval": {},
         },
     )
     run_stages.main()

@@ -104,18 +104,8 @@ def test_own_data_goes_through_every_stage(made, model_dir, write_params, tmp_pa
     write_params(
         project / "params.yaml",
         **made(mine),
-        **{
-            "model.source": {"kind": "path", "path": str(model_dir), "licence": "Apache-2.0"},
-            "preprocess.validation": 0.2,
-            "preprocess.test": 0.3,
-            "train.max_steps": 3,
-            "train.logging_steps": 1,
-            "train.eval_steps": 2,
-            "evaluate.resamples": 200,
-            "evaluate.controls": 8,
-            "evaluate.generation": {"prompts": 6, "questions": 0, "max_new_tokens": 8},
-            "evaluate.lm_eval": {},
-        },
+        **run_stages.SMALL,
+        **{"model.source": {"kind": "path", "path": str(model_dir), "licence": "Apache-2.0"}},
     )
     run_stages.main()
 
