@@ -14,7 +14,7 @@ from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import readable
 from stages.ingest import suffixes
-from stages.sources import addresses, check, manifest
+from stages.sources import addresses, check, manifest, web_images
 from stages.sources.kind import Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
 from stages.sources.mentions import files_named_in, holds_no_rows
@@ -40,8 +40,14 @@ class LocalSource(SourceSection):
         return self
 
 
-def fetch_data(source: LocalSource, out: Path) -> Source:
-    return copy_data(source.path, out, source.licence)
+class LocalData(LocalSource):
+    """Of data; ``image_urls`` is the column whose addresses are downloaded, null for none."""
+
+    image_urls: str | None = None
+
+
+def fetch_data(source: LocalData, out: Path) -> Source:
+    return copy_data(source.path, out, source.licence, source.image_urls)
 
 
 def fetch_model(source: LocalSource, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
@@ -54,13 +60,16 @@ def fetch_model(source: LocalSource, out: Path, *, allow_pickle: bool, allow_cod
     )
 
 
-def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
+def copy_data(
+    path: Path, out: Path, licence: str | None = None, image_urls: str | None = None
+) -> Source:
     """Copy a local table, or a local folder's tables, with the images next to them, into ``out``.
 
     With each table go the files that its rows name, whatever their suffix, by paths relative to
     it, inside the folder; of a folder also all other images, if it has any table but parquet. JSON
     files of a folder that hold no rows (annotations, descriptions) stay behind if there are others.
-    Relative paths stay as they are. Hidden files, pickles and code are not copied.
+    Relative paths stay as they are. Hidden files, pickles and code are not copied. The images at
+    addresses in the column ``image_urls`` are downloaded.
 
     Raises:
         UserError: nothing there, nothing usable there, or a link that leads out of the folder.
@@ -85,7 +94,8 @@ def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
         )
     for name in tables:
         images |= files_named_in(root / name, root)
-    return copy_all(root, [*tables, *images], out, kind="path", licence=licence)
+    names = [*tables, *images]
+    return copy_all(root, names, out, kind="path", licence=licence, image_urls=image_urls)
 
 
 def copy_model(
@@ -135,6 +145,7 @@ def copy_all(
     repo: str | None = None,
     commit: str | None = None,
     licence: str | None = None,
+    image_urls: str | None = None,
 ) -> Source:
     """Copy the named files of ``root`` into ``out``, leaving alone those that are there already.
 
@@ -157,6 +168,7 @@ def copy_all(
             manifest.place(out / PARTIAL / "copying", out, file.path)
     except OSError as error:
         raise UserError(f"{error.filename or root} can't be copied ({error.strerror})") from None
+    files += web_images.bring(out, names, image_urls)
     return manifest.finish(out, Source(kind, repo, None, commit, licence, tuple(files)))
 
 
@@ -230,7 +242,8 @@ def _words(fetched: Source) -> str:
 
 
 KIND = Kind(
-    section=LocalSource,
+    section=LocalData,
+    model_section=LocalSource,
     fetch_data=fetch_data,
     fetch_model=fetch_model,
     name=_name,

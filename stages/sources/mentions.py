@@ -99,10 +99,11 @@ def _texts(table: Path) -> Iterator[str]:
     if ending(table.name) == ".parquet":
         return _parquet_texts(table)
     opened = formats.open_table(table)
-    return (text for row in opened.rows(opened.names) for text in _inside(row))
+    return (text for row in opened.rows(opened.names) for text in texts_in(row))
 
 
-def _inside(row: Any) -> Iterator[str]:
+def texts_in(row: Any) -> Iterator[str]:
+    """Every text of a row or a cell, those in lists and objects included."""
     values = [row]
     while values:
         value = values.pop()

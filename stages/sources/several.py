@@ -150,6 +150,7 @@ def _named(where: str) -> Iterator[None]:
         yield
     except UserError as error:
         text = str(error).replace("data.columns", f"{where}.columns")
+        text = text.replace("data.source.image_urls", f"{where}.image_urls")
         raise UserError(f"{where}: {text}".replace(": data.source.", ": ")) from None
 
 
