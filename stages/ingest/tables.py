@@ -236,26 +236,16 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    types = pa.types
-    return any(
-        is_one(kind)
-        for is_one in (
-            *(types.is_list, types.is_large_list, types.is_fixed_size_list),
-            *(types.is_list_view, types.is_large_list_view),
-        )
-    )
+    return _is(kind, "list", "large_list", "fixed_size_list", "list_view", "large_list_view")
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    types = pa.types
-    return (
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_binary_view(kind)
-        or types.is_fixed_size_binary(kind)
-    )
+    return _is(kind, "binary", "large_binary", "binary_view", "fixed_size_binary")
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return _is(kind, "string", "large_string", "string_view")
+
+
+def _is(kind: pa.DataType, *names: str) -> bool:
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)

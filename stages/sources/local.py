@@ -16,7 +16,7 @@ from stages.core.text import readable
 from stages.ingest import suffixes
 from stages.sources import addresses, check, manifest, web_images
 from stages.sources.kind import Kind
-from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
+from stages.sources.manifest import MANIFEST, PARTIAL, Source
 from stages.sources.mentions import files_named_in, holds_no_rows
 from stages.sources.names import IMAGES, is_hidden, is_permitted, matches, suffix
 
@@ -78,7 +78,7 @@ def copy_data(
     if not path.exists():
         raise UserError(f"data.source.path: {path} does not exist; name {_A_TABLE}, or a folder")
     if path.is_dir():
-        _refuse_nested(path, out)
+        refuse_nested(path, out)
         root, found = path, walk(path)
         tables = _with_rows(root, suffixes.tables(found))
         with_images = any(suffix(name) != ".parquet" for name in tables)
@@ -117,7 +117,7 @@ def copy_model(
         raise UserError(
             f"model.source.path: {path} is not a folder; name the folder that holds config.json"
         )
-    _refuse_nested(path, out)
+    refuse_nested(path, out)
     found = [name for name in walk(path) if "/" not in name]
     patterns = [
         *files,
@@ -159,8 +159,8 @@ def copy_all(
         for name in names:
             path = root / name
             manifest.refuse_lfs_pointer(path, str(path))
-            files.append(File(name, manifest.size_of(path), manifest.sha256_of(path)))
-        missing = [file for file in files if not _is_there(out / file.path, file)]
+            files.append(manifest.described(root, name))
+        missing = [file for file in files if not manifest.is_there(out / file.path, file)]
         manifest.check_room(out, sum(file.size for file in missing), what=str(root))
         quiet = len(missing) < 100
         for file in tqdm(missing, desc=f"copying {kind}", unit="file", disable=quiet):
@@ -215,13 +215,12 @@ def walk(root: Path) -> list[str]:
     return sorted(found)
 
 
-def _is_there(path: Path, file: File) -> bool:
-    return manifest.size_of(path) == file.size and (
-        path.is_file() and manifest.sha256_of(path) == file.sha256
-    )
+def refuse_nested(source: Path, out: Path) -> None:
+    """Refuse a source that holds the folder to be filled from it.
 
-
-def _refuse_nested(source: Path, out: Path) -> None:
+    Raises:
+        UserError: it does.
+    """
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f"{source} holds {out}, the folder to be filled from it; name a folder next to it"

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,9 +28,8 @@ from stages.ingest import layouts, named
 from stages.ingest.layouts import Odd
 from stages.sources import addresses, manifest
 from stages.sources.kind import Kind
-from stages.sources.local import walk
-from stages.sources.manifest import PARTIAL, File, Source
-from stages.sources.mentions import json_lines, parsed
+from stages.sources.local import refuse_nested, walk
+from stages.sources.manifest import PARTIAL, Source
 from stages.sources.names import suffix
 from stages.sources.places import Contents, Place, match
 
@@ -147,7 +146,7 @@ def fetch_data(source: ShareGptSource, out: Path) -> Source:
     files = []
     for name in sorted(used):
         _place(here[name], out, name)
-        files.append(File(name, manifest.size_of(out / name), manifest.sha256_of(out / name)))
+        files.append(manifest.described(out, name))
     index = {
         "from": {f.path: [*origins[f.path], f.sha256] for f in files if f.path in origins},
         "tables": [asdict(table) for table in found],
@@ -155,7 +154,7 @@ def fetch_data(source: ShareGptSource, out: Path) -> Source:
     text = json.dumps(index, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     (out / PARTIAL / INDEX).write_bytes(text.encode("utf-8", "surrogatepass"))
     manifest.place(out / PARTIAL / INDEX, out, INDEX)
-    files.append(File(INDEX, manifest.size_of(out / INDEX), manifest.sha256_of(out / INDEX)))
+    files.append(manifest.described(out, INDEX))
     repo = ", ".join(dict.fromkeys(at for at, _ in origins.values())) or None
     return manifest.finish(out, Source("sharegpt", repo, None, None, source.licence, tuple(files)))
 
@@ -184,10 +183,7 @@ def _brought(
         return {_free(addresses.name_of(given.at), taken): path}
     path = Path(given.at).expanduser()
     if path.is_dir():
-        if out.resolve().is_relative_to(path.resolve()):
-            raise UserError(
-                f"{path} holds {out}, the folder to be filled from it; name a folder next to it"
-            )
+        refuse_nested(path, out)
         top = _free(path.resolve().name, taken)
         return {f"{top}/{name}": path / name for name in walk(path)}
     if not path.is_file():
@@ -260,7 +256,7 @@ def _tables(
             "name the prepared files"
         )
     if len({table.split for table in tables}) == 1:  # one side alone is no division
-        tables = [Table(t.place, "", t.origin, t.described) for t in tables]
+        tables = [replace(table, split="") for table in tables]
     order = ["test", "validation", "train", ""]
     return sorted(tables, key=lambda table: order.index(table.split))
 
@@ -289,7 +285,9 @@ def _described(
     datasets: Sequence[str] | None,
 ) -> Iterator[Table]:
     """The tables that a ``dataset_info.json`` describes."""
-    entries = parsed(_text(contents.read(info), info.path), info.path)
+    from stages.ingest import formats
+
+    entries = formats.parsed(contents.read(info), info.path)
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise UserError(f"{info.path} is not LLaMA-Factory's: it maps names to descriptions")
     for name in datasets or ():
@@ -356,10 +354,9 @@ def _located(
     candidates = [place for place in places if suffix(place.path) not in JSON]
     wanted: dict[tuple[str, str], str] = {}  # by the table's folder and the name: after the rules
     for table in tables:
-        folder = PurePosixPath(table.place.path).parent.as_posix()
         for _, row in _rows(table, contents):
             for name in _image_names(row, table):
-                wanted.setdefault((folder, name), _remapped(name, rules))
+                wanted.setdefault((_folder(table), name), _remapped(name, rules))
     for rule in rules:
         if wanted and not any(name.startswith(rule["from"]) for _, name in wanted):
             first = next(iter(wanted))[1]
@@ -384,20 +381,14 @@ def _located(
     if why:
         listed = "; ".join(list(why.values())[:_SHOWN])
         print(f"{len(why):,} of {len(wanted):,} images are missing: {listed}")
-    return [
-        Table(
-            table.place,
-            table.split,
-            table.origin,
-            table.described,
-            {
-                name: place
-                for (folder, name), place in found.items()
-                if folder == PurePosixPath(table.place.path).parent.as_posix()
-            },
-        )
-        for table in tables
-    ]
+    by_folder: dict[str, dict[str, Place]] = {}
+    for (folder, name), place in found.items():
+        by_folder.setdefault(folder, {})[name] = place
+    return [replace(table, images=by_folder.get(_folder(table), {})) for table in tables]
+
+
+def _folder(table: Table) -> str:
+    return PurePosixPath(table.place.path).parent.as_posix()
 
 
 def _remapped(name: str, rules: Sequence[Remap]) -> str:
@@ -548,27 +539,9 @@ def _name_in(cell: Any) -> str | None:
 
 def _rows(table: Table, contents: Contents) -> Iterator[tuple[str, Any]]:
     """Rows of a file, each with a name for it."""
-    name = table.place.path
-    text = _text(contents.read(table.place), name)
-    if text.lstrip()[:1] == "[":
-        rows = enumerate(parsed(text, name), start=1)
-        yield from ((f"{name} row {number}", row) for number, row in rows)
-        return
-    try:
-        for number, row in json_lines(text.split("\n"), name):
-            yield f"{name} line {number}", row
-    except UserError:
-        if text.count("\n") > 1 and suffix(name) == ".json":
-            parsed(text, name)  # one object over several lines: no rows, and no mistake
-            return
-        raise
+    from stages.ingest import formats
 
-
-def _text(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{name} is not UTF-8 text; save it as UTF-8") from None
+    return formats.json_rows(contents.read(table.place), table.place.path)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -61,11 +61,8 @@ def bring(out: Path, names: Iterable[str], column: str | None) -> list[File]:
     except OSError as error:
         raise UserError(f"{out} can't be written ({error.strerror})") from None
     _report(why, column)
-    found = [web_index.name_of(address) for address in wanted if not why[address]]
-    return [
-        File(name, manifest.size_of(out / name), manifest.sha256_of(out / name))
-        for name in (web_index.INDEX, *found)
-    ]
+    found = (web_index.name_of(address) for address in wanted if not why[address])
+    return [manifest.described(out, name) for name in (web_index.INDEX, *found)]
 
 
 def _addresses(paths: Iterable[Path], column: str) -> Iterator[str]:
