@@ -9,7 +9,6 @@ fetch brings the files, finds each image that a row names, and writes what goes 
 """
 
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,10 +25,11 @@ from stages.core.schema import Section, SourceSection
 from stages.core.text import readable
 from stages.ingest import layouts, named
 from stages.ingest.layouts import Odd
+from stages.ingest.suffixes import published_split
 from stages.sources import addresses, manifest
 from stages.sources.kind import Kind
 from stages.sources.local import refuse_nested, walk
-from stages.sources.manifest import PARTIAL, Source
+from stages.sources.manifest import PARTIAL, File, Source
 from stages.sources.names import suffix
 from stages.sources.places import Contents, Place, match
 
@@ -43,11 +43,6 @@ COLUMNS = {name: name for name in ("image", "question", "chosen", "rejected", "o
 INDEX = "index.json"
 INFO = "dataset_info.json"
 _SHOWN = 5  # names that a message lists
-_SPLITS = {  # words in a file's name that say its split, as the datasets library reads them
-    "train": "train|training",
-    "validation": "validation|valid|val|dev",
-    "test": "test|testing|eval|evaluation",
-}
 
 
 class Given(Section):
@@ -143,10 +138,7 @@ def fetch_data(source: ShareGptSource, out: Path) -> Source:
         found = _located(contents, places, tables, source.remap)
         used = {table.place.file for table in tables}
         used |= {place.file for table in found for place in table.images.values()}
-    files = []
-    for name in sorted(used):
-        _place(here[name], out, name)
-        files.append(manifest.described(out, name))
+    files = [_place(here[name], out, name) for name in sorted(used)]
     index = {
         "from": {f.path: [*origins[f.path], f.sha256] for f in files if f.path in origins},
         "tables": [asdict(table) for table in found],
@@ -205,23 +197,19 @@ def _free(name: str, taken: set[str]) -> str:
     return name
 
 
-def _place(path: Path, out: Path, name: str) -> None:
+def _place(path: Path, out: Path, name: str) -> File:
     """A file at its place below ``out``; what is there already, and right, is left alone."""
-    if path == out / name or (
-        manifest.size_of(out / name) == path.stat().st_size
-        and (out / name).is_file()
-        and manifest.sha256_of(out / name) == manifest.sha256_of(path)
-    ):
-        return
-    if path.parent == out / PARTIAL:
-        manifest.place(path, out, name)
-        return
-    manifest.check_room(out, path.stat().st_size, what=str(path))
-    try:
-        shutil.copyfile(path, out / PARTIAL / "copying")
-    except OSError as error:
-        raise UserError(f"{path} can't be copied ({error.strerror})") from None
-    manifest.place(out / PARTIAL / "copying", out, name)
+    file = replace(manifest.described(path.parent, path.name), path=name)
+    if path == out / name or manifest.is_there(out / name, file):
+        return file
+    if path.parent != out / PARTIAL:
+        manifest.check_room(out, file.size, what=str(path))
+        try:
+            path = Path(shutil.copyfile(path, out / PARTIAL / "copying"))
+        except OSError as error:
+            raise UserError(f"{path} can't be copied ({error.strerror})") from None
+    manifest.place(path, out, name)
+    return file
 
 
 def _tables(
@@ -270,11 +258,7 @@ def _is_json(place: Place, contents: Contents) -> bool:
 
 
 def _split_of(path: str) -> str:
-    """The split that a file's name says, or none."""
-    for split, words in _SPLITS.items():
-        if re.search(rf"(?i)(?<![a-z])({words})(?![a-z])", PurePosixPath(path).stem):
-            return split
-    return ""
+    return published_split(PurePosixPath(path).stem)
 
 
 def _described(
@@ -440,43 +424,22 @@ def _table(values: Mapping[str, Any]) -> Table:
 
 def _record(row: Any, table: Table, contents: Contents, where: str) -> "Record":
     from stages.dataset.pairs import Record
+    from stages.ingest import tables
+
+    def encoded(cell: Any) -> bytes | str:
+        from stages.ingest import pictures
+
+        name = _name_in(cell)
+        if name is not None and name not in table.images:
+            return f"{named.shown(name)} was not found by fetch"
+        return pictures.encoded(contents.read(table.images[name]) if name else cell, ())
 
     try:
         said = fields(row, table.described)
-        images, note = _images(said.images or (), table, contents)
+        said = replace(said, images=said.images or (), origin=table.origin or said.origin)
+        return tables.record(where, said, encoded, table.split)
     except Odd as odd:
         return Record(where, None, None, None, None, note=str(odd), split=table.split)
-    return Record(
-        where=where,
-        images=images,
-        question=said.question,
-        chosen=said.chosen,
-        rejected=said.rejected,
-        origin=table.origin or said.origin,
-        kind=said.kind,
-        note=note,
-        system=said.system,
-        history=said.history,
-        split=table.split,
-    )
-
-
-def _images(
-    cells: Sequence[Any], table: Table, contents: Contents
-) -> tuple[tuple[bytes, ...] | None, str]:
-    """The encoded images that cells mean; ``None`` and the reason if one can't be had."""
-    from stages.ingest import pictures
-
-    found = []
-    for cell in cells:
-        name = _name_in(cell)
-        if name is not None and name not in table.images:
-            return None, f"{named.shown(name)} was not found by fetch"
-        image = pictures.encoded(contents.read(table.images[name]) if name else cell, ())
-        if isinstance(image, str):
-            return None, image
-        found.append(image)
-    return tuple(found), ""
 
 
 def fields(row: Any, described: Described | None) -> layouts.Fields:
