@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from stages.core.errors import UserError
-from stages.ingest import formats, tables, web_index
+from stages.ingest import formats, refusals, tables, web_index
 from stages.sources import addresses, hub, local, manifest, several, web_images
 from stages.sources.registry import KINDS
 from tests.hub_server import Repo, answering, closed_port, serve
@@ -183,8 +183,10 @@ def test_a_note_shows_at_most_100_characters_of_an_address_and_no_query(tmp_path
     site.refused = {long.removeprefix(site.url).split("?")[0]: 404}
     cells = [long, f"{site.url}/1.png"]
     fetched(table(tmp_path / "in" / "t.jsonl", cells), tmp_path / "raw")
-    note = read(tmp_path / "raw")[0]
-    assert note == f"{long[:99]}…: HTTP 404"
+    first = next(tables.records(tmp_path / "raw", COLUMNS))
+    assert refusals.text_refusal(first) == refusals.Refusal(
+        "missing_field", f"image ({long[:99]}…: HTTP 404)"
+    )
 
 
 def test_a_run_that_broke_off_goes_on_and_asks_again_for_what_was_missing(tmp_path, site):
