@@ -22,6 +22,10 @@ from stages.sources.registry import KINDS
 from tests.hub_server import Repo, answering, closed_port, serve
 
 COLUMNS = several.COLUMNS
+PRIVATE = [
+    f"https://{host}/1.png"
+    for host in ("10.0.0.1", "169.254.169.254", "[::1]", "[::ffff:10.0.0.1]")
+]
 
 
 def picture(number: int) -> bytes:
@@ -52,7 +56,7 @@ class Site:
         if path.startswith("/led/"):
             return 302, {"Location": f"{self.url}/{name}", "Content-Length": "0"}, b""
         if path == "/away":
-            return 302, {"Location": "https://10.1.2.3/x.png", "Content-Length": "0"}, b""
+            return 302, {"Location": PRIVATE[0], "Content-Length": "0"}, b""
         if path == "/round":
             return 302, {"Location": f"{self.url}/round", "Content-Length": "0"}, b""
         body = {
@@ -149,11 +153,8 @@ GONE = {
     "/away": "of a private network",
 }
 NEVER_ASKED = {
+    **dict.fromkeys(PRIVATE, "of a private network"),
     "http://images.example/1.png": "not encrypted",
-    "https://10.0.0.1/1.png": "of a private network",
-    "https://169.254.169.254/latest": "of a private network",
-    "https://[::1]/1.png": "of a private network",
-    "https://[::ffff:10.0.0.1]/1.png": "of a private network",
     "https://me:s3cret@images.example/1.png": "it holds a user or password",
     "s3://bucket/1.png": "not an https address",
     "https://[1/x.png": "no valid address",
