@@ -3,9 +3,10 @@
     python -m stages.check
     python -m stages.check --rows 5000
 
-In: ``params.yaml``. A local source is read where it is; of any other, what ``fetch`` left in
-``data/raw``. Out: on standard output, the columns, three rows, what would be left out and why, the
-sizes and the splits. It ends with an error where the run would stop, and says what would help.
+In: ``params.yaml``. A local source is read where it is; of any other, and of one with images on the
+web, what ``fetch`` left in ``data/raw``. Out: on standard output, the columns, three rows, what
+would be left out and why, the sizes and the splits. It ends with an error where the run would stop,
+and says what would help.
 """
 
 import itertools
@@ -26,7 +27,7 @@ from stages.ingest import refusals, tables
 from stages.parameters import params
 from stages.sources import manifest
 from stages.sources.easyvqa import EasyVqaSource
-from stages.sources.local import LocalSource
+from stages.sources.local import LocalData
 from stages.sources.registry import KINDS
 
 _FILES = 5  # whose columns are shown
@@ -65,7 +66,7 @@ def _place(source: Any, raw: Path, scratch: Path) -> Path:
     Raises:
         UserError: nowhere yet.
     """
-    if isinstance(source, LocalSource):
+    if isinstance(source, LocalData) and not source.image_urls:
         path = source.path.expanduser()
         if not path.exists():
             raise UserError(f"data.source.path: {path} does not exist; name a file or a folder")

@@ -602,7 +602,7 @@ def test_a_local_json_file_brings_the_images_it_names_and_no_other(tmp_path):
 def test_the_licence_of_a_local_source_is_the_one_that_params_name(tmp_path):
     (tmp_path / "pairs.json").write_text("[]")
     data = {"kind": "path", "path": tmp_path / "pairs.json", "licence": "CC0-1.0"}
-    local.fetch_data(local.LocalSource.model_validate(data), tmp_path / "raw")
+    local.fetch_data(local.LocalData.model_validate(data), tmp_path / "raw")
     assert json.loads((tmp_path / "raw" / "SOURCE.json").read_text())["licence"] == "CC0-1.0"
     model = params.load(ROOT / "params" / "demo.yaml").model
     assert isinstance(model.source, local.LocalSource)
@@ -729,7 +729,7 @@ def test_the_stage_fetches_what_a_preset_names_from_hf_endpoint(tmp_path):
 def test_data_are_fetched_without_pickles_whatever_the_model_may(tmp_path):
     files = {"rows.jsonl": b"{}\n", "rows.pkl": b"pickle", "load.py": b"import os"}
     repo = Repo("owner/data", files, "dataset")
-    source = hub.HubSource(kind="hub", repo=repo.name, revision="main", files=["*"])
+    source = hub.HubData(kind="hub", repo=repo.name, revision="main", files=["*"])
     with serve([repo]) as url, pytest.MonkeyPatch.context() as patch:
         # Read from HF_ENDPOINT when huggingface_hub is imported, which here has happened.
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)

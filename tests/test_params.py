@@ -160,6 +160,8 @@ def test_a_data_set_is_no_model(refusal):
 def test_a_key_of_another_kind_of_source_is_refused(refusal):
     message = refusal(("    path: demo/model", "    path: demo/model\n    revision: main"))
     assert "unknown key 'model.source.revision'" in message
+    message = refusal(("    path: demo/model", "    path: demo/model\n    image_urls: image"))
+    assert "unknown key 'model.source.image_urls'" in message
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def test_a_path_of_another_machine_is_odd_and_met_with_a_likely_file(folders, pa
     "url", ["https://a.example/b.png", "http://host", "s3://a/b.png", "gs://a/b"]
 )
 def test_an_address_is_odd_and_says_what_to_do(folders, url):
-    with pytest.raises(Odd, match="nothing is downloaded while rows are read; download"):
+    with pytest.raises(
+        Odd, match=r"nothing is downloaded while rows are read; set data\.source\.image_urls to"
+    ):
         pictures.encoded(url, folders)
 
 

@@ -405,6 +405,18 @@ def test_a_crash_of_a_worker_names_the_row():
         decode(records(*[b"%d" % i for i in range(4)], b"die", *[b"9%d" % i for i in range(30)]))
 
 
+class Deadly:
+    """Ends the worker that it is sent to."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_workers_that_die_before_any_image_are_one_sentence():
+    with pytest.raises(UserError, match=r"died before any image.*preprocess\.workers"):
+        decode(records(None), work=Deadly())
+
+
 def test_a_worker_without_memory_names_the_row_and_the_parameter():
     with pytest.raises(UserError, match=r"^row 3: not enough memory.*preprocess\.workers"):
         decode(records(b"a", b"b", b"memory", b"c"))

@@ -405,6 +405,7 @@ def test_a_file_that_is_one_row_is_read(folder):
     [
         (["train-0.jsonl", "validation-0.jsonl", "test.jsonl"], ["test", "train", "validation"]),
         (["train/a.jsonl", "dev/a.jsonl"], ["validation", "train"]),
+        (["train.jsonl", "eval.jsonl"], ["test", "train"]),
         (["train-0.jsonl", "train-1.jsonl"], ["", ""]),
         (["train.jsonl", "test.jsonl", "more.jsonl"], ["", "", ""]),
         (["contest.jsonl", "trained.jsonl"], ["", ""]),

@@ -76,6 +76,11 @@ class Decoder:
     def _blame(self, images: list[Encoded]) -> str:
         """Which row kills a worker: those under way are tried again, each in its own process."""
         self.close()
+        if not images:
+            return (
+                "the worker processes died before any image: memory probably ran out; lower "
+                "preprocess.workers"
+            )
         for image in images:
             with _pool(1) as pool:
                 try:

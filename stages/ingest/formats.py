@@ -92,13 +92,21 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
     file = _open_parquet(path)
     with _damaged(path, "a Parquet file"):
-        size = rows_at_once(path, file.metadata.num_rows, wanted)
+        tops = {*wanted, *(name.partition(".")[0] for name in wanted)}  # of fields of structs
+        size = _rows_at_once(path, file.metadata.num_rows, tops)
         for batch in file.iter_batches(size, columns=sorted(wanted)):
             average = batch.nbytes // max(batch.num_rows, 1)
             yield from _values(batch, max(1, _BATCH_BYTES // max(average, 1)))
 
 
-def rows_at_once(path: Path, count: int, wanted: Collection[str]) -> int:
+def text_columns(path: Path) -> list[str]:
+    """The columns of a Parquet file that hold text, fields of structs by their path."""
+    schema = _open_parquet(path).schema
+    leaves = [schema.column(i) for i in range(len(schema))]
+    return [leaf.path for leaf in leaves if str(leaf.logical_type) == "String"]
+
+
+def _rows_at_once(path: Path, count: int, wanted: Collection[str]) -> int:
     """So many that they are ``_BATCH_BYTES`` on average and ``_DECODED_BYTES`` at worst.
 
     Raises:
@@ -308,7 +316,7 @@ def _lines(path: Path) -> Iterator[object]:
                     "object per line, and name large images by their paths"
                 )
             if line.strip():
-                yield _parsed(line, f"{path} line {number}")
+                yield parsed(line, f"{path} line {number}")
 
 
 def _items(path: Path) -> list[object]:
@@ -320,11 +328,38 @@ def _items(path: Path) -> list[object]:
             f"{path} is a JSON list of more than {readable(_LIST_BYTES)}, which is read at once; "
             "write one object per line"
         )
-    items: list[object] = _parsed(content, str(path))
+    items: list[object] = parsed(content, str(path))
     return items
 
 
-def _parsed(content: bytes, where: str) -> Any:
+def json_rows(content: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    """Where each value is and the value, of a list, or of one a line; one object has no rows.
+
+    Raises:
+        UserError: it is not valid JSON.
+    """
+    if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+        rows = enumerate(parsed(content, name), start=1)
+        yield from ((f"{name} row {number}", row) for number, row in rows)
+        return
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        where = f"{name} line {number}"
+        try:
+            if line.strip():
+                yield where, parsed(line, where)
+        except UserError:
+            with contextlib.suppress(ValueError, RecursionError):
+                _loaded(content)  # one object over several lines
+                return
+            raise
+
+
+def parsed(content: bytes, where: str) -> Any:
+    """A JSON value; ``where`` is what messages call it.
+
+    Raises:
+        UserError: it is not valid JSON, or nested too deeply.
+    """
     try:
         return _loaded(content)
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stages.ingest.magic import format_of
+from stages.ingest.magic import IMAGES, format_of
 from stages.ingest.refusals import Refusal
 
 # Named, because Pillow knows formats that run other programs, as EPS does Ghostscript.
@@ -167,7 +167,7 @@ def _unidentified(data: bytes) -> str:
     found, size = format_of(data), f"{len(data)} bytes"
     if found == "HEIC":
         return f"HEIC ({size}), which needs a package: run `make extras`, or convert it"
-    if found in ("JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "PPM", "AVIF", "JPEG 2000"):
+    if found in IMAGES:
         return f"{found} by its first bytes ({size}), but damaged or of a variant that is not read"
     return f"{found or 'no known format'} ({size}); read are {', '.join(FORMATS)}"
 

@@ -1,5 +1,7 @@
 """What kind of file some bytes are, told by how they begin; for messages, and for base64."""
 
+# Those that Pillow reads without another package.
+IMAGES = ("JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "PPM", "AVIF", "JPEG 2000")
 # Of a file of the MP4 family, by what its first box says it is or is compatible with.
 _BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.text import readable, shown
-from stages.ingest import named
+from stages.ingest import named, web_index
 from stages.ingest.formats import MOST_BYTES
 from stages.ingest.layouts import Odd, Unreadable
 from stages.ingest.magic import format_of
@@ -52,11 +52,15 @@ def _from_text(text: str, folders: Sequence[Path]) -> bytes | str:
         return _from_base64(text[found.end() :]) or f"{shown(text, 60)} is not valid base64"
     if text.startswith("data:"):
         return f"{shown(text, 60)} is a data URL without base64"
-    if _URL.match(text[:30]):
-        raise Odd(
-            f"the image {shown(text)!r} is an address, and nothing is downloaded while rows are "
-            "read; download the images next to the data file and name them there"
-        )
+    if _URL.match(text[:30].lstrip()):
+        found_at = web_index.find(folders[-1], text.strip()) if folders else None
+        if found_at is None:
+            raise Odd(
+                f"the image {shown(text)!r} is an address, and nothing is downloaded while rows "
+                "are read; set data.source.image_urls to its column, so that fetch downloads "
+                "what is at https, or download the images and name them by their paths"
+            )
+        return found_at if isinstance(found_at, str) else found_at.read_bytes()
     # Base64 of a JPEG begins with "/9j/", as a path could; so it is what it holds that decides.
     if _BASE64.fullmatch(text) and (data := _from_base64(text)) and format_of(data):
         return data

@@ -1,5 +1,6 @@
-"""Which files hold rows, by their names' endings. Imports nothing: sources ask before pyarrow."""
+"""What files' names say: which hold rows, and of which split. Imported before pyarrow is needed."""
 
+import re
 from collections.abc import Iterable
 
 _TEXT = (".jsonl", ".json", ".csv", ".tsv")
@@ -12,6 +13,12 @@ SUFFIXES = (
 NOT_DATA = frozenset(
     {"SOURCE.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 )
+# Words that say a split, as the datasets library reads names.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 
 def ending(name: str) -> str:
@@ -24,3 +31,9 @@ def tables(names: Iterable[str]) -> list[str]:
     """Those of the names that hold rows; a tar only if nothing else does: it may be of images."""
     found = [name for name in names if ending(name)]
     return [name for name in found if ending(name) != ".tar"] or found
+
+
+def published_split(name: str) -> str:
+    """The split that a name says, its last word of several; empty if none does."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((_SPLITS[word] for word in reversed(words) if word in _SPLITS), "")

@@ -5,8 +5,7 @@ column holds what ``layouts``', and what image a cell means ``pictures``'. An od
 row; where most of the first rows are odd, it is the column that is wrong, and the run stops.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,11 @@ from stages.core.text import listed, shown
 from stages.dataset.pairs import Record
 from stages.ingest import formats, layouts, pictures, suffixes
 from stages.ingest.formats import Row, Table
-from stages.ingest.layouts import Layout, Odd, Unreadable
-from stages.ingest.suffixes import NOT_DATA, SUFFIXES, ending
+from stages.ingest.layouts import Fields, Layout, Odd, Unreadable
+from stages.ingest.suffixes import NOT_DATA, SUFFIXES, ending, published_split
 
 _SAMPLE = 100  # first rows of a file that tell an odd column from an odd cell
 _WITH_HEADER = (".parquet", ".arrow", ".csv", ".tsv")  # their columns are known without reading on
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _IMAGE = "an image (bytes, a struct of bytes and path, or a relative path)"
 
 
@@ -133,8 +126,7 @@ def _published(paths: list[Path], raw: Path) -> dict[Path, str]:
     """
     found = {}
     for path in paths:
-        words = re.split(r"[^a-z]+", path.relative_to(raw).as_posix().lower())
-        found[path] = next((_SPLITS[word] for word in reversed(words) if word in _SPLITS), "")
+        found[path] = published_split(path.relative_to(raw).as_posix())
     several = len({*found.values()} - {""}) > 1 and "" not in found.values()
     return found if several else dict.fromkeys(paths, "")
 
@@ -168,11 +160,21 @@ def _record(
 ) -> Record:
     if isinstance(row, Unreadable):
         raise Odd(row.why)
-    fields = layouts.fields(row, layout)
+    encoded = partial(pictures.encoded, folders=folders)
+    return record(where, layouts.fields(row, layout), encoded, split)
+
+
+def record(where: str, fields: Fields, encoded: Callable[[Any], bytes | str], split: str) -> Record:
+    """A row's fields and images; ``encoded`` gives the image that a cell means, or why there is
+    none.
+
+    Raises:
+        Odd: a cell is nothing that could be an image.
+    """
     found: list[bytes] = []
     note = "" if fields.images is not None else "no image"
     for cell in fields.images or ():
-        image = pictures.encoded(cell, folders)
+        image = encoded(cell)
         if isinstance(image, str):
             note = note or image
         else:
@@ -236,26 +238,16 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    types = pa.types
-    return any(
-        is_one(kind)
-        for is_one in (
-            *(types.is_list, types.is_large_list, types.is_fixed_size_list),
-            *(types.is_list_view, types.is_large_list_view),
-        )
-    )
+    return _is(kind, "list", "large_list", "fixed_size_list", "list_view", "large_list_view")
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    types = pa.types
-    return (
-        types.is_binary(kind)
-        or types.is_large_binary(kind)
-        or types.is_binary_view(kind)
-        or types.is_fixed_size_binary(kind)
-    )
+    return _is(kind, "binary", "large_binary", "binary_view", "fixed_size_binary")
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return _is(kind, "string", "large_string", "string_view")
+
+
+def _is(kind: pa.DataType, *names: str) -> bool:
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)

@@ -2,8 +2,9 @@
 work.
 
 Unknown keys are refused with the nearest known name. Nothing has a hidden default: a key of ours
-that is missing is refused too, so ``params.yaml`` says all there is to say. What each key does is
-written where people meet it, in the comments of ``params/*.yaml``.
+that is missing is refused too, so ``params.yaml`` says all there is to say. (A source may lack what
+few need: without ``image_urls`` no image is downloaded.) What each key does is written where people
+meet it, in the comments of ``params/*.yaml``.
 
 The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss``, ``gpus``,
 ``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed through under
@@ -279,7 +280,8 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
     section: type[BaseModel] = Params
     for i, part in enumerate(location):
         if _is_kind(location, i):
-            section = registry.KINDS[str(part)].section
+            kind = registry.KINDS[str(part)]
+            section = (location[0] == "model" and kind.model_section) or kind.section
         elif str(part) in section.model_fields:
             annotation = section.model_fields[str(part)].annotation
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from stages.core.errors import UserError
 from stages.core.hub_errors import site_of
+from stages.core.text import readable
 from stages.sources.manifest import check_room, sha256_of, size_of
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/|gdrive:", re.IGNORECASE)  # Path makes one slash of two
@@ -28,6 +29,14 @@ _TRIES = 5  # in a row that bring nothing new
 _PATIENCE = 60  # seconds that a server may ask to be waited for
 _TIMEOUT = 30.0  # seconds without a byte
 _STEP = 2**20
+
+
+class Gone(UserError):
+    """An address that leads to nothing of use; ``why`` in a few words, to be counted by."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 def is_remote(place: str) -> bool:
@@ -112,21 +121,46 @@ def bring(place: str, folder: Path, sha256: str | None = None) -> Path:
 def _https(place: str, partial: Path) -> None:
     import httpx
 
-    tries = waits = 0
     with httpx.Client(follow_redirects=True, timeout=_TIMEOUT, auth=_netrc()) as client:
-        while True:
-            before = size_of(partial)
-            try:
-                if _ask(client, place, partial, patience=_PATIENCE if waits < 3 else -1):
-                    return
-            except _Later as later:
-                waits += 1
-                time.sleep(later.seconds)
-            except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException) as error:
-                tries = 0 if size_of(partial) > before else tries + 1
-                if tries >= _TRIES or (isinstance(error, httpx.ConnectError) and not before):
-                    raise
-                time.sleep(min(2**tries, 8) / 10)
+        download(client, place, partial, tries=_TRIES)
+
+
+def download(
+    client: Any,
+    place: str,
+    partial: Path,
+    *,
+    tries: int,
+    most: int | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Make ``partial`` hold what is at an address, by a ``httpx.Client``; it is resumed.
+
+    ``tries`` in a row may bring nothing. Above ``most`` bytes, or after ``seconds``, it is given
+    up.
+
+    Raises:
+        Gone: the server refuses it, or it is more than that.
+        httpx.HTTPError, httpx.InvalidURL: no answer, or no address.
+        OSError: it can't be written.
+    """
+    import httpx
+
+    failed = waits = 0
+    until = None if seconds is None else time.monotonic() + seconds
+    while True:
+        before, patience = size_of(partial), _PATIENCE if waits < 3 else -1
+        try:
+            if _ask(client, place, partial, patience=patience, most=most, until=until):
+                return
+        except _Later as later:
+            waits += 1
+            time.sleep(later.seconds)
+        except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException) as error:
+            failed = 0 if size_of(partial) > before else failed + 1
+            if failed >= tries or (isinstance(error, httpx.ConnectError) and not before):
+                raise
+            time.sleep(min(2**failed, 8) / 10)
 
 
 class _Later(Exception):
@@ -137,14 +171,18 @@ class _Later(Exception):
         self.seconds = seconds
 
 
-def _ask(client: Any, place: str, partial: Path, *, patience: int) -> bool:
+def _ask(
+    client: Any, place: str, partial: Path, *, patience: int, most: int | None, until: float | None
+) -> bool:
     """One request for what is missing; whether it is complete now."""
     have, mark = size_of(partial), partial.with_suffix(".mark")
     headers = {"Accept-Encoding": "identity"}  # what is packed on the way can't be resumed
     known = mark.read_text() if mark.exists() else ""
     if have and known:
         headers |= {"Range": f"bytes={have}-", "If-Range": known}
-    with client.stream("GET", place, headers=headers) as answer:
+    # Led elsewhere, a request still says what was asked for first.
+    asked = {"asked": place}
+    with client.stream("GET", place, headers=headers, extensions=asked) as answer:
         if answer.status_code == 416 and have:  # it is shorter than what is here
             partial.unlink()
             return False
@@ -153,15 +191,17 @@ def _ask(client: Any, place: str, partial: Path, *, patience: int) -> bool:
             if wait.isdigit() and int(wait) <= patience:
                 raise _Later(int(wait))
         if answer.status_code >= 400:
-            raise UserError(_refusal(answer, place))
+            raise Gone(_refusal(answer, place), f"HTTP {answer.status_code}")
         if place.lower().startswith("https:") and answer.url.scheme != "https":
-            raise UserError(
-                f"{shown(place)} leads on to an address that is not encrypted; name another one"
+            raise Gone(
+                f"{shown(place)} leads on to an address that is not encrypted; name another one",
+                "not encrypted",
             )
         if answer.headers.get("Content-Type", "").startswith("text/html"):
-            raise UserError(
+            raise Gone(
                 f"{shown(place)} answers with a web page, not a file; name the address of the "
-                "download itself"
+                "download itself",
+                "a web page",
             )
         goes_on = answer.status_code == 206
         etag = answer.headers.get("ETag", "")
@@ -171,13 +211,27 @@ def _ask(client: Any, place: str, partial: Path, *, patience: int) -> bool:
         start = have if goes_on else 0
         length = answer.headers.get("Content-Length", "")
         total = start + int(length) if length.isdigit() else None
+        _check_size(place, total or 0, most)
         check_room(partial.parent, (total or 0) - start, what=shown(place))
-        with partial.open("ab" if goes_on else "wb") as file, _bar(place, start, total) as bar:
+        with (
+            partial.open("ab" if goes_on else "wb") as file,
+            _bar(place, start, 0 if most else total) as bar,
+        ):
             for block in answer.iter_bytes() if packed else answer.iter_raw():
+                start += len(block)
+                _check_size(place, start, most)
+                if until is not None and time.monotonic() > until:
+                    raise Gone(f"{shown(place)} arrives too slowly; download it", "too slow")
                 file.write(block)
                 bar.update(len(block))
     mark.unlink()  # httpx itself refuses a body that ends before its announced length
     return True
+
+
+def _check_size(place: str, size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        text = f"larger than {readable(most)}"
+        raise Gone(f"{shown(place)} is {text}; leave it out", text)
 
 
 def _bar(place: str, start: int, total: int | None) -> Any:

@@ -97,17 +97,8 @@ def _zip(packed: zipfile.ZipFile, size: int, name: str) -> Archive:
             if path in members:
                 raise _refused(name, path, "is there twice")
             members[path] = info
-
-    def content(path: str) -> bytes:
-        data = packed.read(members[path])
-        if len(data) != members[path].file_size:  # zipfile is content with less
-            raise EOFError("it ends early")
-        return data
-
-    return Archive(
-        {path: info.file_size for path, info in members.items()},
-        lambda path: _read(lambda: content(path), name, path),
-    )
+    sizes = {path: info.file_size for path, info in members.items()}
+    return _archive(sizes, lambda path: packed.read(members[path]), name)
 
 
 def _tar(tar: tarfile.TarFile, size: int, name: str) -> Archive:
@@ -126,15 +117,20 @@ def _tar(tar: tarfile.TarFile, size: int, name: str) -> Archive:
 
     def content(path: str) -> bytes:
         file = tar.extractfile(members[path])
-        data = file.read() if file else b""
-        if len(data) != members[path].size:
-            raise EOFError("it ends early")
-        return data
+        return file.read() if file else b""
 
-    return Archive(
-        {path: info.size for path, info in members.items()},
-        lambda path: _read(lambda: content(path), name, path),
-    )
+    return _archive({path: info.size for path, info in members.items()}, content, name)
+
+
+def _archive(sizes: Mapping[str, int], content: Callable[[str], bytes], name: str) -> Archive:
+    def read(path: str) -> bytes:
+        with _explained(f"{name}, {shown(path)}"):
+            data = content(path)
+            if len(data) != sizes[path]:  # zipfile is content with less
+                raise EOFError("it ends early")
+            return data
+
+    return Archive(sizes, read)
 
 
 def _checked(member: str, name: str) -> str:
@@ -180,11 +176,6 @@ def _plain(path: Path, start: bytes, name: str) -> Iterator[IO[bytes]]:
             plain.write(block)
         plain.seek(0)
         yield plain
-
-
-def _read(content: Callable[[], bytes], name: str, member: str) -> bytes:
-    with _explained(f"{name}, {shown(member)}"):
-        return content()
 
 
 @contextmanager

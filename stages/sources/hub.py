@@ -11,7 +11,7 @@ from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.ingest import suffixes
 from stages.ingest.named import key, shown
-from stages.sources import check, manifest
+from stages.sources import check, manifest, web_images
 from stages.sources.kind import About, Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
 from stages.sources.names import is_permitted, is_weights, matches
@@ -31,9 +31,22 @@ class HubSource(SourceSection):
     files: Annotated[list[str], Field(min_length=1)]
 
 
-def fetch_data(source: HubSource, out: Path) -> Source:
+class HubData(HubSource):
+    """Of data; ``image_urls`` is the column whose addresses are downloaded, null for none."""
+
+    image_urls: str | None = None
+
+
+def fetch_data(source: HubData, out: Path) -> Source:
     """Data are tables and images: pickles and code are never fetched with them."""
-    return fetch(source.repo, source.revision, source.files, out, repo_type="dataset")
+    return fetch(
+        source.repo,
+        source.revision,
+        source.files,
+        out,
+        repo_type="dataset",
+        image_urls=source.image_urls,
+    )
 
 
 def fetch_model(source: HubSource, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
@@ -59,6 +72,7 @@ def fetch(
     allow_pickle: bool = False,
     allow_code: bool = False,
     endpoint: str | None = None,
+    image_urls: str | None = None,
 ) -> Source:
     """Bring the files of a repository that match any pattern of ``files`` into ``out``.
 
@@ -67,7 +81,8 @@ def fetch(
     ``out`` or in the Hugging Face cache, are not downloaded again, and a partial file is resumed;
     a commit that was fetched before, and is all here, is not even looked up. ``HF_ENDPOINT``
     (unless ``endpoint`` is given), ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and
-    ``HF_HUB_DOWNLOAD_TIMEOUT`` hold.
+    ``HF_HUB_DOWNLOAD_TIMEOUT`` hold. The images at addresses in the column ``image_urls`` of its
+    tables are downloaded.
 
     Raises:
         UserError: no access, no such repository, revision or file, no network, wrong content, no
@@ -110,12 +125,13 @@ def fetch(
             pool.map(bring, [file for file in missing if is_weights(file.path)], chunksize=1)
     if repo_type == "model":
         check.check_weights(out, names, name=repo)
-    described = tuple(
+    described = [
         File(file.path, file.size, file.digest if file.lfs else manifest.sha256_of(out / file.path))
         for file in wanted
-    )
+    ]
+    described += web_images.bring(out, names, image_urls)
     return manifest.finish(
-        out, Source("hub", repo, revision, repository.commit, repository.licence, described)
+        out, Source("hub", repo, revision, repository.commit, repository.licence, tuple(described))
     )
 
 
@@ -198,7 +214,8 @@ def _address(name: str, commit: str, is_data: bool) -> str:
 
 
 KIND = Kind(
-    section=HubSource,
+    section=HubData,
+    model_section=HubSource,
     fetch_data=fetch_data,
     fetch_model=fetch_model,
     name=lambda source, fetched: str(fetched.repo or source.repo),

@@ -40,7 +40,9 @@ class Kind:
     words: Callable[[Source], str]
     """The same as part of a sentence of a data set's description, in Markdown."""
     fetch_model: Callable[..., Source] | None = None
-    """``fetch_model(section, out, allow_pickle=…, allow_code=…)``; None: it has no models."""
+    """``fetch_model(section, out, allow_pickle=…, allow_code=…)``."""
+    model_section: type[SourceSection] | None = None
+    """The keys of a base model's source; None: it has no models."""
     read: Callable[[Path], tuple[Iterator["Record"], Iterator["Question"]]] | None = None
     """Records and held-out questions of a fetched folder; None: tables (``ingest.tables``)."""
     address: Callable[[str, str, bool], str] | None = None

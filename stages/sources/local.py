@@ -14,9 +14,9 @@ from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import readable
 from stages.ingest import suffixes
-from stages.sources import addresses, check, manifest
+from stages.sources import addresses, check, manifest, web_images
 from stages.sources.kind import Kind
-from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
+from stages.sources.manifest import MANIFEST, PARTIAL, Source
 from stages.sources.mentions import files_named_in, holds_no_rows
 from stages.sources.names import IMAGES, is_hidden, is_permitted, matches, suffix
 
@@ -40,8 +40,14 @@ class LocalSource(SourceSection):
         return self
 
 
-def fetch_data(source: LocalSource, out: Path) -> Source:
-    return copy_data(source.path, out, source.licence)
+class LocalData(LocalSource):
+    """Of data; ``image_urls`` is the column whose addresses are downloaded, null for none."""
+
+    image_urls: str | None = None
+
+
+def fetch_data(source: LocalData, out: Path) -> Source:
+    return copy_data(source.path, out, source.licence, source.image_urls)
 
 
 def fetch_model(source: LocalSource, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
@@ -54,13 +60,16 @@ def fetch_model(source: LocalSource, out: Path, *, allow_pickle: bool, allow_cod
     )
 
 
-def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
+def copy_data(
+    path: Path, out: Path, licence: str | None = None, image_urls: str | None = None
+) -> Source:
     """Copy a local table, or a local folder's tables, with the images next to them, into ``out``.
 
     With each table go the files that its rows name, whatever their suffix, by paths relative to
     it, inside the folder; of a folder also all other images, if it has any table but parquet. JSON
     files of a folder that hold no rows (annotations, descriptions) stay behind if there are others.
-    Relative paths stay as they are. Hidden files, pickles and code are not copied.
+    Relative paths stay as they are. Hidden files, pickles and code are not copied. The images at
+    addresses in the column ``image_urls`` are downloaded.
 
     Raises:
         UserError: nothing there, nothing usable there, or a link that leads out of the folder.
@@ -69,7 +78,7 @@ def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
     if not path.exists():
         raise UserError(f"data.source.path: {path} does not exist; name {_A_TABLE}, or a folder")
     if path.is_dir():
-        _refuse_nested(path, out)
+        refuse_nested(path, out)
         root, found = path, walk(path)
         tables = _with_rows(root, suffixes.tables(found))
         with_images = any(suffix(name) != ".parquet" for name in tables)
@@ -85,7 +94,8 @@ def copy_data(path: Path, out: Path, licence: str | None = None) -> Source:
         )
     for name in tables:
         images |= files_named_in(root / name, root)
-    return copy_all(root, [*tables, *images], out, kind="path", licence=licence)
+    names = [*tables, *images]
+    return copy_all(root, names, out, kind="path", licence=licence, image_urls=image_urls)
 
 
 def copy_model(
@@ -107,7 +117,7 @@ def copy_model(
         raise UserError(
             f"model.source.path: {path} is not a folder; name the folder that holds config.json"
         )
-    _refuse_nested(path, out)
+    refuse_nested(path, out)
     found = [name for name in walk(path) if "/" not in name]
     patterns = [
         *files,
@@ -135,6 +145,7 @@ def copy_all(
     repo: str | None = None,
     commit: str | None = None,
     licence: str | None = None,
+    image_urls: str | None = None,
 ) -> Source:
     """Copy the named files of ``root`` into ``out``, leaving alone those that are there already.
 
@@ -148,8 +159,8 @@ def copy_all(
         for name in names:
             path = root / name
             manifest.refuse_lfs_pointer(path, str(path))
-            files.append(File(name, manifest.size_of(path), manifest.sha256_of(path)))
-        missing = [file for file in files if not _is_there(out / file.path, file)]
+            files.append(manifest.described(root, name))
+        missing = [file for file in files if not manifest.is_there(out / file.path, file)]
         manifest.check_room(out, sum(file.size for file in missing), what=str(root))
         quiet = len(missing) < 100
         for file in tqdm(missing, desc=f"copying {kind}", unit="file", disable=quiet):
@@ -157,6 +168,7 @@ def copy_all(
             manifest.place(out / PARTIAL / "copying", out, file.path)
     except OSError as error:
         raise UserError(f"{error.filename or root} can't be copied ({error.strerror})") from None
+    files += web_images.bring(out, names, image_urls)
     return manifest.finish(out, Source(kind, repo, None, commit, licence, tuple(files)))
 
 
@@ -203,13 +215,12 @@ def walk(root: Path) -> list[str]:
     return sorted(found)
 
 
-def _is_there(path: Path, file: File) -> bool:
-    return manifest.size_of(path) == file.size and (
-        path.is_file() and manifest.sha256_of(path) == file.sha256
-    )
+def refuse_nested(source: Path, out: Path) -> None:
+    """Refuse a source that holds the folder to be filled from it.
 
-
-def _refuse_nested(source: Path, out: Path) -> None:
+    Raises:
+        UserError: it does.
+    """
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f"{source} holds {out}, the folder to be filled from it; name a folder next to it"
@@ -230,7 +241,8 @@ def _words(fetched: Source) -> str:
 
 
 KIND = Kind(
-    section=LocalSource,
+    section=LocalData,
+    model_section=LocalSource,
     fetch_data=fetch_data,
     fetch_model=fetch_model,
     name=_name,

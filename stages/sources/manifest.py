@@ -152,6 +152,16 @@ def finish(out: Path, source: Source) -> Source:
     return source
 
 
+def described(folder: Path, name: str) -> File:
+    """A file below ``folder``, as it is."""
+    return File(name, size_of(folder / name), sha256_of(folder / name))
+
+
+def is_there(path: Path, file: File) -> bool:
+    """Whether there is a file of this size and content."""
+    return size_of(path) == file.size and path.is_file() and sha256_of(path) == file.sha256
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as stream:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,46 +63,23 @@ def holds_no_rows(table: Path) -> bool:
         return False
 
 
-def json_lines(file: Iterable[str], what: str) -> Iterator[tuple[int, Any]]:
-    """Line number and value of each line of JSON Lines; ``what`` names the file in messages.
-
-    Raises:
-        UserError: a line is not valid JSON.
-    """
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            yield number, parsed(line, f"{what} line {number}")
-
-
-def parsed(text: str, what: str) -> Any:
-    """A JSON value. An integer of a hundred digits or more is infinity: Python refuses 5,000.
-
-    Raises:
-        UserError: it is not valid JSON, or nested too deeply to be read.
-    """
-    try:
-        return json.loads(text, parse_int=_number)
-    except RecursionError:
-        raise UserError(f"{what} is nested too deeply to be data; keep it out") from None
-    except ValueError as error:
-        raise UserError(f"{what} is not valid JSON ({error}); export it again") from None
-
-
-def _number(digits: str) -> float:
-    return int(digits) if len(digits) < 100 else float("inf")
-
-
 def _texts(table: Path) -> Iterator[str]:
-    """Every text that a table holds."""
+    """Every text that a table holds; of a Parquet file no bytes are read."""
     from stages.ingest import formats
 
-    if ending(table.name) == ".parquet":
-        return _parquet_texts(table)
-    opened = formats.open_table(table)
-    return (text for row in opened.rows(opened.names) for text in _inside(row))
+    is_parquet = ending(table.name) == ".parquet"
+    try:
+        opened = formats.open_table(table)
+        wanted = formats.text_columns(table) if is_parquet else opened.names
+        for row in opened.rows(wanted) if wanted else ():
+            yield from texts_in(row)
+    except UserError:
+        if not is_parquet:
+            raise  # else what is wrong with it, reading it says
 
 
-def _inside(row: Any) -> Iterator[str]:
+def texts_in(row: Any) -> Iterator[str]:
+    """Every text of a row or a cell, those in lists and objects included."""
     values = [row]
     while values:
         value = values.pop()
@@ -112,38 +89,3 @@ def _inside(row: Any) -> Iterator[str]:
             values.extend(value)
         elif isinstance(value, str):
             yield value
-
-
-def _parquet_texts(table: Path) -> Iterator[str]:
-    """Every text of a Parquet file, those in structs and lists included; no bytes are read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from stages.ingest import formats
-
-    try:
-        with pq.ParquetFile(table, pre_buffer=False) as file:
-            leaves = (file.schema.column(i) for i in range(len(file.schema)))
-            columns = [leaf.path for leaf in leaves if str(leaf.logical_type) == "String"]
-            names = {path.split(".")[0] for path in columns}
-            rows = formats.rows_at_once(table, file.metadata.num_rows, names) if columns else 0
-            for batch in file.iter_batches(rows, columns=columns) if columns else ():
-                for column in batch.columns:
-                    yield from _arrow_texts(column)
-    except (pa.ArrowException, OSError, UnicodeDecodeError):
-        return  # what is wrong with it, reading it says
-
-
-def _arrow_texts(column: Any) -> Iterator[str]:
-    import pyarrow as pa
-
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        yield from _arrow_texts(column.dictionary)
-    elif pa.types.is_struct(kind):
-        for inner in column.flatten():
-            yield from _arrow_texts(inner)
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        yield from _arrow_texts(column.flatten())
-    else:
-        yield from (text for text in column.unique().to_pylist() if isinstance(text, str))

@@ -17,4 +17,4 @@ def data_sections() -> tuple[type[SourceSection], ...]:
 
 def model_sections() -> tuple[type[SourceSection], ...]:
     """What ``model.source`` may hold."""
-    return tuple(kind.section for kind in KINDS.values() if kind.fetch_model)
+    return tuple(kind.model_section for kind in KINDS.values() if kind.model_section)

@@ -20,7 +20,7 @@ from stages.core.schema import SourceSection
 from stages.sources import manifest
 from stages.sources.kind import About, Kind
 from stages.sources.licences import strictest
-from stages.sources.manifest import MANIFEST, File, Part, Source
+from stages.sources.manifest import MANIFEST, Part, Source
 
 if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
     from stages.dataset.pairs import Question, Record
@@ -133,9 +133,8 @@ def fetch_data(source: SeveralSource, out: Path) -> Source:
                 columns,
             )
         )
-        listing = out / name / MANIFEST
-        described = File(MANIFEST, manifest.size_of(listing), manifest.sha256_of(listing))
-        files += [replace(f, path=f"{name}/{f.path}") for f in (*fetched.files, described)]
+        files += [replace(file, path=f"{name}/{file.path}") for file in fetched.files]
+        files.append(manifest.described(out, f"{name}/{MANIFEST}"))
     repo = ", ".join(part.repo or part.name for part in parts)
     licence = strictest(part.licence for part in parts)
     return manifest.finish(
@@ -150,6 +149,7 @@ def _named(where: str) -> Iterator[None]:
         yield
     except UserError as error:
         text = str(error).replace("data.columns", f"{where}.columns")
+        text = text.replace("data.source.image_urls", f"{where}.image_urls")
         raise UserError(f"{where}: {text}".replace(": data.source.", ": ")) from None
 
 

@@ -9,11 +9,10 @@ fetch brings the files, finds each image that a row names, and writes what goes 
 """
 
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,11 +25,11 @@ from stages.core.schema import Section, SourceSection
 from stages.core.text import readable
 from stages.ingest import layouts, named
 from stages.ingest.layouts import Odd
+from stages.ingest.suffixes import published_split
 from stages.sources import addresses, manifest
 from stages.sources.kind import Kind
-from stages.sources.local import walk
+from stages.sources.local import refuse_nested, walk
 from stages.sources.manifest import PARTIAL, File, Source
-from stages.sources.mentions import json_lines, parsed
 from stages.sources.names import suffix
 from stages.sources.places import Contents, Place, match
 
@@ -44,11 +43,6 @@ COLUMNS = {name: name for name in ("image", "question", "chosen", "rejected", "o
 INDEX = "index.json"
 INFO = "dataset_info.json"
 _SHOWN = 5  # names that a message lists
-_SPLITS = {  # words in a file's name that say its split, as the datasets library reads them
-    "train": "train|training",
-    "validation": "validation|valid|val|dev",
-    "test": "test|testing|eval|evaluation",
-}
 
 
 class Given(Section):
@@ -144,10 +138,7 @@ def fetch_data(source: ShareGptSource, out: Path) -> Source:
         found = _located(contents, places, tables, source.remap)
         used = {table.place.file for table in tables}
         used |= {place.file for table in found for place in table.images.values()}
-    files = []
-    for name in sorted(used):
-        _place(here[name], out, name)
-        files.append(File(name, manifest.size_of(out / name), manifest.sha256_of(out / name)))
+    files = [_place(here[name], out, name) for name in sorted(used)]
     index = {
         "from": {f.path: [*origins[f.path], f.sha256] for f in files if f.path in origins},
         "tables": [asdict(table) for table in found],
@@ -155,7 +146,7 @@ def fetch_data(source: ShareGptSource, out: Path) -> Source:
     text = json.dumps(index, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     (out / PARTIAL / INDEX).write_bytes(text.encode("utf-8", "surrogatepass"))
     manifest.place(out / PARTIAL / INDEX, out, INDEX)
-    files.append(File(INDEX, manifest.size_of(out / INDEX), manifest.sha256_of(out / INDEX)))
+    files.append(manifest.described(out, INDEX))
     repo = ", ".join(dict.fromkeys(at for at, _ in origins.values())) or None
     return manifest.finish(out, Source("sharegpt", repo, None, None, source.licence, tuple(files)))
 
@@ -184,10 +175,7 @@ def _brought(
         return {_free(addresses.name_of(given.at), taken): path}
     path = Path(given.at).expanduser()
     if path.is_dir():
-        if out.resolve().is_relative_to(path.resolve()):
-            raise UserError(
-                f"{path} holds {out}, the folder to be filled from it; name a folder next to it"
-            )
+        refuse_nested(path, out)
         top = _free(path.resolve().name, taken)
         return {f"{top}/{name}": path / name for name in walk(path)}
     if not path.is_file():
@@ -209,23 +197,19 @@ def _free(name: str, taken: set[str]) -> str:
     return name
 
 
-def _place(path: Path, out: Path, name: str) -> None:
+def _place(path: Path, out: Path, name: str) -> File:
     """A file at its place below ``out``; what is there already, and right, is left alone."""
-    if path == out / name or (
-        manifest.size_of(out / name) == path.stat().st_size
-        and (out / name).is_file()
-        and manifest.sha256_of(out / name) == manifest.sha256_of(path)
-    ):
-        return
-    if path.parent == out / PARTIAL:
-        manifest.place(path, out, name)
-        return
-    manifest.check_room(out, path.stat().st_size, what=str(path))
-    try:
-        shutil.copyfile(path, out / PARTIAL / "copying")
-    except OSError as error:
-        raise UserError(f"{path} can't be copied ({error.strerror})") from None
-    manifest.place(out / PARTIAL / "copying", out, name)
+    file = replace(manifest.described(path.parent, path.name), path=name)
+    if path == out / name or manifest.is_there(out / name, file):
+        return file
+    if path.parent != out / PARTIAL:
+        manifest.check_room(out, file.size, what=str(path))
+        try:
+            path = Path(shutil.copyfile(path, out / PARTIAL / "copying"))
+        except OSError as error:
+            raise UserError(f"{path} can't be copied ({error.strerror})") from None
+    manifest.place(path, out, name)
+    return file
 
 
 def _tables(
@@ -260,7 +244,7 @@ def _tables(
             "name the prepared files"
         )
     if len({table.split for table in tables}) == 1:  # one side alone is no division
-        tables = [Table(t.place, "", t.origin, t.described) for t in tables]
+        tables = [replace(table, split="") for table in tables]
     order = ["test", "validation", "train", ""]
     return sorted(tables, key=lambda table: order.index(table.split))
 
@@ -274,11 +258,7 @@ def _is_json(place: Place, contents: Contents) -> bool:
 
 
 def _split_of(path: str) -> str:
-    """The split that a file's name says, or none."""
-    for split, words in _SPLITS.items():
-        if re.search(rf"(?i)(?<![a-z])({words})(?![a-z])", PurePosixPath(path).stem):
-            return split
-    return ""
+    return published_split(PurePosixPath(path).stem)
 
 
 def _described(
@@ -289,7 +269,9 @@ def _described(
     datasets: Sequence[str] | None,
 ) -> Iterator[Table]:
     """The tables that a ``dataset_info.json`` describes."""
-    entries = parsed(_text(contents.read(info), info.path), info.path)
+    from stages.ingest import formats
+
+    entries = formats.parsed(contents.read(info), info.path)
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise UserError(f"{info.path} is not LLaMA-Factory's: it maps names to descriptions")
     for name in datasets or ():
@@ -356,10 +338,9 @@ def _located(
     candidates = [place for place in places if suffix(place.path) not in JSON]
     wanted: dict[tuple[str, str], str] = {}  # by the table's folder and the name: after the rules
     for table in tables:
-        folder = PurePosixPath(table.place.path).parent.as_posix()
         for _, row in _rows(table, contents):
             for name in _image_names(row, table):
-                wanted.setdefault((folder, name), _remapped(name, rules))
+                wanted.setdefault((_folder(table), name), _remapped(name, rules))
     for rule in rules:
         if wanted and not any(name.startswith(rule["from"]) for _, name in wanted):
             first = next(iter(wanted))[1]
@@ -384,20 +365,14 @@ def _located(
     if why:
         listed = "; ".join(list(why.values())[:_SHOWN])
         print(f"{len(why):,} of {len(wanted):,} images are missing: {listed}")
-    return [
-        Table(
-            table.place,
-            table.split,
-            table.origin,
-            table.described,
-            {
-                name: place
-                for (folder, name), place in found.items()
-                if folder == PurePosixPath(table.place.path).parent.as_posix()
-            },
-        )
-        for table in tables
-    ]
+    by_folder: dict[str, dict[str, Place]] = {}
+    for (folder, name), place in found.items():
+        by_folder.setdefault(folder, {})[name] = place
+    return [replace(table, images=by_folder.get(_folder(table), {})) for table in tables]
+
+
+def _folder(table: Table) -> str:
+    return PurePosixPath(table.place.path).parent.as_posix()
 
 
 def _remapped(name: str, rules: Sequence[Remap]) -> str:
@@ -449,43 +424,22 @@ def _table(values: Mapping[str, Any]) -> Table:
 
 def _record(row: Any, table: Table, contents: Contents, where: str) -> "Record":
     from stages.dataset.pairs import Record
+    from stages.ingest import tables
+
+    def encoded(cell: Any) -> bytes | str:
+        from stages.ingest import pictures
+
+        name = _name_in(cell)
+        if name is not None and name not in table.images:
+            return f"{named.shown(name)} was not found by fetch"
+        return pictures.encoded(contents.read(table.images[name]) if name else cell, ())
 
     try:
         said = fields(row, table.described)
-        images, note = _images(said.images or (), table, contents)
+        said = replace(said, images=said.images or (), origin=table.origin or said.origin)
+        return tables.record(where, said, encoded, table.split)
     except Odd as odd:
         return Record(where, None, None, None, None, note=str(odd), split=table.split)
-    return Record(
-        where=where,
-        images=images,
-        question=said.question,
-        chosen=said.chosen,
-        rejected=said.rejected,
-        origin=table.origin or said.origin,
-        kind=said.kind,
-        note=note,
-        system=said.system,
-        history=said.history,
-        split=table.split,
-    )
-
-
-def _images(
-    cells: Sequence[Any], table: Table, contents: Contents
-) -> tuple[tuple[bytes, ...] | None, str]:
-    """The encoded images that cells mean; ``None`` and the reason if one can't be had."""
-    from stages.ingest import pictures
-
-    found = []
-    for cell in cells:
-        name = _name_in(cell)
-        if name is not None and name not in table.images:
-            return None, f"{named.shown(name)} was not found by fetch"
-        image = pictures.encoded(contents.read(table.images[name]) if name else cell, ())
-        if isinstance(image, str):
-            return None, image
-        found.append(image)
-    return tuple(found), ""
 
 
 def fields(row: Any, described: Described | None) -> layouts.Fields:
@@ -548,27 +502,9 @@ def _name_in(cell: Any) -> str | None:
 
 def _rows(table: Table, contents: Contents) -> Iterator[tuple[str, Any]]:
     """Rows of a file, each with a name for it."""
-    name = table.place.path
-    text = _text(contents.read(table.place), name)
-    if text.lstrip()[:1] == "[":
-        rows = enumerate(parsed(text, name), start=1)
-        yield from ((f"{name} row {number}", row) for number, row in rows)
-        return
-    try:
-        for number, row in json_lines(text.split("\n"), name):
-            yield f"{name} line {number}", row
-    except UserError:
-        if text.count("\n") > 1 and suffix(name) == ".json":
-            parsed(text, name)  # one object over several lines: no rows, and no mistake
-            return
-        raise
+    from stages.ingest import formats
 
-
-def _text(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{name} is not UTF-8 text; save it as UTF-8") from None
+    return formats.json_rows(contents.read(table.place), table.place.path)
 
 
 def _listed(names: Sequence[str]) -> str:
