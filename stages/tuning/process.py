@@ -67,6 +67,7 @@ FIXES = (
 
 WEIGHTS = "adapter_model.safetensors"
 FINISHED = "finished.txt"
+EVENTS_FILE = "events.jsonl"  # the steps, as they are logged
 
 
 def prepare(folder: Path) -> str | None:
@@ -118,7 +119,7 @@ def launch(
     executable = Path(sys.executable).with_name("llamafactory-cli")
     if not executable.exists():
         raise UserError(f"{executable} is missing; `make repro` installs the locked requirements")
-    log, events = folder / "train.log", folder / "events.jsonl"
+    log, events = folder / "train.log", folder / EVENTS_FILE
     events.unlink(missing_ok=True)
     steps, seen = new_lines(events), 0
     sys.stdout.flush()  # what the stage said comes before what the training says
