@@ -39,7 +39,7 @@ def take(address: str, picture: Path, size: str, wait: int) -> None:
         options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--screenshot={taken}"]
         options += [f"--user-data-dir={folder}", f"--window-size={size.replace('x', ',')}"]
         options += [f"--virtual-time-budget={1000 * wait}"] if wait else []
-        subprocess.run([program, *options, address], check=True)
+        subprocess.run([program, *options, address], check=True, stderr=subprocess.DEVNULL)
         with Image.open(taken) as image:
             small = image.convert("RGB").quantize(128)
             small.save(picture, optimize=True)
