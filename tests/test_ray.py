@@ -35,12 +35,12 @@ def losses(folder, configuration, **more):
     """The loss at each step of a training, as our callback writes it."""
     folder.mkdir()
     (folder / "train.py").write_text(TRAIN)
-    (folder / "made.json").write_text(json.dumps(configuration | {"output_dir": str(folder)}))
+    (folder / "made.yaml").write_text(json.dumps(configuration | {"output_dir": str(folder)}))
     base = tuning.environment(0, os.environ | {"OMP_NUM_THREADS": "1"} | more)
     base = process.with_shared_prefix(base, None, keep_vision_features=False)
     base |= process.inside(folder / "events.jsonl", base)
     done = subprocess.run(
-        [sys.executable, str(folder / "train.py"), str(folder / "made.json")],
+        [sys.executable, str(folder / "train.py"), str(folder / "made.yaml")],
         env=base,
         cwd=ROOT,
         capture_output=True,

@@ -51,6 +51,11 @@ FIXES = (
         "train.preprocessing_num_workers",
     ),
     (
+        r"DistStoreError|waiting for clients",
+        "another machine of train.nodes did not join within torchrun's ten minutes: run `make join` "
+        "on it first (docs/scaling.md)",
+    ),
+    (
         # Not the bare name: every distributed run mentions NCCL.
         r"nccl[A-Z]\w*Error|NCCL error|collective operation timeout|Signal \d+ \(SIG\w+\)",
         "a process of the distributed run died or could not reach the others: see each rank's "
