@@ -51,9 +51,9 @@ FIXES = (
         "train.preprocessing_num_workers",
     ),
     (
-        r"DistStoreError|waiting for clients",
-        "another machine of train.nodes did not join within torchrun's ten minutes: run `make join` "
-        "on it first (docs/scaling.md)",
+        r"DistStoreError: .* waiting for clients",
+        "another machine of train.nodes did not join within ten minutes, torchrun's limit: run "
+        "`make join` on it first (docs/scaling.md)",
     ),
     (
         # Not the bare name: every distributed run mentions NCCL.
