@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs a preset on one node of a SLURM cluster, from a clean machine: code from Git, data and cache
-# from the DVC remote, results pushed back to both.
+# Runs a preset on a SLURM cluster, from a clean machine: code from Git, data and cache from the DVC
+# remote, results pushed back to both.
 #
 #   REPOSITORY=git@host:us/pipeline.git NAME=first sbatch examples/slurm.sh
+#   REPOSITORY=… NAME=first sbatch --nodes=2 examples/slurm.sh      # one training over both
 #   REPOSITORY=… NAME=warm SET='train.beta=0.1,0.2 train.seed=1,2' sbatch examples/slurm.sh
 #
 # DRY_RUN=1 bash examples/slurm.sh prints what would run. Change the lines with #SBATCH to what your
@@ -22,9 +23,14 @@ set -euo pipefail
 : "${REPOSITORY:?the address of the Git repository}"
 : "${NAME:?a name for the experiment}"
 PRESET=${PRESET:-qwen3-vl-4b-8gpu}
-WORK=${WORK:-${SCRATCH:-$PWD}/preference-tuning}   # kept between jobs: checkpoints are in it
+WORK=${WORK:-${SCRATCH:-$PWD}/preference-tuning}   # kept between jobs, seen by all nodes: checkpoints are in it
 GPUS=${GPUS:-0,1,2,3,4,5,6,7}
 SET=${SET:-}
+NODES=${SLURM_NNODES:-1}
+if [ -n "$SET" ] && [ "$NODES" -gt 1 ]; then
+  echo "SET runs an experiment on each GPU of one node; this job has $NODES nodes" >&2
+  exit 2
+fi
 
 run() {
   echo "+ $*"
@@ -56,6 +62,18 @@ if [ -n "$SET" ]; then
   run git -c user.name="${USER:-slurm}" -c user.email="${USER:-slurm}@localhost" \
     commit --allow-empty --all --message "Preset $PRESET"
   long make sweep "SET=$SET" "GPUS=$GPUS" "NAME=$NAME"
+elif [ "$NODES" -gt 1 ]; then
+  # This script runs on node 0. The others wait for its training, and leave with it.
+  # shellcheck disable=SC2016  # the number is that of the node
+  join=(srun "--nodes=$NODES" --ntasks-per-node=1 --overlap --wait=0
+    bash -c '[ "$SLURM_NODEID" = 0 ] || make join')
+  echo "+ ${join[*]}"
+  if [ -z "${DRY_RUN:-}" ]; then
+    "${join[@]}" &
+    joined=$!
+    trap 'kill "$joined" 2>/dev/null || true' EXIT
+  fi
+  long dvc exp run --name "$NAME" --set-param "train.nodes=$NODES"
 else
   long dvc exp run --name "$NAME"
 fi

@@ -11,7 +11,7 @@ starts clean. An adapter that exists for the same fingerprint is not trained aga
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,12 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from stages.core import command
-from stages.core.errors import UserError
 from stages.core.project import is_forced, project_root
 from stages.dataset import formatted
 from stages.parameters import params
 from stages.tracking import runs
-from stages.tuning import config, history, process
-
-WORKSPACE = Path("models/training")
+from stages.tuning import config, history, nodes, process
+from stages.tuning.config import WORKSPACE
 
 
 def main(
@@ -50,7 +48,7 @@ def main(
         configuration,
         formatted_data,
         model,
-        p.train.gpus,
+        p.train.processes,
         shared_prefix=p.train.shared_prefix,
         keep_vision_features=p.train.keep_vision_features,
         cached=cached,
@@ -124,7 +122,7 @@ def train(
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
     """
     config.require_gpus(p.train.gpus, bf16=config.dtype(p) == "bfloat16")
-    require_one_machine(os.environ)
+    nodes.require(os.environ, p.train.nodes)
     resumed = process.prepare(folder)
     print(
         f"training {fingerprint}: " + (f"resuming from {resumed}" if resumed else "a clean start")
@@ -144,11 +142,15 @@ def train(
                 live.log(entry["step"], *measured)
 
         environment = config.environment(p.train.gpus, os.environ)
+        environment = nodes.environment(environment, p.train.gpus, p.train.nodes)
         if p.train.shared_prefix:
             environment = process.with_shared_prefix(
                 environment, cached, p.train.keep_vision_features
             )
-        process.launch(["train", str(file), f"output_dir={folder}"], folder, environment, watch)
+        words = ["train", str(file), f"output_dir={folder}"]
+        called = (folder, environment, p.train.gpus, p.train.nodes)
+        with nodes.calling(project_root() / WORKSPACE, words, *called):
+            process.launch(words, folder, environment, watch)
 
     if p.train.shared_prefix:
         history.require_first_batch(folder)
@@ -158,18 +160,7 @@ def train(
     if beta is not None:
         margin = history.first_margin(entries)
         print(f"reward margin at step 1: {margin:.2g} (the policy starts at the reference)")
-    return history.cost(entries, p.train.gpus, resumed is not None)
-
-
-def require_one_machine(environment: Mapping[str, str]) -> None:
-    """Raise ``UserError`` if torchrun would train over several machines: the fingerprint counts the
-    processes of one, so the same name would mean another batch.
-    """
-    if environment.get("NNODES", "1").strip() not in ("", "1"):
-        raise UserError(
-            f"NNODES is {environment['NNODES']}, and a training runs on one machine here: unset "
-            "NNODES, NODE_RANK and MASTER_ADDR (docs/scaling.md says why, and what to do instead)"
-        )
+    return history.cost(entries, p.train.gpus * p.train.nodes, resumed is not None)
 
 
 if __name__ == "__main__":

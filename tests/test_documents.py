@@ -15,6 +15,7 @@ from benchmarks import tables
 from stages import fetch, preprocess
 from stages.evaluation.catalogue import KEYS, METRICS
 from stages.parameters import params
+from stages.planning.estimate import per_step
 from tests.contracts import (
     PACKAGES,
     PRESETS,
@@ -25,8 +26,10 @@ from tests.contracts import (
     is_passed_on,
     key_of,
     source_of,
+    table_under,
     text_of,
     tracked_files,
+    yaml_of,
 )
 
 RESULTS = ROOT / "reports" / "results" / "metrics.json"
@@ -191,6 +194,19 @@ def test_every_stage_that_a_command_in_the_documents_names_exists():
             for word in shlex.split(command)[2:]:
                 if not word.startswith("-"):
                     assert word in names or (ROOT / word).is_file(), f"{document}: `{command}`"
+
+
+def test_the_table_of_machines_counts_the_pairs_of_a_step():
+    text = (ROOT / "docs/scaling.md").read_text()
+    rows = table_under(text, "A step takes `per_device_train_batch_size`")
+    for machines, preset, settings, pairs in rows:
+        document = yaml_of(f"params/{preset.strip('`')}.yaml")
+        train = dict(document["train"])
+        for key, value in re.findall(r"train\.(\w+)=(\d+)", settings):
+            train[key] = int(value)
+        p = params.checked({**document, "train": train}, "params.yaml")
+        assert [int(n) for n in re.findall(r"\d+", machines)] == [p.train.nodes, p.train.gpus]
+        assert int(pairs) == per_step(p)
 
 
 def test_readme_counts_the_steps_of_the_4b_preset():

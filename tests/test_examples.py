@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -54,6 +55,25 @@ def test_the_slurm_script_would_run_commands_that_exist(settings):
     assert ("make sweep SET=train.beta=0.1,0.2" in seen) == bool(settings)
     assert ("dvc exp run" in seen) != bool(settings)
     assert "dvc exp push" in seen
+
+
+def test_a_job_of_several_nodes_trains_on_all_of_them():
+    done = dry_run(**NAMES, SLURM_NNODES="2")
+    assert done.returncode == 0, done.stderr
+    assert "+ srun --nodes=2 " in done.stdout
+    assert "make join" in done.stdout
+    assert "dvc exp run --name first --set-param train.nodes=2" in done.stdout
+    check(commands_of(done.stdout))
+    assert "srun" not in dry_run(**NAMES, SLURM_NNODES="1").stdout
+    both = dry_run(**NAMES, SLURM_NNODES="2", SET="train.beta=0.1,0.2")
+    assert both.returncode == 2
+    assert "this job has 2 nodes" in both.stderr
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing():
+    done = subprocess.run(["shellcheck", str(SLURM)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_slurm_script_says_what_it_needs():

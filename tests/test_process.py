@@ -187,6 +187,7 @@ FAILURES = {
     "no GPU could be used": "RuntimeError: No CUDA GPUs are available",
     "quantisation failed": "ImportError: `bitsandbytes` 4-bit quantization requires a newer one",
     "a process of the distributed run": "DistBackendError: NCCL error in: ProcessGroupNCCL.cpp",
+    "run `make join`": "DistStoreError: Timed out after 601 seconds waiting for clients",
     "the machine ran out of memory": "  traceback : Signal 9 (SIGKILL) received by PID 4242",
 }
 

@@ -174,11 +174,25 @@ def test_a_margin_at_step_1_ends_the_training_before_it_leaves_anything(stage):
     assert not list(stage.folder.glob("models/training/*/trainer_state.json"))
 
 
-def test_several_machines_are_refused_before_anything_is_loaded(stage, monkeypatch):
+def test_machines_that_the_parameters_do_not_know_are_refused_before_anything_is_loaded(
+    stage, monkeypatch
+):
     monkeypatch.setenv("NNODES", "2")
     with pytest.raises(UserError, match=r"NNODES is 2.*docs/scaling\.md"):
         stage.run()
     assert stage.launched == 0
+
+
+def test_two_machines_are_another_training_and_two_processes_of_one_the_same(stage, write_params):
+    p, seen = params.load(), set()
+    for values in ({}, {"train.nodes": 2}):
+        write_params(stage.folder / "params.yaml", **values)
+        stage.run()
+        seen.add(json.loads((stage.out / "fingerprint.json").read_text())["fingerprint"])
+    assert len(seen) == 2
+    assert (stage.environment["NNODES"], stage.environment["NODE_RANK"]) == ("2", "0")
+    machines = p.train.model_copy(update={"nodes": 2, "gpus": 1})
+    assert machines.processes == p.train.model_copy(update={"gpus": 2}).processes == 2
 
 
 def test_a_second_process_waits_and_takes_up_what_the_first_trained(stage, capfd):
@@ -220,15 +234,17 @@ class Project:
             *("--curves", "reports/curves"),
         ]
 
-    def start(self):
+    def start(self, *words, **more):
+        """The stage, or another command in the project."""
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
             "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",  # nobody there: training must not care
             "HF_DATASETS_CACHE": str(self.folder.parent / "datasets"),
+            **more,
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "stages.train", *self.arguments],
+            [sys.executable, "-m", *(words or ("stages.train", *self.arguments))],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -404,3 +420,31 @@ def test_it_ends_with_the_bytes_of_one_that_nothing_interrupted(resumed, killed,
         assert (killed.adapter / path.name).read_bytes() == path.read_bytes(), path.name
     curves = [made.folder / "reports/curves/validation.csv" for made in (killed, untouched[0])]
     assert curves[0].read_bytes() == curves[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_two_machines_have_the_curves_of_one_at_the_same_batch(project, untouched, write_params):
+    """Each a node of torchrun with one process, over gloo on this machine's loopback."""
+    made = project("nodes")
+    set_params(made.folder, write_params, nodes=2, per_device_train_batch_size=1)
+    loopback = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    other = made.start("stages.join", "--trainings", "1", NODE_RANK="1", **loopback)
+    first = made.start(**loopback)
+    try:
+        said, _ = first.communicate(timeout=500)
+        joined, _ = other.communicate(timeout=120)
+    finally:
+        for one in (first, other):
+            one.kill()
+    assert first.returncode == 0, said[-3000:] + joined[-3000:]
+    assert "machine 1: the training here ended with status 0" in joined, joined[-3000:]
+    assert "waiting for machine 1" in said
+    curves = [pd.read_csv(p.folder / "reports/curves/train.csv") for p in (made, untouched[0])]
+    assert list(curves[0]["step"]) == list(curves[1]["step"]) == list(range(1, STEPS + 1))
+    assert (curves[0]["loss"] - curves[1]["loss"]).abs().max() < 1e-4
+    assert curves[1]["loss"].max() - curves[1]["loss"].min() > 1e-2  # there was a curve to follow
+    names = {path.name for path in made.workspace.iterdir()}
+    assert names >= {"events.jsonl", "adapter_model.safetensors", "trainer_state.json"}
+    events = [json.loads(line) for line in (made.workspace / "events.jsonl").open()]
+    steps = [entry["step"] for entry in events if "loss" in entry]
+    assert steps == list(range(1, STEPS + 1))  # each once: only the first machine writes

@@ -33,7 +33,8 @@ _TYPES = {
     "object": dict,
 }
 
-OURS = ("beta", "loss", "gpus", "shared_prefix", "keep_vision_features")  # in the same section
+# In the same section.
+OURS = ("beta", "loss", "gpus", "nodes", "shared_prefix", "keep_vision_features")
 
 # Keys of LLaMA-Factory's that the pipeline sets, and the parameter (or path) that decides each.
 RESERVED = {
@@ -64,6 +65,10 @@ RESERVED = {
     "report_to": "MLFLOW_TRACKING_URI",
     "run_name": "DVC_EXP_NAME",
     "use_cpu": "train.gpus",
+    "ray_num_workers": "train.gpus and train.nodes (Ray is not supported, see docs/scaling.md)",
+    "ray_init_kwargs": "nothing here: Ray is not supported (docs/scaling.md says why)",
+    "master_addr": "MASTER_ADDR",
+    "master_port": "MASTER_PORT",
     "push_to_hub": "nothing here: publish models/adapter yourself",
     "hub_token": "HF_TOKEN in the environment",
     "hf_hub_token": "HF_TOKEN in the environment",
@@ -102,6 +107,7 @@ REFUSED = {
     "it",
     "use_swanlab": "sends runs to another service; they are tracked in MLflow, at "
     "MLFLOW_TRACKING_URI",
+    "save_on_each_node": "lets several machines write the same files; remove it",
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam"), _NO_ADAPTER),
     **dict.fromkeys(
         (

@@ -66,7 +66,7 @@ def per_step(p: Params) -> int:
     """Pairs of an optimizer's step, over all devices."""
     options = p.train.passed_through
     batch = int(options.get("per_device_train_batch_size", 8))
-    return batch * int(options.get("gradient_accumulation_steps", 1)) * max(1, p.train.gpus)
+    return batch * int(options.get("gradient_accumulation_steps", 1)) * p.train.processes
 
 
 def steps(p: Params, train_pairs: int) -> int:
@@ -75,7 +75,7 @@ def steps(p: Params, train_pairs: int) -> int:
     if (most := int(options.get("max_steps", -1))) > 0:
         return most
     pairs = min(train_pairs, int(options.get("max_samples") or train_pairs))
-    batch = int(options.get("per_device_train_batch_size", 8)) * max(1, p.train.gpus)
+    batch = int(options.get("per_device_train_batch_size", 8)) * p.train.processes
     batches = math.ceil(pairs / batch)
     an_epoch = max(1, math.ceil(batches / int(options.get("gradient_accumulation_steps", 1))))
     return math.ceil(float(options.get("num_train_epochs", 3.0)) * an_epoch)

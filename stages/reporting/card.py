@@ -137,7 +137,7 @@ def render(
         parameters={
             "beta": p.train.beta,
             "loss": p.train.loss,
-            "gpus": p.train.gpus,
+            "gpus": p.train.gpus * p.train.nodes,
             "template": p.model.template,
             "bits": p.model.quantization_bit,
             "image_min_pixels": p.format.image_min_pixels,

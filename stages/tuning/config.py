@@ -13,6 +13,8 @@ from stages.core.errors import UserError, did_you_mean
 from stages.pairwise import reference
 from stages.parameters.params import REFERENCE_FREE, Params
 
+WORKSPACE = Path("models/training")  # a folder for each fingerprint; DVC leaves it alone
+
 TUNING = Path(__file__).parent
 INSIDE = TUNING / "inside"  # our code that runs in every training process
 # And what runs there besides where prompts are shared.
@@ -158,7 +160,7 @@ def fingerprint(
     config: Mapping[str, Any],
     formatted: Path,
     model: Path,
-    gpus: int,
+    processes: int,
     *,
     shared_prefix: bool,
     keep_vision_features: bool,
@@ -166,16 +168,16 @@ def fingerprint(
 ) -> str:
     """A name for everything that decides what a training produces: 16 hex digits.
 
-    It covers the LLaMA-Factory configuration (not where it writes), the number of processes (the
-    effective batch follows from it), the formatted train and validation pairs (which name their
-    images by content), the base model's files (by the hashes in its ``SOURCE.json``), the versions
-    of the packages that compute, our code inside the training process, and the reference's
-    log-probs where they are ``cached``.
+    It covers the LLaMA-Factory configuration (not where it writes), the number of ``processes`` of
+    all machines (the effective batch follows from it), the formatted train and validation pairs
+    (which name their images by content), the base model's files (by the hashes in its
+    ``SOURCE.json``), the versions of the packages that compute, our code inside the training
+    process, and the reference's log-probs where they are ``cached``.
     """
     deciding = {key: value for key, value in config.items() if key != "output_dir"}
     parts = {
         "config": deciding,
-        "processes": max(gpus, 1),
+        "processes": processes,
         "data": {
             name: sha256(formatted / name)
             for name in ("train.json", "validation.json", "dataset_info.json")

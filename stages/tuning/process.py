@@ -51,6 +51,11 @@ FIXES = (
         "train.preprocessing_num_workers",
     ),
     (
+        r"DistStoreError: .* waiting for clients",
+        "another machine of train.nodes did not join within ten minutes, torchrun's limit: run "
+        "`make join` on it first (docs/scaling.md)",
+    ),
+    (
         # Not the bare name: every distributed run mentions NCCL.
         r"nccl[A-Z]\w*Error|NCCL error|collective operation timeout|Signal \d+ \(SIG\w+\)",
         "a process of the distributed run died or could not reach the others: see each rank's "
@@ -67,6 +72,7 @@ FIXES = (
 
 WEIGHTS = "adapter_model.safetensors"
 FINISHED = "finished.txt"
+EVENTS_FILE = "events.jsonl"  # the steps, as they are logged
 
 
 def prepare(folder: Path) -> str | None:
@@ -118,7 +124,7 @@ def launch(
     executable = Path(sys.executable).with_name("llamafactory-cli")
     if not executable.exists():
         raise UserError(f"{executable} is missing; `make repro` installs the locked requirements")
-    log, events = folder / "train.log", folder / "events.jsonl"
+    log, events = folder / "train.log", folder / EVENTS_FILE
     events.unlink(missing_ok=True)
     steps, seen = new_lines(events), 0
     sys.stdout.flush()  # what the stage said comes before what the training says
