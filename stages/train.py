@@ -24,7 +24,7 @@ from stages.core.errors import UserError
 from stages.core.project import is_forced, project_root
 from stages.dataset import formatted
 from stages.parameters import params
-from stages.tracking import runs
+from stages.tracking import failures, runs
 from stages.tuning import config, history, process
 
 WORKSPACE = Path("models/training")
@@ -140,6 +140,7 @@ def train(
             if p.train.shared_prefix:
                 history.require_first_batch(folder)
             history.check(entry, beta)
+            history.require_room(entry, folder)
             if measured := history.point(entry):
                 live.log(entry["step"], *measured)
 
@@ -173,4 +174,4 @@ def require_one_machine(environment: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(failures.reported(main))
