@@ -15,6 +15,7 @@ import pytest
 
 from tests.contracts import ROOT
 from tests.repository import environment
+from tests.test_report import write_inputs
 from tests.test_way_back import STAGES, make
 
 # $1 and $2: how the disk at $3 is mounted at first, and then; what follows runs on it twice.
@@ -163,10 +164,6 @@ WRITERS = {
         (curves / "more").write_text(content)
         runs.complete_run("01", parameters={}, metrics={}, curves=curves, artifacts=[], datasets=[])
     """,
-    "report": """
-        from stages.reporting import figures
-        (disk / "report.html").write_text(content)
-    """,
 }
 BODY = """
 import json, os
@@ -189,6 +186,20 @@ def test_what_the_other_stages_write_with_is_stopped_by_one_message_and_complete
 ):
     body = BODY + textwrap.indent(textwrap.dedent(WRITERS[writer]), "    ") + "\ncommand.run(main)"
     check([sys.executable, "-c", body], tmp_path, disk)
+
+
+@pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
+def test_the_report_is_stopped_by_one_message_and_completes_later(
+    tmp_path, write_params, monkeypatch, disk
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there
+    write_params(tmp_path / "params.yaml")
+    arguments = write_inputs(tmp_path)
+    arguments |= {"page": "disk/report.html", "card": "disk/model_card.md"}
+    words = [sys.executable, "-m", "stages.report"]
+    for name, value in arguments.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    check(words, tmp_path, disk)
 
 
 @pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
