@@ -16,6 +16,7 @@ from stages.dataset import formatted
 from stages.model.checkpoint import Checkpoint
 from stages.parameters import params
 from stages.probing import controls, lm_eval, prompts
+from stages.tracking import failures
 
 
 def main(
@@ -40,4 +41,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(failures.reported(main))

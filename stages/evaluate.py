@@ -24,7 +24,7 @@ from stages.evaluation import metrics, regression, shortcuts, slices, statistics
 from stages.model.checkpoint import Checkpoint
 from stages.parameters import params
 from stages.probing import controls, lm_eval, prompts
-from stages.tracking import runs
+from stages.tracking import failures, runs
 
 
 def main(
@@ -143,4 +143,4 @@ def histogram(margins: np.ndarray, bins: int = 40) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    command.run(runs.reported(main))
+    command.run(failures.reported(main))

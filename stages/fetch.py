@@ -16,6 +16,7 @@ from stages.core.text import readable
 from stages.parameters import params
 from stages.sources.manifest import Source
 from stages.sources.registry import KINDS
+from stages.tracking import failures
 
 
 def main(item: str, out: Path) -> None:
@@ -47,4 +48,4 @@ def summary(item: str, source: Source) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(failures.reported(main))

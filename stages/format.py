@@ -29,6 +29,7 @@ from stages.dataset.pairs import SPLITS
 from stages.model import tokens
 from stages.model.tokens import Lengths
 from stages.parameters import params
+from stages.tracking import failures
 
 FEW = 3  # altered rows that need no more than to be counted
 QUANTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
@@ -245,4 +246,4 @@ def write_json(path: Path, value: Any) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(failures.reported(main))

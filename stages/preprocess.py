@@ -32,6 +32,7 @@ from stages.ingest.split import joined, sides, split_of
 from stages.parameters import params
 from stages.sources import manifest
 from stages.sources.registry import KINDS
+from stages.tracking import failures
 
 Decode = Callable[[Iterable[Any], Callable[[Any], Refusal | None]], Iterator[tuple[Any, Outcomes]]]
 
@@ -226,4 +227,4 @@ def progress(rows: Iterable[Record], total: int | None, what: str) -> Iterable[R
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(failures.reported(main))

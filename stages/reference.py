@@ -18,6 +18,7 @@ from stages.dataset.pairs import SPLITS
 from stages.model.checkpoint import Checkpoint
 from stages.pairwise import reference
 from stages.parameters import params
+from stages.tracking import failures
 
 
 def main(formatted_data: Path, images: Path, model: Path, out: Path) -> dict[str, Any]:
@@ -35,4 +36,4 @@ def main(formatted_data: Path, images: Path, model: Path, out: Path) -> dict[str
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(failures.reported(main))

@@ -23,7 +23,7 @@ from stages.core import command
 from stages.core.project import is_forced, project_root
 from stages.dataset import formatted
 from stages.parameters import params
-from stages.tracking import runs
+from stages.tracking import failures, runs
 from stages.tuning import config, history, nodes, process
 from stages.tuning.config import WORKSPACE
 
@@ -138,6 +138,7 @@ def train(
             if p.train.shared_prefix:
                 history.require_first_batch(folder)
             history.check(entry, beta)
+            history.require_room(entry, folder)
             if measured := history.point(entry):
                 live.log(entry["step"], *measured)
 
@@ -164,4 +165,4 @@ def train(
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(failures.reported(main))

@@ -11,9 +11,11 @@ import sys
 import textwrap
 import time
 
+import psutil
 import pytest
 
-from tests.contracts import ROOT, table_under
+from benchmarks import endurance
+from tests.contracts import ROOT, files_of, stages_in, table_under, text_of
 from tests.repository import attempt, call, environment
 from tests.test_way_back import clone, commit_and_push, hashes, make
 
@@ -156,6 +158,18 @@ def test_a_full_disk_is_one_message_in_every_stage(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_limit_on_the_size_of_files_is_one_message(tmp_path):
+    body = """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))
+        Path('/tmp/x').write_text('x' * 100)
+    """
+    done = stage_that(body, tmp_path)
+    assert done.stderr.startswith("error: File too large: ")
+    assert "ulimit -f" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_disk_that_can_not_be_written_is_one_message_with_its_file(tmp_path):
     body = "raise OSError(errno.EROFS, 'Read-only file system', 'models/adapter')"
     done = stage_that(body, tmp_path)
@@ -163,6 +177,54 @@ def test_a_disk_that_can_not_be_written_is_one_message_with_its_file(tmp_path):
     assert done.stderr.startswith(expected)
     other = stage_that("raise OSError(errno.EIO, 'Input/output error', 'x')", tmp_path)
     assert "Traceback" in other.stderr  # what nobody foresaw keeps its trace
+
+
+@pytest.mark.parametrize("module", sorted({stage.module for stage in stages_in("dvc.yaml")}))
+def test_every_stage_ends_in_one_way_and_with_all_that_it_started(module):
+    source = text_of(f"{module.replace('.', '/')}.py")
+    assert re.search(r"^    command\.run\((failures\.reported\()?main\)", source, re.MULTILINE)
+    for file in sorted(files_of(module)):
+        started = text_of(file).count("subprocess.Popen(")
+        ended = text_of(file).count("        ended_with_the_stage(process),")
+        assert started == ended, file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_preprocess_that_was_ended_leaves_no_worker_and_completes_later(
+    tmp_path, write_params, how
+):
+    endurance.write_shards(tmp_path / "raw", 4000)
+    write_params(tmp_path / "params.yaml", **{"preprocess.workers": 2})
+    words = [sys.executable, *endurance.stage_command("pairs")]
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob(".pairs.partial/images/*")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert len(started) >= 2
+    process.send_signal(how)
+    assert process.wait(30) == (130 if how != signal.SIGKILL else -signal.SIGKILL)
+    assert psutil.wait_procs(started, timeout=20)[1] == []
+    assert not (tmp_path / "pairs").exists()
+    subprocess.run(words, cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), check=True)
+    assert len(list((tmp_path / "pairs/images").iterdir())) == 4000
+
+
+@pytest.mark.slow
+def test_experiments_in_a_row_leave_nothing_behind(tmp_path):
+    held = [each for _, each in endurance.experiments(tmp_path, 2, tracked=False)]
+    assert [(each.temporary, each.processes) for each in held] == [(0, 0)] * 3
+    assert held[-1].memory < 1.1 * held[0].memory
+    assert held[-1].dvc_tmp - held[0].dvc_tmp <= 4  # DVC's notes of two experiments
 
 
 def test_every_fault_in_the_table_names_a_test_that_exists():

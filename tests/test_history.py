@@ -1,6 +1,8 @@
 """What a training logs: its curves, its cost, and the signs that it can't be right."""
 
 import json
+import shutil
+from contextlib import nullcontext
 
 import pytest
 
@@ -45,6 +47,13 @@ def test_a_training_that_diverged_is_refused(entry, beta):
         history.check(entry, beta)
 
 
+@pytest.mark.parametrize("entry", [STEP_1, VALIDATION])
+def test_a_reference_that_is_not_a_number_ends_the_training(entry):
+    name = "eval_rewards/rejected" if entry is VALIDATION else "rewards/rejected"
+    with pytest.raises(UserError, match=r"those of the reference.*dvc repro -f reference"):
+        history.check(entry | {name: float("nan"), "rewards/margins": float("nan")}, 0.1)
+
+
 @pytest.mark.parametrize("content", [None, "", "{}"])
 def test_a_training_without_a_history_is_told(tmp_path, content):
     if content is not None:
@@ -72,6 +81,19 @@ def test_a_policy_that_starts_at_the_reference_passes(entry, beta):
 def test_a_policy_that_starts_elsewhere_is_refused(margin):
     with pytest.raises(UserError, match=r"margin at step 1 is -?0\.2, not about 0"):
         history.check(STEP_1 | {"rewards/margins": margin}, 0.1)
+
+
+@pytest.mark.parametrize(("told", "last", "full"), [(900, 0, 0), (1100, 0, 1), (9, 1100, 1)])
+def test_a_disk_that_the_next_checkpoint_would_fill_ends_the_training(
+    tmp_path, monkeypatch, told, last, full
+):
+    (tmp_path / "checkpoint-1" / "part").mkdir(parents=True)
+    (tmp_path / "checkpoint-1" / "part" / "optimizer.pt").write_bytes(b"x" * last)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    expected = pytest.raises(UserError, match=r"0\.0 MB free.*free some space.*resumes from its")
+    with expected if full else nullcontext():
+        history.require_room(STEP_1 | {"checkpoint_bytes": told}, tmp_path)
 
 
 def test_a_history_without_step_1_proves_nothing():

@@ -76,6 +76,24 @@ def python(code, packages, events, **more):
     return done.stdout, done.stderr
 
 
+def test_a_checkpoint_takes_what_is_trained_and_two_moments_of_it():
+    class Weight:
+        def __init__(self, count, trained):
+            self.count, self.requires_grad = count, trained
+
+        def numel(self):
+            return self.count
+
+        def element_size(self):
+            return 4
+
+    class Model:
+        def parameters(self):
+            return [Weight(1000, False), Weight(10, True), Weight(5, True)]
+
+    assert sitecustomize.checkpoint_bytes(Model()) == 3 * 4 * 15
+
+
 @pytest.mark.parametrize(
     "code", [RUN, "from llamafactory.train import tuner; tuner.Worker().train()"]
 )

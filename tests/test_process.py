@@ -196,6 +196,11 @@ def test_every_fix_has_its_failure():
     assert {fix_of(told) for told in FAILURES} == {fix for _, fix in training.FIXES}
 
 
+def test_a_full_disk_is_known_by_what_torch_says_of_it():
+    told = "RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"
+    assert "the disk is full" in training.explain(1, told, Path("train.log"))
+
+
 def fix_of(told):
     return next(fix for _, fix in training.FIXES if told in fix)
 
@@ -252,7 +257,9 @@ def test_a_missing_llamafactory_is_told(fake_cli, tmp_path):
         launch(tmp_path)
 
 
-def test_terminating_the_stage_ends_the_training_and_its_workers(fake_cli, tmp_path):
+@pytest.fixture
+def stage(fake_cli, tmp_path):
+    """A stage in a process of its own that trains, and the ids of its training and of a worker."""
     fake_cli("""
         worker = subprocess.Popen(["sleep", "600"])
         with open(sys.argv[1] + ".part", "w") as file: file.write(f"{os.getpid()} {worker.pid}")
@@ -271,15 +278,37 @@ def test_terminating_the_stage_ends_the_training_and_its_workers(fake_cli, tmp_p
         command.run(main)
     """)
     stage = subprocess.Popen(
-        [real_python(), "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [real_python(), "-c", code],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Of a test run in the background, children would inherit that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for((tmp_path / "pids").exists)
-    stage.send_signal(signal.SIGTERM)
-    _, error = stage.communicate(timeout=20)
-    assert stage.returncode == 130
+    watch = Path(f"/proc/{stage.pid}/task/{stage.pid}/children")
+    wait_for(lambda: len(watch.read_text().split()) == 2)
+    return stage, {*map(int, f"{(tmp_path / 'pids').read_text()} {watch.read_text()}".split())}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_ending_the_stage_ends_the_training_and_its_workers(stage, how):
+    process, started = stage
+    process.send_signal(how)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
     assert "interrupted" in error
     assert "Traceback" not in error
-    for pid in map(int, (tmp_path / "pids").read_text().split()):
+    for pid in started:
+        wait_for(lambda pid=pid: not running(pid))
+
+
+def test_a_training_does_not_outlive_its_stage_however_that_dies(stage):
+    process, started = stage
+    process.kill()  # the stage alone, which can't end anything any more
+    process.communicate()
+    assert len(started) == 3  # the training, its worker, and what waits for the stage's end
+    for pid in started:
         wait_for(lambda pid=pid: not running(pid))
 
 

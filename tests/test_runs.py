@@ -24,7 +24,7 @@ import pytest
 from stages import sync
 from stages.core.errors import UserError
 from stages.evaluation.catalogue import HEADLINE
-from stages.tracking import runs, shared_view
+from stages.tracking import failures, runs, shared_view
 
 FINGERPRINT = "0123456789abcdef"
 PASSWORD = "hunter2-and-more"
@@ -355,7 +355,7 @@ def test_a_stage_that_fails_after_the_training_says_so_in_its_run(database, monk
     adapter = Path("adapter")
     adapter.mkdir()
 
-    @runs.reported
+    @failures.reported
     def stage(adapter, error):
         raise error
 
@@ -369,6 +369,41 @@ def test_a_stage_that_fails_after_the_training_says_so_in_its_run(database, monk
     complete(name)
     (run,) = logged()
     assert run.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_before_the_training_is_a_failed_run_that_the_next_attempt_takes_up(
+    database, monkeypatch
+):
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    monkeypatch.setenv("DVC_STAGE", "dvc.yaml:preprocess")
+
+    @failures.reported
+    def stage(error):
+        raise error
+
+    def fail(error):
+        with pytest.raises(type(error)):
+            stage(error)
+
+    fail(ValueError("a slip in dvc repro"))
+    assert logged() == []
+    monkeypatch.setenv("DVC_EXP_NAME", "brave-cat")
+    fail(KeyboardInterrupt())
+    assert logged() == []
+    fail(UserError("data/raw: no such column"))
+    fail(UserError("data/raw: no column 'image'\nname it in data.columns"))
+    (run,) = logged()
+    assert (run.info.status, run.info.run_name) == ("FAILED", "brave-cat")
+    told = run.data.tags["mlflow.note.content"]
+    assert told == "`preprocess`\n\n    data/raw: no column 'image'\n    name it in data.columns"
+    with runs.Live(FINGERPRINT):
+        pass
+    fail(UserError("no memory"))  # DVC may run baseline after the training
+    assert [each.info.status for each in logged()] == ["FAILED"]
+    complete("brave-cat")
+    assert [each.info.status for each in logged()] == ["FINISHED"]
+    assert logged()[0].info.run_id == run.info.run_id
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from tests.contracts import ROOT
 from tests.repository import attempt, call
 from tests.test_way_back import clone, commit_and_push, hashes, make
 
@@ -31,6 +32,7 @@ if sys.argv[1] == "train":
 if sys.argv[1] == "evaluate":
     put("reports/results/metrics.json", json.dumps({"win_rate": p["train"]["beta"]}))
 """
+ADVICE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").partition("## Share")[2]
 KEYS = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -129,6 +131,60 @@ def test_another_repository_gets_an_output_at_a_revision(shared, tmp_path):
         "rev='main'))"
     )
     assert '"beta": 0.1' in call("python", "-c", read, origin, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_another_repository_imports_an_output_and_updates_it(local, tmp_path):
+    origin = str(local.parent / "origin.git")
+    there = tmp_path / "there"
+    there.mkdir()
+    call("git", "init", "--quiet", folder=there)
+    call("dvc", "init", "--quiet", folder=there)
+    call("dvc", "import", "-q", origin, "models/adapter", "-o", "adapter", folder=there)
+    assert json.loads((there / "adapter/weights").read_text())["beta"] == 0.1
+    imported = (there / "adapter.dvc").read_text()
+    commit = call("git", "rev-parse", "HEAD", folder=local).strip()
+    assert f"rev_lock: {commit}" in imported
+    shutil.rmtree(there / "adapter")
+    call("dvc", "pull", "-q", folder=there)  # from the first one's remote
+    assert json.loads((there / "adapter/weights").read_text())["beta"] == 0.1
+    call("dvc", "update", "-q", "adapter.dvc", folder=there)
+    assert (there / "adapter.dvc").read_text() == imported
+    assert "weights" in call("dvc", "list", "--size", origin, "models/adapter", folder=there)
+    assert "models/adapter" in call("dvc", "du", origin, "models", folder=there)
+
+
+@pytest.mark.slow
+def test_what_the_guide_says_of_gc_deletes_nothing_that_a_commit_or_an_experiment_needs(
+    tmp_path,
+):
+    project = make(tmp_path, STAGE)
+    call("dvc", "repro", "--quiet", folder=project)
+    commit_and_push(project)
+    names = {"0.2": "kept", "0.3": "branch", "0.4": "removed"}
+    for beta, name in names.items():
+        call("dvc", "exp", "run", "-q", "-S", f"train.beta={beta}", "-n", name, folder=project)
+    call("git", "checkout", "--quiet", "--force", "main", folder=project)
+    call("dvc", "exp", "branch", "-q", "branch", "of-its-own", folder=project)
+    call("dvc", "exp", "remove", "-q", "branch", "removed", folder=project)
+    call("dvc", "checkout", "--quiet", "--force", folder=project)
+
+    (said,) = [line for line in ADVICE.splitlines() if line.startswith("dvc gc ")]
+    call(*said.split("#")[0].split(), "--force", folder=project)
+
+    shutil.move(tmp_path / "storage", tmp_path / "away")  # the cache alone has to be enough
+    for revision, beta in (("of-its-own", 0.3), ("main", 0.1)):
+        call("git", "checkout", "--quiet", revision, folder=project)
+        call("dvc", "checkout", "--quiet", folder=project)
+        assert json.loads((project / "models/adapter/weights").read_text())["beta"] == beta
+    call("dvc", "exp", "apply", "-q", "kept", folder=project)
+    assert json.loads((project / "models/adapter/weights").read_text())["beta"] == 0.2
+    objects = [
+        file.read_text()
+        for file in (project / ".dvc/cache/files").rglob("*")
+        if file.is_file() and file.suffix != ".dir"
+    ]
+    assert not any('"beta": 0.4' in content for content in objects)  # it does delete
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -40,6 +41,7 @@ class Stage:
         self.out, self.curves = folder / "models/adapter", folder / "reports/curves"
         self.folder, self.launched, self.margin = folder, 0, 0.0
         self.compares = True
+        self.checkpoint_bytes = 0
 
     def run(self):
         return train.main(
@@ -55,6 +57,7 @@ class Stage:
         self.launched += 1
         step = {"step": 1, "epoch": 0.1, "loss": 0.69, "rewards/margins": self.margin}
         step |= {"logps/chosen": -9.0, "logps/rejected": -9.0}
+        step["checkpoint_bytes"] = self.checkpoint_bytes
         self.environment = environment
         if self.compares:
             (folder / "first_batch.json").write_text("{}")
@@ -172,6 +175,20 @@ def test_a_margin_at_step_1_ends_the_training_before_it_leaves_anything(stage):
         stage.run()
     assert not stage.out.exists()
     assert not list(stage.folder.glob("models/training/*/trainer_state.json"))
+
+
+def test_a_disk_that_the_next_checkpoint_would_fill_ends_it_and_the_next_run_completes(
+    stage, monkeypatch
+):
+    usage = shutil.disk_usage(stage.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+        stage.checkpoint_bytes = 10
+        with pytest.raises(UserError, match="the next checkpoint takes"):
+            stage.run()
+    assert not stage.out.exists()
+    stage.run()
+    assert (stage.out / "fingerprint.json").exists()
 
 
 def test_machines_that_the_parameters_do_not_know_are_refused_before_anything_is_loaded(
@@ -342,6 +359,9 @@ def test_a_training_leaves_adapter_configuration_and_curves(untouched):
     assert not list(made.workspace.glob("checkpoint-*"))
     events = [json.loads(line) for line in (made.workspace / "events.jsonl").open()]
     state = json.loads((made.workspace / "trainer_state.json").read_text())
+    weights = (made.adapter / "adapter_model.safetensors").stat().st_size
+    (told,) = {event.pop("checkpoint_bytes") for event in events}
+    assert 0.5 * weights < told / 3 <= weights  # without the names in the file
     assert events[:-1] == state["log_history"]  # the last evaluation comes after the state
     assert str(made.folder) not in (made.adapter / "llamafactory.yaml").read_text()
 
@@ -368,11 +388,12 @@ def kill_once_there(made, pattern):
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < end, f"{pattern} never came"
         time.sleep(0.001)
-    # The stage first, as the machine would have it; then its training, which is on its own by now.
+    # The stage first, as the machine would have it; then at once what it started.
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     for child in map(int, children):
-        os.killpg(child, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
     process.communicate()
 
 

@@ -26,6 +26,7 @@ DIARY = Path("reports", "diary")
 DISK = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or ask for a larger quota",
+    errno.EFBIG: "raise `ulimit -f`, or take a file system that holds larger files",
     errno.EROFS: "make the file system writable",
     errno.EACCES: "make it accessible to this user",
     errno.EPERM: "make it accessible to this user",

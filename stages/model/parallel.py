@@ -5,9 +5,7 @@ it does what an earlier run kept. So a chunk has the same bits whoever computed 
 for another, and what is finished when one of them dies is not lost.
 """
 
-import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.core.errors import UserError
+from stages.core.processes import ended_with_the_stage
 from stages.parameters.params import Params
 
 if TYPE_CHECKING:
@@ -56,12 +55,11 @@ def log_probs(
             *("--num_cpu_threads_per_process", "1", "-m", __name__, str(job)),
         ]
         # A group of its own, so that what accelerate started can be ended with it.
-        with subprocess.Popen(line, process_group=0) as process:
-            try:
-                failed = process.wait()
-            except BaseException:
-                os.killpg(process.pid, signal.SIGTERM)
-                raise
+        with (
+            subprocess.Popen(line, process_group=0) as process,
+            ended_with_the_stage(process),
+        ):
+            failed = process.wait()
     if failed:
         print(f"{label}: one of {count} processes failed; one goes on with what is missing")
     return not failed

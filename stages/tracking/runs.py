@@ -16,7 +16,6 @@ Environment: ``MLFLOW_TRACKING_URI`` (default: ``mlflow.db`` at the project's ro
 
 import csv
 import hashlib
-import inspect
 import json
 import logging
 import math
@@ -31,11 +30,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from functools import wraps
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
@@ -47,9 +45,6 @@ from stages.evaluation.metrics import headline
 from stages.parameters.params import flattened
 from stages.tracking import way_back
 from stages.tracking.tags import SEED, experiment_name, provenance, redacted
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 EXPERIMENT = "preference-tuning"
 PENDING, RECORD = Path("reports", "mlflow_pending"), "record.json"
@@ -153,30 +148,36 @@ class Live:
                 pause = min(RETRY_SECONDS, 2 * pause + FLUSH_SECONDS)
 
 
-def reported(main: Callable[P, R]) -> Callable[P, R]:
-    """``main`` of a stage with an argument ``adapter``: if it fails, the run of that training that
-    was not completed yet is FAILED (or KILLED), with why in its description. The next
-    ``complete_run`` takes it up all the same.
+def fail(error: BaseException, stage: str, adapter: Path | None) -> None:
+    """Say in the run of this experiment that ``stage`` failed, and why: FAILED, or KILLED.
+
+    With an ``adapter`` it is the run of its training, if that was not completed yet. Without, it is
+    the experiment's last run that was not completed, else one that is made, and that ``Live`` takes
+    up when the experiment is run again. Raises whatever MLflow does.
     """
+    name = experiment_name()
+    client, experiment = at = connect()
+    if adapter is not None:
+        made = json.loads((adapter / "fingerprint.json").read_text(encoding="utf-8"))
+        begun = {"experiment": name, "record": None}
+        run = _run(at, made["fingerprint"], name, begun)
+    elif unfinished := _states(at, name, "training", "trained", "failed"):
+        run = unfinished[0]
+    else:
+        tags = provenance() | {"experiment": name, "state": "failed"}
+        tags = {_key(key): value for key, value in tags.items()}
+        run = client.create_run(experiment, run_name=name, tags=tags)
+    client.set_tag(run.info.run_id, DESCRIPTION, f"`{stage}`\n\n{_why(error)}")
+    status = "FAILED" if isinstance(error, Exception) else "KILLED"
+    client.set_terminated(run.info.run_id, status)
 
-    @wraps(main)
-    def reporting(*given: P.args, **named: P.kwargs) -> R:
-        try:
-            return main(*given, **named)
-        except BaseException as error:
-            with suppress(Exception):  # whatever a tracker raises, this error is the one to tell
-                adapter = inspect.signature(main).bind(*given, **named).arguments["adapter"]
-                made = json.loads((adapter / "fingerprint.json").read_text(encoding="utf-8"))
-                name = experiment_name()
-                client, _ = at = connect()
-                begun = {"experiment": name, "record": None}
-                run_id = _run(at, made["fingerprint"], name, begun).info.run_id
-                client.set_tag(run_id, DESCRIPTION, _why(error))
-                status = "FAILED" if isinstance(error, Exception) else "KILLED"
-                client.set_terminated(run_id, status)
-            raise
 
-    return reporting
+def _states(at: tuple[Any, str], name: str, *states: str) -> list[Any]:
+    """The runs of an experiment by this name in one of these states, newest first."""
+    client, experiment = at
+    query, order = f"tags.experiment = '{name}'", ["attributes.start_time DESC"]
+    runs = client.search_runs([experiment], query, order_by=order)
+    return [run for run in runs if run.data.tags.get("state") in states]
 
 
 def _why(error: BaseException) -> str:
@@ -220,7 +221,7 @@ def complete_run(
     content = json.dumps([kept, list(_points(curves))], sort_keys=True)
     folder = project_root() / PENDING / hashlib.sha256(content.encode()).hexdigest()[:32]
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(curves, folder / "curves")
+    _copy(curves.iterdir(), folder / "curves")
     _copy(artifacts, folder / "artifacts")
     # What follows may change with the day, and makes no other result.
     kept["tags"] = {_key(key): value for key, value in provenance().items()}
@@ -436,6 +437,10 @@ def _run(
     if new is None:
         raise LookupError(f"it has no completed run {name}; `dvc repro -f evaluate` makes it")
     made = {"fingerprint": fingerprint, "experiment": name, "state": new}
+    if failed := _states(at, name, "failed"):  # in a stage before the training; now it goes on
+        for tag in made.items():
+            client.set_tag(failed[0].info.run_id, *tag)
+        return failed[0]
     return client.create_run(experiment, run_name=name, tags=made)
 
 
@@ -496,8 +501,8 @@ def _key(key: str) -> str:
 def _copy(paths: Iterable[Path], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in paths:
-        if path.is_dir():
-            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+        if path.is_dir():  # not by ``copytree``, whose error does not say that the disk is full
+            _copy(path.iterdir(), folder / path.name)
         else:
             shutil.copy2(path, folder)
 

@@ -5,7 +5,6 @@ import os
 import re
 import select
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
+from stages.core.processes import ended_with_the_stage
 from stages.tuning.config import INSIDE, sha256
 from stages.tuning.history import STATE
 from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, VISION
@@ -37,7 +37,8 @@ FIXES = (
         "this device has no bfloat16: set train.bf16: false (and train.fp16: true on an older GPU)",
     ),
     (
-        r"No space left on device",
+        # torch.save names no reason.
+        r"No space left on device|Disk quota exceeded|inline_container\S+ \. unexpected pos",
         "the disk is full: free some space, then run the same command again; training resumes "
         "from its last checkpoint",
     ),
@@ -139,27 +140,23 @@ def launch(
             stderr=subprocess.STDOUT,
             process_group=0,  # torchrun and its workers can then be ended with it
         ) as process,
+        ended_with_the_stage(process),
     ):
         assert process.stdout is not None
-        try:
+        chunk = None
+        while chunk != b"":
             chunk = None
-            while chunk != b"":
-                chunk = None
-                if select.select([process.stdout], [], [], 0.5)[0]:
-                    chunk = os.read(process.stdout.fileno(), 65536)
-                    file.write(chunk)
-                    file.flush()
-                    sys.stdout.buffer.write(chunk)
-                    sys.stdout.buffer.flush()
-                elif process.poll() is not None:
-                    break  # something that it left behind keeps the pipe open
-                for step in next(steps):
-                    seen += 1
-                    watch(step)
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            raise
+            if select.select([process.stdout], [], [], 0.5)[0]:
+                chunk = os.read(process.stdout.fileno(), 65536)
+                file.write(chunk)
+                file.flush()
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+            elif process.poll() is not None:
+                break  # something that it left behind keeps the pipe open
+            for step in next(steps):
+                seen += 1
+                watch(step)
     if process.returncode:
         with log.open("rb") as file:
             file.seek(earlier)  # what an earlier attempt died of is not what this one did

@@ -31,6 +31,7 @@ REFERENCE = "TRAINING_REFERENCE"  # the folder of the reference's log-probs, if 
 VISION = "TRAINING_KEEPS_VISION"  # whether what the frozen vision tower makes of an image is kept
 
 TUNER = "llamafactory.train.tuner"
+CHECKPOINT = "checkpoint_bytes"  # what each step that is written says of the next checkpoint
 
 
 class Hook:
@@ -92,13 +93,19 @@ def writer(file: str) -> Any:
     class Writer(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
-                attempt(lambda: self.write(state.log_history[-1]))
+                size = {CHECKPOINT: checkpoint_bytes(kwargs["model"])} if "model" in kwargs else {}
+                attempt(lambda: self.write(state.log_history[-1] | size))
 
         def write(self, entry: dict[str, Any]) -> None:
             with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(entry, default=float) + "\n")
 
     return Writer()
+
+
+def checkpoint_bytes(model: Any) -> int:
+    """About what a checkpoint takes on disk: what is trained, and Adam's two moments of it."""
+    return sum(3 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 def attempt(what: Callable[[], object]) -> None:

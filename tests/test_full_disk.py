@@ -1,0 +1,218 @@
+"""A full disk and a read-only one under what each stage writes: one message, nothing lost, and the
+same command completes once there is room.
+
+A small tmpfs is the disk, in a namespace of its own, so that nothing has to be unmounted. The
+cheap stages run for real; of those that load torch, what they write with.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.contracts import ROOT
+from tests.repository import environment
+from tests.test_report import write_inputs
+from tests.test_way_back import STAGES, make
+
+# $1 and $2: how the disk at $3 is mounted at first, and then; what follows runs on it twice.
+TWICE = """
+first=$1 then=$2 at=$3; shift 3
+mount -t tmpfs -o "$first" tmpfs "$at" || exit 99
+"$@"; echo "exit status $?"
+mount -o "remount,$then" "$at"
+"$@"; echo "exit status $?"
+"""
+FULL, READ_ONLY = ("size=32k", "size=64m"), ("ro,size=64m", "rw")
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+HAS_NAMESPACES = (
+    shutil.which("unshare") is not None
+    and subprocess.run(
+        [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False
+    ).returncode
+    == 0
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HAS_NAMESPACES, reason="this machine allows no mount namespace"),
+]
+
+
+def twice(words, folder, disk, *, at="disk"):
+    """Run a command on a disk that is full or read-only, then again when it is not: exit statuses
+    and what the first run said."""
+    (folder / at).mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        [*NAMESPACE, "sh", "-c", TWICE, "sh", *disk, at, *words],
+        cwd=folder,
+        env=environment(PYTHONPATH=str(ROOT)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    first, _, second = done.stdout.partition("exit status ")
+    assert "exit status" in second, done.stdout
+    return int(second[0]), int(second.rpartition("exit status ")[2]), first + second
+
+
+def check(words, folder, disk):
+    first, second, said = twice(words, folder, disk)
+    assert (first, second) == (1, 0), said
+    assert "Traceback" not in said
+    told = [line for line in said.replace("\r", "\n").splitlines() if "error: " in line]
+    assert len(told) == 1, said
+    wanted = "writable|can't be written" if disk is READ_ONLY else "free some space|make room"
+    assert any(each in told[0] for each in wanted.split("|")), told
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, pairs_dir, write_params):
+    """Parameters of the demo, and a small table as the source of data."""
+    folder = tmp_path_factory.mktemp("project")
+    write_params(
+        folder / "params.yaml",
+        **{
+            "data.source": {"kind": "path", "path": "mine", "licence": None},
+            "model.source.path": str(ROOT / "demo" / "model"),
+            "preprocess.workers": 1,
+        },
+    )
+    (folder / "mine").mkdir()
+    columns = ("images", "question", "chosen", "rejected")
+    shutil.copytree(pairs_dir / "images", folder / "mine" / "images")
+    import pandas as pd
+
+    table = pd.read_parquet(pairs_dir / "pairs.parquet")[list(columns)]
+    table["image"] = [f"images/{names[0]}" for names in table.pop("images")]
+    table.assign(origin_dataset="mine").to_json(
+        folder / "mine" / "pairs.jsonl", orient="records", lines=True
+    )
+    fetch = ("-m", "stages.fetch", "--item", "data", "--out", "raw")
+    subprocess.run(
+        [sys.executable, *fetch], cwd=folder, env=environment(PYTHONPATH=str(ROOT)), check=True
+    )
+    return folder
+
+
+CHEAP = {
+    "fetch data": "stages.fetch --item data --out disk/raw",
+    "fetch model": "stages.fetch --item model --out disk/base",
+    "preprocess": "stages.preprocess --raw raw --out disk/pairs --report disk/preprocess.json",
+}
+
+
+@pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
+@pytest.mark.parametrize("stage", CHEAP)
+def test_a_cheap_stage_is_stopped_by_one_message_and_completes_later(project, stage, disk):
+    check([sys.executable, "-m", *CHEAP[stage].split()], project, disk)
+
+
+# What the others write with. `table` and `content` are larger than the disk.
+WRITERS = {
+    "format": """
+        from stages import format
+        format.write_quantiles(disk / "lengths.csv", [Lengths(1, 2, 3, 4)] * 9)
+        format.write_json(disk / "formatted/train.json", [content])
+    """,
+    "reference": """
+        from stages.pairwise import reference
+        reference.write(disk / "reference", table, {})
+    """,
+    "baseline": """
+        from stages.probing import lm_eval
+        lm_eval.write(lm_eval.Results({"a": content}, {"task": [{"b": content}]}), disk)
+    """,
+    "train, its adapter": """
+        from stages.tuning import process
+        made = Path("made")
+        made.mkdir(exist_ok=True)
+        (made / process.WEIGHTS).write_text(content)
+        (made / "llamafactory.yaml").write_text("{}")
+        (made / "adapter_config.json").write_text("{}")
+        process.publish(made, disk / "adapter", "0123")
+        assert process.is_trained("0123", disk / "adapter")
+    """,
+    "train, its folder": """
+        from stages.tuning import process
+        process.prepare(disk / "training")
+        (disk / "training/llamafactory.yaml").write_text(content)
+    """,
+    "train, its curves": """
+        from stages.tuning import history
+        made = Path("logged")
+        made.mkdir(exist_ok=True)
+        entry = {"step": 1, "epoch": 0.1, "loss": 0.123456789}
+        (made / "trainer_state.json").write_text(json.dumps({"log_history": [entry] * 9000}))
+        history.write_curves(made, disk / "curves")
+    """,
+    "evaluate": """
+        from stages import evaluate
+        evaluate.write(disk / "metrics.json", {"a": content})
+    """,
+    "evaluate, what waits for MLflow": """
+        from stages.tracking import runs
+        runs.PENDING = disk / "pending"
+        curves = Path("curves")
+        curves.mkdir(exist_ok=True)
+        (curves / "train.csv").write_text("step,loss")
+        (curves / "more").write_text(content)
+        runs.complete_run("01", parameters={}, metrics={}, curves=curves, artifacts=[], datasets=[])
+    """,
+}
+BODY = """
+import json, os
+from pathlib import Path
+import numpy as np
+import pandas as pd
+from stages.core import command
+from stages.model.tokens import Lengths
+os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+disk, content = Path("disk"), os.urandom(100_000).hex()
+table = pd.DataFrame({"a": np.random.rand(20_000)})
+def main() -> None:
+"""
+
+
+@pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_the_other_stages_write_with_is_stopped_by_one_message_and_completes_later(
+    tmp_path, writer, disk
+):
+    body = BODY + textwrap.indent(textwrap.dedent(WRITERS[writer]), "    ") + "\ncommand.run(main)"
+    check([sys.executable, "-c", body], tmp_path, disk)
+
+
+@pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
+def test_the_report_is_stopped_by_one_message_and_completes_later(
+    tmp_path, write_params, monkeypatch, disk
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there
+    write_params(tmp_path / "params.yaml")
+    arguments = write_inputs(tmp_path)
+    arguments |= {"page": "disk/report.html", "card": "disk/model_card.md"}
+    words = [sys.executable, "-m", "stages.report"]
+    for name, value in arguments.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    check(words, tmp_path, disk)
+
+
+@pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
+def test_a_cache_of_dvc_that_takes_nothing_is_one_message_and_the_next_repro_completes(
+    tmp_path, disk
+):
+    stage = f"TRACKED, KEPT = False, {str(tmp_path / 'kept')!r}\n{STAGES}"
+    large = "pathlib.Path('data/pairs/pairs.txt').write_text(str(p['preprocess']) * 99999)"
+    small = 'pathlib.Path("data/pairs/pairs.txt").write_text(str(p["preprocess"]))'
+    assert small in stage
+    project = make(tmp_path, stage.replace(small, large))
+    _, second, said = twice(["dvc", "repro"], project, disk, at=".dvc/cache")
+    assert second == 0, said  # DVC goes on without a copy in its cache, and says so
+    assert "Traceback" not in said
+    assert re.search(r"ERROR.*(No space left|Read-only file system)", said)
+    assert (project / "models" / "adapter" / "weights").exists()
