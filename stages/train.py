@@ -122,7 +122,7 @@ def train(
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
     """
     config.require_gpus(p.train.gpus, bf16=config.dtype(p) == "bfloat16")
-    nodes.require(os.environ, p.train.nodes)
+    nodes.require(os.environ, p.train.gpus, p.train.nodes)
     resumed = process.prepare(folder)
     print(
         f"training {fingerprint}: " + (f"resuming from {resumed}" if resumed else "a clean start")

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     ("environment", "told"),
     [
-        ({"NNODES": "2"}, r"NNODES is 2, and train\.nodes is 1.*docs/scaling\.md"),
+        ({"NNODES": "2"}, r"NNODES is 2, and train\.nodes means 1.*docs/scaling\.md"),
+        ({"NPROC_PER_NODE": "4"}, r"NPROC_PER_NODE is 4, and train\.gpus means 1: unset it"),
         ({"NODE_RANK": "1"}, r"NODE_RANK is 1.*`make join` here"),
         ({"USE_RAY": "1"}, r"USE_RAY is set.*docs/scaling\.md.*train\.nodes"),
         ({"RDZV_ID": "7", "NNODES": "1"}, r"RDZV_ID is set.*unset it"),
@@ -28,12 +29,12 @@ ROOT = Path(__file__).parent.parent
 )
 def test_a_variable_that_would_start_other_processes_is_refused(environment, told):
     with pytest.raises(UserError, match=told):
-        nodes.require(environment, 1)
+        nodes.require(environment, 0, 1)
 
 
 def test_variables_that_say_the_same_as_the_parameter_are_taken():
-    nodes.require({"NNODES": "2", "NODE_RANK": "0", "USE_RAY": "0"}, 2)
-    nodes.require({}, 2)
+    nodes.require({"NNODES": "2", "NODE_RANK": "0", "NPROC_PER_NODE": "8", "USE_RAY": "0"}, 8, 2)
+    nodes.require({}, 0, 2)
 
 
 def test_one_machine_keeps_its_environment_and_calls_nobody(tmp_path):

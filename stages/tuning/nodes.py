@@ -30,7 +30,7 @@ ADDRESS = ("MASTER_ADDR", "MASTER_PORT")  # told even where the first's own envi
 GRACE = 30.0  # seconds in which a joined training may end by itself once the first has ended
 
 
-def require(environment: Mapping[str, str], nodes: int) -> None:
+def require(environment: Mapping[str, str], gpus: int, nodes: int) -> None:
     """Refuse what would make LLaMA-Factory start other processes than ``train.gpus`` and
     ``train.nodes`` say, by which a training is named.
 
@@ -47,12 +47,14 @@ def require(environment: Mapping[str, str], nodes: int) -> None:
             f"{elastic[0]} is set, with which torchrun may change the number of processes, and so "
             "the batch, as it goes: unset it"
         )
-    found = environment.get("NNODES", "").strip()
-    if found not in ("", str(nodes)):
-        raise UserError(
-            f"NNODES is {found}, and train.nodes is {nodes}: unset it, and set train.nodes, "
-            "which a training is named by (docs/scaling.md)"
-        )
+    wanted = {"NNODES": ("train.nodes", nodes), "NPROC_PER_NODE": ("train.gpus", max(gpus, 1))}
+    for name, (key, count) in wanted.items():
+        found = environment.get(name, "").strip()
+        if found not in ("", str(count)):
+            raise UserError(
+                f"{name} is {found}, and {key} means {count}: unset it, and set {key}, which a "
+                "training is named by (docs/scaling.md)"
+            )
     if environment.get("NODE_RANK", "").strip() not in ("", "0"):
         raise UserError(
             f"NODE_RANK is {environment['NODE_RANK']}, and the pipeline runs on the first machine, "
