@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from benchmarks import endurance
@@ -230,7 +230,8 @@ def test_experiments_in_a_row_leave_nothing_behind(tmp_path):
 def test_every_fault_in_the_table_names_a_test_that_exists():
     rows = table_under(FAULTS, "# Faults")
     assert len(rows) > 10
-    for fault, *_, shown in rows:
-        found = re.fullmatch(r"`(tests/\w+\.py)::(\w+)`", shown)
+    for fault, _, lost, _, shown in rows:
+        assert lost.startswith("none"), fault
+        found = re.fullmatch(r"`python -m pytest (tests/\w+\.py)::(\w+)`", shown)
         assert found, fault
         assert f"def {found[2]}(" in (ROOT / found[1]).read_text(encoding="utf-8"), fault

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -195,7 +196,7 @@ def test_the_report_is_stopped_by_one_message_and_completes_later(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there
     write_params(tmp_path / "params.yaml")
     arguments = write_inputs(tmp_path)
-    arguments |= {"page": "disk/report.html", "card": "disk/model_card.md"}
+    arguments |= {"page": Path("disk/report.html"), "card": Path("disk/model_card.md")}
     words = [sys.executable, "-m", "stages.report"]
     for name, value in arguments.items():
         words += [f"--{name.replace('_', '-')}", str(value)]

@@ -173,10 +173,10 @@ def test_what_the_guide_says_of_gc_deletes_nothing_that_a_commit_or_an_experimen
     call(*said.split("#")[0].split(), "--force", folder=project)
 
     shutil.move(tmp_path / "storage", tmp_path / "away")  # the cache alone has to be enough
-    for revision, beta in (("of-its-own", 0.3), ("main", 0.1)):
+    for revision, wanted in (("of-its-own", 0.3), ("main", 0.1)):
         call("git", "checkout", "--quiet", revision, folder=project)
         call("dvc", "checkout", "--quiet", folder=project)
-        assert json.loads((project / "models/adapter/weights").read_text())["beta"] == beta
+        assert json.loads((project / "models/adapter/weights").read_text())["beta"] == wanted
     call("dvc", "exp", "apply", "-q", "kept", folder=project)
     assert json.loads((project / "models/adapter/weights").read_text())["beta"] == 0.2
     objects = [
