@@ -14,14 +14,16 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from stages.core.errors import UserError
-from stages.tuning import config, process
+from stages.core.processes import ended_with_the_stage
+from stages.tuning import config
+from stages.tuning.process import EVENTS_FILE, inside
 
 CALL = ".call.json"
 # What a training gets from the machine that it runs on, not from the first.
@@ -103,7 +105,7 @@ def calling(
         "gpus": gpus,
         "directory": os.getcwd(),
         "arguments": arguments,
-        "events": str((folder / process.EVENTS_FILE).absolute()),
+        "events": str((folder / EVENTS_FILE).absolute()),
         "environment": {k: v for k, v in ours.items() if k not in OWN},
     }
     with FileLock(workspace / ".call.lock"):  # one at a time calls
@@ -144,22 +146,19 @@ def join(call: Mapping[str, Any], node: int, workspace: Path) -> int:
         )
     config.require_gpus(call["gpus"])
     own = config.environment(call["gpus"], os.environ)
-    shared = call["environment"] | process.inside(Path(call["events"]), own)
+    shared = call["environment"] | inside(Path(call["events"]), own)
     program = [str(Path(sys.executable).with_name("llamafactory-cli")), *call["arguments"]]
-    child = subprocess.Popen(
-        program,
-        cwd=call["directory"],
-        env={**own, **shared, "NODE_RANK": str(node)},
-        stdin=subprocess.DEVNULL,
-        process_group=0,
-    )
-    try:
-        return waited(child, lambda: (read(workspace) or {}).get("id") == call["id"])
-    finally:
-        if child.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGTERM)
-            child.wait()
+    with (
+        subprocess.Popen(
+            program,
+            cwd=call["directory"],
+            env={**own, **shared, "NODE_RANK": str(node)},
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+        ) as process,
+        ended_with_the_stage(process),
+    ):
+        return waited(process, lambda: (read(workspace) or {}).get("id") == call["id"])
 
 
 def waited(child: "subprocess.Popen[bytes]", called: Callable[[], bool]) -> int:
