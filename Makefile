@@ -4,7 +4,7 @@
 UV := 0.13.9
 ROOM_GB := 8
 PORT ?= 5000
-PROCESSES ?= 2
+PROCESSES ?= 3
 N ?= 3
 export PRESET FORCE PYTHON SET GPUS NAME N
 
@@ -19,7 +19,7 @@ export DO_NOT_TRACK := 1
 
 # A file's tests share what is dear to make, so they stay in one process; the longest file comes first
 # (tests/conftest.py). One thread each: two processes of two threads on two cores take three times as
-# long, because threads that wait spin.
+# long, because threads that wait spin. Three processes, because servers and DVC are waited for.
 TESTS = OMP_NUM_THREADS=1 $(IN_VENV) python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
@@ -36,10 +36,10 @@ help: ## List these commands
 repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
 
-test: lint ## Lint, check types, run all tests (two processes)
+test: lint ## Lint, check types, run all tests (three processes)
 	$(TESTS)
 
-check: lint ## Lint, check types, run the fast tests (2 to 3 minutes)
+check: lint ## Lint, check types, run the fast tests (90 seconds)
 	$(TESTS) -m "not slow"
 
 check-data: setup ## Show what the first rows of data.source hold, and what would be left out
