@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -252,6 +253,30 @@ def test_the_page_to_chat_with_answers_about_a_picture(served, formatted_dir, pa
         messages, "en", "", "", picture, None, None, *settings, api_name="/stream"
     )
     assert last["content"].strip() == answer(port, asking(formatted_dir, pairs_dir, 0))
+
+
+@pytest.mark.slow
+def test_the_boxes_of_the_page_have_their_names_and_the_temperature_is_the_lowest():
+    import gradio as gr  # type: ignore[import-untyped]
+    from llamafactory.webui.engine import Engine
+    from llamafactory.webui.manager import Manager
+
+    class Page(Engine):  # type: ignore[misc]
+        def __init__(self):
+            self.demo_mode = self.pure_chat = True
+            self.manager = Manager()
+            self.chatter, self.runner = SimpleNamespace(loaded=True), SimpleNamespace(running=False)
+
+    def names(page):
+        slider = gr.Slider(minimum=0.01, maximum=1.5, value=0.95)
+        page.manager.add_elems("top", {"lang": gr.Dropdown(choices=["en"])})
+        page.manager.add_elems("infer", {"temperature": slider, "chat_box": gr.Column()})
+        told = [update[slider] for update in page.resume() if slider in update]
+        return [each.label for each in told if each.label], [each.value for each in told][-1:]
+
+    assert names(Page()) == ([], [])  # as LLaMA-Factory has it
+    engine.name_the_boxes(Page)
+    assert names(Page()) == (["Temperature"], [0.01])
 
 
 @pytest.mark.slow
