@@ -26,6 +26,7 @@ from stages.pairwise import reference
 from stages.parameters import params
 from stages.tuning import process
 from stages.tuning.inside.sitecustomize import PROJECT, REFERENCE
+from tests.test_full_disk import HAS_NAMESPACES, twice
 
 ROOT = Path(__file__).parent.parent
 
@@ -469,3 +470,22 @@ def test_two_machines_have_the_curves_of_one_at_the_same_batch(project, untouche
     events = [json.loads(line) for line in (made.workspace / "events.jsonl").open()]
     steps = [entry["step"] for entry in events if "loss" in entry]
     assert steps == list(range(1, STEPS + 1))  # each once: only the first machine writes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_NAMESPACES, reason="this machine allows no mount namespace")
+def test_a_full_disk_ends_it_after_its_first_checkpoint_and_with_room_it_resumes(
+    project, untouched, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there
+    made = project("full")
+    words = [sys.executable, "-m", "stages.train", *made.arguments]
+    disk = ("size=1400k", "size=200m")  # a checkpoint takes 0.8 MB
+    first, second, said = twice(words, made.folder, disk, at="models/training")
+    assert (first, second) == (1, 0), said[-3000:]
+    told = said.partition(" resuming from ")[0].rpartition("error: ")[2]
+    assert "Traceback" not in told  # as the stage tells it
+    assert "free some space, then run the same command again" in told
+    assert f"resuming from checkpoint-{SAVE_STEPS}" in said
+    for path in untouched[0].adapter.iterdir():
+        assert (made.adapter / path.name).read_bytes() == path.read_bytes(), path.name
