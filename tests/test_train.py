@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +28,7 @@ from stages.pairwise import reference
 from stages.parameters import params
 from stages.tuning import process
 from stages.tuning.inside.sitecustomize import PROJECT, REFERENCE
+from tests.repository import processes_with
 from tests.test_full_disk import HAS_NAMESPACES, twice
 
 ROOT = Path(__file__).parent.parent
@@ -470,6 +473,23 @@ def test_two_machines_have_the_curves_of_one_at_the_same_batch(project, untouche
     events = [json.loads(line) for line in (made.workspace / "events.jsonl").open()]
     steps = [entry["step"] for entry in events if "loss" in entry]
     assert steps == list(range(1, STEPS + 1))  # each once: only the first machine writes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("ray"), reason="ray is one of the extras")
+def test_two_workers_of_ray_have_the_curve_of_one_process_and_leave_no_process(
+    project, untouched, write_params
+):
+    made = project("ray")
+    set_params(made.folder, write_params, nodes=2, per_device_train_batch_size=1)
+    with tempfile.TemporaryDirectory() as short:  # Ray's sockets are below it
+        started = made.start(USE_RAY="1", RAY_TMPDIR=short)
+        said, _ = started.communicate(timeout=500)
+        assert started.returncode == 0, said[-3000:]
+        assert not processes_with("RAY_TMPDIR", short)
+    curves = [pd.read_csv(p.folder / "reports/curves/train.csv") for p in (made, untouched[0])]
+    assert list(curves[0]["step"]) == list(curves[1]["step"]) == list(range(1, STEPS + 1))
+    assert (curves[0]["loss"] - curves[1]["loss"]).abs().max() < 1e-4
 
 
 @pytest.mark.slow
