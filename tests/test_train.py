@@ -6,6 +6,7 @@ can be: one that is let alone, one that is killed, and its second half.
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -378,17 +379,19 @@ def test_a_tracking_server_that_is_down_costs_a_message(untouched):
 
 @pytest.fixture(scope="module")
 def killed(project):
-    """A training that was killed outright after its first checkpoint."""
-    made = project("killed")
-    kill_once_there(made, "checkpoint-*/trainer_state.json")
+    """A training that was killed outright at a random step after its first checkpoint."""
+    made, step = project("killed"), random.choice(range(SAVE_STEPS + 1, 3 * SAVE_STEPS))
+    print(f"killed at step {step} of {STEPS}")
+    kill_once_there(made, "events.jsonl", f'"step": {step}')
     return made
 
 
-def kill_once_there(made, pattern):
-    """Start a training and kill it, with SIGKILL, as soon as a file is in its folder."""
+def kill_once_there(made, pattern, text=""):
+    """Start a training and kill it, with SIGKILL, once a file with ``text`` is in its folder."""
     process = made.start()
     end = time.monotonic() + 400
-    while not list(made.folder.glob(f"models/training/*/{pattern}")):
+    found = made.folder.glob
+    while not any(not text or text in p.read_text() for p in found(f"models/training/*/{pattern}")):
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < end, f"{pattern} never came"
         time.sleep(0.001)
