@@ -255,6 +255,18 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
         "'train.fsdp_config' = 'none.json': there is no such file",
     ),
     ({"model.quantization_bit": 4, "train.resize_vocab": True}, "'train.resize_vocab' does not go"),
+    (
+        {"model.quantization_bit": 4, "train.quantization_method": "eetq"},
+        "eetq, which needs model.quantization_bit: 8",
+    ),
+    (
+        {"model.quantization_bit": 4, "train.quantization_method": "gptq"},
+        "quantises nothing here; set it to bnb",
+    ),
+    (
+        {"model.quantization_bit": 8, "train.fsdp": "full_shard", "train.gpus": 2},
+        "'train.fsdp' takes a quantised base of 4 bits",
+    ),
     ({"train.dataloader_prefetch_factor": 2}, "needs train.dataloader_num_workers above 0"),
     ({"train.fsdp": "full_shard", "train.gpus": 1}, "'train.fsdp' is for several processes"),
     ({"train.early_stopping_steps": 3}, "needs train.metric_for_best_model beside it"),

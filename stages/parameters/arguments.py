@@ -104,6 +104,8 @@ REFUSED = {
     "split_special_tokens": "breaks up the template's own special tokens too; remove it (in the "
     "data they are neutralised, see format.allowed_tokens)",
     "train_from_scratch": "starts from random weights; remove it",
+    "use_llama_pro": "is for a base that was expanded by layers; remove it (train.lora_target "
+    "names what is trained)",
     "use_unsloth": "loads another implementation of the model, which the reference's log-probs "
     "were not made with, and its package asks for other versions than the lock; remove it",
     "mixture_of_depths": "makes another model of the base, for which there is no reference; remove "

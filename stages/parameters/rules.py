@@ -200,13 +200,20 @@ def _precision(get: Get) -> Iterator[str]:
 
 
 def _quantization(get: Get) -> Iterator[str]:
-    if not get("model.quantization_bit"):
+    if not (bits := get("model.quantization_bit")):
         return
     if get("train.gpus") == 0:
         yield "'model.quantization_bit' needs a GPU, and train.gpus is 0; set it to null"
     for key in ("resize_vocab", "fp8"):
         if get(f"train.{key}", False):
             yield f"'train.{key}' does not go with model.quantization_bit; remove one of them"
+    method = get("train.quantization_method", "bnb")
+    if method not in ("bnb", "eetq", "hqq"):
+        yield f"'train.quantization_method' = {method!r} quantises nothing here; set it to bnb"
+    if method == "eetq" and bits != 8:
+        yield "'train.quantization_method' is eetq, which needs model.quantization_bit: 8"
+    if get("train.fsdp", None) and (method, bits) != ("bnb", 4):
+        yield "'train.fsdp' takes a quantised base of 4 bits by bitsandbytes alone; remove it"
 
 
 def _distributed(get: Get) -> Iterator[str]:

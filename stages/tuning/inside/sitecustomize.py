@@ -86,7 +86,7 @@ def fit_ray(tuner: Any) -> None:
     start, place = tuner._ray_training_function, tuner.get_ray_remote_config_for_worker
 
     def start_workers(ray_args: Any, config: dict[str, Any]) -> None:
-        import ray  # type: ignore[import-not-found]
+        import ray
 
         def reserve(_: int) -> tuple[Any, dict[str, int]]:
             bundle = {"CPU": 1, tuner.get_device_name().upper(): 1}
