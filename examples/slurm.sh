@@ -50,6 +50,12 @@ long() {
   wait "$child" || wait "$child"
 }
 
+# DVC stores an experiment as a commit, and refuses one without an author.
+if ! git config user.email >/dev/null; then
+  export GIT_AUTHOR_NAME="${GIT_AUTHOR_NAME:-slurm}" GIT_AUTHOR_EMAIL="${GIT_AUTHOR_EMAIL:-slurm@localhost}"
+  export GIT_COMMITTER_NAME="$GIT_AUTHOR_NAME" GIT_COMMITTER_EMAIL="$GIT_AUTHOR_EMAIL"
+fi
+
 if [ ! -d "$WORK/.git" ]; then
   run git clone "$REPOSITORY" "$WORK"
 fi
@@ -59,8 +65,7 @@ run make use "PRESET=$PRESET"
 export PATH="$PWD/.venv/bin:$PATH"
 run dvc pull --allow-missing --run-cache   # base, data, reference, and whatever else was pushed
 if [ -n "$SET" ]; then
-  run git -c user.name="${USER:-slurm}" -c user.email="${USER:-slurm}@localhost" \
-    commit --allow-empty --all --message "Preset $PRESET"
+  run git commit --allow-empty --all --message "Preset $PRESET"
   long make sweep "SET=$SET" "GPUS=$GPUS" "NAME=$NAME"
 elif [ "$NODES" -gt 1 ]; then
   # This script runs on node 0. The others wait for its training, and leave with it.

@@ -121,7 +121,8 @@ def train(
     Raises:
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
     """
-    config.require_gpus(p.train.gpus, bf16=config.dtype(p) == "bfloat16")
+    tf32 = bool(p.train.passed_through.get("tf32"))
+    config.require_gpus(p.train.gpus, bf16=config.dtype(p) == "bfloat16", tf32=tf32)
     nodes.require(os.environ, p.train.gpus, p.train.nodes)
     resumed = process.prepare(folder)
     print(
@@ -149,6 +150,8 @@ def train(
                 environment, cached, p.train.keep_vision_features
             )
         words = ["train", str(file), f"output_dir={folder}"]
+        if nodes.on_ray(environment):
+            words.append(f"ray_num_workers={p.train.processes}")
         called = (folder, environment, p.train.gpus, p.train.nodes)
         with nodes.calling(project_root() / WORKSPACE, words, *called):
             process.launch(words, folder, environment, watch)

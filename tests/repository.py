@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,3 +35,13 @@ def call(*words: str, folder: Path, **more: str) -> str:
     done = attempt(*words, folder=folder, **more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def processes_with(variable: str, value: str) -> list[int]:
+    """The processes of this machine that have it in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(variable) == value:
+                found.append(process.pid)
+    return found

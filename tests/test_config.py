@@ -277,6 +277,9 @@ def test_gpus_that_are_not_there_are_missed_before_anything_is_loaded(monkeypatc
     tuning.require_gpus(4)
     with pytest.raises(UserError, match=r"train.bf16 is true, and the Tesla T4 has no bfloat16"):
         tuning.require_gpus(4, bf16=True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(UserError, match=r"train.tf32 is true, and the Tesla T4 has none"):
+        tuning.require_gpus(4, tf32=True)
 
 
 def test_a_training_on_the_cpu_does_not_even_import_torch():

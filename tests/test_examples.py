@@ -1,14 +1,23 @@
-"""The examples for clusters: they parse, and what they would run are commands that exist."""
+"""The examples for clusters: they parse, what they would run are commands that exist, and they run
+from a clean machine to results in the remotes.
+"""
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
+import sysconfig
+import time
+import venv
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 from tests.contracts import PRESETS, ROOT
+from tests.repository import call, processes_with
+from tests.test_way_back import clone, commit_and_push, make
 
 SLURM, SKY = ROOT / "examples" / "slurm.sh", ROOT / "examples" / "skypilot.yaml"
 NAMES = {"REPOSITORY": "git@host:us/pipeline.git", "NAME": "first"}
@@ -103,3 +112,204 @@ def test_the_skypilot_task_has_the_fields_of_one_and_runs_commands_that_exist():
         used = set(re.findall(r"\$\{?(\w+)", task[part])) - {"PWD", "PATH"}
         assert used <= task["envs"].keys()
         assert check(commands_of(task[part]))
+
+
+# run for real: a project of no work, stubs for SLURM's commands, a clean machine
+
+STAGE = """
+import json, os, pathlib, sys, time
+from ruamel.yaml import YAML
+p = YAML(typ="safe", pure=True).load(pathlib.Path("params.yaml").read_text())
+def put(path, text):
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_text(text)
+if sys.argv[1] == "data":
+    assert not pathlib.Path({pushed!r}).exists(), "the data were pushed"
+    put("data/pairs/pairs.txt", str(p["preprocess"]))
+if sys.argv[1] == "train":
+    began = pathlib.Path({began!r})
+    if p["train"]["seed"] == 7 and not began.exists():
+        began.touch()
+        time.sleep(100)
+    if p["train"]["nodes"] > 1:
+        from stages.tuning import nodes
+        folder = pathlib.Path("models/training/0123")
+        folder.mkdir(parents=True, exist_ok=True)
+        given = nodes.environment(os.environ, 0, 2)
+        with nodes.calling(folder.parent, ["train", "it"], folder, given, 0, 2):
+            while not pathlib.Path("joined").exists():
+                time.sleep(0.1)
+    put("models/adapter/weights", json.dumps(p["train"]))
+    put("reports/curves/train.csv", "step,loss")
+if sys.argv[1] == "evaluate":
+    put("reports/results/metrics.json", json.dumps({{"win_rate": p["train"]["beta"]}}))
+"""
+STUBS = {
+    "sbatch": """
+while [[ $1 == --* ]]; do [[ $1 != --nodes=* ]] || nodes=${1#*=}; shift; done
+cp "$1" "$SPOOL/slurm_script"  # as SLURM does
+SLURM_NNODES=${nodes:-1} SLURM_NODEID=0 exec bash "$SPOOL/slurm_script"
+""",
+    "srun": """
+while [[ $1 == --* ]]; do [[ $1 != --nodes=* ]] || nodes=${1#*=}; shift; done
+set -m  # each node a process group
+trap 'for group in $(jobs -p); do kill -- -"$group"; done' TERM
+for ((i = 0; i < nodes; i++)); do SLURM_NODEID=$i "$@" & done
+wait
+""",
+}
+
+
+class Machine:
+    """Where jobs run, with what a bare machine has and an environment that is installed already:
+    the clone brings it along.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.work = folder, folder / "machine" / "pipeline"
+        self.began, pushed, self.bin = folder / "began", folder / "pushed", folder / "bin"
+        self.bin.mkdir()
+        for name, text in STUBS.items():
+            executable(self.bin / name, f"#!/usr/bin/env bash{text}")
+        project = make(folder, STAGE.format(began=str(self.began), pushed=str(pushed)))
+        (project / "params").mkdir()
+        for name, beta, seed in (("small", 0.1, 1), ("big", 0.4, 1), ("slow", 0.4, 7)):
+            text = f"preprocess: 1\ntrain: {{beta: {beta}, seed: {seed}, nodes: 1}}\n"
+            (project / "params" / f"{name}.yaml").write_text(text)
+        shutil.copy(project / "params" / "small.yaml", project / "params.yaml")
+        shutil.copy(ROOT / "Makefile", project)
+        (project / "stages").symlink_to(ROOT / "stages")
+        (project / "requirements.txt").write_text("")
+        ignored = ("/models/training/", "/reports/diary/", "/joined", "__pycache__/")
+        (project / ".gitignore").write_text("\n".join(ignored) + "\n")
+        self.install(project / ".venv")
+        call("dvc", "repro", "--quiet", folder=project, PYTHONPATH=str(ROOT))
+        commit_and_push(project)
+        pushed.touch()
+
+    def install(self, folder: Path) -> None:
+        venv.create(folder, symlinks=True)
+        (folder / ".gitignore").unlink(missing_ok=True)
+        (site,) = folder.glob("lib/python*/site-packages")
+        (site / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        executable(folder / "bin" / "dvc", '#!/bin/sh\nexec "${0%/*}/python" -m dvc "$@"\n')
+        executable(folder / "bin" / "llamafactory-cli", '#!/bin/sh\necho "$NODE_RANK" > joined\n')
+        version = re.search(r"(?m)^UV := (.*)$", (ROOT / "Makefile").read_text())
+        assert version
+        (folder / "made-in.txt").write_text(f"{self.work} uv {version[1]}\n")
+        (folder / "installed.txt").write_text("")
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "HOME": str(self.folder),
+            "SPOOL": str(self.folder),
+            "WORK": str(self.work),
+            "REPOSITORY": str(self.folder / "origin.git"),
+            "DVC_NO_ANALYTICS": "1",
+            **more,
+        }
+
+    def start(self, *words: str, **more: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            words,
+            cwd=self.work.parent,
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *words: str, **more: str) -> str:
+        started = self.start(*words, **more)
+        said, _ = started.communicate(timeout=200)
+        assert started.returncode == 0, said
+        return said
+
+    def beta_elsewhere(self, name: str, folder: Path) -> float:
+        """What an experiment trained with, in a fresh clone that has only what was pushed."""
+        here = clone(self.folder / "project", folder / name)
+        call("dvc", "exp", "pull", "--quiet", "origin", name, folder=here)
+        call("dvc", "exp", "apply", "--quiet", name, folder=here)
+        return float(json.loads((here / "models/adapter/weights").read_text())["beta"])
+
+
+def executable(file: Path, text: str) -> None:
+    file.write_text(text)
+    file.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return Machine(tmp_path_factory.mktemp("cluster"))
+
+
+@pytest.fixture
+def machine(prepared):
+    shutil.rmtree(prepared.work.parent, ignore_errors=True)
+    prepared.work.parent.mkdir()
+    return prepared
+
+
+@pytest.mark.slow
+def test_a_slurm_job_at_its_end_is_interrupted_and_the_next_completes_and_pushes(machine, tmp_path):
+    job = ("sbatch", str(SLURM))
+    first = machine.start(*job, NAME="first", PRESET="slow")
+    end = time.monotonic() + 100
+    while not machine.began.exists():
+        assert time.monotonic() < end
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    first.terminate()  # SLURM's signal is for the script alone
+    said, _ = first.communicate(timeout=100)
+    assert first.returncode, said
+    assert not processes_with("SPOOL", str(machine.folder))
+    said = machine.run(*job, NAME="first", PRESET="slow")
+    assert "git clone" not in said
+    assert machine.beta_elsewhere("first", tmp_path) == 0.4
+
+
+@pytest.mark.slow
+def test_a_slurm_job_of_two_nodes_trains_on_both_and_leaves_none(machine, tmp_path):
+    said = machine.run("sbatch", "--nodes=2", str(SLURM), NAME="both", PRESET="big")
+    assert "machine 1: the training here ended with status 0" in said
+    assert (machine.work / "joined").read_text() == "1\n"
+    assert not processes_with("SPOOL", str(machine.folder))
+    assert machine.beta_elsewhere("both", tmp_path) == 0.4
+
+
+@pytest.mark.slow
+def test_a_slurm_job_of_several_experiments_pushes_them_all(machine, tmp_path):
+    settings = {"SET": "train.beta=0.5,0.6", "GPUS": "0,1", "PRESET": "big", "NAME": "warm"}
+    machine.run("sbatch", str(SLURM), **settings)
+    assert machine.beta_elsewhere("warm-beta-0.5", tmp_path) == 0.5
+    assert machine.beta_elsewhere("warm-beta-0.6", tmp_path) == 0.6
+
+
+@pytest.mark.slow
+def test_the_skypilot_task_sets_up_a_clean_machine_runs_and_pushes(machine, tmp_path):
+    task = YAML(typ="safe").load(SKY.read_text())
+    for part in ("setup", "setup", "run"):  # launched again, it sets up again
+        said = machine.run("bash", "-c", task[part], NAME="rented", PRESET="big")
+    assert "MLflow: nothing waits to be logged" in said
+    assert machine.beta_elsewhere("rented", tmp_path) == 0.4
+
+
+@pytest.mark.skipif(not shutil.which("sky"), reason="SkyPilot is not installed")
+def test_skypilot_reads_the_task_and_would_refuse_a_wrong_one(tmp_path):
+    """With the SkyPilot on the path, in the environment that it was installed into."""
+    python = Path(shutil.which("sky") or "").resolve().with_name("python")
+    code = (
+        "import sys, sky, yaml; task = yaml.safe_load(open(sys.argv[1])) | eval(sys.argv[2]); "
+        "print(sky.Task.from_yaml_config(task, env_overrides=[('REPOSITORY', 'x'), ('NAME', 'y')]))"
+    )
+    for more, told in (("{}", "preference-tuning"), ("{'runs': 'x'}", "runs")):
+        done = subprocess.run(
+            [str(python), "-c", code, str(SKY), more],
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert (done.returncode == 0) == (more == "{}"), done.stderr
+        assert told in done.stdout + done.stderr

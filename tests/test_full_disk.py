@@ -54,7 +54,7 @@ def twice(words, folder, disk, *, at="disk"):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
     first, _, second = done.stdout.partition("exit status ")

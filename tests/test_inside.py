@@ -103,6 +103,60 @@ def test_every_way_to_train_writes_its_steps(packages, tmp_path, code):
     assert [json.loads(line) for line in lines] == [{"step": n, "loss": 0.5} for n in (1, 2)]
 
 
+RAY = """
+    def init(): pass
+
+    class Group:
+        def __init__(self, bundles):
+            self.bundles = bundles
+
+        def wait(self, seconds):
+            return len(self.bundles) <= 2
+
+    class util:
+        placement_group = staticmethod(lambda bundles, strategy: Group(bundles))
+        get_node_ip_address = staticmethod(lambda: "10.0.0.1")
+"""
+ON_RAY = """
+    import os
+
+    def get_device_name(): return "gpu"
+    def get_placement_group(count): raise SystemExit("ten CPUs for each of them")
+    def get_ray_head_node_ip(): raise SystemExit("no dashboard")
+    def get_ray_remote_config_for_worker(**given): return given | {"num_cpus": 10, "num_gpus": 1}
+
+    def _ray_training_function(ray_args, config):
+        group, bundle = get_placement_group(99)
+        print(group.bundles == [bundle] * 2, bundle, get_ray_head_node_ip())
+        print(get_ray_remote_config_for_worker(rank=1))
+        _training_function(config)
+        print(os.getcwd())
+
+    def run_exp():
+        class ray_args:
+            ray_num_workers = int(os.environ["WORKERS"])
+        _ray_training_function(ray_args, {"callbacks": []})
+"""
+
+
+def test_ray_is_asked_for_a_device_and_a_cpu_for_each_worker_and_trains_in_our_folder(
+    packages, tmp_path
+):
+    write(packages / "ray.py", RAY)
+    write(packages / "llamafactory" / "train" / "tuner.py", TUNER + ON_RAY)
+    events, there = tmp_path / "events", {"TRAINING_FOLDER": str(tmp_path)}
+    said, _ = python(RUN, packages, events, WORKERS="2", **there)
+    assert said.splitlines() == [
+        "True {'CPU': 1, 'GPU': 1} 10.0.0.1",
+        "{'rank': 1, 'num_cpus': 1, 'num_gpus': 1}",
+        "trained with 1",
+        str(tmp_path),
+    ]
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        python(RUN, packages, events, WORKERS="3", **there)
+    assert "RuntimeError: Ray had no 3 x {'CPU': 1, 'GPU': 1} to give" in failed.value.stderr
+
+
 def test_only_the_first_process_of_all_writes(packages, tmp_path):
     assert python(RUN, packages, tmp_path / "events", RANK="1") == ("trained with 1\n", "")
     assert not (tmp_path / "events").exists()

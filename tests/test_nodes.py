@@ -23,11 +23,13 @@ ROOT = Path(__file__).parent.parent
         ({"NNODES": "2"}, r"NNODES is 2, and train\.nodes means 1.*docs/scaling\.md"),
         ({"NPROC_PER_NODE": "4"}, r"NPROC_PER_NODE is 4, and train\.gpus means 1: unset it"),
         ({"NODE_RANK": "1"}, r"NODE_RANK is 1.*`make join` here"),
-        ({"USE_RAY": "1"}, r"USE_RAY is set.*docs/scaling\.md.*train\.nodes"),
+        ({"USE_RAY": "1"}, r"USE_RAY is set, and ray is not installed: `make extras`"),
+        ({"USE_V1": "1"}, r"USE_V1 is set.*unset it"),
         ({"RDZV_ID": "7", "NNODES": "1"}, r"RDZV_ID is set.*unset it"),
     ],
 )
-def test_a_variable_that_would_start_other_processes_is_refused(environment, told):
+def test_a_variable_that_would_start_other_processes_is_refused(environment, told, monkeypatch):
+    monkeypatch.setattr(nodes, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=told):
         nodes.require(environment, 0, 1)
 
@@ -35,6 +37,18 @@ def test_a_variable_that_would_start_other_processes_is_refused(environment, tol
 def test_variables_that_say_the_same_as_the_parameter_are_taken():
     nodes.require({"NNODES": "2", "NODE_RANK": "0", "NPROC_PER_NODE": "8", "USE_RAY": "0"}, 8, 2)
     nodes.require({}, 0, 2)
+
+
+def test_ray_gets_no_torchrun_calls_nobody_and_reports_to_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes, "find_spec", lambda _: object())
+    given = {"USE_RAY": "1", "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    nodes.require(given, 2, 2)
+    made = nodes.environment(given, 2, 2)
+    assert "FORCE_TORCHRUN" not in made
+    assert made["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert made["TRAINING_FOLDER"] == str(Path.cwd())
+    with nodes.calling(tmp_path, ["train"], tmp_path, made, 2, 2):
+        assert nodes.read(tmp_path) is None
 
 
 def test_one_machine_keeps_its_environment_and_calls_nobody(tmp_path):

@@ -8,14 +8,17 @@ import re
 import shutil
 import subprocess
 import sys
+import types
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union
 
 import pytest
 from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
 from stages.parameters import arguments, params, rules
+from stages.tuning.config import dpo_config
 from tests.contracts import MODULES, ROOT, leaves_of, types_of
 
 DEMO = ROOT / "params" / "demo.yaml"
@@ -168,6 +171,7 @@ def test_no_key_of_the_demo_that_is_passed_on_takes_a_wrong_value():
         ("seed", 2**32, "at most"),
         ("dataloader_num_workers", -1, "at least 0"),
         ("max_samples", 0, "at least 1"),
+        ("debug", "all", "must be underflow_overflow"),
     ],
 )
 def test_an_option_out_of_its_range_is_refused_with_its_bound(key, value, told):
@@ -246,6 +250,24 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ({"model.quantization_bit": 4}, "'model.quantization_bit' needs a GPU"),
     ({"train.deepspeed": "none.json"}, "'train.deepspeed' is for several processes"),
     ({"train.deepspeed": "none.json", "train.gpus": 2}, "there is no such file"),
+    (
+        {"train.fsdp_config": "none.json"},
+        "'train.fsdp_config' = 'none.json': there is no such file",
+    ),
+    ({"model.quantization_bit": 4, "train.resize_vocab": True}, "'train.resize_vocab' does not go"),
+    (
+        {"model.quantization_bit": 4, "train.quantization_method": "eetq"},
+        "eetq, which needs model.quantization_bit: 8",
+    ),
+    (
+        {"model.quantization_bit": 4, "train.quantization_method": "gptq"},
+        "quantises nothing here; set it to bnb",
+    ),
+    (
+        {"model.quantization_bit": 8, "train.fsdp": "full_shard", "train.gpus": 2},
+        "'train.fsdp' takes a quantised base of 4 bits",
+    ),
+    ({"train.dataloader_prefetch_factor": 2}, "needs train.dataloader_num_workers above 0"),
     ({"train.fsdp": "full_shard", "train.gpus": 1}, "'train.fsdp' is for several processes"),
     ({"train.early_stopping_steps": 3}, "needs train.metric_for_best_model beside it"),
     ({**EARLY, "train.load_best_model_at_end": False}, "needs train.load_best_model_at_end: true"),
@@ -378,3 +400,55 @@ def test_checking_loads_nothing_that_takes_seconds():
 def test_a_value_is_never_printed_without_limit():
     said = refusal(**{"train.lora_target": "x y" * 10_000, "scoring.dtype": "z" * 10_000})
     assert len(said) < 800
+
+
+# what is not refused
+
+
+def values_of(kind: Any) -> list[Any]:
+    """Some values of a type; of an enumeration, all."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind in SOME:
+        return SOME[kind]
+    if origin is Literal:
+        return list(inner)
+    if origin in (Union, types.UnionType):
+        return [value for each in inner for value in values_of(each)]
+    return [[value] for value in values_of(inner[0])] if origin is list else [{"a": 1}]
+
+
+SOME: dict[Any, list[Any]] = {
+    bool: [True, False],
+    int: [1, 2],
+    float: [0.5, 1.0],
+    str: ["a"],
+    type(None): [None],
+    Any: ["a", True],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "around", [{}, {"model.quantization_bit": 4, "train.gpus": 1}], ids=["plain", "quantised"]
+)
+def test_what_is_not_refused_passes_llamafactorys_own_checks(around, llamafactory):
+    """Else a training would end in a trace, after the imports."""
+    from llamafactory.hparams import parser
+
+    passed, failed = 0, {}
+    folders = dict.fromkeys(("model", "formatted", "images", "output"), Path("none"))
+    for key in PASSED_ON:
+        for value in values_of(arguments.arguments()[key]):
+            try:
+                p = params.checked(changed(**around, **{f"train.{key}": value}), "params.yaml")
+            except UserError:
+                continue
+            made = dpo_config(p, **folders, validated=True)
+            try:
+                parser.get_train_args(made | {"use_cpu": True})
+                passed += 1
+            except Exception as error:
+                failed[f"{key}: {value!r}"] = str(error)
+    of_the_gpu = {"pure_bf16: True", "tf32: True"}  # config.require_gpus asks it
+    assert set(failed) <= (of_the_gpu if around else set()), failed
+    assert passed > 300

@@ -6,13 +6,16 @@ can be: one that is let alone, one that is killed, and its second half.
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +29,8 @@ from stages.pairwise import reference
 from stages.parameters import params
 from stages.tuning import process
 from stages.tuning.inside.sitecustomize import PROJECT, REFERENCE
+from tests.repository import processes_with
+from tests.test_full_disk import HAS_NAMESPACES, twice
 
 ROOT = Path(__file__).parent.parent
 
@@ -374,17 +379,19 @@ def test_a_tracking_server_that_is_down_costs_a_message(untouched):
 
 @pytest.fixture(scope="module")
 def killed(project):
-    """A training that was killed outright after its first checkpoint."""
-    made = project("killed")
-    kill_once_there(made, "checkpoint-*/trainer_state.json")
+    """A training that was killed outright at a random step after its first checkpoint."""
+    made, step = project("killed"), random.choice(range(SAVE_STEPS + 1, 3 * SAVE_STEPS))
+    print(f"killed at step {step} of {STEPS}")
+    kill_once_there(made, "events.jsonl", f'"step": {step}')
     return made
 
 
-def kill_once_there(made, pattern):
-    """Start a training and kill it, with SIGKILL, as soon as a file is in its folder."""
+def kill_once_there(made, pattern, text=""):
+    """Start a training and kill it, with SIGKILL, once a file with ``text`` is in its folder."""
     process = made.start()
     end = time.monotonic() + 400
-    while not list(made.folder.glob(f"models/training/*/{pattern}")):
+    found = made.folder.glob
+    while not any(not text or text in p.read_text() for p in found(f"models/training/*/{pattern}")):
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < end, f"{pattern} never came"
         time.sleep(0.001)
@@ -469,3 +476,39 @@ def test_two_machines_have_the_curves_of_one_at_the_same_batch(project, untouche
     events = [json.loads(line) for line in (made.workspace / "events.jsonl").open()]
     steps = [entry["step"] for entry in events if "loss" in entry]
     assert steps == list(range(1, STEPS + 1))  # each once: only the first machine writes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("ray"), reason="ray is one of the extras")
+def test_two_workers_of_ray_have_the_curve_of_one_process_and_leave_no_process(
+    project, untouched, write_params
+):
+    made = project("ray")
+    set_params(made.folder, write_params, nodes=2, per_device_train_batch_size=1)
+    with tempfile.TemporaryDirectory() as short:  # Ray's sockets are below it
+        started = made.start(USE_RAY="1", RAY_TMPDIR=short)
+        said, _ = started.communicate(timeout=500)
+        assert started.returncode == 0, said[-3000:]
+        assert not processes_with("RAY_TMPDIR", short)
+    curves = [pd.read_csv(p.folder / "reports/curves/train.csv") for p in (made, untouched[0])]
+    assert list(curves[0]["step"]) == list(curves[1]["step"]) == list(range(1, STEPS + 1))
+    assert (curves[0]["loss"] - curves[1]["loss"]).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_NAMESPACES, reason="this machine allows no mount namespace")
+def test_a_full_disk_ends_it_after_its_first_checkpoint_and_with_room_it_resumes(
+    project, untouched, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there
+    made = project("full")
+    words = [sys.executable, "-m", "stages.train", *made.arguments]
+    disk = ("size=1400k", "size=200m")  # a checkpoint takes 0.8 MB
+    first, second, said = twice(words, made.folder, disk, at="models/training")
+    assert (first, second) == (1, 0), said[-3000:]
+    told = said.partition(" resuming from ")[0].rpartition("error: ")[2]
+    assert "Traceback" not in told  # as the stage tells it
+    assert "free some space, then run the same command again" in told
+    assert f"resuming from checkpoint-{SAVE_STEPS}" in said
+    for path in untouched[0].adapter.iterdir():
+        assert (made.adapter / path.name).read_bytes() == path.read_bytes(), path.name

@@ -65,14 +65,17 @@ RESERVED = {
     "report_to": "MLFLOW_TRACKING_URI",
     "run_name": "DVC_EXP_NAME",
     "use_cpu": "train.gpus",
-    "ray_num_workers": "train.gpus and train.nodes (Ray is not supported, see docs/scaling.md)",
-    "ray_init_kwargs": "nothing here: Ray is not supported (docs/scaling.md says why)",
+    "ray_num_workers": "train.gpus and train.nodes",
+    "ray_init_kwargs": "RAY_ADDRESS and the like (docs/scaling.md)",
     "master_addr": "MASTER_ADDR",
     "master_port": "MASTER_PORT",
     "push_to_hub": "nothing here: publish models/adapter yourself",
     "hub_token": "HF_TOKEN in the environment",
     "hf_hub_token": "HF_TOKEN in the environment",
     "plot_loss": "reports/curves, which `dvc plots show` draws",
+    "infer_backend": "this project (training has none)",
+    "video_max_pixels": "nothing here: there are no videos",
+    "video_min_pixels": "nothing here: there are no videos",
     "logging_first_step": "this project (step 1 shows that the policy starts at the reference)",
 }
 
@@ -101,6 +104,8 @@ REFUSED = {
     "split_special_tokens": "breaks up the template's own special tokens too; remove it (in the "
     "data they are neutralised, see format.allowed_tokens)",
     "train_from_scratch": "starts from random weights; remove it",
+    "use_llama_pro": "is for a base that was expanded by layers; remove it (train.lora_target "
+    "names what is trained)",
     "use_unsloth": "loads another implementation of the model, which the reference's log-probs "
     "were not made with, and its package asks for other versions than the lock; remove it",
     "mixture_of_depths": "makes another model of the base, for which there is no reference; remove "
@@ -108,6 +113,14 @@ REFUSED = {
     "use_swanlab": "sends runs to another service; they are tracked in MLflow, at "
     "MLFLOW_TRACKING_URI",
     "save_on_each_node": "lets several machines write the same files; remove it",
+    "accelerator_config": "deals the pairs out to the processes in another way, so that a step "
+    "takes others than the parameters say; remove it",
+    "ddp_backend": "is chosen by torch, nccl for GPUs and gloo for a CPU; remove it",
+    "interleave_probs": "mixes several data sets, and there is one; remove it",
+    "quantization_device_map": "spreads the model over GPUs, which LLaMA-Factory refuses in "
+    "training; remove it",
+    "use_kt": "needs other builds of transformers and accelerate than the lock has; remove it",
+    "export_quantization_bit": "does nothing in training; remove it",
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam"), _NO_ADAPTER),
     **dict.fromkeys(
         (
@@ -205,6 +218,8 @@ def problem_with(key: str, value: Any) -> str | None:
             return f"= {value!r}: must be {'at most' if included else 'less than'} {highest:g}"
     if key in _STEPS and typed is not None and typed > 1 and typed != int(typed):
         return f"= {value!r}: must be an integer of steps, or below 1, a share of all steps"
+    if key == "debug" and typed not in ("", "underflow_overflow"):
+        return f"= {shown(value)}: must be underflow_overflow"
     if key == "max_steps" and typed != -1 and typed < 1:
         return f"= {value!r}: must be at least 1, or -1 for all of num_train_epochs"
     return None

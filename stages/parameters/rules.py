@@ -200,13 +200,25 @@ def _precision(get: Get) -> Iterator[str]:
 
 
 def _quantization(get: Get) -> Iterator[str]:
-    if get("model.quantization_bit") and get("train.gpus") == 0:
+    if not (bits := get("model.quantization_bit")):
+        return
+    if get("train.gpus") == 0:
         yield "'model.quantization_bit' needs a GPU, and train.gpus is 0; set it to null"
+    for key in ("resize_vocab", "fp8"):
+        if get(f"train.{key}", False):
+            yield f"'train.{key}' does not go with model.quantization_bit; remove one of them"
+    method = get("train.quantization_method", "bnb")
+    if method not in ("bnb", "eetq", "hqq"):
+        yield f"'train.quantization_method' = {method!r} quantises nothing here; set it to bnb"
+    if method == "eetq" and bits != 8:
+        yield "'train.quantization_method' is eetq, which needs model.quantization_bit: 8"
+    if get("train.fsdp", None) and (method, bits) != ("bnb", 4):
+        yield "'train.fsdp' takes a quantised base of 4 bits by bitsandbytes alone; remove it"
 
 
 def _distributed(get: Get) -> Iterator[str]:
     for key in ("deepspeed", "fsdp"):
-        if not (value := get(f"train.{key}", None)):
+        if not get(f"train.{key}", None):
             continue
         alone = get("train.gpus") < 2 and get("train.nodes") < 2
         if alone and "FORCE_TORCHRUN" not in os.environ:
@@ -214,8 +226,13 @@ def _distributed(get: Get) -> Iterator[str]:
                 f"'train.{key}' is for several processes, and train.gpus is {get('train.gpus')}; "
                 "raise that, or remove it"
             )
-        if key == "deepspeed" and isinstance(value, str) and not Path(value).is_file():
-            yield f"'train.deepspeed' = {value!r}: there is no such file"
+
+
+def _files(get: Get) -> Iterator[str]:
+    for key in ("deepspeed", "fsdp_config", "new_special_tokens_config"):
+        value = get(f"train.{key}", None)
+        if isinstance(value, str) and not Path(value).is_file():
+            yield f"'train.{key}' = {value!r}: there is no such file"
 
 
 def _evaluated(get: Get) -> Iterator[str]:
@@ -285,6 +302,14 @@ def _resuming(get: Get) -> Iterator[str]:
         )
 
 
+def _loading(get: Get) -> Iterator[str]:
+    if get("train.dataloader_prefetch_factor", None) and not get("train.dataloader_num_workers", 0):
+        yield (
+            "'train.dataloader_prefetch_factor' needs train.dataloader_num_workers above 0 beside "
+            "it; remove it"
+        )
+
+
 def _schedule(get: Get) -> Iterator[str]:
     kind = get("train.lr_scheduler_type", "linear")
     given = get("train.lr_scheduler_kwargs", None) or {}
@@ -326,5 +351,5 @@ RULES: tuple[Callable[[Get], Iterator[str]], ...] = (
     *(_columns, _template, _quantization, _splits, _image_limits),
     *(_pixel_bounds, _a_token_of_image, _cutoff),
     *(_adapter, _stock_trainer, _label_smoothing, _precision, _distributed, _evaluated),
-    *(_resuming, _schedule, _optimizer, _attention, _packages),
+    *(_files, _loading, _resuming, _schedule, _optimizer, _attention, _packages),
 )

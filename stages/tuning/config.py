@@ -194,9 +194,9 @@ def fingerprint(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def require_gpus(wanted: int, *, bf16: bool = False) -> None:
-    """Raise ``UserError`` if ``train.gpus`` wants more GPUs than there are, or ``train.bf16`` what
-    they can't do; loads no model.
+def require_gpus(wanted: int, *, bf16: bool = False, tf32: bool = False) -> None:
+    """Raise ``UserError`` if ``train.gpus`` wants more GPUs than there are, or ``train.bf16`` or
+    ``train.tf32`` what they can't do; loads no model.
     """
     if wanted == 0:
         return
@@ -214,6 +214,8 @@ def require_gpus(wanted: int, *, bf16: bool = False) -> None:
             f"train.bf16 is true, and the {torch.cuda.get_device_name(0)} has no bfloat16; set it "
             "to false, and train.fp16 to true"
         )
+    if tf32 and torch.cuda.get_device_capability()[0] < 8:
+        raise UserError(f"train.tf32 is true, and the {torch.cuda.get_device_name(0)} has none")
 
 
 def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:

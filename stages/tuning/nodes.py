@@ -3,6 +3,9 @@
 The first runs the pipeline, the others ``make join``; all see the project's folder under the same
 path. When its training starts, the first writes a *call* into ``models/training``: the very command
 and environment. The others run that, as further nodes of torchrun, and write nothing themselves.
+
+With ``USE_RAY``, LLaMA-Factory's own switch, Ray starts the processes of all machines instead. It
+is the same training, with the same fingerprint.
 """
 
 import json
@@ -15,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from filelock import FileLock
 from stages.core.errors import UserError
 from stages.core.processes import ended_with_the_stage
 from stages.tuning import config
+from stages.tuning.inside.sitecustomize import FOLDER
 from stages.tuning.process import EVENTS_FILE, inside
 
 CALL = ".call.json"
@@ -39,10 +44,15 @@ def require(environment: Mapping[str, str], gpus: int, nodes: int) -> None:
     Raises:
         UserError: which variable, and what to do.
     """
-    if environment.get("USE_RAY", "0").lower() in ("1", "true", "y"):
+    if on_ray(environment) and find_spec("ray") is None:
         raise UserError(
-            "USE_RAY is set, and LLaMA-Factory's Ray is not supported (docs/scaling.md says why): "
-            "unset it; train.nodes trains over several machines"
+            "USE_RAY is set, and ray is not installed: `make extras` installs it; unset USE_RAY to "
+            "train by torchrun"
+        )
+    if other := [name for name in ("USE_V1", "USE_MCA", "USE_KT") if is_on(environment, name)]:
+        raise UserError(
+            f"{other[0]} is set, with which LLaMA-Factory trains by other code, whose options and "
+            "results this pipeline does not know: unset it"
         )
     if elastic := [name for name in ("RDZV_ID", "MIN_NNODES") if environment.get(name)]:
         raise UserError(
@@ -64,8 +74,24 @@ def require(environment: Mapping[str, str], gpus: int, nodes: int) -> None:
         )
 
 
+def on_ray(environment: Mapping[str, str]) -> bool:
+    """Whether Ray starts the processes."""
+    return is_on(environment, "USE_RAY")
+
+
+def is_on(environment: Mapping[str, str], name: str) -> bool:
+    """Whether a variable says yes, as LLaMA-Factory reads it."""
+    return environment.get(name, "0").lower() in ("1", "true", "y")
+
+
 def environment(base: Mapping[str, str], gpus: int, nodes: int) -> dict[str, str]:
-    """``base`` with what the first of ``nodes`` machines needs; as it is, of one machine."""
+    """``base`` with what the first of ``nodes`` machines needs; as it is, of one machine.
+
+    With Ray: without what calls torchrun, and Ray reports to nobody.
+    """
+    if on_ray(base):
+        kept = {name: value for name, value in base.items() if name != "FORCE_TORCHRUN"}
+        return kept | {"RAY_USAGE_STATS_ENABLED": "0", FOLDER: os.getcwd()}
     if nodes == 1:
         return dict(base)
     return {
@@ -95,7 +121,7 @@ def calling(
     nodes: int,
 ) -> Iterator[None]:
     """While it lasts, call the other machines to the training that starts now in ``folder``."""
-    if nodes == 1:
+    if nodes == 1 or on_ray(environment):
         yield
         return
     ours = {k: v for k, v in environment.items() if os.environ.get(k) != v or k in ADDRESS}

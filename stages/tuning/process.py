@@ -57,6 +57,11 @@ FIXES = (
         "`make join` on it first (docs/scaling.md)",
     ),
     (
+        r"devices in the Ray cluster|Ray had no \d+ x",
+        "Ray has fewer free devices than train.gpus times train.nodes: start it on all machines "
+        "and end what else uses it (docs/scaling.md)",
+    ),
+    (
         # Not the bare name: every distributed run mentions NCCL.
         r"nccl[A-Z]\w*Error|NCCL error|collective operation timeout|Signal \d+ \(SIG\w+\)",
         "a process of the distributed run died or could not reach the others: see each rank's "

@@ -1,5 +1,5 @@
 """How our code gets into ``llamafactory-cli``: a callback that writes each logged step to a file,
-and the trainer on shared prompts.
+the trainer on shared prompts, and what LLaMA-Factory asks of Ray.
 
 Python imports a module of this name whenever it starts. The train stage puts this folder on the
 path of the training process (``process.inside``), the way tracers and coverage tools do; the
@@ -29,6 +29,7 @@ EVENTS = "TRAINING_EVENTS"  # the file to write to
 PROJECT = "TRAINING_PROJECT"  # where ``stages`` is, if its trainer is wanted
 REFERENCE = "TRAINING_REFERENCE"  # the folder of the reference's log-probs, if they are to be used
 VISION = "TRAINING_KEEPS_VISION"  # whether what the frozen vision tower makes of an image is kept
+FOLDER = "TRAINING_FOLDER"  # where to train, if Ray starts the processes: they begin where it began
 
 TUNER = "llamafactory.train.tuner"
 CHECKPOINT = "checkpoint_bytes"  # what each step that is written says of the next checkpoint
@@ -50,7 +51,7 @@ class Hook:
 
         def execute_and_change(module: Any) -> None:
             execute(module)
-            if os.environ.get(PROJECT):
+            if os.environ.get(PROJECT) or os.environ.get(FOLDER):
                 wrap_training(module)
             else:
                 attempt(lambda: wrap_training(module))
@@ -66,12 +67,40 @@ def wrap_training(tuner: Any) -> None:
     train = tuner._training_function
 
     def train_and_write(config: dict[str, Any]) -> Any:
+        if folder := os.environ.get(FOLDER):
+            os.chdir(folder)
         attempt(lambda: config["callbacks"].append(writer(os.environ[EVENTS])))
         if project := os.environ.get(PROJECT):
             use_trainer(project)
         return train(config)
 
     tuner._training_function = train_and_write
+    if os.environ.get(FOLDER):
+        fit_ray(tuner)
+
+
+def fit_ray(tuner: Any) -> None:
+    """Reserve a device and one CPU for each worker. LLaMA-Factory 0.9.5 reserves ten CPUs for each
+    device of the cluster, and waits for ever where they can't be had; and it asks Ray's dashboard,
+    which may not run, for the address that all workers need."""
+    start, place = tuner._ray_training_function, tuner.get_ray_remote_config_for_worker
+
+    def start_workers(ray_args: Any, config: dict[str, Any]) -> None:
+        import ray
+
+        def reserve(_: int) -> tuple[Any, dict[str, int]]:
+            bundle = {"CPU": 1, tuner.get_device_name().upper(): 1}
+            group = ray.util.placement_group([bundle] * ray_args.ray_num_workers, strategy="PACK")
+            if not group.wait(600):  # seconds, as torchrun waits for its nodes
+                raise RuntimeError(f"Ray had no {ray_args.ray_num_workers} x {bundle} to give")
+            return group, bundle
+
+        tuner.get_placement_group = reserve
+        tuner.get_ray_head_node_ip = ray.util.get_node_ip_address
+        start(ray_args, config)
+
+    tuner._ray_training_function = start_workers
+    tuner.get_ray_remote_config_for_worker = lambda **given: place(**given) | {"num_cpus": 1}
 
 
 def use_trainer(project: str) -> None:
