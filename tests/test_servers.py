@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,8 @@ def ask(address, query):
 
 @pytest.fixture(scope="module")
 def team(postgresql, tmp_path_factory):
-    """What starts the server, its address and its folder; ann and bob have accounts."""
+    """A server in which ann and bob have accounts: what ends it, its address, its folder, and what
+    starts it, within the first of these."""
     folder, port = tmp_path_factory.mktemp("team"), free_port()
     accounts = f"default_permission = READ\ndatabase_uri = sqlite:///{folder}/accounts.db\n"
     (folder / "accounts.ini").write_text(f"[mlflow]\n{accounts}")
@@ -95,25 +97,24 @@ def team(postgresql, tmp_path_factory):
         )
 
     address = f"http://127.0.0.1:{port}"
-    with start():
+    with ExitStack() as running:
+        running.enter_context(start())
         for name, password in (("ann", ANN), ("bob", BOB)):
-            tell(address, "users/create", username=name, password=password)
-    return start, address, folder
+            tell(address, "2.0/mlflow/users/create", username=name, password=password)
+        yield running, address, folder, start
 
 
-def tell(address, what, method="POST", **values):
-    """What only MLflow's admin may do, by its REST interface."""
+def tell(address, what, **values):
+    """Post what only MLflow's admin may ask for."""
     request = urllib.request.Request(
-        f"{address}/api/2.0/mlflow/{what}",
+        f"{address}/api/{what}",
         json.dumps(values).encode(),
         {
             "Content-Type": "application/json",
             "Authorization": f"Basic {base64.b64encode(f'admin:{ADMIN}'.encode()).decode()}",
         },
-        method=method,
     )
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
+    urllib.request.urlopen(request).close()
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def written(*folders):
 
 
 def leaked(team, project, postgresql, said):
-    """Passwords that were printed, or are in what is kept here, in the database or by the server."""
+    """Passwords that were printed, or that the project, the database or the server keeps."""
     tables = ask(postgresql, "select tablename from pg_tables where schemaname = 'public'")
     rows = [ask(postgresql, f'select * from "{table}"') for (table,) in tables]
     assert sum(map(len, rows)) > 10
@@ -165,32 +166,31 @@ runs.attach(fingerprint, (Path("reports/figures"),), name)
 def test_two_processes_log_at_once_and_the_server_keeps_page_and_figures(
     team, project, log_in, postgresql
 ):
-    start, _, folder = team
+    folder = team[2]
     figures = project / "reports" / "figures"
     figures.mkdir()
     (figures / "margins.svg").write_text("<svg/>")
     names = {"ann-1": "a" * 16, "ann-2": "b" * 16}
     log_in("ann", ANN)
-    with start():
-        each = [
-            subprocess.Popen(
-                [sys.executable, "-c", ALONE, *words],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for words in names.items()
-        ]
-        said = [process.communicate(timeout=100)[1] for process in each]
-        assert not runs.pending(), said
-        for name in names:
-            run = run_of(name)
-            assert run.info.status == "FINISHED"
-            assert curve(run, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-            assert test_runs.files(run) == ["figures", "report.html", "way_back"]
-            assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
-            (kept,) = (folder / "files").rglob(f"{run.info.run_id}/artifacts/figures/margins.svg")
-            assert kept.read_text() == "<svg/>"
+    each = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALONE, *words],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for words in names.items()
+    ]
+    said = [process.communicate(timeout=100)[1] for process in each]
+    assert not runs.pending(), said
+    for name in names:
+        run = run_of(name)
+        assert run.info.status == "FINISHED"
+        assert curve(run, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+        assert test_runs.files(run) == ["figures", "report.html", "way_back"]
+        assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
+        (kept,) = (folder / "files").rglob(f"{run.info.run_id}/artifacts/figures/margins.svg")
+        assert kept.read_text() == "<svg/>"
     stored = ask(postgresql, "select name from runs where name like 'ann-%' order by name")
     assert [name for (name,) in stored] == list(names)
     assert leaked(team, project, postgresql, "".join(said)) == []
@@ -199,38 +199,35 @@ def test_two_processes_log_at_once_and_the_server_keeps_page_and_figures(
 def test_a_wrong_password_is_one_message_and_the_run_waits_for_the_right_one(
     team, project, log_in, postgresql, capfd
 ):
-    with team[0]():
-        log_in("ann", "not-the-password")
-        with runs.Live(FINGERPRINT, "brave-cat") as live:
-            live.log(1, "train", {"loss": 0.69})
-        complete()
-        said = "".join(capfd.readouterr())
-        assert said.count("set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") == 2
-        assert len(said.splitlines()) == 2  # of the curves, and of the run
-        with pytest.raises(UserError, match="the server does not know this user") as raised:
-            sync.main()
-        (waits,) = runs.pending()
-        said += str(raised.value)
-        assert leaked(team, project, postgresql, said) == []
-        log_in("ann", ANN)
+    log_in("ann", "not-the-password")
+    with runs.Live(FINGERPRINT, "brave-cat") as live:
+        live.log(1, "train", {"loss": 0.69})
+    complete()
+    said = "".join(capfd.readouterr())
+    assert said.count("set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") == 2
+    assert len(said.splitlines()) == 2  # of the curves, and of the run
+    with pytest.raises(UserError, match="the server does not know this user") as raised:
         sync.main()
-        assert not waits.exists()
-        assert {key: curve(run_of("brave-cat"), key) for key in CURVES} == CURVES
+    (waits,) = runs.pending()
+    said += str(raised.value)
+    assert leaked(team, project, postgresql, said) == []
+    log_in("ann", ANN)
+    sync.main()
+    assert not waits.exists()
+    assert {key: curve(run_of("brave-cat"), key) for key in CURVES} == CURVES
     assert leaked(team, project, postgresql, said + "".join(capfd.readouterr())) == []
 
 
 def test_one_who_may_only_read_is_told_and_logs_once_it_is_granted(team, project, log_in, capfd):
-    start, address, _ = team
-    with start():
-        log_in("ann", ANN)
-        _, experiment = runs.connect()  # whoever makes it may write to it, and nobody else
-        log_in("bob", BOB)
-        complete("calm-dog")
-        assert "has to grant EDIT" in capfd.readouterr().err
-        grant = {"experiment_id": experiment, "username": "bob", "permission": "EDIT"}
-        tell(address, "experiments/permissions/create", **grant)
-        sync.main()
-        assert run_of("calm-dog").info.status == "FINISHED"
+    log_in("ann", ANN)
+    _, experiment = runs.connect()  # whoever makes it may write to it, and nobody else
+    log_in("bob", BOB)
+    complete("calm-dog")
+    assert "has to grant EDIT" in capfd.readouterr().err
+    grant = {"resource_type": "experiment", "resource_id": experiment, "permission": "EDIT"}
+    tell(team[1], "3.0/mlflow/users/permissions/grant", username="bob", **grant)
+    sync.main()
+    assert run_of("calm-dog").info.status == "FINISHED"
     assert not runs.pending()
 
 
@@ -249,10 +246,11 @@ def test_a_server_that_is_killed_in_training_and_comes_back_has_one_run_with_eve
         )
         return [step for (step,) in found]
 
+    running, _, _, start = team
     with runs.Live("c" * 16, name) as live:
-        with team[0]():
-            live.log(1, "train", {"loss": 0.69})
-            wait_for(lambda: points() == [1])
+        live.log(1, "train", {"loss": 0.69})
+        wait_for(lambda: points() == [1])
+        running.close()
         live.log(2, "train", {"loss": 0.5})
 
         def told():
@@ -263,12 +261,12 @@ def test_a_server_that_is_killed_in_training_and_comes_back_has_one_run_with_eve
         wait_for(told)
         complete(name, "c" * 16)
         assert len(runs.pending()) == 1
-        with team[0]():
-            live.log(3, "train", {"loss": 0.4})
-            wait_for(lambda: points() == [1, 2, 3])
-            sync.main()
-            assert {key: curve(run_of(name), key) for key in CURVES} == CURVES
-            assert run_of(name).info.status == "FINISHED"
+        running.enter_context(start())
+        live.log(3, "train", {"loss": 0.4})
+        wait_for(lambda: points() == [1, 2, 3])
+        sync.main()
+        assert {key: curve(run_of(name), key) for key in CURVES} == CURVES
+        assert run_of(name).info.status == "FINISHED"
     assert not runs.pending()
     assert "`make sync` logs it later" in said + "".join(capfd.readouterr())
     assert leaked(team, project, postgresql, said) == []
