@@ -14,6 +14,7 @@ import tempfile
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,8 @@ from tests import test_runs
 from tests.test_runs import CURVES, FINGERPRINT, ROOT, complete, curve, free_port, logged, wait_for
 
 pytestmark = pytest.mark.slow
-for needed in ("psycopg", "flask_wtf"):
-    pytest.importorskip(needed, reason=f"{needed} is not installed: make extras")
+psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: make extras")
+pytest.importorskip("flask_wtf", reason="Flask-WTF is not installed: make extras")
 
 _own_environment, project = test_runs._own_environment, test_runs.project
 ADMIN, ANN, BOB = "the-admins-own-1", "the-password-of-ann", "the-password-of-bob"
@@ -44,19 +45,32 @@ def postgresql():
     else:
         pytest.skip("PostgreSQL is not installed: make extras")
     # It refuses to run as root, and nobody can't look into pytest's own folders.
-    other = {"user": "nobody", "extra_groups": []} if os.getuid() == 0 else {}
+    other: dict[str, Any] = {"user": "nobody", "extra_groups": []} if os.getuid() == 0 else {}
     folder, port = Path(tempfile.mkdtemp(prefix="postgresql-")), free_port()
     if other:
         shutil.chown(folder, "nobody")
     started = None
     try:
-        make = [programs / "initdb", "--pgdata", folder / "data", "--username", "mlflow"]
+        make: list[Path | str] = [
+            programs / "initdb",
+            "--pgdata",
+            folder / "data",
+            "--username",
+            "mlflow",
+        ]
         make += ["--auth", "trust", "--no-sync"]
         try:
             subprocess.run(make, cwd=folder, stdout=subprocess.DEVNULL, check=True, **other)
         except PermissionError:
             pytest.skip(f"root's other user, nobody, can't run {programs}")
-        run = [programs / "postgres", "-D", folder / "data", "-k", folder, "-p", str(port)]
+        run: list[Path | str] = [
+            programs / "postgres",
+            "-D",
+            folder / "data",
+            "-k",
+            folder,
+            f"-p{port}",
+        ]
         run += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         started = subprocess.Popen(run, cwd=folder, stderr=subprocess.DEVNULL, **other)
         address = f"postgresql://mlflow@127.0.0.1:{port}/postgres"
@@ -70,8 +84,6 @@ def postgresql():
 
 
 def ask(address, query):
-    import psycopg
-
     try:
         with psycopg.connect(address) as connection:
             return connection.execute(query).fetchall()

@@ -118,7 +118,8 @@ def shared(request, tmp_path_factory):
     """A project that was run and pushed, with an experiment ``warm``, and what its remote needs."""
     folder = tmp_path_factory.mktemp("shared")
     project = make(folder, STAGE)
-    environment, settings = PLANTED, ()
+    environment: dict[str, str] = PLANTED
+    settings: tuple[tuple[str, str], ...] = ()
     if request.param == "s3":
         address = request.getfixturevalue("s3")
         environment = KEYS
