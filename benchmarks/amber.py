@@ -65,10 +65,10 @@ def by_the_task(
 
 
 def main(lists: Path, answers: Path) -> None:
-    def here(url: str, _: str) -> Path:
+    def pinned(url: str, sha256: str) -> Path:
         return lists / "data" / url.rpartition("/")[2]
 
-    published.pinned = here  # the clone's files in place of downloaded ones
+    published.pinned = pinned  # the clone's files in place of downloaded ones
     task = runpy.run_path(str(TASK))
     annotated = json.loads(shown(lists, LISTS, "data/annotations.json"))
     annotations = {each["id"]: each for each in annotated if each["type"] == "generative"}

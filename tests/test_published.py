@@ -11,6 +11,7 @@ import runpy
 import shutil
 import zipfile
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -738,7 +739,7 @@ def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
 
 def groups_answered(right):
     """Results of a task whose ``all`` counts sets: a row is (set, question, image, right)."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "doc_id": at,
             "images": [image],
@@ -747,7 +748,7 @@ def groups_answered(right):
         }
         for at, (of, question, image, told) in enumerate(right)
     ]
-    groups = {}
+    groups: dict[str, bool] = {}
     for row in rows:
         group, told = row["metrics"]["all"]
         groups[group] = groups.get(group, True) and told
@@ -804,7 +805,7 @@ def test_f1s_change_has_the_interval_of_resampling_f1_itself(params_with, amber)
     ]
 
     def answered(share):
-        rows = []
+        rows: list[dict[str, Any]] = []
         for at, (image, doc) in enumerate(asked):
             other = "no" if doc["answer"] == "yes" else "yes"
             said = doc["answer"] if random.random() < share else other
