@@ -24,7 +24,7 @@ from stages.core.errors import UserError
 from stages.evaluation import regression
 from stages.probing import lm_eval, published
 from stages.probing.published import ratio
-from tests.contracts import PRESETS, ROOT, yaml_of
+from tests.contracts import PRESETS, ROOT, table_under, yaml_of
 from tests.hub_server import TASKS, Repo, closed_port, pope_repo, serve
 
 REVISIONS = {
@@ -309,6 +309,18 @@ def test_the_4b_presets_ask_for_every_task_of_their_folder():
         asked = {leaf for name in evaluate["lm_eval"] for leaf in lm_eval._leaves(name, members)}
         leaves = {leaf for name in members for leaf in lm_eval._leaves(name, members)}
         assert leaves <= asked, preset.name
+
+
+def test_every_task_of_the_4b_preset_has_its_published_figure_or_that_there_is_none():
+    document = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for heading in (
+        "## Did anything get worse? lm-eval's tasks",
+        "### Published figures of Qwen3-VL-4B-Instruct",
+    ):
+        rows = table_under(document, heading)
+        named = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+        asked = yaml_of("params/qwen3-vl-4b.yaml")["evaluate"]["lm_eval"].keys()
+        assert asked <= named, heading
 
 
 def test_what_decides_a_task_are_the_files_next_to_it(tmp_path):
