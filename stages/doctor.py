@@ -107,6 +107,37 @@ def image_is_seen(patient: Patient) -> str | None:
     )
 
 
+def image_has_positions(patient: Patient) -> str | None:
+    """In generation, which takes what it is not told for text."""
+    import torch
+
+    policy, pair = patient.policy, patient.pairs[0]
+    asked = scoring._prompt_tokens(policy, pair, patient.images)
+    batch = scoring._left_padded(policy, [pair], [asked], patient.images)
+    given: list[Any] = []
+    body = policy.model.model
+    hook = body.language_model.register_forward_pre_hook(
+        lambda _, __, named: given.append(named["position_ids"]), with_kwargs=True
+    )
+    try:
+        with torch.inference_mode():
+            policy.model.generate(**batch, max_new_tokens=1, do_sample=False)
+    finally:
+        hook.remove()
+    right, _ = body.get_rope_index(
+        batch["input_ids"],
+        mm_token_type_ids=(batch["input_ids"] == policy.image_token_id).int(),
+        image_grid_thw=batch["image_grid_thw"],
+    )
+    if given[0].ndim == 3 and torch.equal(given[0][-3:].cpu(), right.cpu()):
+        return None
+    return (
+        "generation gives an image's tokens the positions of text: its inputs have no "
+        "mm_token_type_ids, or it does not read them. Answers would be of a model that sees no "
+        "rows and columns."
+    )
+
+
 def positions_restart(patient: Patient) -> str | None:
     from stages.pairwise import prefix
 
@@ -235,6 +266,7 @@ def rope_deltas_are_not_stale(patient: Patient) -> str | None:
 Check = Callable[[Patient], str | None]
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("another image changes the log-probs", image_is_seen),
+    ("generation gives the image its rows and columns", image_has_positions),
     ("rejected starts where the prompt ends, and one row is as good as two", positions_restart),
     (f"the frozen vision tower is unchanged after {STEPS} steps", frozen_tower_stays),
     ("Liger is a no-op for qwen3_vl, as train says", liger_does_nothing),

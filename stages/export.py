@@ -29,6 +29,7 @@ from stages.dataset import formatted
 from stages.model import scoring
 from stages.parameters import params
 from stages.parameters.params import Params
+from stages.reporting.card import other_once_merged
 from stages.sharing import cli, places
 from stages.sources import manifest
 
@@ -212,9 +213,7 @@ def readme(p: Params, model: Path, adapter: Path, facts: Sequence[str]) -> str:
     if bits:
         lines += [
             "",
-            f"**Not the model that was evaluated.** The adapter was trained and measured on the "
-            f"base in {bits} bits. Here it is merged into the unquantised base, since there is no "
-            "exact merge into quantised weights. Its answers are close, and were not measured.",
+            f"**Not the model that was evaluated.** {other_once_merged(bits)}",
         ]
     return "\n".join(lines) + "\n"
 

@@ -77,7 +77,7 @@ def main(
     print("\n" + table_of_gpus(p, size, counts, work, utilisation, entries))
     for title, lines in (
         ("Will we see it?", visible(p, known, counts)),
-        ("The network must bring", network(p, known)),
+        ("The network must bring", network(p, known, size)),
         ("Would be refused here", refused(p, size, counts, known)),
         ("Missing", [*missing, *room(p, size)]),
     ):
@@ -328,12 +328,20 @@ def visible(p: Params, known: Known, counts: Counts) -> list[str]:
 # what it needs from outside
 
 
-def network(p: Params, known: Known) -> list[str]:
+def network(p: Params, known: Known, size: Size) -> list[str]:
     lines = []
-    for item, source in (("fetch@data", p.data.source), ("fetch@model", p.model.source)):
+    data = PUBLISHED.get(named(p.data.source), (0, 0.0))[1]
+    weights = 2.0 * sum(flops.parameters(size).values())
+    for item, source, download in (
+        ("fetch@data", p.data.source, data),
+        ("fetch@model", p.model.source, weights),
+    ):
         if item not in known and source.kind == "hub":
             revision = getattr(source, "revision", "")
-            lines.append(f"{named(source)} at {revision[:8]}, from the Hugging Face Hub ({item})")
+            much = f", about {gb(download / flops.GIGA)}" if download else ""
+            lines.append(
+                f"{named(source)} at {revision[:8]}{much}, from the Hugging Face Hub ({item})"
+            )
     # A task that makes its own documents, from the formatted data, downloads none.
     texts = [path.read_text("utf-8") for path in p.evaluate.task_files.glob("*.yaml")]
     local = [text for text in texts if "custom_dataset:" in text]

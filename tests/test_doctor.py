@@ -31,6 +31,38 @@ def test_a_model_that_does_not_see_is_noticed(patient):
 
 
 @pytest.mark.slow
+def test_a_batch_that_does_not_say_which_tokens_are_an_images_is_noticed(patient):
+    family = replace(patient.policy.family, position_inputs=lambda *_: {})
+    untold = replace(patient, policy=replace(patient.policy, family=family))
+    assert "no mm_token_type_ids" in str(doctor.image_has_positions(untold))
+
+
+@pytest.mark.slow
+def test_a_rejected_answer_that_goes_on_counting_is_noticed(patient, monkeypatch):
+    from stages.pairwise import prefix
+
+    pack = prefix.pack
+
+    def counting_on(*given):
+        batch = pack(*given)
+        rejected = batch["segments"] == prefix.REJECTED
+        batch["position_ids"] = batch["position_ids"] + 5 * rejected
+        return batch
+
+    monkeypatch.setattr(prefix, "pack", counting_on)
+    assert "does not start where chosen does" in str(doctor.positions_restart(patient))
+
+
+@pytest.mark.slow
+def test_kernels_that_do_something_now_are_noticed(patient, monkeypatch, tmp_path):
+    from llamafactory.model.model_utils import liger_kernel
+
+    (tmp_path / "liger_kernel.py").write_text('elif model_type == "qwen3_vl":\n')
+    monkeypatch.setattr(liger_kernel, "__file__", str(tmp_path / "liger_kernel.py"))
+    assert "is out of date" in str(doctor.liger_does_nothing(patient))
+
+
+@pytest.mark.slow
 def test_prompts_padded_on_the_other_side_are_noticed(patient, monkeypatch):
     import torch
 

@@ -13,6 +13,7 @@ from stages.core.errors import UserError
 from stages.dataset import formatted
 from stages.model.scoring import PairLogProbs
 from stages.parameters.params import Scoring
+from stages.reporting import card
 from stages.sharing import places
 from tests.contracts import ROOT
 
@@ -156,5 +157,5 @@ def test_a_base_in_4_bits_is_merged_whole_and_the_readme_says_so(project, params
     monkeypatch.chdir(project)
     at = places.read()
     text = export.readme(params_with(**{"model.quantization_bit": 4}), at.model, at.adapter, [])
-    assert "base in 4 bits. Here it is merged into the unquantised base" in text
+    assert card.other_once_merged(4) in text
     assert "4 bits" not in export.readme(params_with(), at.model, at.adapter, [])

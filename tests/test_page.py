@@ -438,3 +438,10 @@ def test_parameters_are_counted_without_loading_them(tmp_path):
 def test_a_number_and_its_interval_are_not_broken_over_lines():
     html = render(uncharted())
     assert "95.0% [92.0,\u00a098.0] of them" in html
+
+
+def test_a_base_in_few_bits_has_the_page_say_that_merging_makes_another_model():
+    inputs = inputs_with()
+    quantised = replace(inputs, training={**inputs.training, "quantization_bit": 4})
+    assert card.other_once_merged(4) in render(quantised)
+    assert "unquantised" not in render(inputs)

@@ -119,7 +119,8 @@ def test_a_preset_is_planned_on_a_laptop_before_anything_is_fetched(project, pre
     assert "the pairs: 21,376 are taken" in missing
     assert "the base model: its published dimensions are taken" in missing
     brought = part(text, "The network must bring")
-    assert "helehan/topic-overwrite at 818d38f4" in brought
+    assert "helehan/topic-overwrite at 818d38f4, about 1.2 GB" in brought
+    assert re.search(r"Instruct at \w{8}, about [78]\.\d GB, from the Hugging Face Hub", brought)
     assert "pope" in brought
     assert "this machine has no GPU" in part(text, "Would be refused here")
 

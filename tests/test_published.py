@@ -11,6 +11,7 @@ import runpy
 import shutil
 import zipfile
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -23,7 +24,7 @@ from stages.core.errors import UserError
 from stages.evaluation import regression
 from stages.probing import lm_eval, published
 from stages.probing.published import ratio
-from tests.contracts import PRESETS, ROOT, yaml_of
+from tests.contracts import PRESETS, ROOT, table_under, yaml_of
 from tests.hub_server import TASKS, Repo, closed_port, pope_repo, serve
 
 REVISIONS = {
@@ -308,6 +309,18 @@ def test_the_4b_presets_ask_for_every_task_of_their_folder():
         asked = {leaf for name in evaluate["lm_eval"] for leaf in lm_eval._leaves(name, members)}
         leaves = {leaf for name in members for leaf in lm_eval._leaves(name, members)}
         assert leaves <= asked, preset.name
+
+
+def test_every_task_of_the_4b_preset_has_its_published_figure_or_that_there_is_none():
+    document = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for heading in (
+        "## Did anything get worse? lm-eval's tasks",
+        "### Published figures of Qwen3-VL-4B-Instruct",
+    ):
+        rows = table_under(document, heading)
+        named = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+        asked = yaml_of("params/qwen3-vl-4b.yaml")["evaluate"]["lm_eval"].keys()
+        assert asked <= named, heading
 
 
 def test_what_decides_a_task_are_the_files_next_to_it(tmp_path):
@@ -640,6 +653,11 @@ def test_hallusion_bench_through_lm_eval(here, scripted, run):
     found = lm_eval.figures(results)["hallusion_bench"]
     assert found.metrics == pytest.approx(HALLUSION_BY_HAND)
     assert found.values.keys() == {"aAcc", "yes_ratio", "unclear"}  # the others are of groups
+    rows = results.samples["hallusion_bench"]
+    for metric, sets in (("fAcc", 5), ("qAcc", 2)):  # figures, sets
+        (_, right), labels = regression.of_groups(metric, rows, rows)
+        assert right.mean() == pytest.approx(HALLUSION_BY_HAND[metric])
+        assert len(set(labels)) == sets
     order = [row["arguments"][0][0][7:9] for row in results.samples["hallusion_bench"]]
     assert order in (["VD"] * 4 + ["VS"] * 6, ["VS"] * 6 + ["VD"] * 4)  # sets stay together
     assert len({row["arguments"][0][0][7:9] for row in cut.samples["hallusion_bench"]}) == 1
@@ -729,3 +747,104 @@ def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
     assert values.mean() == pytest.approx(ratio(pairs))
     drawn = [ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]
     assert values.std() / 20 == pytest.approx(np.std(drawn), rel=0.1)
+
+
+def groups_answered(right):
+    """Results of a task whose ``all`` counts sets: a row is (set, question, image, right)."""
+    rows: list[dict[str, Any]] = [
+        {
+            "doc_id": at,
+            "images": [image],
+            "filter": "none",
+            "metrics": {"all": [f"{of} {question}", bool(told)]},
+        }
+        for at, (of, question, image, told) in enumerate(right)
+    ]
+    groups: dict[str, bool] = {}
+    for row in rows:
+        group, told = row["metrics"]["all"]
+        groups[group] = groups.get(group, True) and told
+    figure = sum(groups.values()) / len(groups)
+    return lm_eval.Results(
+        {"results": {"t": {"all,none": figure}}, "datasets": {"t": {"shown": ""}}}, {"t": rows}
+    )
+
+
+def test_groups_that_are_all_right_change_by_set_with_an_interval_and_a_test(params_with):
+    """Two questions of each of 40 sets, each asked of two figures. 12 sets are newly right."""
+    p = params_with(**{"evaluate.resamples": 2000, "evaluate.seed": 0})
+    asked = [
+        (of, question, f"image {of} {figure}", figure)
+        for of in range(40)
+        for question in range(2)
+        for figure in range(2)
+    ]
+    before = groups_answered([(*row[:3], row[3] == 0) for row in asked])  # one figure wrong
+    after = groups_answered([(*row[:3], row[3] == 0 or row[0] < 12) for row in asked])
+    found = regression.comparison(before, after, p.evaluate)
+    (base, tuned, change, low, high, gained, lost) = (
+        found[f"lm_eval/t/all/{what}"]
+        for what in ("base", "tuned", "change", "change_low", "change_high", "gained", "lost")
+    )
+    assert (base, tuned, change, gained, lost) == (0, 0.3, 0.3, 24, 0)
+    # Of a share of 40 sets, not of 80 questions: both questions of a set change together.
+    spread = (0.3 * 0.7 / 40) ** 0.5
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
+def test_groups_that_share_an_image_are_resampled_together():
+    def row(group, image):
+        return {"doc_id": 0, "images": [image], "metrics": {"all": [group, True]}}
+
+    rows = [row("a", "1"), row("b", "2"), row("c", "3"), row("b", "1"), row("d", "4")]
+    rows += [row("c", "5"), row("d", "2")]  # a, b and d are joined, c is not
+    (before, after), labels = regression.of_groups("all", rows, rows)
+    assert before.tolist() == after.tolist() == [1.0] * 4
+    assert labels[0] == labels[1] == labels[3] != labels[2]
+    assert regression.of_groups("other", rows, rows)[1] == []
+
+
+def test_f1s_change_has_the_interval_of_resampling_f1_itself(params_with, amber):
+    """AMBER's, of 60 images with several questions each: the linear parts against the ratio."""
+    import numpy as np
+
+    p = params_with(**{"evaluate.resamples": 2000, "evaluate.seed": 0})
+    random = np.random.default_rng(1)
+    asked = [
+        (image, {"answer": str(truth), "dimension": "existence"})
+        for image in range(60)
+        for truth in random.choice(["yes", "no"], size=random.integers(4, 16))
+    ]
+
+    def answered(share):
+        rows: list[dict[str, Any]] = []
+        for at, (image, doc) in enumerate(asked):
+            other = "no" if doc["answer"] == "yes" else "yes"
+            said = doc["answer"] if random.random() < share else other
+            f1 = list(amber.judged(doc, [said])["f1"])
+            rows.append(
+                {"doc_id": at, "images": [str(image)], "filter": "none", "metrics": {"f1": f1}}
+            )
+        figure = ratio([row["metrics"]["f1"] for row in rows])
+        return lm_eval.Results(
+            {"results": {"t": {"f1,none": figure}}, "datasets": {"t": {"shown": ""}}}, {"t": rows}
+        )
+
+    before, after = answered(0.6), answered(0.75)
+    found = regression.comparison(before, after, p.evaluate)
+    parts = [
+        np.array(
+            [
+                np.sum([r["metrics"]["f1"] for r in of.samples["t"] if r["images"] == [str(i)]], 0)
+                for i in range(60)
+            ]
+        )
+        for of in (before, after)
+    ]
+    drawn = []
+    for _ in range(2000):
+        images = random.integers(0, 60, 60)
+        old, new = (part[images].sum(axis=0) for part in parts)
+        drawn.append(new[0] / new[1] - old[0] / old[1])
+    ends = (found["lm_eval/t/f1/change_low"], found["lm_eval/t/f1/change_high"])
+    assert ends == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist(), abs=0.008)

@@ -3,7 +3,7 @@
 The keys ``lm_eval/<task>/<metric>/<what>`` of ``results/metrics.json`` are written and read here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 from stages.core.errors import UserError
 from stages.evaluation import statistics
 from stages.evaluation.paired import Bootstrap, Change, changes
+from stages.evaluation.statistics import Floats
 from stages.probing import lm_eval
 
 PREFIX = "lm_eval"
@@ -55,7 +56,8 @@ def task_changes(
 
     A metric that is a mean over documents, of at least ``statistics.FEW_GROUPS`` different images,
     has an interval, from a bootstrap of images of the paired differences; where its values are
-    right or wrong, there is McNemar's test too.
+    right or wrong, there is McNemar's test too. So has the share of groups of which every document
+    is right (``of_groups``).
 
     Tasks that the two did not answer the same documents of are left out.
     """
@@ -80,6 +82,14 @@ def task_changes(
         paired = changes(
             columns, new.clusters, settings, tested=right_or_wrong, fewest=statistics.FEW_GROUPS
         )
+        for metric in new.metrics.keys() - columns.keys():
+            samples = [
+                [row for part in new.parts for row in results.samples.get(part, [])]
+                for results in (before, after)
+            ]
+            grouped, together = of_groups(metric, *samples)
+            if len(set(together)) >= statistics.FEW_GROUPS:
+                paired |= changes({metric: grouped}, together, settings, tested=[metric])
         for metric in sorted(new.metrics.keys() & old.metrics.keys()):
             told = (old.metrics[metric], new.metrics[metric])
             plain = Change(*told, told[1] - told[0])
@@ -92,6 +102,39 @@ def task_changes(
             better = new.higher_is_better.get(metric)
             found.append(TaskChange(task, metric, change, better, new.documents))
     return found
+
+
+def of_groups(
+    metric: str,
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+) -> tuple[tuple[Floats, Floats], list[str]]:
+    """Groups of documents that are right where each of them is, as HallusionBench's figures and
+    questions: 0 or 1 before and after, of shape (groups,) each, and labels to resample them by.
+
+    A document's value of such a metric is its group and whether it is right. Groups that share an
+    image, directly or through others, have one label: a figure of HallusionBench is an image, a
+    question is asked of all figures of its set. Nothing where the metric is another kind.
+    """
+    right: tuple[dict[str, bool], ...] = ({}, {})
+    for rows, found in zip((before, after), right, strict=True):
+        for value in (row["metrics"].get(metric) for row in rows):
+            match value:
+                case [str(group), bool(one)]:
+                    found[group] = found.get(group, True) and one
+                case _:
+                    return (np.empty(0), np.empty(0)), []
+    shown: dict[str, set[str]] = {}
+    for row in after:
+        image = " ".join(row["images"]) or str(row["doc_id"])
+        shown.setdefault(row["metrics"][metric][0], set()).add(image)
+    label: dict[str, str] = {}
+    for seen in shown.values():
+        joined = {label.get(image, image) for image in seen}
+        label |= dict.fromkeys(seen, min(joined))
+        label |= {image: min(joined) for image, old in label.items() if old in joined}
+    values = tuple(np.array([float(found[group]) for group in shown]) for found in right)
+    return (values[0], values[1]), [label[min(seen)] for seen in shown.values()]
 
 
 def different_documents(before: lm_eval.Results, after: lm_eval.Results) -> list[str]:

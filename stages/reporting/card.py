@@ -44,7 +44,17 @@ NO_REFERENCE = (
     "This loss uses no reference; the win rate and reward margin below compare with the base all "
     "the same, on DPO's scale."
 )
+
 DEMO_BASE = Path("demo/model")  # made by demo/make_base.py, with the habits that DPO takes away
+
+
+def other_once_merged(bits: int) -> str:
+    """What ``make export`` makes of an adapter whose base was quantised."""
+    return (
+        f"The adapter was trained and measured on the base in {bits} bits. make export merges it "
+        "into the unquantised base, since there is no exact merge into quantised weights: that is "
+        "another model than the one measured here, and nobody has measured it."
+    )
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,7 @@ def render(
         "capitalized": capitalized,
         "cell": cell,
     }
+    bits = p.model.quantization_bit
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         metadata=f"---\n{_metadata(p, metrics, data, model, adapter, family, licence)}\n---",
         # One by one and here, because the contract tests look for what is read in this file.
@@ -139,7 +150,7 @@ def render(
             "loss": p.train.loss,
             "gpus": p.train.gpus * p.train.nodes,
             "template": p.model.template,
-            "bits": p.model.quantization_bit,
+            "once_merged": bits and other_once_merged(bits),
             "image_min_pixels": p.format.image_min_pixels,
             "image_max_pixels": p.format.image_max_pixels,
             "cutoff_len": p.format.cutoff_len,

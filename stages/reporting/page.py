@@ -234,8 +234,8 @@ def method(inputs: Inputs) -> list[tuple[str, str]]:
         tuning += f", rank {training['lora_rank']}"
     if inputs.adapter_parameters:
         tuning += f", {inputs.adapter_parameters:,} trained parameters"
-    if training.get("quantization_bit"):
-        tuning += f", base in {training['quantization_bit']} bits"
+    if bits := training.get("quantization_bit"):
+        tuning += f", base in {bits} bits"
     extra = training.get("pref_ftx")
     words, _ = card.METHODS.get(str(training.get("pref_loss")), ("", ""))
     loss = f"{training.get('pref_loss', DASH)}, beta {training.get('pref_beta', DASH)}"
@@ -264,6 +264,7 @@ def method(inputs: Inputs) -> list[tuple[str, str]]:
             ("Loss", loss),
             ("Reference", reference),
             ("Adapter", tuning),
+            ("Once merged", card.other_once_merged(bits) if bits else ""),
             ("Training", ", ".join(part for part in schedule if part)),
             ("Forward pass", forward_pass(inputs.first_batch)),
             ("Test", tested),

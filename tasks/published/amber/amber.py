@@ -5,10 +5,11 @@ repository. Differences from AMBER's script, which asks two language models that
 
 * Its second look at a word is off: by spaCy's vectors (``en_core_web_lg``, similarity above 0.8) a
   word that is on no list of the image may be near to one that is. It only excuses words or counts
-  more objects as named: CHAIR and Hal here are at least what they are with it, Cover and Cog at
-  most.
+  more objects as named.
 * It takes nouns only, by nltk's tagger. Here a word of the lists counts in any role, but for "can"
   and "hot".
+
+``benchmarks/amber.py`` measures what both change, on published answers.
 """
 
 import base64
