@@ -146,6 +146,8 @@ def run(session: str) -> Iterator[tuple[str, str, float, float]]:
     with tempfile.TemporaryDirectory() as folder, serve([], writer=TOKEN, made={}) as hub:
         place = Path(folder).resolve()
         clone = cloned(place)
+        if session != "start":
+            call("dvc", "pull", "-q", folder=clone)
         variables = {
             "URL": str(place / "origin.git"),
             "PORT": str(free_port()),
@@ -187,7 +189,6 @@ def cloned(place: Path) -> Path:
     found = re.search(r"(?m)^UV := (.+)$", (clone / "Makefile").read_text(encoding="utf-8"))
     assert found
     (venv / "made-in.txt").write_text(f"{clone} uv {found[1]}\n", encoding="utf-8")
-    call("dvc", "pull", "-q", folder=clone)
     return clone
 
 
@@ -210,6 +211,8 @@ def transcript(lines: Sequence[str], folder: Path, variables: Mapping[str, str])
 
 
 SETTLED = (
+    (r"(?m)^(\n.*\d+%\|.*\n|.*\d+%\|.*\n)+", ""),  # progress bars
+    (r"(?m)^(\[transformers\]|WARNING:|\d{4}[-/].* (INFO|WARNING)\b).*\n", ""),  # packages' own notes
     (r"\b[0-9a-f]{40}\b|\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{7,12}\b", "COMMIT"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?", "DATE"),
     (r"\b(\d+ h )?\d+ min( \d\d s)?\b|\b\d+(\.\d+)? s\b", "TIME"),
