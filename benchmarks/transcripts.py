@@ -3,10 +3,10 @@
     python -m benchmarks.transcripts                  # all sessions
     python -m benchmarks.transcripts start release    # these
 
-In: the commit and the edits of this checkout, and DVC's cache with what dvc.lock names. Each session
-runs in a clone of its own in a temporary folder, with a local DVC remote, a bare Git repository as
-``origin``, and for ``publish`` the tests' server in place of the Hub. Nothing here changes but the
-document. ``settled`` is what differs between two runs and is left out; tests/test_transcripts.py
+In: the commit and the edits of this checkout, and DVC's cache with what dvc.lock names. Each
+session runs in a clone of its own in a temporary folder, with a local DVC remote, a bare Git
+repository as ``origin``, and for ``publish`` the tests' server in place of the Hub. Nothing here
+changes but the document. ``settled`` is what differs between two runs and is left out; tests/test_transcripts.py
 runs the sessions that ``HELD`` names again and compares.
 """
 
@@ -34,7 +34,8 @@ from dvc.api import DVCFileSystem
 from mlflow import MlflowClient
 version = MlflowClient().get_model_version_by_alias("preference-tuning", "champion")
 print(version.version, version.tags["dvc.path"])
-DVCFileSystem(rev=version.tags["git.commit"]).get(version.tags["dvc.path"], "champion", recursive=True)
+files = DVCFileSystem(rev=version.tags["git.commit"])
+files.get(version.tags["dvc.path"], "champion", recursive=True)
 END"""
 ASKED = "data/pairs/images/0c29d6f70a2462f2bfd3d34f7c025cc5.jpg"
 CURL = (
@@ -109,7 +110,7 @@ SESSIONS: dict[str, dict[str, Sequence[str]]] = {
         ],
         "restore": ["git stash -q", "python -m stages.restore beta-02"],
         "alias": [
-            "git commit -qam 'Beta 0.2' && dvc push -q",
+            "dvc repro -q report && git commit -qam 'Beta 0.2' && dvc push -q",
             "make release VERSION=v1.0.0 | grep MLflow",
             PYTHON_OF_ALIAS,
             "cmp champion/adapter_model.safetensors models/adapter/adapter_model.safetensors",
@@ -118,7 +119,7 @@ SESSIONS: dict[str, dict[str, Sequence[str]]] = {
     "seeds": {
         "sweep": ["make sweep SET='train.beta=0.05 train.num_train_epochs=0.1' NAME=short"],
         "seeds": ["make seeds N=2 SET=train.num_train_epochs=0.1 NAME=luck"],
-        "compare-seeds": ["python -m stages.compare --seeds luck-1"],
+        "compare-seeds": ["python -m stages.compare --seeds luck-num_train_epochs-0.1-seed-1"],
     },
 }
 HELD = ("start", "release", "model")  # the others train, or open a page
@@ -197,6 +198,14 @@ def cloned(place: Path) -> Path:
     return clone
 
 
+def cached() -> bool:
+    """Whether DVC's cache has the adapter that dvc.lock names, and so the other outputs."""
+    lock = (ROOT / "dvc.lock").read_text(encoding="utf-8")
+    found = re.search(r"path: models/adapter\n\s+hash: md5\n\s+md5: (\S+)", lock)
+    cache = Path(call("dvc", "cache", "dir", folder=ROOT).strip())
+    return bool(found and (cache / "files" / "md5" / found[1][:2] / found[1][2:]).exists())
+
+
 def transcript(lines: Sequence[str], folder: Path, variables: Mapping[str, str]) -> str:
     """Each line after a ``$``, and below it all that it printed."""
     script = "set -m\n" + "".join(
@@ -217,7 +226,10 @@ def transcript(lines: Sequence[str], folder: Path, variables: Mapping[str, str])
 
 SETTLED = (
     (r"(?m)^(\n.*\d+%\|.*\n|.*\d+%\|.*\n)+", ""),  # progress bars
-    (r"(?m)^(\[transformers\]|Failed to load CPU gemm|WARNING:|\d{4}[-/].* (INFO|WARNING)\b).*\n", ""),  # packages' own notes
+    (  # packages' own notes
+        r"(?m)^(\[transformers\]|Failed to load CPU gemm|WARNING:|\d{4}[-/].* (INFO|WARNING)\b).*\n",
+        "",
+    ),
     (r"\b[0-9a-f]{40}\b|\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{7,12}\b", "COMMIT"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?", "DATE"),
     (r"\b(\d+ h )?\d+ min( \d\d s)?\b|\b\d+(\.\d+)? s\b", "TIME"),
