@@ -6,8 +6,8 @@
 In: the commit and the edits of this checkout, and DVC's cache with what dvc.lock names. Each
 session runs in a clone of its own in a temporary folder, with a local DVC remote, a bare Git
 repository as ``origin``, and for ``publish`` the tests' server in place of the Hub. Nothing here
-changes but the document. ``settled`` is what differs between two runs and is left out; tests/test_transcripts.py
-runs the sessions that ``HELD`` names again and compares.
+changes but the document. ``settled`` replaces what differs between two runs.
+tests/test_transcripts.py runs the sessions that ``HELD`` names again and compares.
 """
 
 import os
@@ -227,7 +227,8 @@ def transcript(lines: Sequence[str], folder: Path, variables: Mapping[str, str])
 SETTLED = (
     (r"(?m)^(\n.*\d+%\|.*\n|.*\d+%\|.*\n)+", ""),  # progress bars
     (  # packages' own notes
-        r"(?m)^(\[transformers\]|Failed to load CPU gemm|WARNING:|\d{4}[-/].* (INFO|WARNING)\b).*\n",
+        r"(?m)^(\[transformers\]|Failed to load CPU gemm|WARNING:|"
+        r"\d{4}[-/].* (INFO|WARNING)\b).*\n",
         "",
     ),
     (r"\b[0-9a-f]{40}\b|\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{7,12}\b", "COMMIT"),
