@@ -131,7 +131,7 @@ def main() -> None:
         took = []
         for name, text, seconds, size in run(session):
             rewrite(name, f"```\n{text}```\n")
-            took.append(f"| {session}: {name} | {seconds:.0f} s | {size:.1f} MB |\n")
+            took.append(f"| {session}: {name} | {seconds:.0f} s | {size:z.1f} MB |\n")
             print(f"{session}: {name}: {seconds:.0f} s", flush=True)
         old = between_markers(DOCUMENT.read_text(encoding="utf-8"), "costs of sessions")
         kept = [row + "\n" for row in old.splitlines() if not row.startswith(f"| {session}: ")]
