@@ -38,7 +38,7 @@ def main(
     off = statement.differences(stored, statement.make())
     if off:
         print("\n".join(off))
-        raise UserError(f"{len(off)} things are not as {file} says; they are listed above")
+        raise UserError(f"not as {file} says: {len(off)}, listed above")
     subjects = len(stored["subject"])
     materials = len(stored["predicate"]["buildDefinition"]["resolvedDependencies"])
     print(f"all as it says: {subjects} files that were made, {materials} materials")

@@ -197,7 +197,7 @@ def test_the_command_says_so_and_fails(project, capsys):
     certificate.main()
     assert "all as it says: 4 files that were made" in capsys.readouterr().out
     (project / "reports/report.html").write_text("<q>")
-    with pytest.raises(UserError, match=r"1 things are not as reports/certificate\.json says"):
+    with pytest.raises(UserError, match=r"not as reports/certificate\.json says: 1, listed above"):
         certificate.main()
     assert "reports/report.html: other content" in capsys.readouterr().out
 
