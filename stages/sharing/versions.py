@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
+from stages.core.text import listed
 from stages.evaluation import regression
 from stages.reporting import comparison, verdicts
 from stages.sharing.places import Places
@@ -76,18 +77,18 @@ def unready() -> Iterator[str]:
 
     changed = [line[3:] for line in git(Path(), "status", "--porcelain").splitlines()]
     if changed:
-        yield f"changes are not committed: {listed(changed)}"
+        yield f"changes are not committed: {listed(changed, LISTED, longest=200)}"
     logging.getLogger("dvc").setLevel(logging.ERROR)  # what it warns of is said below
     with Repo() as repo:
         if stale := sorted(repo.status()):
-            yield f"dvc.lock is not current: {listed(stale)} would run again (`dvc repro`)"
+            yield f"dvc.lock is not current: {listed(stale, LISTED)} would run again (`dvc repro`)"
         try:
             missing = unpushed(repo)
         except NoRemoteError:
             yield "no DVC remote has the outputs (`dvc remote add -d storage …`, `dvc push`)"
         else:
             if missing:
-                yield f"the DVC remote lacks {listed(missing)} (`dvc push`)"
+                yield f"the DVC remote lacks {listed(missing, LISTED, longest=200)} (`dvc push`)"
 
 
 def unpushed(repo: Any) -> list[str]:
@@ -134,8 +135,3 @@ def undefensible(at: Places, before: str | None) -> Iterator[str]:
                 change.difference, change.low, change.high
             )
             yield f"its win rate is not clearly above that of {before}: {difference}"
-
-
-def listed(names: list[str]) -> str:
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

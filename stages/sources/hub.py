@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
+from stages.core.text import listed
 from stages.ingest import suffixes
 from stages.ingest.named import key, shown
 from stages.sources import check, manifest, web_images
@@ -161,9 +162,8 @@ def _select(
     ]
     left_out = sorted({file.path for file in matching} - {file.path for file in safe})
     if left_out:
-        listed = ", ".join(left_out[:20])
-        listed += f" and {len(left_out) - 20:,} more" if left_out[20:] else ""
-        print(f"{name}: left out, because they can run code when loaded: {listed}")
+        those = listed(left_out, longest=200)
+        print(f"{name}: left out, because they can run code when loaded: {those}")
     return safe
 
 

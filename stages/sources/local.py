@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
-from stages.core.text import readable
+from stages.core.text import listed, readable
 from stages.ingest import suffixes
 from stages.sources import addresses, check, manifest, web_images
 from stages.sources.kind import Kind
@@ -177,8 +177,8 @@ def _with_rows(root: Path, tables: list[str]) -> list[str]:
     without = [name for name in tables if holds_no_rows(root / name)]
     if not without or len(without) == len(tables):
         return tables
-    listed = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if without[5:] else "")
-    print(f"left out, because they are one JSON object and not rows: {listed}")
+    names = listed(without, 5, longest=200)
+    print(f"left out, because they are one JSON object and not rows: {names}")
     return [name for name in tables if name not in without]
 
 
