@@ -207,6 +207,12 @@ def test_a_webdataset_takes_several_images_and_text_members(folder):
     assert (record.images, record.question) == ((b"one", b"two"), "What?")
 
 
+def test_a_webdataset_that_was_packed_from_inside_its_folder_has_rows(folder):
+    rows = {"a.jpg": b"one", "a.json": json.dumps(ROWS[0]).encode()}
+    (folder / "a.tar").write_bytes(tar({f"./{name}": data for name, data in rows.items()}))
+    assert [record.images for record in read(folder)] == [(b"one",)]
+
+
 def test_links_and_devices_in_a_tar_are_not_followed(folder):
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:

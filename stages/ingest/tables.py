@@ -18,7 +18,7 @@ from stages.dataset.pairs import Record
 from stages.ingest import formats, layouts, pictures, suffixes
 from stages.ingest.formats import Row, Table
 from stages.ingest.layouts import Fields, Layout, Odd, Unreadable
-from stages.ingest.suffixes import NOT_DATA, SUFFIXES, ending, published_split
+from stages.ingest.suffixes import NOT_DATA, SUFFIXES, ending, is_hidden, published_split
 
 _SAMPLE = 100  # first rows of a file that tell an odd column from an odd cell
 _WITH_HEADER = (".parquet", ".arrow", ".csv", ".tsv")  # their columns are known without reading on
@@ -46,13 +46,12 @@ def files(raw: Path) -> list[Path]:
 
 
 def _is_data(path: Path, raw: Path) -> bool:
-    parts = path.relative_to(raw).parts
     # The datasets library keeps what it has computed in cache-….arrow next to the data.
     cached = path.name.startswith(("cache-", "indices")) and path.suffix == ".arrow"
     return (
         ending(path.name) != ""
         and path.name not in NOT_DATA
-        and not any(part.startswith((".", "__MACOSX")) for part in parts)
+        and not is_hidden(path.relative_to(raw).as_posix())
         and not cached
         and path.is_file()
     )

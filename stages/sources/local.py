@@ -14,11 +14,12 @@ from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import listed, readable
 from stages.ingest import suffixes
+from stages.ingest.suffixes import is_hidden
 from stages.sources import addresses, check, manifest, web_images
 from stages.sources.kind import Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, Source
 from stages.sources.mentions import files_named_in, holds_no_rows
-from stages.sources.names import IMAGES, is_hidden, is_permitted, matches, suffix
+from stages.sources.names import IMAGES, is_permitted, matches, suffix
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # all that a base model needs
 _A_TABLE = "a parquet, arrow, JSON, JSONL, CSV, TSV or tar file"
