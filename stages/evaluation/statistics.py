@@ -467,34 +467,28 @@ def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthC
 
 
 def _rate_at_0(margins: Floats, lengths: Floats) -> float:
-    """sigmoid(a) of the logistic fit in ``length_control``, by Newton's method on the log
-    posterior.
-    """
+    """sigmoid(a) of the logistic fit in ``length_control``: where the log posterior is highest."""
+    from scipy.optimize import minimize
     from scipy.special import expit
 
     scale = np.sqrt(np.square(lengths / max(1.0, np.abs(lengths).max())).mean())
     scale *= max(1.0, np.abs(lengths).max())  # two steps, so that no square overflows
     inputs = np.stack([np.ones_like(lengths), lengths / scale if scale > 0 else lengths], axis=1)
-    target, coefficients, prior = outcomes(margins), np.zeros(2), 1 / 10**2
+    target, prior = outcomes(margins), 1 / 10**2
 
     def loss(at: Floats) -> float:
         logits = inputs @ at
         return float((np.logaddexp(0, logits) - target * logits).sum() + prior / 2 * at @ at)
 
-    for _ in range(100):
-        chances = expit(inputs @ coefficients)
-        slope = inputs.T @ (target - chances) - prior * coefficients
-        curvature = (inputs.T * (chances * (1 - chances))) @ inputs + prior * np.eye(2)
-        step = np.linalg.solve(curvature, slope)
-        size = (
-            1.0  # halved until the loss falls: a full Newton step overshoots far from the optimum
-        )
-        while size > 1e-9 and loss(coefficients + size * step) > loss(coefficients):
-            size /= 2
-        coefficients = coefficients + size * step
-        if np.abs(size * step).max() < 1e-10:
-            break
-    return float(expit(coefficients[0]))
+    def slope(at: Floats) -> Floats:
+        return inputs.T @ (expit(inputs @ at) - target) + prior * at
+
+    def curvature(at: Floats) -> Floats:
+        chances = expit(inputs @ at)
+        return (inputs.T * (chances * (1 - chances))) @ inputs + prior * np.eye(2)
+
+    exact = {"method": "trust-exact", "options": {"gtol": 1e-9}}
+    return float(expit(minimize(loss, np.zeros(2), jac=slope, hess=curvature, **exact).x[0]))
 
 
 def _columns(**columns: ArrayLike) -> list[Floats]:
