@@ -139,21 +139,21 @@ def per_token(logps: ArrayLike, tokens: ArrayLike) -> Floats:
 def preference_margin(
     chosen_logps: ArrayLike,
     rejected_logps: ArrayLike,
-    chosen_tokens: ArrayLike | None = None,
-    rejected_tokens: ArrayLike | None = None,
+    chosen_tokens: ArrayLike,
+    rejected_tokens: ArrayLike,
 ) -> Floats:
-    """log π(chosen) - log π(rejected), shape (n,), of one model without a reference.
+    """log π(chosen) - log π(rejected) per token, shape (n,), of one model without a reference.
 
-    With token counts both are means per token, which takes away most of the sum's bias to short
-    answers. ``win_rate`` of it is that model's preference accuracy.
+    Means per token take away most of the sum's bias to short answers. ``win_rate`` of it is that
+    model's preference accuracy.
     """
-    if (chosen_tokens is None) != (rejected_tokens is None):
-        raise ValueError("chosen_tokens and rejected_tokens go together: give both or neither")
-    chosen, rejected = _columns(chosen_logps=chosen_logps, rejected_logps=rejected_logps)
-    if chosen_tokens is None or rejected_tokens is None:
-        return chosen - rejected
-    _columns(chosen_logps=chosen, chosen_tokens=chosen_tokens, rejected_tokens=rejected_tokens)
-    return per_token(chosen, chosen_tokens) - per_token(rejected, rejected_tokens)
+    _columns(
+        chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
+        chosen_tokens=chosen_tokens,
+        rejected_tokens=rejected_tokens,
+    )
+    return per_token(chosen_logps, chosen_tokens) - per_token(rejected_logps, rejected_tokens)
 
 
 # rates
