@@ -24,7 +24,7 @@ from stages.core import command
 from stages.core.errors import UserError
 from stages.core.text import readable, shown
 from stages.dataset.pairs import Record
-from stages.ingest import refusals, tables
+from stages.ingest import counts, refusals, tables
 from stages.parameters import params
 from stages.sources import manifest
 from stages.sources.easyvqa import EasyVqaSource
@@ -57,7 +57,7 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
             settings.preprocess,
         )
         _print_outcome(counted, folder)
-        preprocess.refuse_if_useless(counted, folder, settings.preprocess)
+        counts.check(counted, folder, settings.preprocess)
     print("nothing found that would stop the run")
 
 
