@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,8 @@ def check_against(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name
             )
         if "moe" not in str(config.get("model_type")):  # there, layers may differ
             _refuse_odd_layer(found, key, name)
-    for needed in _needed(config):
+    untied = ("lm_head.weight",) if config.get("tie_word_embeddings") is False else ()
+    for needed in ("embed_tokens.weight", "visual.patch_embed.proj.weight", *untied):
         if not any(f".{tensor}".endswith(f".{needed}") for tensor in tensors):
             raise UserError(f"{name}: the weights have no {needed}; get all files of one revision")
     for tensor, about in tensors.items():
@@ -124,12 +125,6 @@ def check_against(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name
                 f"{name}: {tensor} has the shape {about.shape}, and config.json says vocab_size "
                 f"and hidden_size {wanted}; get both of one revision"
             )
-
-
-def _needed(config: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("embed_tokens.weight", "visual.patch_embed.proj.weight")
-    if config.get("tie_word_embeddings") is False:
-        yield "lm_head.weight"
 
 
 def _refuse_odd_layer(found: Mapping[int, Mapping[str, Any]], key: str, name: str) -> None:
