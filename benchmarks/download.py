@@ -32,7 +32,8 @@ OURS = """
 import sys
 from pathlib import Path
 from stages.sources import hub
-hub.fetch("owner/data", "main", ["*"], Path(sys.argv[1]), repo_type="dataset")
+source = hub.HubData(kind="hub", repo="owner/data", revision="main", files=["*"])
+hub.fetch_data(source, Path(sys.argv[1]))
 """
 THEIRS = """
 import sys

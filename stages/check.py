@@ -10,6 +10,7 @@ and says what would help.
 """
 
 import itertools
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ from stages.core import command
 from stages.core.errors import UserError
 from stages.core.text import readable, shown
 from stages.dataset.pairs import Record
-from stages.ingest import refusals, tables
+from stages.ingest import counts, refusals, tables
 from stages.parameters import params
 from stages.sources import manifest
 from stages.sources.easyvqa import EasyVqaSource
@@ -56,7 +57,7 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
             settings.preprocess,
         )
         _print_outcome(counted, folder)
-        preprocess.refuse_if_useless(counted, folder, settings.preprocess)
+        counts.check(counted, folder, settings.preprocess)
     print("nothing found that would stop the run")
 
 
@@ -139,7 +140,7 @@ def _print_outcome(counted: dict[str, Any], folder: Path) -> None:
             for size in zip(row["widths"], row["heights"], strict=True)
         ]
         if sides:
-            small, large = min(sides, key=_area), max(sides, key=_area)
+            small, large = min(sides, key=math.prod), max(sides, key=math.prod)
             many = f"{counted['unique_images']:,} distinct images"
             print(f"{many}, {small[0]}x{small[1]} to {large[0]}x{large[1]} pixels as kept")
         for field in ("question", "chosen", "rejected"):
@@ -152,10 +153,6 @@ def _print_outcome(counted: dict[str, Any], folder: Path) -> None:
                 print(f"{field}: {', '.join(f'{shown(name, 40)} ({n:,})' for name, n in labels)}")
     splits = counted["pairs_by_split"].items()
     print("splits of these rows: " + ", ".join(f"{name} {number:,}" for name, number in splits))
-
-
-def _area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ one than was evaluated; the folder's README says so.
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from stages.core import command
 from stages.core.errors import UserError
 from stages.core.text import readable
 from stages.dataset import formatted
+from stages.ingest import output
 from stages.model import scoring
 from stages.parameters import params
 from stages.parameters.params import Params
@@ -54,21 +54,10 @@ def main(out: Path = OUT) -> None:
         update={"model": p.model.model_copy(update={"quantization_bit": None})}
     )
     pairs = formatted.sample(formatted.read(at.formatted_data, "test"), SAMPLE)
-    part = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with output.all_or_nothing(out) as part:
         merge(p, at.model, at.adapter, part)
         facts = check(unquantized, at, pairs, part)
         (part / "README.md").write_text(readme(p, at.model, at.adapter, facts), encoding="utf-8")
-        old = out.with_name(f".{out.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.rename(old)
-        part.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.iterdir())
     print("\n".join([*facts, f"{out}: {readable(size)}"]))
 

@@ -14,7 +14,7 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,13 +185,6 @@ def summary(
     splits = list(splits)
     used = Counter(split for split, ok in zip(splits, kept, strict=True) if ok)
     cut = Counter(split for split, ok in zip(splits, kept, strict=True) if not ok)
-    measures: dict[str, Callable[[Lengths], int]] = {
-        "image": lambda length: length.image,
-        "prompt": lambda length: length.prompt,
-        "chosen": lambda length: length.chosen,
-        "rejected": lambda length: length.rejected,
-        "longest": lambda length: length.longest,
-    }
     return {
         "pairs_in": len(counted),
         "pairs_kept": sum(kept),
@@ -202,10 +195,10 @@ def summary(
         **({"altered": altered_in_words(changed, len(counted))} if len(changed) > FEW else {}),
         "tokens": {
             name: {
-                label: int(np.percentile([measure(c) for c in counted], q, method="higher"))
+                label: int(np.percentile([getattr(c, name) for c in counted], q, method="higher"))
                 for label, q in QUANTILES.items()
             }
-            for name, measure in measures.items()
+            for name in ("image", "prompt", "chosen", "rejected", "longest")
         },
     }
 
@@ -213,12 +206,10 @@ def summary(
 def write_quantiles(path: Path, counted: Sequence[Lengths]) -> None:
     """Token lengths of the kept pairs at each percentile, for the plot."""
     percentiles = np.arange(0, 101)
-    columns = {
-        "prompt": [length.prompt for length in counted],
-        "chosen": [length.chosen for length in counted],
-        "rejected": [length.rejected for length in counted],
+    curves = {
+        name: np.percentile([getattr(c, name) for c in counted], percentiles, method="higher")
+        for name in ("prompt", "chosen", "rejected")
     }
-    curves = {name: np.percentile(v, percentiles, method="higher") for name, v in columns.items()}
     frame = pd.DataFrame({"percentile": percentiles} | curves)
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False)

@@ -43,7 +43,7 @@ def main(raw: Path, out: Path, report: Path) -> None:
     with output.all_or_nothing(out) as folder:
         shown = progress(rows, total, "preprocess")
         counted = fill(folder, shown, questions, settings.preprocess)
-        refuse_if_useless(counted, folder, settings.preprocess)
+        counts.check(counted, folder, settings.preprocess)
     output.write_report(counted, report)
 
 
@@ -51,17 +51,11 @@ def fill(
     folder: Path, rows: Iterable[Record], questions: Iterable[Question], chosen: params.Preprocess
 ) -> dict[str, Any]:
     """Write images and tables into an empty folder; gives the counts for the report."""
-    limits = images.Limits(
-        min_side=chosen.min_side,
-        max_pixels=chosen.max_pixels,
-        max_input_pixels=chosen.max_input_pixels,
-        jpeg_quality=chosen.jpeg_quality,
-    )
     split = functools.partial(
         split_of, key=chosen.split_key, validation=chosen.validation, test=chosen.test
     )
     (folder / "images").mkdir()
-    work = functools.partial(images.store, folder=folder / "images", limits=limits)
+    work = functools.partial(images.store, folder=folder / "images", limits=images.limits(chosen))
     with contextlib.closing(Decoder(work, workers=chosen.workers)) as decoder:
         return write_tables(
             rows,
@@ -71,19 +65,6 @@ def fill(
             wanted=refusals.Wanted(**chosen.wanted.model_dump()),
             split=split,
         )
-
-
-def refuse_if_useless(counted: Mapping[str, Any], folder: Path, chosen: params.Preprocess) -> None:
-    """Raise a ``UserError`` where what ``fill`` wrote is not enough to go on with."""
-    counts.check(
-        counted,
-        folder,
-        split=split_of,
-        key=chosen.split_key,
-        validation=chosen.validation,
-        test=chosen.test,
-        max_dropped=chosen.max_dropped,
-    )
 
 
 def source(

@@ -24,7 +24,7 @@ from stages.core.errors import UserError
 from stages.reporting import verdicts
 from stages.sharing import bundle, places, versions
 from stages.tracking import registry, runs
-from stages.tracking.tags import provenance
+from stages.tracking.tags import git, provenance
 
 
 def main(version: str, force: str = "", out: Path = bundle.RELEASES) -> None:
@@ -32,7 +32,7 @@ def main(version: str, force: str = "", out: Path = bundle.RELEASES) -> None:
     before = versions.champion(version)
     metrics_file, made = at.results / "metrics.json", at.adapter / "fingerprint.json"
     places.require(made, metrics_file, at.card, at.page, at.model, at.raw, Path("dvc.lock"))
-    tagged, head = versions.commit_of(version), versions.git("rev-parse", "HEAD")
+    tagged, head = versions.commit_of(version), git(Path(), "rev-parse", "HEAD")
     if tagged and tagged != head:
         raise UserError(
             f"{versions.tag_of(version)} is the commit {tagged[:7]}, not this one; choose a higher "

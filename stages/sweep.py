@@ -33,6 +33,7 @@ from stages.core.errors import UserError
 from stages.core.project import project_root
 from stages.tracking.tags import changed_files, git
 from stages.tuning.process import last_lines
+from stages.verify import cloned
 
 CLONES, LOGS = Path(".dvc/tmp/exps/sweep"), Path("reports/diary/sweep")
 
@@ -197,21 +198,7 @@ def clone(place: int, commit: str) -> Path:
     folder = root / CLONES / str(place)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    local = root / ".dvc/config.local"
-    if _git("clone", "--quiet", "--shared", "--no-checkout", str(root), str(folder)) or _git(
-        "-C", str(folder), "checkout", "--quiet", "--detach", commit
-    ):
-        raise UserError(f"git could not clone the project into {CLONES / str(place)}")
-    if local.is_file():
-        shutil.copyfile(local, folder / ".dvc/config.local")
-    cache = subprocess.run(["dvc", "cache", "dir"], cwd=root, capture_output=True, text=True)
-    subprocess.run(
-        ["dvc", "cache", "dir", "--local", cache.stdout.strip() or str(root / ".dvc/cache")],
-        cwd=folder,
-        capture_output=True,
-        check=False,
-    )
-    return folder
+    return cloned(root, commit, folder)
 
 
 def reset(folder: Path, commit: str) -> None:

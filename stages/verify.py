@@ -28,14 +28,15 @@ from stages.core.errors import UserError, did_you_mean
 from stages.provenance import comparison, lockfile, statement
 from stages.provenance.comparison import DIFFERENT, Compared
 from stages.provenance.lockfile import Ran
+from stages.tracking.tags import git
 
 
 def main(stages: str = "", certificate: Path = statement.CERTIFICATE, key: str = "") -> None:
-    root = Path(git("rev-parse", "--show-toplevel") or "")
-    commit = git("rev-parse", "HEAD")
+    root = Path(git(Path(), "rev-parse", "--show-toplevel"))
+    commit = git(root, "rev-parse", "HEAD")
     if not commit or not (root / ".dvc").is_dir():
         raise UserError("there is no Git repository with DVC here; run from the project's root")
-    if changed := git("status", "--porcelain", "--untracked-files=no"):
+    if changed := git(root, "status", "--porcelain", "--untracked-files=no"):
         uncommitted = ", ".join(line[3:] for line in changed.splitlines())
         print(f"not verified, since not committed: {uncommitted}")
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
@@ -196,12 +197,6 @@ def summary(commit: str, found: Sequence[Compared]) -> str:
         for verdict in (comparison.SAME, comparison.ROUNDING, comparison.DIFFERENT)
     ]
     return f"commit {commit[:12]}, {len(found)} outputs: {', '.join(counts)}"
-
-
-def git(*arguments: str) -> str:
-    """What git prints; nothing where it fails."""
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.rstrip() if done.returncode == 0 else ""
 
 
 def run(words: Sequence[str], folder: Path) -> str:

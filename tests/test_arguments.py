@@ -69,7 +69,8 @@ def test_every_key_of_the_configuration_is_an_argument(params_with):
 
 
 def test_every_bound_is_of_an_argument():
-    assert set(arguments._LOWEST) <= set(arguments.arguments())
+    bounded = {key for keys in arguments.BOUNDS.values() for key in keys}
+    assert bounded <= set(arguments.arguments())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from stages import fetch
 from stages.core.errors import UserError
 from stages.parameters import params
 from stages.sources import download, easyvqa, hub, local, manifest
+from tests.copies import copied_data, copied_model
 from tests.hub_server import (
     COLUMNS,
     PAGE_SIZE,
@@ -62,30 +64,20 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
 
 
+def on_hub(name: str, files: Iterable[str] = ("*",), revision: str = "main") -> hub.HubData:
+    return hub.HubData(kind="hub", repo=name, revision=revision, files=list(files))
+
+
 def fetch_data(repo: Repo, out: Path, revision: str = "main", **options) -> manifest.Source:
     with serve([repo]) as url:
-        return hub.fetch(
-            repo.name,
-            revision,
-            options.pop("files", PATTERNS),
-            out,
-            repo_type="dataset",
-            endpoint=url,
-            **options,
-        )
+        source = on_hub(repo.name, options.pop("files", PATTERNS), revision)
+        return hub.fetch(source, out, repo_type="dataset", endpoint=url, **options)
 
 
 def fetch_model(repo: Repo, out: Path, **options) -> manifest.Source:
     with serve([repo]) as url:
-        return hub.fetch(
-            repo.name,
-            "main",
-            options.pop("files", local.MODEL_FILES),
-            out,
-            repo_type="model",
-            endpoint=url,
-            **options,
-        )
+        source = on_hub(repo.name, options.pop("files", local.MODEL_FILES))
+        return hub.fetch(source, out, repo_type="model", endpoint=url, **options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -256,8 +248,8 @@ def test_a_killed_download_goes_on_in_the_next_process(tmp_path):
     begun = tmp_path / "raw" / ".partial" / announced.partial_name
     code = (
         "from pathlib import Path; from stages.sources import hub;"
-        f"hub.fetch('owner/big', 'main', ['*'], Path({str(tmp_path / 'raw')!r}),"
-        " repo_type='dataset')"
+        "source = hub.HubData(kind='hub', repo='owner/big', revision='main', files=['*']);"
+        f"hub.fetch(source, Path({str(tmp_path / 'raw')!r}), repo_type='dataset')"
     )
     with serve([repo]) as url:
         child = subprocess.Popen(
@@ -336,9 +328,9 @@ def test_each_refusal_is_one_sentence_with_the_fix_and_without_the_token(tmp_pat
         else:
             monkeypatch.delenv("HF_TOKEN", raising=False)
         files = options.get("files", PATTERNS)
-        ask = functools.partial(hub.fetch, name or repo.name, revision, files)
+        source = on_hub(name or repo.name, files, revision)
         with serve([repo]) as url, pytest.raises(UserError) as caught:
-            ask(tmp_path / "raw", repo_type="dataset", endpoint=url)
+            hub.fetch(source, tmp_path / "raw", repo_type="dataset", endpoint=url)
         text = str(caught.value)
         assert TOKEN not in text
         assert "secret" not in text  # the signature in the storage's address
@@ -372,7 +364,7 @@ def test_each_refusal_is_one_sentence_with_the_fix_and_without_the_token(tmp_pat
 def test_no_network_no_answer_and_no_hub_are_told_apart(tmp_path, monkeypatch):
     def message(url: str) -> str:
         with pytest.raises(UserError) as caught:
-            hub.fetch("a/b", "main", ["*"], tmp_path, repo_type="model", endpoint=url)
+            hub.fetch(on_hub("a/b"), tmp_path, repo_type="model", endpoint=url)
         return str(caught.value)
 
     text = message(closed_port().replace("http://", "http://user:secret@"))
@@ -413,9 +405,8 @@ def test_a_server_that_asks_to_be_waited_for_is_and_not_for_long(tmp_path):
     assert "(HTTP 429); wait 7 seconds and run" in fails(repo, tmp_path / "raw")
     with serve([repo]) as url:
         commit = repo.snapshots()["main"][0]
-        ask = functools.partial(
-            hub.fetch, repo.name, commit, PATTERNS, tmp_path / "raw", repo_type="dataset"
-        )
+        source = on_hub(repo.name, PATTERNS, commit)
+        ask = functools.partial(hub.fetch, source, tmp_path / "raw", repo_type="dataset")
         download.look_up(repo.name, commit, "dataset", url)  # kept: what follows is a download
         repo.busy, repo.retry_after = 1, 86_400
         with pytest.raises(UserError, match=r"\(HTTP 429\); wait 86400 seconds"):
@@ -467,7 +458,7 @@ def test_a_hub_that_leads_elsewhere_does_not_take_the_token_along(tmp_path, monk
         answering(here) as url,
         pytest.raises(UserError, match="does not answer as a Hugging Face Hub does"),
     ):
-        hub.fetch("a/b", "main", ["*"], tmp_path, repo_type="model", endpoint=url)
+        hub.fetch(on_hub("a/b"), tmp_path, repo_type="model", endpoint=url)
     assert seen == [f"Bearer {TOKEN}", None]
 
 
@@ -549,7 +540,7 @@ def test_an_incomplete_model_is_refused_naming_what_is_missing(tmp_path, absent,
     with pytest.raises(UserError, match=message):
         fetch_model(Repo("owner/model", files), tmp_path / "base")
     with pytest.raises(UserError, match=message):
-        local.copy_model(tmp_path / "local", tmp_path / "copied")
+        copied_model(tmp_path / "local", tmp_path / "copied")
     assert not (tmp_path / "copied").exists()
 
 
@@ -593,7 +584,7 @@ def test_a_local_json_file_brings_the_images_it_names_and_no_other(tmp_path):
         {"image": "images/absent.jpg"},
     ]
     (here / "pairs.json").write_text(json.dumps(rows))
-    source = local.copy_data(here / "pairs.json", tmp_path / "raw")
+    source = copied_data(here / "pairs.json", tmp_path / "raw")
     assert [file.path for file in source.files] == ["images/a.jpg", "images/b.png", "pairs.json"]
     assert (source.kind, source.repo, source.commit, source.licence) == ("path", None, None, None)
     assert str(tmp_path) not in (tmp_path / "raw" / "SOURCE.json").read_text()
@@ -616,19 +607,19 @@ def test_a_local_folder_brings_its_tables_and_images_and_follows_no_link_out(tmp
     (here / ".git").mkdir()
     for name in ("sub/rows.jsonl", "sub/a.png", "notes.docx", "run.py", ".git/x.json"):
         (here / name).write_bytes(b"{}")
-    source = local.copy_data(here, tmp_path / "raw")
+    source = copied_data(here, tmp_path / "raw")
     assert [file.path for file in source.files] == ["sub/a.png", "sub/rows.jsonl"]
-    assert local.copy_data(here, tmp_path / "raw") == source
+    assert copied_data(here, tmp_path / "raw") == source
     (tmp_path / "secret.json").write_bytes(b"{}")
     (here / "link.json").symlink_to(tmp_path / "secret.json")
     with pytest.raises(UserError, match=r"link\.json is a link that leads out"):
-        local.copy_data(here, tmp_path / "raw")
+        copied_data(here, tmp_path / "raw")
 
 
 def test_local_sources_that_cannot_be_used_are_named(tmp_path):
     def message(path: Path, out: Path = tmp_path / "raw") -> str:
         with pytest.raises(UserError) as caught:
-            local.copy_data(path, out)
+            copied_data(path, out)
         return str(caught.value)
 
     assert "does not exist" in message(tmp_path / "absent")
@@ -646,7 +637,7 @@ def test_a_model_in_the_hugging_face_cache_can_be_named_by_its_snapshot_folder(t
     repo = Repo("owner/model", model_files())
     with serve([repo]) as url:
         path = huggingface_hub.snapshot_download(repo.name, endpoint=url, cache_dir=tmp_path / "c")
-    source = local.copy_model(Path(path), tmp_path / "base")
+    source = copied_model(Path(path), tmp_path / "base")
     assert "model.safetensors" in {file.path for file in source.files}
     assert not any(path.is_symlink() for path in (tmp_path / "base").iterdir())
 
@@ -672,7 +663,7 @@ def test_a_damaged_safetensors_file_is_named(tmp_path, damage):
     with pytest.raises(
         UserError, match=r"model\.safetensors is truncated or not a safetensors file"
     ):
-        local.copy_model(folder, tmp_path / "base")
+        copied_model(folder, tmp_path / "base")
 
 
 def test_easy_vqa_is_copied_from_its_package_as_published(tmp_path):

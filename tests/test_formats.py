@@ -20,7 +20,7 @@ import pytest
 from stages.core.errors import UserError
 from stages.ingest import formats, parquet_pages, tables
 from stages.ingest.suffixes import SUFFIXES, ending
-from stages.sources import local
+from tests.copies import copied_data
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = {name: name for name in ("image", "question", "chosen", "rejected")} | {
@@ -140,7 +140,7 @@ def test_fetch_copies_each_kind_of_file_with_the_images_that_it_names(folder, su
         pack(WRITE[f".{plain}"]([row | {"image": "x.ppm"} for row in ROWS]))
     )
     source = folder if whole_folder else folder / f"rows{suffix}"
-    local.copy_data(source, folder.parent / f"{folder.name}-raw")
+    copied_data(source, folder.parent / f"{folder.name}-raw")
     assert {r.images for r in read(folder.parent / f"{folder.name}-raw")} == {(b"png",)}
 
 
@@ -205,6 +205,12 @@ def test_a_webdataset_takes_several_images_and_text_members(folder):
     (folder / "a.tar").write_bytes(tar(files))
     (record,) = read(folder)
     assert (record.images, record.question) == ((b"one", b"two"), "What?")
+
+
+def test_a_webdataset_that_was_packed_from_inside_its_folder_has_rows(folder):
+    rows = {"a.jpg": b"one", "a.json": json.dumps(ROWS[0]).encode()}
+    (folder / "a.tar").write_bytes(tar({f"./{name}": data for name, data in rows.items()}))
+    assert [record.images for record in read(folder)] == [(b"one",)]
 
 
 def test_links_and_devices_in_a_tar_are_not_followed(folder):

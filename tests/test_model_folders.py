@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.sources import check, local, weights
+from stages.sources import check, weights
 from tests import tiny_models
+from tests.copies import copied_model
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "demo" / "model"
@@ -37,7 +38,7 @@ def refusal(folder):
     out = folder.parent / "base"
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
-        local.copy_model(folder, out)
+        copied_model(folder, out)
     assert time.monotonic() - start < SECONDS
     text = str(caught.value)
     assert "\n" not in text
@@ -62,13 +63,13 @@ def edit(path, **changes):
 
 
 def test_the_demos_model_is_accepted(model, tmp_path):
-    assert local.copy_model(model, tmp_path / "base").files
+    assert copied_model(model, tmp_path / "base").files
 
 
 @pytest.mark.slow
 def test_a_model_laid_out_as_qwen2_5_vl_is_on_the_hub_is_accepted(tmp_path):
     folder = tiny_models.qwen2_5_vl(tmp_path / "tiny")
-    assert local.copy_model(folder, tmp_path / "base").files
+    assert copied_model(folder, tmp_path / "base").files
 
 
 # safetensors headers
@@ -240,7 +241,7 @@ def sharded(folder, change=lambda index: None):
 
 def test_shards_are_accepted_and_one_that_is_missing_or_mixed_up_is_refused(model, tmp_path):
     sharded(model)
-    assert local.copy_model(model, tmp_path / "accepted").files
+    assert copied_model(model, tmp_path / "accepted").files
     first, second = sorted(model.glob("model-*.safetensors"))
     kept = second.read_bytes()
     second.unlink()
@@ -413,7 +414,7 @@ def test_a_tokenizer_in_two_files_is_tried_too(model, tmp_path):
     merges = (" ".join(p) if isinstance(p, list) else p for p in document["model"]["merges"])
     (model / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
     edit(model / "tokenizer_config.json", added_tokens_decoder=added)
-    assert local.copy_model(model, tmp_path / "accepted").files
+    assert copied_model(model, tmp_path / "accepted").files
     del added["6"]
     edit(model / "tokenizer_config.json", added_tokens_decoder=added)
     assert "has no token <|image_pad|>" in refusal(model)
@@ -478,8 +479,8 @@ def test_a_file_with_any_value_changed_is_accepted_or_refused_in_a_sentence(twin
 
 def test_checking_a_model_loads_no_torch(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from stages.sources import local; "
-        f"local.copy_model(Path({str(DEMO)!r}), Path({str(tmp_path / 'base')!r})); "
+        "import sys; from pathlib import Path; from tests.copies import copied_model; "
+        f"copied_model(Path({str(DEMO)!r}), Path({str(tmp_path / 'base')!r})); "
         "print({'torch', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run(

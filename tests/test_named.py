@@ -11,7 +11,8 @@ import pytest
 
 from stages.core.errors import UserError
 from stages.ingest import named, tables
-from stages.sources import local, mentions
+from stages.sources import mentions
+from tests.copies import copied_data
 
 COLUMNS = {"image": "image", "question": "question", "chosen": "chosen", "rejected": "rejected"}
 
@@ -38,7 +39,7 @@ def image(folder: Path, name: str) -> None:
 
 
 def copied(source: Path, out: Path) -> list[str]:
-    return [file.path for file in local.copy_data(source, out).files]
+    return [file.path for file in copied_data(source, out).files]
 
 
 def images_read(raw: Path) -> list[tuple[bytes, ...] | None]:
@@ -184,7 +185,7 @@ def test_one_json_object_is_told_from_json_lines(tmp_path, text, expected):
 def test_a_table_that_cannot_be_searched_is_refused_by_name(tmp_path, content, message):
     (tmp_path / "bad.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=rf"bad\.jsonl.*{message}"):
-        local.copy_data(tmp_path / "bad.jsonl", tmp_path / "raw")
+        copied_data(tmp_path / "bad.jsonl", tmp_path / "raw")
 
 
 def test_a_number_of_5000_digits_and_odd_line_ends_do_not_stop_the_search(tmp_path):

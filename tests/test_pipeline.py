@@ -329,7 +329,6 @@ def test_llamafactory_accepts_every_preset(preset):
 
 def test_the_keys_that_the_pipeline_sets_are_arguments_of_llamafactory():
     assert not set(arguments.RESERVED) - set(arguments.arguments())
-    assert not set(arguments._LOWEST) - set(arguments.arguments())
 
 
 def test_every_key_that_the_pipeline_sets_itself_is_refused_in_a_preset():

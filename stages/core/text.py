@@ -26,8 +26,8 @@ def shown(value: object, most: int = 100) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def listed(names: Iterable[str], most: int = 20) -> str:
-    """Names joined by commas, each cut at 40 characters, and how many more there are."""
+def listed(names: Iterable[str], most: int = 20, longest: int = 40) -> str:
+    """Names joined by commas, each cut at ``longest`` characters, and how many more there are."""
     found = list(names)
-    text = ", ".join(shown(name, 40) for name in found[:most])
+    text = ", ".join(shown(name, longest) for name in found[:most])
     return text + (f" and {len(found) - most:,} more" if len(found) > most else "")

@@ -139,21 +139,21 @@ def per_token(logps: ArrayLike, tokens: ArrayLike) -> Floats:
 def preference_margin(
     chosen_logps: ArrayLike,
     rejected_logps: ArrayLike,
-    chosen_tokens: ArrayLike | None = None,
-    rejected_tokens: ArrayLike | None = None,
+    chosen_tokens: ArrayLike,
+    rejected_tokens: ArrayLike,
 ) -> Floats:
-    """log π(chosen) - log π(rejected), shape (n,), of one model without a reference.
+    """log π(chosen) - log π(rejected) per token, shape (n,), of one model without a reference.
 
-    With token counts both are means per token, which takes away most of the sum's bias to short
-    answers. ``win_rate`` of it is that model's preference accuracy.
+    Means per token take away most of the sum's bias to short answers. ``win_rate`` of it is that
+    model's preference accuracy.
     """
-    if (chosen_tokens is None) != (rejected_tokens is None):
-        raise ValueError("chosen_tokens and rejected_tokens go together: give both or neither")
-    chosen, rejected = _columns(chosen_logps=chosen_logps, rejected_logps=rejected_logps)
-    if chosen_tokens is None or rejected_tokens is None:
-        return chosen - rejected
-    _columns(chosen_logps=chosen, chosen_tokens=chosen_tokens, rejected_tokens=rejected_tokens)
-    return per_token(chosen, chosen_tokens) - per_token(rejected, rejected_tokens)
+    _columns(
+        chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
+        chosen_tokens=chosen_tokens,
+        rejected_tokens=rejected_tokens,
+    )
+    return per_token(chosen_logps, chosen_tokens) - per_token(rejected_logps, rejected_tokens)
 
 
 # rates
@@ -467,34 +467,28 @@ def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthC
 
 
 def _rate_at_0(margins: Floats, lengths: Floats) -> float:
-    """sigmoid(a) of the logistic fit in ``length_control``, by Newton's method on the log
-    posterior.
-    """
+    """sigmoid(a) of the logistic fit in ``length_control``: where the log posterior is highest."""
+    from scipy.optimize import minimize
     from scipy.special import expit
 
     scale = np.sqrt(np.square(lengths / max(1.0, np.abs(lengths).max())).mean())
     scale *= max(1.0, np.abs(lengths).max())  # two steps, so that no square overflows
     inputs = np.stack([np.ones_like(lengths), lengths / scale if scale > 0 else lengths], axis=1)
-    target, coefficients, prior = outcomes(margins), np.zeros(2), 1 / 10**2
+    target, prior = outcomes(margins), 1 / 10**2
 
     def loss(at: Floats) -> float:
         logits = inputs @ at
         return float((np.logaddexp(0, logits) - target * logits).sum() + prior / 2 * at @ at)
 
-    for _ in range(100):
-        chances = expit(inputs @ coefficients)
-        slope = inputs.T @ (target - chances) - prior * coefficients
-        curvature = (inputs.T * (chances * (1 - chances))) @ inputs + prior * np.eye(2)
-        step = np.linalg.solve(curvature, slope)
-        size = (
-            1.0  # halved until the loss falls: a full Newton step overshoots far from the optimum
-        )
-        while size > 1e-9 and loss(coefficients + size * step) > loss(coefficients):
-            size /= 2
-        coefficients = coefficients + size * step
-        if np.abs(size * step).max() < 1e-10:
-            break
-    return float(expit(coefficients[0]))
+    def slope(at: Floats) -> Floats:
+        return inputs.T @ (expit(inputs @ at) - target) + prior * at
+
+    def curvature(at: Floats) -> Floats:
+        chances = expit(inputs @ at)
+        return (inputs.T * (chances * (1 - chances))) @ inputs + prior * np.eye(2)
+
+    exact = {"method": "trust-exact", "options": {"gtol": 1e-9}}
+    return float(expit(minimize(loss, np.zeros(2), jac=slope, hess=curvature, **exact).x[0]))
 
 
 def _columns(**columns: ArrayLike) -> list[Floats]:

@@ -1,7 +1,7 @@
 """What preprocess counts: by label, and whether anything is left to train and test on."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from stages.core.errors import UserError
 from stages.core.text import shown
+from stages.ingest.split import split_of
 
 _MOST_LABELS = 50  # origins or kinds counted one by one in the report
 # Rows whose pair is there all the same, or was kept for the evaluation.
@@ -49,21 +50,12 @@ def by_label(counts: Mapping[str, int]) -> dict[str, int]:
     return named
 
 
-def check(
-    counts: Mapping[str, Any],
-    folder: Path,
-    *,
-    split: Callable[..., str],
-    key: str,
-    validation: float,
-    test: float,
-    max_dropped: float,
-) -> None:
+def check(counts: Mapping[str, Any], folder: Path, chosen: Any) -> None:
     """Refuse to go on with nothing, with too little, or with a split that is empty.
 
     Args:
         folder: where the tables were written.
-        split: ``split_of``.
+        chosen: the section ``preprocess`` of the parameters.
 
     Raises:
         UserError: says which, with the counts, the first row left out, and the fix.
@@ -71,19 +63,19 @@ def check(
     lost = sum(n for reason, n in counts["left_out"].items() if reason not in _NOT_LOST)
     if not counts["rows_in"]:
         raise UserError("the source is empty: it has files, but no row; check data.source")
-    if not counts["rows_kept"] or lost > max_dropped * counts["rows_in"]:
-        raise UserError(_too_many(counts, lost, max_dropped, folder))
+    if not counts["rows_kept"] or lost > chosen.max_dropped * counts["rows_in"]:
+        raise UserError(_too_many(counts, lost, chosen.max_dropped, folder))
     empty = [name for name, number in counts["pairs_by_split"].items() if not number]
-    if not validation and "validation" in empty:
+    if not chosen.validation and "validation" in empty:
         empty.remove("validation")
     if empty:
         pairs = pq.read_table(folder / "pairs.parquet", columns=["group"])
         groups = list(dict.fromkeys(pairs["group"].to_pylist()))
-        change = _smallest_change(groups, split, key=key, validation=validation, test=test)
+        change = _smallest_change(groups, chosen.split_key, chosen.validation, chosen.test)
         raise UserError(
             f"no pair fell into the {' and the '.join(empty)} split: the split goes by image, and "
-            f"there are {len(groups)} to share out (validation {validation:g}, test {test:g}); "
-            f"{change}"
+            f"there are {len(groups)} to share out (validation {chosen.validation:g}, test "
+            f"{chosen.test:g}); {change}"
         )
 
 
@@ -102,9 +94,7 @@ def _too_many(counts: Mapping[str, Any], lost: int, max_dropped: float, folder: 
     return f"{text}; the first, {shown(first['where'])}: {detail}; {_FIXES.get(most, _FIX)}"
 
 
-def _smallest_change(
-    groups: list[str], split: Callable[..., str], *, key: str, validation: float, test: float
-) -> str:
+def _smallest_change(groups: list[str], key: str, validation: float, test: float) -> str:
     """What to set so that no split is empty: the nearest shares, or else another key."""
     wanted = {"train", "test"} | ({"validation"} if validation else set())
     if len(groups) < len(wanted):
@@ -116,7 +106,7 @@ def _smallest_change(
     shares.sort(key=lambda pair: abs(pair[0] - validation) + abs(pair[1] - test))
     for name in (key, *(f"{key[:60]}-{number}" for number in range(2, 50))):
         for v, t in [(validation, test), *shares]:
-            if {split(group, key=name, validation=v, test=t) for group in groups} >= wanted:
+            if {split_of(group, key=name, validation=v, test=t) for group in groups} >= wanted:
                 change = [f"preprocess.split_key: {name}"] if name != key else []
                 if (v, t) != (validation, test):
                     change += [f"preprocess.validation: {v:g}", f"preprocess.test: {t:g}"]

@@ -27,7 +27,7 @@ from stages.core.errors import UserError
 from stages.core.text import readable, shown
 from stages.ingest import parquet_pages
 from stages.ingest.layouts import Unreadable
-from stages.ingest.suffixes import ending
+from stages.ingest.suffixes import ending, is_hidden
 
 MOST_BYTES = 2**27  # of an encoded image or of any other file that a row brings: 134 MB
 _BATCH_BYTES = 2**21  # of rows made into Python objects at once; 16 MB take twice as long
@@ -466,18 +466,13 @@ def _samples(path: Path) -> Iterator[Row]:
     """
     try:
         with tarfile.open(path, "r:") as archive:
-            plain = (member for member in archive if _is_plain(member))
+            plain = (each for each in archive if each.isreg() and not is_hidden(each.name))
             for _, members in itertools.groupby(plain, key=lambda member: _key(member.name)):
                 yield _sample(archive, members)
     except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is truncated or not a tar file ({shown(error)}); delete it and fetch it again"
         ) from None
-
-
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    parts = member.name.split("/")
-    return member.isreg() and not any(part[:1] == "." or part == "__MACOSX" for part in parts)
 
 
 def _key(name: str) -> str:

@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -50,6 +51,11 @@ class Limits:
     max_pixels: int
     max_input_pixels: int
     jpeg_quality: int
+
+
+def limits(chosen: Any) -> Limits:
+    """Those of the section ``preprocess`` of the parameters."""
+    return Limits(chosen.min_side, chosen.max_pixels, chosen.max_input_pixels, chosen.jpeg_quality)
 
 
 @dataclass(frozen=True)

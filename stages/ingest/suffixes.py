@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 _TEXT = (".jsonl", ".json", ".csv", ".tsv")
 # All that ``stages.ingest.formats`` reads; text may be packed.
@@ -19,6 +20,11 @@ _SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+
+
+def is_hidden(name: str) -> bool:
+    """Whether it, or a folder above it, is one that a system keeps for itself."""
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
 def ending(name: str) -> str:

@@ -18,7 +18,7 @@ from stages.dataset.pairs import Record
 from stages.ingest import formats, layouts, pictures, suffixes
 from stages.ingest.formats import Row, Table
 from stages.ingest.layouts import Fields, Layout, Odd, Unreadable
-from stages.ingest.suffixes import NOT_DATA, SUFFIXES, ending, published_split
+from stages.ingest.suffixes import NOT_DATA, SUFFIXES, ending, is_hidden, published_split
 
 _SAMPLE = 100  # first rows of a file that tell an odd column from an odd cell
 _WITH_HEADER = (".parquet", ".arrow", ".csv", ".tsv")  # their columns are known without reading on
@@ -46,13 +46,12 @@ def files(raw: Path) -> list[Path]:
 
 
 def _is_data(path: Path, raw: Path) -> bool:
-    parts = path.relative_to(raw).parts
     # The datasets library keeps what it has computed in cache-….arrow next to the data.
     cached = path.name.startswith(("cache-", "indices")) and path.suffix == ".arrow"
     return (
         ending(path.name) != ""
         and path.name not in NOT_DATA
-        and not any(part.startswith((".", "__MACOSX")) for part in parts)
+        and not is_hidden(path.relative_to(raw).as_posix())
         and not cached
         and path.is_file()
     )
@@ -196,6 +195,10 @@ def record(where: str, fields: Fields, encoded: Callable[[Any], bytes | str], sp
 
 # Columns whose type says before any row is read that they hold something else
 
+_LISTS = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+_BYTES = ("binary", "large_binary", "binary_view", "fixed_size_binary")
+_TEXTS = ("string", "large_string", "string_view")
+
 
 def _check_types(path: Path, schema: pa.Schema, layout: Layout) -> None:
     parts = {"image": layout.image, "question": layout.prompt}
@@ -215,38 +218,26 @@ def _check_types(path: Path, schema: pa.Schema, layout: Layout) -> None:
 
 def _may_be_image(kind: pa.DataType) -> bool:
     kind = _plain(kind)
-    if _is_list(kind):
+    if _is(kind, *_LISTS):
         return _may_be_image(kind.value_type)
     if pa.types.is_struct(kind):
         return bool({"bytes", "path", "url"} & {inner.name for inner in kind})
-    return _is_bytes(kind) or _is_text(kind) or pa.types.is_null(kind)
+    return _is(kind, *_BYTES, *_TEXTS, "null")
 
 
 def _may_be_text(kind: pa.DataType) -> bool:
     """Text, or a message with its text, or a list of messages."""
     kind = _plain(kind)
-    if _is_list(kind):
+    if _is(kind, *_LISTS):
         return pa.types.is_struct(_plain(kind.value_type)) and _may_be_text(kind.value_type)
     if pa.types.is_struct(kind):
         return bool({"content", "value"} & {inner.name for inner in kind})
-    return _is_text(kind) or pa.types.is_null(kind)
+    return _is(kind, *_TEXTS, "null")
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     packed = pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind)
     return kind.value_type if packed else kind
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return _is(kind, "list", "large_list", "fixed_size_list", "list_view", "large_list_view")
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return _is(kind, "binary", "large_binary", "binary_view", "fixed_size_binary")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return _is(kind, "string", "large_string", "string_view")
 
 
 def _is(kind: pa.DataType, *names: str) -> bool:

@@ -10,9 +10,11 @@ or transformers. A test compares the file with the installed versions.
 
 import dataclasses
 import json
+import operator
 import re
 import types
 import typing
+from collections.abc import Callable
 from enum import Enum
 from functools import cache
 from importlib.metadata import version
@@ -140,51 +142,28 @@ SPLIT = (
 )
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
-# Bounds that the argument classes leave unsaid: (lowest, is the lowest itself allowed).
-_LOWEST: dict[str, tuple[float, bool]] = {
-    "max_samples": (1, True),
-    "save_total_limit": (1, True),
-    "preprocessing_num_workers": (1, True),
-    "preprocessing_batch_size": (1, True),
-    "dataloader_num_workers": (0, True),
-    "eval_accumulation_steps": (1, True),
-    "eval_delay": (0, True),
-    "early_stopping_steps": (1, True),
-    "neftune_noise_alpha": (0, True),
-    "simpo_gamma": (0, True),
-    "ld_alpha": (0, True),
-    "adam_beta1": (0, True),
-    "adam_beta2": (0, True),
-    "adam_epsilon": (0, False),
-    "seed": (0, True),
-    "data_seed": (0, True),
-    "learning_rate": (0, False),
-    "num_train_epochs": (0, False),
-    "per_device_train_batch_size": (1, True),
-    "per_device_eval_batch_size": (1, True),
-    "gradient_accumulation_steps": (1, True),
-    "lora_rank": (1, True),
-    "lora_alpha": (1, True),
-    "lora_dropout": (0, True),
-    "warmup_ratio": (0, True),
-    "warmup_steps": (0, True),
-    "weight_decay": (0, True),
-    "max_grad_norm": (0, True),
-    "logging_steps": (0, False),
-    "eval_steps": (0, False),
-    "save_steps": (0, False),
-    "pref_ftx": (0, True),
-    "dpo_label_smoothing": (0, True),
-}
-_HIGHEST: dict[str, tuple[float, bool]] = {
-    "lora_dropout": (1, False),
-    "warmup_ratio": (1, True),
-    "dpo_label_smoothing": (0.5, False),
-    "ld_alpha": (1, True),
-    "adam_beta1": (1, False),
-    "adam_beta2": (1, False),
-    "seed": (2**32 - 1, True),  # numpy takes no larger one
-    "data_seed": (2**32 - 1, True),
+# Bounds that the argument classes leave unsaid, and the options that have them.
+BOUNDS: dict[tuple[str, Callable[[float, float], bool], float], tuple[str, ...]] = {
+    ("at least", operator.ge, 1): (
+        *("max_samples", "save_total_limit", "preprocessing_num_workers", "lora_rank"),
+        *("preprocessing_batch_size", "eval_accumulation_steps", "early_stopping_steps"),
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "lora_alpha"),
+        "gradient_accumulation_steps",
+    ),
+    ("at least", operator.ge, 0): (
+        *("dataloader_num_workers", "eval_delay", "neftune_noise_alpha", "simpo_gamma"),
+        *("ld_alpha", "adam_beta1", "adam_beta2", "seed", "data_seed", "lora_dropout"),
+        *("warmup_ratio", "warmup_steps", "weight_decay", "max_grad_norm", "pref_ftx"),
+        "dpo_label_smoothing",
+    ),
+    ("greater than", operator.gt, 0): (
+        *("adam_epsilon", "learning_rate", "num_train_epochs"),
+        *("logging_steps", "eval_steps", "save_steps"),
+    ),
+    ("less than", operator.lt, 0.5): ("dpo_label_smoothing",),
+    ("less than", operator.lt, 1): ("lora_dropout", "adam_beta1", "adam_beta2"),
+    ("at most", operator.le, 1): ("warmup_ratio", "ld_alpha"),
+    ("at most", operator.le, 2**32 - 1): ("seed", "data_seed"),  # numpy takes no larger one
 }
 _STEPS = ("logging_steps", "eval_steps", "save_steps")  # below 1: a share of all steps
 
@@ -208,14 +187,9 @@ def problem_with(key: str, value: Any) -> str | None:
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         return f"= {shown(value)}: {message[0].lower()}{message[1:]}"
-    if key in _LOWEST and isinstance(typed, int | float):
-        lowest, included = _LOWEST[key]
-        if typed < lowest or (typed == lowest and not included):
-            return f"= {value!r}: must be {'at least' if included else 'greater than'} {lowest:g}"
-    if key in _HIGHEST and isinstance(typed, int | float):
-        highest, included = _HIGHEST[key]
-        if typed > highest or (typed == highest and not included):
-            return f"= {value!r}: must be {'at most' if included else 'less than'} {highest:g}"
+    for (words, holds, bound), keys in BOUNDS.items():
+        if key in keys and isinstance(typed, int | float) and not holds(typed, bound):
+            return f"= {value!r}: must be {words} {bound:g}"
     if key in _STEPS and typed is not None and typed > 1 and typed != int(typed):
         return f"= {value!r}: must be an integer of steps, or below 1, a share of all steps"
     if key == "debug" and typed not in ("", "underflow_overflow"):

@@ -24,6 +24,7 @@ from stages.provenance import lockfile
 from stages.provenance.lockfile import Content, Ran
 from stages.sources.manifest import MANIFEST
 from stages.sources.registry import KINDS
+from stages.tracking.tags import git
 
 CERTIFICATE = Path("reports/certificate.json")
 PRODUCTS = ("train", "evaluate", "report")  # stages whose outputs are what is certified
@@ -200,13 +201,6 @@ def dir_hash(place: Path) -> str:
     names = sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file())
     lines = "".join(f"{sha256(place / name)}  {name}\n" for name in names)
     return "h1:" + base64.b64encode(hashlib.sha256(lines.encode()).digest()).decode()
-
-
-def git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 # what differs

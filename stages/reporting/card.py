@@ -24,7 +24,7 @@ from stages.reporting import tables
 from stages.reporting.text import capitalized, cell, code, fenced, literal, without_absolute_paths
 from stages.sources import manifest
 from stages.sources.kind import About
-from stages.sources.licences import ORDER, identifier
+from stages.sources.licences import ORDER, identifier, strictest
 from stages.sources.local import LocalSource
 from stages.sources.registry import KINDS
 
@@ -233,16 +233,13 @@ def render(
 def licence_of(data: str | None, base: str | None) -> Licence:
     """The licence of an adapter of that base, trained on that data: the more restrictive one.
 
-    One is unknown: unknown. Both in ``ORDER``: the later one. Else no rule says which holds, and it
-    is ``other``, by the names that the sources give. Spelling is the Hub's: "CC BY-NC 4.0" is
-    cc-by-nc-4.0.
+    Where no rule says which holds, it is ``other``, by the names that the sources give. Spelling is
+    the Hub's: "CC BY-NC 4.0" is cc-by-nc-4.0.
     """
-    if not data or not base:
+    found = strictest(identifier(licence or "") for licence in (data, base))
+    if found is None:
         return Licence("unknown")
-    first, second = identifier(data), identifier(base)
-    if first in ORDER and second in ORDER:
-        return Licence(ORDER[max(ORDER.index(first), ORDER.index(second))])
-    return Licence("other", " and ".join(dict.fromkeys([first, second])))
+    return Licence(found) if found in ORDER else Licence("other", found)
 
 
 def is_non_commercial(licence: str | None) -> bool:

@@ -118,38 +118,37 @@ RULES = (
 
 def concerns(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> list[Concern]:
     """Warnings, then notes, by the ``RULES``."""
-    found = [
-        *_log_prob_concerns(values),
-        *_change_concerns(values),
-        *_image_concerns(values),
-        *_slice_concerns(slices),
-        *_answer_concerns(values),
-        *_notes(values),
-    ]
-    return sorted(found, key=lambda concern: not concern.warning)
+    warnings = (
+        *_log_prob_warnings(values),
+        *_change_warnings(values),
+        *_image_warnings(values),
+        *_slice_warnings(slices),
+        *_answer_warnings(values),
+    )
+    notes = _notes(values)
+    return [Concern(True, text) for text in warnings] + [Concern(False, text) for text in notes]
 
 
-def _log_prob_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
+def _log_prob_warnings(values: Mapping[str, Any]) -> Iterable[str]:
     change = values.get("chosen_logps_change")
     if is_known(change) and change < 0:
         sure = "" if verdict(values, "chosen_logps_change") == "worse" else ", not clearly"
-        yield Concern(
-            True,
+        yield (
             f"Chosen answers lost probability{sure}: "
             f"{with_interval(values, 'chosen_logps_change')} nats on average. DPO can widen the "
-            "margin that way too; train.pref_ftx holds chosen up.",
+            "margin that way too; train.pref_ftx holds chosen up."
         )
 
 
-def _change_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
+def _change_warnings(values: Mapping[str, Any]) -> Iterable[str]:
     for both, what in (
         (ACCURACY, "Preference accuracy fell"),
         (CORRECT, "Right answers became fewer"),
     ):
         if verdict(values, both.change) == "worse":
-            yield Concern(True, f"{what}: {with_interval(values, both.change)}.")
+            yield f"{what}: {with_interval(values, both.change)}."
     for one in worse_tasks(regression.read(values)):
-        yield Concern(True, got_worse(one))
+        yield got_worse(one)
 
 
 def worse_tasks(found: Iterable[regression.TaskChange]) -> list[regression.TaskChange]:
@@ -171,90 +170,80 @@ def got_worse(one: regression.TaskChange) -> str:
     return f"{one.task} got worse: {one.metric} {figure}."
 
 
-def _image_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
+def _image_warnings(values: Mapping[str, Any]) -> Iterable[str]:
     wins = values.get("win_rate")
     for image, what in (("blank", "a blank image"), ("shuffled", "another pair's image")):
         key, over = f"win_rate_{image}", f"win_rate_over_{image}"
         if direction(values, key) == "higher" and is_known(wins) and wins > 0.5:
-            yield Concern(
-                True,
+            yield (
                 f"Some pairs are won without looking: with {what} the win rate is still "
-                f"{with_interval(values, key)}.",
+                f"{with_interval(values, key)}."
             )
         elif (
             verdict(values, "win_rate") == "better"
             and is_known(values.get(over))
             and verdict(values, over) != "better"
         ):
-            yield Concern(
-                True,
+            yield (
                 "Nothing shows that the preference depends on the image: the win rate is not "
-                f"clearly higher than with {what} ({with_interval(values, over)}).",
+                f"clearly higher than with {what} ({with_interval(values, over)})."
             )
 
 
-def _slice_concerns(slices: pd.DataFrame | None) -> Iterable[Concern]:
+def _slice_warnings(slices: pd.DataFrame | None) -> Iterable[str]:
     for row in rows_of(slices):
         if verdict(row, "win_rate") == "worse":
-            yield Concern(
-                True,
+            yield (
                 f"In the slice {row.get('by')} = {row.get('slice')} training raised rejected over "
-                f"chosen: win rate {with_interval(row, 'win_rate')} of {row.get('pairs')} pairs.",
+                f"chosen: win rate {with_interval(row, 'win_rate')} of {row.get('pairs')} pairs."
             )
 
 
-def _answer_concerns(values: Mapping[str, Any]) -> Iterable[Concern]:
+def _answer_warnings(values: Mapping[str, Any]) -> Iterable[str]:
     if verdict(values, REPETITION.change) == "worse":
-        yield Concern(
-            True,
+        yield (
             f"Answers repeat themselves more: {with_interval(values, REPETITION.tuned)}, the "
-            f"base's {with_interval(values, REPETITION.base)}.",
+            f"base's {with_interval(values, REPETITION.base)}."
         )
     base, tuned = values.get(UNFINISHED.base), values.get(UNFINISHED.tuned)
     if is_known(base) and is_known(tuned) and tuned - base > MORE_UNFINISHED:
-        yield Concern(
-            True,
+        yield (
             f"More answers do not come to an end: {shown(UNFINISHED.tuned, tuned)}, the base's "
-            f"{shown(UNFINISHED.base, base)}.",
+            f"{shown(UNFINISHED.base, base)}."
         )
 
 
-def _notes(values: Mapping[str, Any]) -> Iterable[Concern]:
+def _notes(values: Mapping[str, Any]) -> Iterable[str]:
     base = values.get(ACCURACY.base)
     if is_known(base) and base >= HIGH_BASE:
-        yield Concern(
-            False,
+        yield (
             f"The base already ordered {with_interval(values, ACCURACY.base)} of the pairs "
-            "rightly: there was little to learn.",
+            "rightly: there was little to learn."
         )
     yield from _data_notes(values)
     detectable = values.get("win_rate_detectable")
     if verdict(values, "win_rate") == "unclear" and is_known(detectable):
-        yield Concern(
-            False,
+        yield (
             "No clear change is not no change: this test split shows a win rate that differs from "
             f"50% by {100 * detectable:.1f} points in four of five cases, and smaller ones less "
-            "often.",
+            "often."
         )
     images = values.get("images")
     if is_known(images) and images < FEW_IMAGES:
-        yield Concern(False, f"Few test images ({images:,}): read every figure with great care.")
+        yield f"Few test images ({images:,}): read every figure with great care."
     if values.get("ties"):
-        yield Concern(
-            False, f"{values['ties']:,} pairs are tied (margin exactly 0) and count as half a win."
-        )
+        yield (f"{values['ties']:,} pairs are tied (margin exactly 0) and count as half a win.")
 
 
-def _data_notes(values: Mapping[str, Any]) -> Iterable[Concern]:
+def _data_notes(values: Mapping[str, Any]) -> Iterable[str]:
     """What pairs give away without the image, and where they contradict or repeat each other."""
     longer = values.get("longer_wins")
     if is_known(longer) and max(longer, 1 - longer) > SHORTCUT:
         which = "longer" if longer > 0.5 else "shorter"
-        yield Concern(
-            False,
+        yield (
             f"Length gives chosen away: always preferring the {which} answer is right in "
             f"{shown('longer_wins', max(longer, 1 - longer))} of the pairs. Part of the wins may "
-            "be length.",
+            "be length."
         )
     for key, judge in (
         ("first_words_wins", "a judge that knows the answers' first three words"),
@@ -263,22 +252,19 @@ def _data_notes(values: Mapping[str, Any]) -> Iterable[Concern]:
     ):
         share = values.get(key)
         if is_known(share) and share > SHORTCUT:
-            yield Concern(
-                False,
+            yield (
                 f"A shortcut: {judge} is right in {with_interval(values, key)} of the pairs. Part "
-                "of the wins may need no image.",
+                "of the wins may need no image."
             )
     if values.get("contradictory_pairs"):
         number = shown("contradictory_pairs", values["contradictory_pairs"])
-        yield Concern(
-            False,
+        yield (
             f"The data contradicts itself: {number} pairs have the same image and question as "
-            "another, with the answers swapped.",
+            "another, with the answers swapped."
         )
     if values.get("near_duplicate_images"):
         number = shown("near_duplicate_images", values["near_duplicate_images"])
-        yield Concern(
-            False,
+        yield (
             f"Images of test pairs that look the same as one of another split: {number}. Their "
-            "pairs are not entirely held out.",
+            "pairs are not entirely held out."
         )

@@ -72,13 +72,7 @@ def picture(file: Path, folder: Path, p: Params) -> str:
     Raises:
         UserError: there is no such file, or preprocess would leave it out.
     """
-    chosen = p.preprocess
-    limits = images.Limits(
-        min_side=chosen.min_side,
-        max_pixels=chosen.max_pixels,
-        max_input_pixels=chosen.max_input_pixels,
-        jpeg_quality=chosen.jpeg_quality,
-    )
+    limits = images.limits(p.preprocess)
     try:
         stored = images.store(file.read_bytes(), folder=folder, limits=limits)
     except OSError as error:

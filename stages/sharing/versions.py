@@ -6,16 +6,17 @@ read. The champion is the highest version: Git is the truth, MLflow's alias mirr
 
 import json
 import logging
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
+from stages.core.text import listed
 from stages.evaluation import regression
 from stages.reporting import comparison, verdicts
 from stages.sharing.places import Places
 from stages.tracking import revisions
+from stages.tracking.tags import git
 
 ARTIFACT = "adapter"  # its name under `artifacts` in dvc.yaml
 LISTED = 5  # names that a refusal lists
@@ -51,9 +52,11 @@ def champion(version: str) -> str | None:
     return others[0] if others else None
 
 
-def commit_of(version: str) -> str | None:
-    """The commit that has the tag of this version, if there is one."""
-    return git("rev-parse", "--verify", "--quiet", f"refs/tags/{tag_of(version)}^{{commit}}")
+def commit_of(version: str) -> str:
+    """The commit that has the tag of this version; empty if there is none."""
+    return git(
+        Path(), "rev-parse", "--verify", "--quiet", f"refs/tags/{tag_of(version)}^{{commit}}"
+    )
 
 
 def register(version: str, message: str) -> None:
@@ -72,20 +75,20 @@ def unready() -> Iterator[str]:
     from dvc.config import NoRemoteError
     from dvc.repo import Repo
 
-    changed = [line[3:] for line in (git("status", "--porcelain") or "").splitlines()]
+    changed = [line[3:] for line in git(Path(), "status", "--porcelain").splitlines()]
     if changed:
-        yield f"changes are not committed: {listed(changed)}"
+        yield f"changes are not committed: {listed(changed, LISTED, longest=200)}"
     logging.getLogger("dvc").setLevel(logging.ERROR)  # what it warns of is said below
     with Repo() as repo:
         if stale := sorted(repo.status()):
-            yield f"dvc.lock is not current: {listed(stale)} would run again (`dvc repro`)"
+            yield f"dvc.lock is not current: {listed(stale, LISTED)} would run again (`dvc repro`)"
         try:
             missing = unpushed(repo)
         except NoRemoteError:
             yield "no DVC remote has the outputs (`dvc remote add -d storage …`, `dvc push`)"
         else:
             if missing:
-                yield f"the DVC remote lacks {listed(missing)} (`dvc push`)"
+                yield f"the DVC remote lacks {listed(missing, LISTED, longest=200)} (`dvc push`)"
 
 
 def unpushed(repo: Any) -> list[str]:
@@ -132,16 +135,3 @@ def undefensible(at: Places, before: str | None) -> Iterator[str]:
                 change.difference, change.low, change.high
             )
             yield f"its win rate is not clearly above that of {before}: {difference}"
-
-
-def listed(names: list[str]) -> str:
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def git(*arguments: str, folder: Path = Path()) -> str | None:
-    """What git prints; None where it fails."""
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
-    )
-    return done.stdout.rstrip("\n") if done.returncode == 0 else None

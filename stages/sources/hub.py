@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
+from stages.core.text import listed
 from stages.ingest import suffixes
 from stages.ingest.named import key, shown
 from stages.sources import check, manifest, web_images
@@ -39,44 +40,26 @@ class HubData(HubSource):
 
 def fetch_data(source: HubData, out: Path) -> Source:
     """Data are tables and images: pickles and code are never fetched with them."""
-    return fetch(
-        source.repo,
-        source.revision,
-        source.files,
-        out,
-        repo_type="dataset",
-        image_urls=source.image_urls,
-    )
+    return fetch(source, out, repo_type="dataset")
 
 
 def fetch_model(source: HubSource, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
     """Weights are safetensors, unless a parameter allows more."""
-    return fetch(
-        source.repo,
-        source.revision,
-        source.files,
-        out,
-        repo_type="model",
-        allow_pickle=allow_pickle,
-        allow_code=allow_code,
-    )
+    return fetch(source, out, repo_type="model", allow_pickle=allow_pickle, allow_code=allow_code)
 
 
 def fetch(
-    repo: str,
-    revision: str,
-    files: Sequence[str],
+    source: HubSource,
     out: Path,
     *,
     repo_type: Literal["dataset", "model"],
     allow_pickle: bool = False,
     allow_code: bool = False,
     endpoint: str | None = None,
-    image_urls: str | None = None,
 ) -> Source:
-    """Bring the files of a repository that match any pattern of ``files`` into ``out``.
+    """Bring the files of a repository that match any pattern of ``source.files`` into ``out``.
 
-    ``revision`` is a branch, a tag or a commit; it is resolved once and everything is taken at that
+    Its ``revision`` is a branch, a tag or a commit, resolved once; everything is taken at that
     commit. Patterns are the Hub's own (``fnmatch`` over the path). Files that are right already, in
     ``out`` or in the Hugging Face cache, are not downloaded again, and a partial file is resumed;
     a commit that was fetched before, and is all here, is not even looked up. ``HF_ENDPOINT``
@@ -92,16 +75,17 @@ def fetch(
 
     from stages.sources import download
 
-    repository = download.look_up(repo, revision, repo_type, endpoint)
-    wanted = _select(repository, files, allow_pickle=allow_pickle, allow_code=allow_code)
+    repo = source.repo
+    repository = download.look_up(repo, source.revision, repo_type, endpoint)
+    wanted = _select(repository, source.files, allow_pickle=allow_pickle, allow_code=allow_code)
     names = [file.path for file in wanted]
     if repo_type == "model":
         there = [file.path for file in repository.files]
         check.check_weights_exist(repo, names, there, allow_pickle)
     elif not suffixes.tables(names):
         raise UserError(
-            f"{repo}: none of the files that match {', '.join(files)} is a parquet, JSON or JSONL "
-            "table; name some in data.source.files"
+            f"{repo}: none of the files that match {', '.join(source.files)} is a parquet, JSON or "
+            "JSONL table; name some in data.source.files"
         )
     manifest.begin(out)
     partial = {file: out / PARTIAL / file.partial_name for file in wanted}
@@ -129,9 +113,11 @@ def fetch(
         File(file.path, file.size, file.digest if file.lfs else manifest.sha256_of(out / file.path))
         for file in wanted
     ]
-    described += web_images.bring(out, names, image_urls)
+    if isinstance(source, HubData):
+        described += web_images.bring(out, names, source.image_urls)
+    commit, licence = repository.commit, repository.licence
     return manifest.finish(
-        out, Source("hub", repo, revision, repository.commit, repository.licence, tuple(described))
+        out, Source("hub", repo, source.revision, commit, licence, tuple(described))
     )
 
 
@@ -161,9 +147,8 @@ def _select(
     ]
     left_out = sorted({file.path for file in matching} - {file.path for file in safe})
     if left_out:
-        listed = ", ".join(left_out[:20])
-        listed += f" and {len(left_out) - 20:,} more" if left_out[20:] else ""
-        print(f"{name}: left out, because they can run code when loaded: {listed}")
+        those = listed(left_out, longest=200)
+        print(f"{name}: left out, because they can run code when loaded: {those}")
     return safe
 
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +12,14 @@ from tqdm import tqdm
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
-from stages.core.text import readable
+from stages.core.text import listed, readable
 from stages.ingest import suffixes
+from stages.ingest.suffixes import is_hidden
 from stages.sources import addresses, check, manifest, web_images
 from stages.sources.kind import Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, Source
 from stages.sources.mentions import files_named_in, holds_no_rows
-from stages.sources.names import IMAGES, is_hidden, is_permitted, matches, suffix
+from stages.sources.names import IMAGES, is_permitted, matches, suffix
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # all that a base model needs
 _A_TABLE = "a parquet, arrow, JSON, JSONL, CSV, TSV or tar file"
@@ -47,22 +48,6 @@ class LocalData(LocalSource):
 
 
 def fetch_data(source: LocalData, out: Path) -> Source:
-    return copy_data(source.path, out, source.licence, source.image_urls)
-
-
-def fetch_model(source: LocalSource, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
-    return copy_model(
-        source.path,
-        out,
-        allow_pickle=allow_pickle,
-        allow_code=allow_code,
-        licence=source.licence,
-    )
-
-
-def copy_data(
-    path: Path, out: Path, licence: str | None = None, image_urls: str | None = None
-) -> Source:
     """Copy a local table, or a local folder's tables, with the images next to them, into ``out``.
 
     With each table go the files that its rows name, whatever their suffix, by paths relative to
@@ -74,7 +59,7 @@ def copy_data(
     Raises:
         UserError: nothing there, nothing usable there, or a link that leads out of the folder.
     """
-    path = path.expanduser()
+    path = source.path.expanduser()
     if not path.exists():
         raise UserError(f"data.source.path: {path} does not exist; name {_A_TABLE}, or a folder")
     if path.is_dir():
@@ -95,24 +80,17 @@ def copy_data(
     for name in tables:
         images |= files_named_in(root / name, root)
     names = [*tables, *images]
-    return copy_all(root, names, out, kind="path", licence=licence, image_urls=image_urls)
+    urls = source.image_urls
+    return copy_all(root, names, out, kind="path", licence=source.licence, image_urls=urls)
 
 
-def copy_model(
-    path: Path,
-    out: Path,
-    *,
-    files: Sequence[str] = MODEL_FILES,
-    allow_pickle: bool = False,
-    allow_code: bool = False,
-    licence: str | None = None,
-) -> Source:
-    """Copy a local model folder's own files (no subfolders) that match ``files`` into ``out``.
+def fetch_model(source: LocalSource, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
+    """Copy a local model folder's own files (no subfolders) that a base model needs into ``out``.
 
     Raises:
         UserError: not a folder, or not a model that later stages can use (see ``check``).
     """
-    path = path.expanduser()
+    path = source.path.expanduser()
     if not path.is_dir():
         raise UserError(
             f"model.source.path: {path} is not a folder; name the folder that holds config.json"
@@ -120,7 +98,7 @@ def copy_model(
     refuse_nested(path, out)
     found = [name for name in walk(path) if "/" not in name]
     patterns = [
-        *files,
+        *MODEL_FILES,
         *(("*.bin", "*.pt", "*.pth") if allow_pickle else ()),
         *(("*.py",) if allow_code else ()),
     ]
@@ -133,7 +111,7 @@ def copy_model(
     check.check_model(path, names, name=str(path), allow_pickle=allow_pickle)
     check.check_weights_exist(str(path), names, found, allow_pickle)
     check.check_weights(path, names, name=str(path))
-    return copy_all(path, names, out, kind="path", licence=licence)
+    return copy_all(path, names, out, kind="path", licence=source.licence)
 
 
 def copy_all(
@@ -177,8 +155,8 @@ def _with_rows(root: Path, tables: list[str]) -> list[str]:
     without = [name for name in tables if holds_no_rows(root / name)]
     if not without or len(without) == len(tables):
         return tables
-    listed = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if without[5:] else "")
-    print(f"left out, because they are one JSON object and not rows: {listed}")
+    names = listed(without, 5, longest=200)
+    print(f"left out, because they are one JSON object and not rows: {names}")
     return [name for name in tables if name not in without]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from stages.core.errors import UserError
 from stages.ingest import named
-from stages.ingest.suffixes import ending
-from stages.sources.names import CODE, PICKLES, is_hidden, suffix
+from stages.ingest.suffixes import ending, is_hidden
+from stages.sources.names import CODE, PICKLES, suffix
 
 _LONGEST = 2**26  # characters of a first line; one that is longer is a document
 _ROWS_IN_IT = re.compile(r'\s*\{\s*"data"\s*:\s*\[')

@@ -3,7 +3,6 @@
 import fnmatch
 import posixpath
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 # Formats that can run code when loaded.
@@ -19,11 +18,6 @@ CODE = frozenset(
 def suffix(name: str) -> str:
     """``.json`` of ``data/Rows.JSON``."""
     return posixpath.splitext(name)[1].lower()
-
-
-def is_hidden(name: str) -> bool:
-    """Whether it, or a folder above it, is one that a system keeps for itself."""
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
 def is_weights(name: str) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 from stages.core.errors import UserError
 from stages.core.text import readable
 from stages.ingest import named
+from stages.ingest.suffixes import is_hidden
 from stages.sources import archives
-from stages.sources.names import IMAGES, is_hidden, suffix
+from stages.sources.names import IMAGES, suffix
 
 
 @dataclass(frozen=True)

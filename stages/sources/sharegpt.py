@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 from stages.core.errors import UserError, did_you_mean
@@ -397,8 +397,9 @@ def records(raw: Path) -> "Iterator[Record]":
         UserError: the folder is not as fetch left it.
     """
     try:
-        tables = [_table(values) for values in json.loads((raw / INDEX).read_bytes())["tables"]]
-    except (OSError, ValueError, LookupError, TypeError):
+        found = json.loads((raw / INDEX).read_bytes())["tables"]
+        tables = TypeAdapter(list[Table]).validate_python(found)
+    except (OSError, ValueError, LookupError, TypeError):  # pydantic's error is a ValueError
         raise UserError(
             f"{raw / INDEX} is missing or damaged; run `dvc repro -f fetch` to fetch the source "
             "again"
@@ -409,17 +410,6 @@ def records(raw: Path) -> "Iterator[Record]":
         for table in tables:
             for where, row in _rows(table, contents):
                 yield _record(row, table, contents, where)
-
-
-def _table(values: Mapping[str, Any]) -> Table:
-    described = values["described"]
-    return Table(
-        Place(**values["place"]),
-        values["split"],
-        values["origin"],
-        described and Described(**described),
-        {name: Place(**place) for name, place in values["images"].items()},
-    )
 
 
 def _record(row: Any, table: Table, contents: Contents, where: str) -> "Record":

@@ -134,4 +134,4 @@ def git(root: Path, *arguments: str, index: str | None = None) -> str:
         )
     except OSError:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.rstrip() if done.returncode == 0 else ""
