@@ -8,6 +8,7 @@ import argparse
 import errno
 import inspect
 import json
+import logging
 import os
 import resource
 import signal
@@ -59,6 +60,8 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     given = [arguments.pop(name) for name in bare]
     # Being terminated unwinds like being interrupted, so that a subprocess is not left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # It asks for a package that it would take code from the Hub with, for weights in 4 bits.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     start = time.monotonic()
     try:
         facts = main(*given, **arguments)

@@ -8,7 +8,8 @@ from stages.dataset.pairs import Question, Record
 
 # Why a row can be left out, in the order of asking: a row counts under the first that holds.
 REASONS = {
-    "missing_field": "a field is absent or is not valid text, or question is blank",
+    "missing_field": "a field is absent or is not valid text, its image can't be found, or "
+    "question is blank",
     "empty_answer": "chosen or rejected is blank",
     "identical_answers": "chosen and rejected are equal, white space at the ends aside",
     "text_only": "it has no image, and preprocess.wanted.text_only is false",
