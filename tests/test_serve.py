@@ -257,11 +257,11 @@ def test_the_page_to_chat_with_answers_about_a_picture(served, formatted_dir, pa
 
 @pytest.mark.slow
 def test_the_boxes_of_the_page_have_their_names_and_the_temperature_is_the_lowest():
-    import gradio as gr  # type: ignore[import-untyped]
+    import gradio as gr
     from llamafactory.webui.engine import Engine
     from llamafactory.webui.manager import Manager
 
-    class Page(Engine):  # type: ignore[misc]
+    class Page(Engine):
         def __init__(self):
             self.demo_mode = self.pure_chat = True
             self.manager = Manager()
