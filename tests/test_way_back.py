@@ -194,7 +194,7 @@ def test_a_run_whose_commit_names_no_remote_is_restored_by_the_same_call_once_on
     (older / "way_back.json").write_text(json.dumps(note | {"commit": commit}))
     (here / ".dvc/config").write_text(config)
     call("git", "commit", "--quiet", "-am", "A remote", folder=here)
-    with pytest.raises(UserError, match="not all outputs .*dvc remote add --local -d storage URL"):
+    with pytest.raises(UserError, match=r"not all outputs .*dvc remote add --local -d storage URL"):
         restored(older, here, monkeypatch)
     (here / "stage.py").write_text("an edit")  # one that restoring did not make
     with pytest.raises(UserError, match=r"^stage\.py would be overwritten"):

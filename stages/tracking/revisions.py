@@ -185,6 +185,6 @@ def _unreadable(name: str, path: str, made: bool) -> str:
         )
     return (
         f"{path} of {name} is not in DVC's cache; `dvc fetch --all-commits` gets what was pushed "
-        "for commits, `dvc exp pull origin NAME` an experiment (if its .dvc/config names no remote: "
-        "after `dvc remote add --local -d storage URL`); else `dvc repro` there makes it"
+        "for commits, `dvc exp pull origin NAME` an experiment (if its .dvc/config names no "
+        "remote: after `dvc remote add --local -d storage URL`); else `dvc repro` there makes it"
     )

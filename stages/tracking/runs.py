@@ -343,8 +343,8 @@ def download(name: str, folder: str, target: Path) -> str:
     if not runs:
         raise UserError(
             f"MLflow at {redacted(tracking_uri())} has no run {name}; give the id that it shows, "
-            "or the name of an experiment that was completed, or set MLFLOW_TRACKING_URI to where it "
-            "was logged"
+            "or the name of an experiment that was completed, or set MLFLOW_TRACKING_URI to where "
+            "it was logged"
         )
     return str(runs[0].info.run_name)
 
@@ -445,7 +445,9 @@ def _run(
             if all(run.data.tags.get(key) == value for key, value in pattern.items()):
                 return run
     if new is None:
-        raise LookupError(f"it has no completed run {name}; `dvc repro -f evaluate` makes it")
+        others = {run.info.run_name for run in runs if run.data.tags.get("state") == "complete"}
+        only = f", only {', '.join(sorted(others))} of this training" if others else ""
+        raise LookupError(f"it has no completed run {name}{only}; `dvc repro -f evaluate` makes it")
     made = {"fingerprint": fingerprint, "experiment": name, "state": new}
     if failed := _states(at, name, "failed"):  # in a stage before the training; now it goes on
         for tag in made.items():
