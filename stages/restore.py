@@ -5,7 +5,7 @@
 
 In: the run's artifacts, this clone, DVC's cache and its remote. Out: the working tree as it was
 when the run was made, with a line for each output and its hash. ``dvc repro`` then has at most the
-report to write. Files with edits are never overwritten. ``git switch -`` goes back.
+report to write. Files with edits are never overwritten. It prints how to go back.
 """
 
 import tempfile

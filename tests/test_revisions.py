@@ -163,6 +163,16 @@ def test_a_revision_without_results_is_refused_with_how_to_get_them(here):
         away.rename(cache)
 
 
+@pytest.mark.slow
+def test_a_folder_that_a_clone_never_had_is_refused_where_no_remote_is_named(
+    here, tmp_path, monkeypatch
+):
+    call("git", "clone", "--quiet", str(here), str(tmp_path / "clone"), folder=tmp_path)
+    monkeypatch.chdir(tmp_path / "clone")
+    with pytest.raises(UserError, match=r"test\.json of beta-0\.2 is not in .*remote add --local"):
+        revisions.load("beta-0.2")
+
+
 def test_outside_of_a_project_it_says_where_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="project's root"):

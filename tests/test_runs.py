@@ -163,6 +163,22 @@ def test_what_is_not_there_or_no_number_is_the_callers_mistake(project):
     assert not runs.pending()
 
 
+def test_to_read_a_run_where_there_is_no_database_makes_none_and_names_the_fix(project, tmp_path):
+    with pytest.raises(UserError, match=r"there is no \./mlflow\.db;.*set MLFLOW_TRACKING_URI to"):
+        runs.download("brave-cat", "way_back", tmp_path / "target")
+    assert not list(project.glob("mlflow*"))
+    assert not (project / "mlartifacts").exists()
+
+
+@pytest.mark.slow
+def test_to_read_a_run_makes_no_experiment(database, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    with pytest.raises(UserError, match=r"has no experiment another; .*MLFLOW_TRACKING_URI"):
+        runs.download("brave-cat", "way_back", tmp_path / "target")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    assert runs.connect()[0].get_experiment_by_name("another") is None
+
+
 # a server that is not there
 
 
@@ -295,6 +311,9 @@ def test_files_are_added_to_the_completed_run_of_their_experiment(database, tmp_
     for name in ("brave-cat", "calm-dog"):
         complete(name)
     runs.attach(FINGERPRINT, (tmp_path / "card.md",), "brave-cat")
+    runs.attach(FINGERPRINT, (tmp_path / "card.md",), "workspace-abc")  # as after ``restore``
+    told = "no completed run workspace-abc, only brave-cat, calm-dog of this training;"
+    assert told in capsys.readouterr().err
     found = {run.info.run_name: files(run) for run in logged()}
     assert found == {
         "brave-cat": ["card.md", "report.html", "way_back"],

@@ -179,6 +179,54 @@ def test_outputs_that_nobody_pushed_are_named(made, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_run_whose_commit_names_no_remote_is_restored_by_the_same_call_once_one_is_added(
+    made, tmp_path, monkeypatch
+):
+    project, kept, (wanted, parameters) = made
+    here = clone(project, tmp_path / "clone")
+    config = call("git", "show", "HEAD:.dvc/config", folder=here)
+    (here / ".dvc/config").write_text("")
+    call("git", "commit", "--quiet", "-am", "No remote", folder=here)
+    older = tmp_path / "kept"
+    shutil.copytree(kept, older)
+    note = json.loads((kept / "way_back.json").read_text())
+    commit = call("git", "rev-parse", "HEAD", folder=here).strip()
+    (older / "way_back.json").write_text(json.dumps(note | {"commit": commit}))
+    (here / ".dvc/config").write_text(config)
+    call("git", "commit", "--quiet", "-am", "A remote", folder=here)
+    with pytest.raises(UserError, match=r"not all outputs .*dvc remote add --local -d storage URL"):
+        restored(older, here, monkeypatch)
+    (here / "stage.py").write_text("an edit")  # one that restoring did not make
+    with pytest.raises(UserError, match=r"^stage\.py would be overwritten"):
+        restored(older, here, monkeypatch)
+    call("git", "restore", "stage.py", folder=here)
+    storage = str(project.parent / "storage")
+    call("dvc", "remote", "add", "--quiet", "--local", "-d", "storage", storage, folder=here)
+    assert f"models/adapter  {wanted['models/adapter']}" in restored(older, here, monkeypatch)
+    assert (here / "params.yaml").read_text() == parameters
+    assert (here / "dvc.yaml").read_text().endswith("# a note\n")
+
+
+@pytest.mark.slow
+def test_what_is_printed_goes_back_from_the_runs_commit_and_from_another(
+    made, tmp_path, monkeypatch
+):
+    project, kept, _ = made
+    here = clone(project, tmp_path / "clone")
+    call("dvc", "pull", "--quiet", folder=here)
+    for later in (False, True):
+        if later:
+            call("git", "commit", "--quiet", "--allow-empty", "-m", "Later", folder=here)
+        (said,) = (line for line in restored(kept, here, monkeypatch) if "to go back" in line)
+        assert ("git switch -" in said) == later
+        for command in said.split("`")[1::2]:
+            call(*command.split(), folder=here)
+        assert call("git", "status", "--porcelain", "--branch", folder=here).startswith("## main")
+        assert not way_back.changed_files(here, made=True)
+        assert json.loads((here / "models/adapter/weights").read_text())["beta"] == 0.1
+
+
+@pytest.mark.slow
 def test_a_commit_that_is_not_here_and_a_run_without_a_way_back_are_told(
     made, tmp_path, monkeypatch
 ):

@@ -38,6 +38,7 @@ def load(name: str) -> Experiment:
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import RevError
+    from dvc_data.index.index import DataIndexError
 
     if not Path(".dvc").is_dir():
         raise UserError("there is no DVC project in this folder; run from the project's root")
@@ -71,7 +72,7 @@ def load(name: str) -> Experiment:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with files.open(one, "rb") as file:
                         target.write_bytes(file.read())
-            except (OSError, DvcException) as error:
+            except (OSError, DvcException, DataIndexError) as error:
                 raise UserError(_unreadable(name, path, made)) from error
             if not found:
                 raise UserError(_unreadable(name, path, made))
@@ -184,5 +185,6 @@ def _unreadable(name: str, path: str, made: bool) -> str:
         )
     return (
         f"{path} of {name} is not in DVC's cache; `dvc fetch --all-commits` gets what was pushed "
-        "for commits, `dvc exp pull origin NAME` an experiment; else `dvc repro` there makes it"
+        "for commits, `dvc exp pull origin NAME` an experiment (if its .dvc/config names no "
+        "remote: after `dvc remote add --local -d storage URL`); else `dvc repro` there makes it"
     )

@@ -328,7 +328,7 @@ def download(name: str, folder: str, target: Path) -> str:
         UserError: there is no such run, or MLflow does not answer.
     """
     try:
-        client, experiment = connect()
+        client, experiment = connect(make=False)
         query = f"attributes.run_id = '{name}'"
         if not re.fullmatch(r"[0-9a-f]{32}", name):
             query = f"tags.experiment = '{name}' and tags.state = 'complete'"
@@ -337,12 +337,14 @@ def download(name: str, folder: str, target: Path) -> str:
             client.download_artifacts(runs[0].info.run_id, folder, str(target))
     except Exception as error:
         raise UserError(
-            f"MLflow: {reason(error)}; start the server, or set MLFLOW_TRACKING_URI"
+            f"MLflow: {reason(error)}; start the server, or set MLFLOW_TRACKING_URI to where the "
+            "run was logged"
         ) from error
     if not runs:
         raise UserError(
             f"MLflow at {redacted(tracking_uri())} has no run {name}; give the id that it shows, "
-            "or the name of an experiment that was completed"
+            "or the name of an experiment that was completed, or set MLFLOW_TRACKING_URI to where "
+            "it was logged"
         )
     return str(runs[0].info.run_name)
 
@@ -443,7 +445,9 @@ def _run(
             if all(run.data.tags.get(key) == value for key, value in pattern.items()):
                 return run
     if new is None:
-        raise LookupError(f"it has no completed run {name}; `dvc repro -f evaluate` makes it")
+        others = {run.info.run_name for run in runs if run.data.tags.get("state") == "complete"}
+        only = f", only {', '.join(sorted(others))} of this training" if others else ""
+        raise LookupError(f"it has no completed run {name}{only}; `dvc repro -f evaluate` makes it")
     made = {"fingerprint": fingerprint, "experiment": name, "state": new}
     if failed := _states(at, name, "failed"):  # in a stage before the training; now it goes on
         for tag in made.items():
@@ -452,14 +456,19 @@ def _run(
     return client.create_run(experiment, run_name=name, tags=made)
 
 
-def connect() -> tuple[Any, str]:
-    """A client of the tracking server and the id of the experiment, which is made if need be.
+def connect(*, make: bool = True) -> tuple[Any, str]:
+    """A client of the tracking server and the id of the experiment; with ``make``, database and
+    experiment are made if need be.
 
-    Raises ``ConnectionError`` within seconds where no server answers.
+    Raises ``ConnectionError`` within seconds where no server answers, ``LookupError`` where there
+    is no database or experiment and none is to be made.
     """
     uri = tracking_uri()
     if uri.startswith("http"):
         _probe(uri)
+    file = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
+    if file and not make and not Path(file.partition("?")[0]).is_file():
+        raise LookupError(f"there is no {file}")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     given = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "").strip())
@@ -470,12 +479,13 @@ def connect() -> tuple[Any, str]:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)  # 60 lines where a database is made
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or EXPERIMENT
-    file = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
     # Two processes that make one database at once break it.
     with FileLock(f"{file}.lock") if file else nullcontext():
         client = MlflowClient(tracking_uri=uri)
         if found := client.get_experiment_by_name(experiment):
             return client, str(found.experiment_id)
+        if not make:
+            raise LookupError(f"{redacted(uri)} has no experiment {experiment}")
         place = (project_root() / "mlartifacts").as_uri() if file else None  # a server decides
         return client, str(client.create_experiment(experiment, artifact_location=place))
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,20 @@ def restore(run: str, artifacts: Path) -> Iterator[str]:
 
     Raises:
         UserError: the run has no way back, files here have edits, or the commit is not here; in all
-            of these nothing is changed. Also if outputs are neither in the cache nor in the remote.
+            of these nothing is changed. Also if outputs are neither in the cache nor in the remote;
+            the same call then goes on where it stopped.
     """
     note = read_note(run, artifacts)
-    require_clean()
     commit = note["commit"]
-    if commit and git(Path(), "rev-parse", "HEAD") != commit:
+    moves = bool(commit) and git(Path(), "rev-parse", "HEAD") != commit
+    patch = str((artifacts / PATCH).absolute())
+    patched = (
+        not moves
+        and PATCH not in note["redacted"]
+        and not _run("git", "apply", "--reverse", "--check", patch).returncode
+    )
+    require_clean(artifacts, note["changed"] if patched else ())
+    if moves:
         if not git(Path(), "cat-file", "-t", commit):
             raise UserError(
                 f"the commit {commit} that made {run} is not in this clone; `git "
@@ -118,10 +126,10 @@ def restore(run: str, artifacts: Path) -> Iterator[str]:
         checked = _run("git", "checkout", "--quiet", "--detach", commit)
         if checked.returncode:
             raise UserError(f"git can't check {commit} out: {_last(checked)}")
-        yield f"code: {commit[:7]}, without a branch (`git switch -` goes back)"
+        yield f"code: {commit[:7]}, without a branch"
     if note["changed"]:
-        if PATCH not in note["redacted"]:
-            applied = _run("git", "apply", str((artifacts / PATCH).absolute()))
+        if PATCH not in note["redacted"] and not patched:
+            applied = _run("git", "apply", patch)
             if applied.returncode:
                 raise UserError(f"{PATCH} of the run does not apply: {_last(applied)}")
         yield f"code that was not committed: {', '.join(note['changed'])}" + (
@@ -138,6 +146,7 @@ def restore(run: str, artifacts: Path) -> Iterator[str]:
     yield f"{PARAMS_FILE}, {LOCK} and the results that Git keeps"
     if PARAMS_FILE.as_posix() in note["redacted"]:
         yield f"{PARAMS_FILE} held a password or a home folder, which MLflow was not given: edit it"
+    yield f"to go back: `git restore .`, {'`git switch -`, ' if moves else ''}`dvc checkout`"
     kept = {path.as_posix() for path in small_outputs(Path())}
     yield from fetch({path: md5 for path, md5 in outputs(Path()).items() if path not in kept})
 
@@ -154,9 +163,16 @@ def read_note(run: str, artifacts: Path) -> dict[str, Any]:
     return note
 
 
-def require_clean() -> None:
-    """Raise ``UserError`` if a tracked file has edits, which restoring would overwrite."""
-    if edited := changed_files(Path(), made=True):
+def require_clean(artifacts: Path, patched: Collection[str] = ()) -> None:
+    """Raise ``UserError`` if a tracked file has edits, which restoring would overwrite: what it
+    put there before, a file of ``artifacts`` or one that is ``patched``, is not one of them.
+    """
+    edited = [
+        name
+        for name in changed_files(Path(), made=True)
+        if name not in patched and not _same(Path(name), artifacts / name)
+    ]
+    if edited:
         raise UserError(
             f"{', '.join(edited)} would be overwritten: commit or `git stash` them first, or run "
             "this in another clone or worktree (git worktree add ../restored)"
@@ -178,10 +194,15 @@ def fetch(wanted: Mapping[str, str]) -> Iterator[str]:
         raise UserError(
             f"parameters and dvc.lock are back, but not all outputs ({what}): they are not in the "
             f"cache, and the remote did not give them ({_last(done)}); whoever ran it can `dvc exp "
-            "push` or `dvc push`, or `dvc repro` makes them here"
+            "push` or `dvc push`; if the commit's .dvc/config names no remote, `dvc remote add "
+            "--local -d storage URL` does; then run this again. Or `dvc repro` makes them here"
         )
     for path, md5 in wanted.items():
         yield f"{path}  {md5}"
+
+
+def _same(here: Path, kept: Path) -> bool:
+    return here.is_file() and kept.is_file() and here.read_bytes() == kept.read_bytes()
 
 
 def _run(*words: str) -> "subprocess.CompletedProcess[str]":
