@@ -83,7 +83,7 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 # if the lock has not got it; so an entry with extras is repeated without them and with each of them.
 # Without --drop the table has a column for every file that a stage reads or writes.
 exps: setup ## Compare experiments: changed parameters, headline figures (ARGS=-A: of all commits)
-	$(IN_VENV) dvc exp show --no-pager --only-changed --drop 'Created|.*/.*' $(ARGS)
+	[ -t 1 ] || export COLUMNS=$${COLUMNS:-250}; $(IN_VENV) dvc exp show --no-pager --only-changed --drop 'Created|.*/.*' $(ARGS)
 
 sweep: setup ## Run every combination: make sweep SET='train.beta=0.05,0.1' (GPUS=0,1: one each)
 	$(IN_VENV) python -m stages.sweep --sets "$$SET" --gpus "$$GPUS" --name "$$NAME"

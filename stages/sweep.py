@@ -24,12 +24,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
 
 from stages.core import command
-from stages.core.errors import UserError
+from stages.core.errors import UserError, did_you_mean
 from stages.core.project import project_root
 from stages.tracking.tags import changed_files, git
 from stages.tuning.process import last_lines
@@ -56,6 +59,7 @@ def main(sets: str, gpus: str = "", name: str = "") -> None:
             "them first"
         )
     settings = combinations(sets)
+    check_keys(settings[0], known_keys(Path("params.yaml")))
     names = {experiment(one, name): one for one in settings}
     commit = git(Path(), "rev-parse", "HEAD")
     known = {n for n in names if git(Path(), "rev-parse", "--verify", "--quiet", ref(commit, n))}
@@ -87,7 +91,7 @@ def main(sets: str, gpus: str = "", name: str = "") -> None:
             f"{len(sweep.failed)} of {len(names)} experiments failed: {', '.join(sweep.failed)}; "
             f"their logs are in {LOGS}, and the same command runs those again"
         )
-    print(f"{len(names)} experiments: `make exps` and `make ui` compare them")
+    print(f"experiments: {len(names)}; `make exps` and `make ui` compare them")
 
 
 def combinations(sets: str) -> list[tuple[str, ...]]:
@@ -108,6 +112,29 @@ def combinations(sets: str) -> list[tuple[str, ...]]:
     if not axes:
         raise UserError("what is to be swept? SET='train.beta=0.05,0.1,0.2'")
     return list(itertools.product(*axes))
+
+
+def known_keys(file: Path) -> set[str]:
+    """``train.beta`` and all others of the file, with the sections that hold them."""
+
+    def keys(section: Mapping[str, Any], before: str = "") -> Iterator[str]:
+        for name, value in section.items():
+            yield before + name
+            if isinstance(value, Mapping):
+                yield from keys(value, f"{before}{name}.")
+
+    return set(keys(YAML(typ="safe").load(file)))
+
+
+def check_keys(values: Sequence[str], known: set[str]) -> None:
+    """Refuse a key that an experiment could not change; ``+key`` adds one, as DVC has it."""
+    for value in values:
+        key = value.partition("=")[0]
+        elsewhere = ":" in key  # DVC's way to name another file
+        if not (elsewhere or key.startswith("+") or key.lstrip("~") in known):
+            raise UserError(
+                f"params.yaml has no '{key}'{did_you_mean(key, known)}; +{key} would add it"
+            )
 
 
 def experiment(values: Sequence[str], name: str = "") -> str:

@@ -142,3 +142,21 @@ def test_a_diary_that_cannot_be_written_costs_nothing_else(stage, tmp_path):
     (tmp_path / "reports").write_text("a file in the way")
     done, notes = diary_of(stage, tmp_path, "print('done')")
     assert (done.returncode, done.stdout, notes) == (0, "done\n", {})
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_seen_enough_costs_no_trace(stage, lines):
+    """As with ``| head``; few lines fail only when they are flushed."""
+    body = f"import sys\nsys.stdin.read()\nfor _ in range({lines}): print('a line')"
+    process = subprocess.Popen(
+        stage(body, "--raw-data", "a"),
+        env={"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    process.stdout.close()
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == 1

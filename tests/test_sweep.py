@@ -64,6 +64,13 @@ def test_what_names_no_values_is_refused(sets):
         sweep.combinations(sets)
 
 
+def test_a_key_that_params_yaml_lacks_is_refused_with_the_nearest_one():
+    known = sweep.known_keys(ROOT / "params.yaml")
+    sweep.check_keys(["train.beta=0.1", "+train.new=1", "~train.seed=", "other.yaml:a=1"], known)
+    with pytest.raises(UserError, match=r"no 'train.betta'; did you mean 'train.beta'\?"):
+        sweep.check_keys(["train.betta=0.1"], known)
+
+
 def test_an_experiment_is_named_after_its_values():
     assert sweep.experiment(("train.beta=0.05", "train.seed=1")) == "beta-0.05-seed-1"
     assert sweep.experiment(("+train.lora_target=[q,v]",), "wide") == "wide-lora_target-_q_v"

@@ -65,8 +65,12 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     start = time.monotonic()
     try:
         facts = main(*given, **arguments)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except BrokenPipeError:  # `… | head`; what is left to say has no reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
         if error.errno not in DISK:
