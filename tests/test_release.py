@@ -142,10 +142,27 @@ def test_what_is_not_committed_run_or_pushed_is_named(project):
     assert "models/adapter" in said
     shutil.rmtree(project / ".dvc" / "cache")  # of what is nowhere else, DVC's status says nothing
     assert "models/adapter" in refusal("v1.0.0")
-    call("dvc", "remote", "remove", "storage", folder=project)
-    assert "no DVC remote has the outputs" in refusal("v1.0.0")
     assert not call("git", "tag", folder=project)
     assert not (project / "releases").exists()
+
+
+def test_a_remote_that_others_do_not_have_is_refused(project):
+    add = ("dvc", "remote", "add", "--quiet", "-d")
+    call(*add, "--local", "mine", "../storage", folder=project)  # all is there, but storage counts
+    shutil.move(project.parent / "storage", project.parent / "elsewhere")
+    assert "the DVC remote lacks" in refusal("v1.0.0")
+    shutil.move(project.parent / "elsewhere", project.parent / "storage")
+    call("dvc", "remote", "remove", "storage", folder=project)
+    call("git", "commit", "-qam", "No remote", folder=project)
+    said = refusal("v1.0.0")
+    assert "the committed .dvc/config names no remote" in said
+    assert "without --local, commit it, `dvc push`" in said
+    call(*add, "--local", "--force", "storage", "../storage", folder=project)
+    assert "the committed .dvc/config names no remote" in refusal("v1.0.0")
+    call("dvc", "remote", "remove", "--local", "storage", folder=project)
+    call("dvc", "remote", "remove", "--local", "mine", folder=project)
+    assert "the committed .dvc/config names no remote" in refusal("v1.0.0")
+    assert not call("git", "tag", folder=project)
 
 
 def test_a_first_release_must_win_clearly_unless_forced_which_the_tag_says(project, capsys):

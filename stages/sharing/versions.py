@@ -72,7 +72,6 @@ def register(version: str, message: str) -> None:
 
 def unready() -> Iterator[str]:
     """Why the current commit can't be released: its files are not those that others would get."""
-    from dvc.config import NoRemoteError
     from dvc.repo import Repo
 
     changed = [line[3:] for line in git(Path(), "status", "--porcelain").splitlines()]
@@ -82,25 +81,29 @@ def unready() -> Iterator[str]:
     with Repo() as repo:
         if stale := sorted(repo.status()):
             yield f"dvc.lock is not current: {listed(stale, LISTED)} would run again (`dvc repro`)"
-        try:
-            missing = unpushed(repo)
-        except NoRemoteError:
-            yield "no DVC remote has the outputs (`dvc remote add -d storage …`, `dvc push`)"
-        else:
-            if missing:
-                yield f"the DVC remote lacks {listed(missing, LISTED, longest=200)} (`dvc push`)"
+        # Others have the configuration of the commit: not config.local, nor this user's own.
+        committed = repo.config.read("repo")
+        name = committed.get("core", {}).get("remote")
+        if not committed.get("remote", {}).get(name, {}).get("url"):
+            yield (
+                "the committed .dvc/config names no remote, so nobody else would get the outputs "
+                "(`dvc remote add -d storage …` without --local, commit it, `dvc push`)"
+            )
+        elif missing := unpushed(repo, name):
+            yield f"the DVC remote lacks {listed(missing, LISTED, longest=200)} (`dvc push`)"
 
 
-def unpushed(repo: Any) -> list[str]:
-    """Outputs of which the DVC remote lacks something.
+def unpushed(repo: Any, remote: str) -> list[str]:
+    """Outputs of which this DVC remote lacks something.
 
     DVC's own status says nothing of a folder whose list of files is neither in the cache nor in the
     remote, so each output's hash is looked up as well.
     """
-    remote = repo.cloud.get_remote_odb()
+    store = repo.cloud.get_remote_odb(remote)
     cached = [out for out in repo.index.outs if out.use_cache and out.hash_info]
-    found = {str(out) for out in cached if not remote.exists(out.hash_info.value)}
-    found |= {name for name, state in repo.status(cloud=True).items() if state != "deleted"}
+    found = {str(out) for out in cached if not store.exists(out.hash_info.value)}
+    states = repo.status(cloud=True, remote=remote)
+    found |= {name for name, state in states.items() if state != "deleted"}
     return sorted(found)
 
 
