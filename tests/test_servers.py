@@ -195,7 +195,11 @@ def test_two_processes_log_at_once_and_the_server_keeps_page_and_figures(
         for words in names.items()
     ]
     said = [process.communicate(timeout=100)[1] for process in each]
-    assert not runs.pending(), said
+    if (
+        runs.pending()
+    ):  # MLflow gives the maker of an experiment its rights a moment after it is there
+        sync.main()
+    assert not runs.pending(), "".join(said)
     for name in names:
         run = run_of(name)
         assert run.info.status == "FINISHED"

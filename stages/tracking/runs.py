@@ -476,6 +476,7 @@ def connect(*, make: bool = True) -> tuple[Any, str]:
         os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(given.username))
         os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(given.password or ""))
     from mlflow import MlflowClient  # 10 s on two cores
+    from mlflow.exceptions import MlflowException
 
     logging.getLogger("alembic").setLevel(logging.WARNING)  # 60 lines where a database is made
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or EXPERIMENT
@@ -487,7 +488,12 @@ def connect(*, make: bool = True) -> tuple[Any, str]:
         if not make:
             raise LookupError(f"{redacted(uri)} has no experiment {experiment}")
         place = (project_root() / "mlartifacts").as_uri() if file else None  # a server decides
-        return client, str(client.create_experiment(experiment, artifact_location=place))
+        try:
+            return client, str(client.create_experiment(experiment, artifact_location=place))
+        except MlflowException:  # another process may have made it since
+            if found := client.get_experiment_by_name(experiment):
+                return client, str(found.experiment_id)
+            raise
 
 
 def _probe(uri: str) -> None:
