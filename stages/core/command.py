@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -40,8 +41,9 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     ``def main(raw: Path, out: Path)`` answers to ``--raw data/raw --out data/pairs``; an argument
     before a ``/`` is given without its name, and one of type ``tuple[str, ...]`` takes several
     words. A ``UserError`` becomes one message on standard error and exit status 1, and so does a
-    disk that is full or can't be written; any other exception keeps its trace. What ``main``
-    returns, such as ``{"device": "cpu"}``, goes into the diary.
+    disk that is full or can't be written. Where nobody reads standard output any more, it ends
+    without a word, as Unix's tools do. Any other exception keeps its trace. What ``main`` returns,
+    such as ``{"device": "cpu"}``, goes into the diary.
     """
     parser = argparse.ArgumentParser(description=inspect.getmodule(main).__doc__)
     bare = []
@@ -69,9 +71,14 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except BrokenPipeError:  # `… | head`; what is left to say has no reader
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        if not output.poll(0):  # it was another pipe
+            raise
+        # Whoever reads, such as `head`, has seen enough; what is left would fail again at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno not in DISK:
             raise
