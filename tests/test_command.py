@@ -84,7 +84,8 @@ def test_a_reader_that_has_seen_enough_ends_the_stage_without_a_word(stage, line
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert process.stdout and process.stderr
+    assert process.stdout
+    assert process.stderr
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 128 + signal.SIGPIPE
