@@ -24,16 +24,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 
 from stages.core import command
 from stages.core.errors import UserError, did_you_mean
 from stages.core.project import project_root
+from stages.parameters import params
 from stages.tracking.tags import changed_files, git
 from stages.tuning.process import last_lines
 from stages.verify import cloned
@@ -59,7 +59,7 @@ def main(sets: str, gpus: str = "", name: str = "") -> None:
             "them first"
         )
     settings = combinations(sets)
-    check_keys(settings[0], known_keys(Path("params.yaml")))
+    check_keys(settings[0], known_keys(params.PARAMS_FILE))
     names = {experiment(one, name): one for one in settings}
     commit = git(Path(), "rev-parse", "HEAD")
     known = {n for n in names if git(Path(), "rev-parse", "--verify", "--quiet", ref(commit, n))}
@@ -116,14 +116,8 @@ def combinations(sets: str) -> list[tuple[str, ...]]:
 
 def known_keys(file: Path) -> set[str]:
     """``train.beta`` and all others of the file, with the sections that hold them."""
-
-    def keys(section: Mapping[str, Any], before: str = "") -> Iterator[str]:
-        for name, value in section.items():
-            yield before + name
-            if isinstance(value, Mapping):
-                yield from keys(value, f"{before}{name}.")
-
-    return set(keys(YAML(typ="safe").load(file)))
+    parts = [key.split(".") for key in params.flattened(YAML(typ="safe").load(file))]
+    return {".".join(each[:n]) for each in parts for n in range(1, len(each) + 1)}
 
 
 def check_keys(values: Sequence[str], known: set[str]) -> None:
