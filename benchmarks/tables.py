@@ -32,10 +32,17 @@ METRICS_FILE = Path("reports/results/metrics.json")
 
 def main() -> None:
     for (document, name), written in TABLES.items():
-        text = document.read_text(encoding="utf-8")
-        start, end = markers(name)
-        old = start + between_markers(text, name) + end
-        document.write_text(text.replace(old, start + written() + end, 1), encoding="utf-8")
+        rewrite(document, name, written())
+
+
+def rewrite(document: Path, name: str, new: str) -> None:
+    """Put ``new`` between the two markers of a document."""
+    text = document.read_text(encoding="utf-8")
+    start, end = markers(name)
+    if start not in text:
+        raise SystemExit(f"{document} has no place for '{name}'")
+    old = start + between_markers(text, name) + end
+    document.write_text(text.replace(old, start + new + end, 1), encoding="utf-8")
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -14,16 +14,15 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 
-from benchmarks.tables import between_markers, markers
+from benchmarks.tables import between_markers, rewrite
+from stages.tuning.nodes import free_port
 from tests.hub_server import serve
 from tests.repository import ROOT, call, environment
 
@@ -130,21 +129,12 @@ def main() -> None:
     for session in names:
         took = []
         for name, text, seconds, size in run(session):
-            rewrite(name, f"```\n{text}```\n")
+            rewrite(DOCUMENT, name, f"```\n{text}```\n")
             took.append(f"| {session}: {name} | {seconds:.0f} s | {size:z.1f} MB |\n")
             print(f"{session}: {name}: {seconds:.0f} s", flush=True)
         old = between_markers(DOCUMENT.read_text(encoding="utf-8"), "costs of sessions")
         kept = [row + "\n" for row in old.splitlines() if not row.startswith(f"| {session}: ")]
-        rewrite("costs of sessions", "".join(kept + took))
-
-
-def rewrite(name: str, new: str) -> None:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    start, end = markers(name)
-    if start not in text:
-        raise SystemExit(f"{DOCUMENT} has no place for '{name}'")
-    old = start + between_markers(text, name) + end
-    DOCUMENT.write_text(text.replace(old, start + new + end, 1), encoding="utf-8")
+        rewrite(DOCUMENT, "costs of sessions", "".join(kept + took))
 
 
 def run(session: str) -> Iterator[tuple[str, str, float, float]]:
@@ -265,12 +255,6 @@ def size_of(folder: Path) -> float:
     """MB of the files in a folder; links are not followed."""
     files = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
     return sum(path.lstat().st_size for path in files) / 1e6
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":
