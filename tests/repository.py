@@ -9,6 +9,16 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parent.parent
+PUT = """
+import json, os, pathlib, sys, time
+def put(path, text):
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_text(text)
+"""  # how the script begins that stands in for every stage
+PARAMS = """
+from ruamel.yaml import YAML
+p = YAML(typ="safe", pure=True).load(pathlib.Path("params.yaml").read_text())
+"""
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.contracts import PRESETS, ROOT
-from tests.repository import call, processes_with
+from tests.repository import PARAMS, PUT, call, processes_with
 from tests.test_way_back import clone, commit_and_push, make
 
 SLURM, SKY = ROOT / "examples" / "slurm.sh", ROOT / "examples" / "skypilot.yaml"
@@ -116,13 +116,10 @@ def test_the_skypilot_task_has_the_fields_of_one_and_runs_commands_that_exist():
 
 # run for real: a project of no work, stubs for SLURM's commands, a clean machine
 
-STAGE = """
-import json, os, pathlib, sys, time
-from ruamel.yaml import YAML
-p = YAML(typ="safe", pure=True).load(pathlib.Path("params.yaml").read_text())
-def put(path, text):
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(path).write_text(text)
+STAGE = (
+    PUT
+    + PARAMS
+    + """
 if sys.argv[1] == "data":
     assert not pathlib.Path({pushed!r}).exists(), "the data were pushed"
     put("data/pairs/pairs.txt", str(p["preprocess"]))
@@ -144,6 +141,7 @@ if sys.argv[1] == "train":
 if sys.argv[1] == "evaluate":
     put("reports/results/metrics.json", json.dumps({{"win_rate": p["train"]["beta"]}}))
 """
+)
 STUBS = {
     "sbatch": """
 while [[ $1 == --* ]]; do [[ $1 != --nodes=* ]] || nodes=${1#*=}; shift; done

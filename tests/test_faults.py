@@ -16,16 +16,14 @@ import pytest
 
 from benchmarks import endurance
 from tests.contracts import ROOT, files_of, stages_in, table_under, text_of
-from tests.repository import attempt, call, environment
+from tests.repository import PUT, attempt, call, environment
 from tests.test_way_back import clone, commit_and_push, hashes, make
 
 FAULTS = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
-STAGE = """
-import os, pathlib, sys, time
+STAGE = (
+    PUT
+    + """
 marker = pathlib.Path(os.environ.get("MARKER", "nowhere"))
-def put(path, text):
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(path).write_text(text)
 if sys.argv[1] == "data":
     put("data/pairs/pairs.txt", "pairs")
 if sys.argv[1] == "train":
@@ -37,6 +35,7 @@ if sys.argv[1] == "train":
 if sys.argv[1] == "evaluate":
     put("reports/results/metrics.json", "{}")
 """
+)
 
 
 @pytest.fixture

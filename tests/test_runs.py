@@ -136,6 +136,19 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
+def wait_until_told(capfd, words):
+    """What is said on standard error until it has these words."""
+    said = ""
+
+    def told():
+        nonlocal said
+        said += capfd.readouterr().err
+        return words in said
+
+    wait_for(told)
+    return said
+
+
 @pytest.mark.parametrize(
     ("given", "used"),
     [
@@ -567,7 +580,6 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing_and_leaks_nothing(
     monkeypatch.setattr(runs, "RETRY_SECONDS", 1.0)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "served")  # whose artifacts the server keeps
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{PASSWORD}@127.0.0.1:{port}")
-    said = ""
     with runs.Live(FINGERPRINT, "brave-cat") as live:
         with server(*served):
             live.log(1, "train", {"loss": 0.69})
@@ -578,13 +590,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing_and_leaks_nothing(
             wait_for(lambda: points(database)[0] == ("train/begun", 1, 1.0))
             capfd.readouterr()  # the server may have come after the first attempt
         live.log(2, "train", {"loss": 0.5})
-
-        def told():
-            nonlocal said
-            said += capfd.readouterr().err
-            return "MLflow" in said
-
-        wait_for(told)
+        said = wait_until_told(capfd, "MLflow")
         complete()
         (waiting,) = runs.pending()
         with server(*served):

@@ -22,7 +22,17 @@ from stages import sync
 from stages.core.errors import UserError
 from stages.tracking import runs
 from tests import test_runs
-from tests.test_runs import CURVES, FINGERPRINT, ROOT, complete, curve, free_port, logged, wait_for
+from tests.test_runs import (
+    CURVES,
+    FINGERPRINT,
+    ROOT,
+    complete,
+    curve,
+    free_port,
+    logged,
+    wait_for,
+    wait_until_told,
+)
 
 pytestmark = pytest.mark.slow
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: make extras")
@@ -253,7 +263,7 @@ def test_a_server_that_is_killed_in_training_and_comes_back_has_one_run_with_eve
 ):
     monkeypatch.setattr(runs, "RETRY_SECONDS", 1.0)
     log_in("ann", ANN)
-    name, said = "long-one", ""
+    name = "long-one"
 
     def points():
         found = ask(
@@ -269,13 +279,7 @@ def test_a_server_that_is_killed_in_training_and_comes_back_has_one_run_with_eve
         wait_for(lambda: points() == [1])
         running.close()
         live.log(2, "train", {"loss": 0.5})
-
-        def told():
-            nonlocal said
-            said += capfd.readouterr().err
-            return "Training goes on without it" in said
-
-        wait_for(told)
+        said = wait_until_told(capfd, "Training goes on without it")
         complete(name, "c" * 16)
         assert len(runs.pending()) == 1
         running.enter_context(start())

@@ -15,18 +15,15 @@ from contextlib import contextmanager
 import pytest
 
 from tests.contracts import ROOT
-from tests.repository import attempt, call
+from tests.repository import PARAMS, PUT, attempt, call
 from tests.test_runs import free_port, wait_for
 from tests.test_secrets import PLANTED, leaks
 from tests.test_way_back import clone, commit_and_push, hashes, make
 
-STAGE = """
-import json, pathlib, sys
-from ruamel.yaml import YAML
-p = YAML(typ="safe", pure=True).load(pathlib.Path("params.yaml").read_text())
-def put(path, text):
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(path).write_text(text)
+STAGE = (
+    PUT
+    + PARAMS
+    + """
 if sys.argv[1] == "data":
     for i in range(20):
         put(f"data/pairs/{i}.txt", f"pair {i} of {p['preprocess']}")
@@ -36,6 +33,7 @@ if sys.argv[1] == "train":
 if sys.argv[1] == "evaluate":
     put("reports/results/metrics.json", json.dumps({"win_rate": p["train"]["beta"]}))
 """
+)
 ADVICE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").partition("## Share")[2]
 KEYS = {**PLANTED, "AWS_DEFAULT_REGION": "us-east-1"}
 SSH_SERVER = """
