@@ -43,7 +43,7 @@ check: lint ## Lint, check types, run the fast tests (90 seconds)
 	$(TESTS) -m "not slow"
 
 check-data: setup ## Show what the first rows of data.source hold, and what would be left out
-	$(IN_VENV) python -m stages.check
+	$(IN_VENV) python -m stages check
 
 lint: setup ## Lint and check types only
 	$(IN_VENV) ruff check .
@@ -74,7 +74,7 @@ use: ## Switch to a preset: make use PRESET=name
 
 # The server's job queues, seven more processes, serve functions that this project does not use.
 ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
-	$(IN_VENV) python -m stages.view --port $(PORT)
+	$(IN_VENV) python -m stages view --port $(PORT)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(IN_VENV) mlflow server --workers 1 \
 	  --host 127.0.0.1 --port $(PORT) \
 	  --backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts
@@ -86,56 +86,56 @@ exps: setup ## Compare experiments: changed parameters, headline figures (ARGS=-
 	[ -t 1 ] || export COLUMNS=$${COLUMNS:-250}; $(IN_VENV) dvc exp show --no-pager --only-changed --drop 'Created|.*/.*' $(ARGS)
 
 sweep: setup ## Run every combination: make sweep SET='train.beta=0.05,0.1' (GPUS=0,1: one each)
-	$(IN_VENV) python -m stages.sweep --sets "$$SET" --gpus "$$GPUS" --name "$$NAME"
+	$(IN_VENV) python -m stages sweep --sets "$$SET" --gpus "$$GPUS" --name "$$NAME"
 
 seeds: setup ## Train with N other seeds (N=3, GPUS=0,1, SET= what else differs, NAME=)
-	$(IN_VENV) python -m stages.sweep --sets "$$SET train.seed=$$(seq -s , 1 "$$N")" \
+	$(IN_VENV) python -m stages sweep --sets "$$SET train.seed=$$(seq -s , 1 "$$N")" \
 	  --gpus "$$GPUS" --name "$$NAME"
 
 join: setup ## Join a training that runs over several machines, as another: NODE_RANK=1 make join
-	$(IN_VENV) python -m stages.join
+	$(IN_VENV) python -m stages join
 
 costs: setup ## What each stage took when it ran here
-	$(IN_VENV) python -m stages.costs
+	$(IN_VENV) python -m stages costs
 
 verify: setup ## Run the committed pipeline again in a clone and compare (STAGES="format train", KEY=key.pem)
-	$(IN_VENV) python -m stages.verify $(if $(STAGES),--stages "$(STAGES)") $(if $(KEY),--key $(KEY))
+	$(IN_VENV) python -m stages verify $(if $(STAGES),--stages "$(STAGES)") $(if $(KEY),--key $(KEY))
 
 check-certificate: setup ## Is all here what reports/certificate.json says (PUBLIC_KEY=key.pub)
-	$(IN_VENV) python -m stages.certificate $(if $(PUBLIC_KEY),--public-key $(PUBLIC_KEY))
+	$(IN_VENV) python -m stages certificate $(if $(PUBLIC_KEY),--public-key $(PUBLIC_KEY))
 
 doctor: setup ## Look for upstream's silent faults in the installed packages (under a minute)
-	$(IN_VENV) python -m stages.doctor
+	$(IN_VENV) python -m stages doctor
 
 plan: setup ## What the run will take, what is missing (UTILISATION=0.3, PAIRS=1000)
-	$(IN_VENV) python -m stages.plan $(if $(PAIRS),--pairs $(PAIRS)) \
+	$(IN_VENV) python -m stages plan $(if $(PAIRS),--pairs $(PAIRS)) \
 	  $(if $(UTILISATION),--utilisation $(UTILISATION))
 
 sync: setup ## Log to MLflow what it could not be given before
-	$(IN_VENV) python -m stages.sync
+	$(IN_VENV) python -m stages sync
 
 ask: setup ## Ask base and tuned: make ask IMAGE=photo.jpg QUESTION="..." (or PAIRS=5, test pairs)
-	$(IN_VENV) python -m stages.ask $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"} \
+	$(IN_VENV) python -m stages ask $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"} \
 	  $${PAIRS:+--pairs "$$PAIRS"}
 
 export: setup ## Merge the adapter into its base: models/merged
-	$(IN_VENV) python -m stages.export
+	$(IN_VENV) python -m stages export
 
 # Some shells set HOST to the machine's name, which nobody asked to listen on.
 LISTEN = $(if $(filter command,$(origin HOST)),--host "$(HOST)") \
   --port $(if $(filter file,$(origin PORT)),$(1),$(PORT))
 
 serve: setup ## OpenAI's API for tuned and base, on this machine only (PORT=8000, MODELS=tuned)
-	$(IN_VENV) python -m stages.serve $${MODELS:+--models "$$MODELS"} $(call LISTEN,8000)
+	$(IN_VENV) python -m stages serve $${MODELS:+--models "$$MODELS"} $(call LISTEN,8000)
 
 chat: setup ## A page to chat with the tuned model, on this machine only (PORT=7860)
-	$(IN_VENV) python -m stages.serve --models chat $(call LISTEN,7860)
+	$(IN_VENV) python -m stages serve --models chat $(call LISTEN,7860)
 
 release: setup ## Tag the adapter here as a version: make release VERSION=v1.0.0 (FORCE=1)
-	$(IN_VENV) python -m stages.release --version "$$VERSION" $${FORCE:+--force "$$FORCE"}
+	$(IN_VENV) python -m stages release --version "$$VERSION" $${FORCE:+--force "$$FORCE"}
 
 publish: setup ## Upload a release to the Hub, private: make publish REPO=owner/name (VERSION=, PUBLIC=1)
-	$(IN_VENV) python -m stages.publish --repo "$$REPO" $${VERSION:+--version "$$VERSION"} \
+	$(IN_VENV) python -m stages publish --repo "$$REPO" $${VERSION:+--version "$$VERSION"} \
 	  $${PUBLIC:+--public "$$PUBLIC"}
 
 lock: venv ## Resolve requirements*.in into requirements*.txt (ARGS=--upgrade for the newest)

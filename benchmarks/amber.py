@@ -20,9 +20,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from stages.answers import published
 from stages.core import command
 from stages.core.errors import UserError
-from stages.probing import published
 
 LISTS = "534babf6bbfcce2e735c26289dedfb21cef3c939"
 TASK = Path("tasks/published/amber/amber.py")

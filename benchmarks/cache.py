@@ -10,9 +10,8 @@ import statistics
 import time
 from pathlib import Path
 
-from stages.dataset import formatted
-from stages.model import scoring
-from stages.parameters import params
+from stages.model import formatted, scoring
+from stages.params import params
 
 KINDS = {"growing": None, "static": "static"}
 

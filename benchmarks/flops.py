@@ -3,12 +3,12 @@
     python -m benchmarks.flops
     python -m benchmarks.flops --image-tokens 1024 --answer-tokens 240
 
-What is counted is said in ``stages.planning.flops``.
+What is counted is said in ``stages.commands.flops``.
 """
 
 from benchmarks.throughput import SIZES
+from stages.commands.flops import DEFAULT, GIGA, TERA, Pair, Way, logits_bytes, score, step
 from stages.core import command
-from stages.planning.flops import DEFAULT, GIGA, TERA, Pair, Way, logits_bytes, score, step
 
 WAYS = {
     "LLaMA-Factory": Way(shared=False, cached=False, vision=4, answers_only=False),

@@ -25,7 +25,7 @@ import pandas as pd
 
 from stages import format as format_stage
 from stages.model import tokens
-from stages.parameters import params
+from stages.params import params
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESET = ROOT / "params" / "qwen3-vl-4b.yaml"

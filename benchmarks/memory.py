@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.flops import DEFAULT, GIGA, Pair
 from benchmarks.throughput import SIZES, VOCABULARY
 from stages.core import command
-from stages.pairwise.prefix import CHUNK
+from stages.model.prefix import CHUNK
 
 # Qwen3-VL-4B-Instruct; of these the embedding, tied to the head, and the vision tower stay in
 # bfloat16 when the base is quantised.

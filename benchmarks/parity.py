@@ -31,8 +31,8 @@ from benchmarks.pipeline import stack
 from stages.core import command
 from stages.core.errors import UserError
 from stages.families import qwen
-from stages.pairwise import prefix
-from stages.parameters import params
+from stages.model import prefix
+from stages.params import params
 from stages.tuning import config, history, process
 
 OUT, RUNS = Path("benchmarks/PARITY.md"), Path("models/training")

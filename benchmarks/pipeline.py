@@ -21,7 +21,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.costs import stage_names
+from stages.commands.costs import stage_names
 
 PACKAGES = ("torch", "transformers", "llamafactory", "peft", "trl")
 

@@ -36,9 +36,9 @@ from omegaconf import OmegaConf
 
 from benchmarks.pipeline import PACKAGES, device, run, set_parameters
 from benchmarks.throughput import SIZES, make_model
-from stages import costs
+from stages.commands import costs
 from stages.core import command
-from stages.parameters import params
+from stages.params import params
 from tests.hub_server import preset_repos, serve, topic_overwrite_rows
 from tests.run_stages import fresh_clone
 from tests.tiny_models import QWEN_TOKENS

@@ -19,7 +19,7 @@ from benchmarks.throughput import SIZES, make_model, make_pairs
 from benchmarks.train import QUESTION, encode, matmul_rate, side_by_side, side_of, trainers
 from stages.core import command
 from stages.model import scoring
-from stages.parameters import params
+from stages.params import params
 
 
 def main(

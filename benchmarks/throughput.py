@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pipeline import stack
+from stages.commands import flops
+from stages.commands.flops import VOCABULARY
 from stages.core import command
-from stages.easyvqa.topics import COLOURS, SHAPES
 from stages.model import scoring
-from stages.parameters import params
-from stages.planning import flops
-from stages.planning.flops import VOCABULARY
+from stages.params import params
+from stages.sources.topics import COLOURS, SHAPES
 
 DEMO = Path("demo/model")
 IMAGE_SIDE = 512

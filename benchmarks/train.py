@@ -28,9 +28,8 @@ from benchmarks.pipeline import stack
 from benchmarks.throughput import SIZES, make_model, make_pairs
 from stages.core import command
 from stages.families import qwen
-from stages.model import scoring
-from stages.pairwise import prefix
-from stages.parameters import params
+from stages.model import prefix, scoring
+from stages.params import params
 
 QUESTION = "<image>What is the shape in the image, and which color does it have? Say both."
 TOKEN_SIDE = 32  # pixels

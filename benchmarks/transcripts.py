@@ -59,7 +59,7 @@ SESSIONS: dict[str, dict[str, Sequence[str]]] = {
         "plan-demo": ["make plan"],
         "verify": ["make verify STAGES=format"],
         "certificate": [
-            "python -m stages.certificate --write yes",
+            "python -m stages certificate --write yes",
             "make check-certificate",
             "printf x >> models/adapter/README.md",
             "make check-certificate",
@@ -100,14 +100,14 @@ SESSIONS: dict[str, dict[str, Sequence[str]]] = {
     "experiment": {
         "exp-run": ["dvc exp run -n beta-02 -S train.beta=0.2 2>&1 | grep -i 'stage\\|experiment'"],
         "exps": ["make exps"],
-        "compare": ["python -m stages.compare --before HEAD --after beta-02"],
+        "compare": ["python -m stages compare --before HEAD --after beta-02"],
         "exp-push": [
             "dvc exp push -q origin beta-02",
             "git clone -q $URL ../colleague && cd ../colleague",
             "dvc exp pull -q origin beta-02",
             "dvc exp apply -q beta-02 && git status --short",
         ],
-        "restore": ["git stash -q", "python -m stages.restore beta-02"],
+        "restore": ["git stash -q", "python -m stages restore beta-02"],
         "alias": [
             "dvc repro -q report && git commit -qam 'Beta 0.2' && dvc push -q",
             "make release VERSION=v1.0.0 | grep MLflow",
@@ -118,7 +118,7 @@ SESSIONS: dict[str, dict[str, Sequence[str]]] = {
     "seeds": {
         "sweep": ["make sweep SET='train.beta=0.05 train.num_train_epochs=0.1' NAME=short"],
         "seeds": ["make seeds N=2 SET=train.num_train_epochs=0.1 NAME=luck"],
-        "compare-seeds": ["python -m stages.compare --seeds luck-num_train_epochs-0.1-seed-1"],
+        "compare-seeds": ["python -m stages compare --seeds luck-num_train_epochs-0.1-seed-1"],
     },
 }
 HELD = ("start", "release", "model")  # the others train, for minutes; their commands have tests

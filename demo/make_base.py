@@ -34,8 +34,8 @@ from transformers import (
 )
 
 from demo import scenes
-from stages.easyvqa import topics
-from stages.easyvqa.topics import COLOURS, SHAPES
+from stages.sources import topics
+from stages.sources.topics import COLOURS, SHAPES
 
 # As in Qwen3-VL's own tokenizer, as far as an image chat needs them.
 SPECIAL = (

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stages.easyvqa import topics
-from stages.easyvqa.topics import COLOURS, DESCRIBE, MISTAKEN, SHAPES, Scene
+from stages.sources import topics
+from stages.sources.topics import COLOURS, DESCRIBE, MISTAKEN, SHAPES, Scene
 
 SIDE = 64
 RGB = {

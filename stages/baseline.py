@@ -11,11 +11,11 @@ changes the log-probs of the pairs.
 from pathlib import Path
 from typing import Any
 
+from stages.answers import controls, lm_eval, prompts
 from stages.core import command
-from stages.dataset import formatted
+from stages.model import formatted
 from stages.model.checkpoint import Checkpoint
-from stages.parameters import params
-from stages.probing import controls, lm_eval, prompts
+from stages.params import params
 from stages.tracking import failures
 
 

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.answers import controls, lm_eval, prompts
 from stages.core import command
 from stages.core.errors import UserError
-from stages.dataset import formatted
-from stages.dataset.pairs import SPLITS
 from stages.evaluation import metrics, regression, shortcuts, slices, statistics
+from stages.model import formatted
 from stages.model.checkpoint import Checkpoint
-from stages.parameters import params
-from stages.probing import controls, lm_eval, prompts
+from stages.pairs.pairs import SPLITS
+from stages.params import params
 from stages.tracking import failures, runs
 
 

@@ -1,6 +1,6 @@
 """fetch: brings the data set or the base model of ``params.yaml`` here, as upstream published it.
 
-In: ``data.source`` or ``model.source``, of one of the kinds in ``stages.sources.registry``.
+In: ``data.source`` or ``model.source``, of one of the kinds in ``stages.sources.kinds``.
 Out: a folder with upstream's files and ``SOURCE.json`` (commit, licence, each file's sha256).
 
 Two items, so that a change of the model does not fetch the data again. The folder persists between
@@ -13,9 +13,9 @@ from pathlib import Path
 from stages.core import command
 from stages.core.errors import UserError
 from stages.core.text import readable
-from stages.parameters import params
+from stages.params import params
+from stages.sources.kinds import KINDS
 from stages.sources.manifest import Source
-from stages.sources.registry import KINDS
 from stages.tracking import failures
 
 

@@ -24,11 +24,11 @@ import pandas as pd
 
 from stages.core import command
 from stages.core.errors import UserError
-from stages.dataset.formatted import PLACEHOLDERS, dataset_info, found, neutralised, prompt
-from stages.dataset.pairs import SPLITS
 from stages.model import tokens
+from stages.model.formatted import PLACEHOLDERS, dataset_info, found, neutralised, prompt
 from stages.model.tokens import Lengths
-from stages.parameters import params
+from stages.pairs.pairs import SPLITS
+from stages.params import params
 from stages.tracking import failures
 
 FEW = 3  # altered rows that need no more than to be counted

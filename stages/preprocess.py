@@ -23,15 +23,14 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.core import command
-from stages.dataset import pairs
-from stages.dataset.pairs import Question, Record
-from stages.ingest import counts, images, output, refusals, tables
-from stages.ingest.decoder import Decoder, Outcomes
-from stages.ingest.refusals import Refusal
-from stages.ingest.split import joined, sides, split_of
-from stages.parameters import params
+from stages.pairs import counts, images, output, pairs, refusals, tables
+from stages.pairs.decoder import Decoder, Outcomes
+from stages.pairs.pairs import Question, Record
+from stages.pairs.refusals import Refusal
+from stages.pairs.split import joined, sides, split_of
+from stages.params import params
 from stages.sources import manifest
-from stages.sources.registry import KINDS
+from stages.sources.kinds import KINDS
 from stages.tracking import failures
 
 Decode = Callable[[Iterable[Any], Callable[[Any], Refusal | None]], Iterator[tuple[Any, Outcomes]]]

@@ -13,11 +13,10 @@ from typing import Any
 import pandas as pd
 
 from stages.core import command
-from stages.dataset import formatted
-from stages.dataset.pairs import SPLITS
+from stages.model import formatted, reference_logps
 from stages.model.checkpoint import Checkpoint
-from stages.pairwise import reference
-from stages.parameters import params
+from stages.pairs.pairs import SPLITS
+from stages.params import params
 from stages.tracking import failures
 
 
@@ -30,8 +29,8 @@ def main(formatted_data: Path, images: Path, model: Path, out: Path) -> dict[str
         ).assign(split=split)
         for split in SPLITS
     ]
-    made = reference.made_with(model, p, dtype=p.scoring.dtype)
-    reference.write(out, pd.concat(tables), made)
+    made = reference_logps.made_with(model, p, dtype=p.scoring.dtype)
+    reference_logps.write(out, pd.concat(tables), made)
     return base.cost()
 
 

@@ -2,7 +2,7 @@
 
 In: what evaluate measured, both models' answers, the curves, the data's counts and the sources.
 Out: the page and the adapter's model card. Both follow from their inputs alone: times, devices, the
-commit and the cost are in MLflow and in the diary (``python -m stages.costs``). Page, card and
+commit and the cost are in MLflow and in the diary (``python -m stages costs``). Page, card and
 charts join the MLflow run.
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from stages.core import command
-from stages.dataset import formatted
-from stages.families import registry
-from stages.parameters import params
+from stages.families import known
+from stages.model import formatted
+from stages.params import params
 from stages.reporting import card as model_card
 from stages.reporting import figures, verdicts
 from stages.reporting import page as report
@@ -79,7 +79,7 @@ def main(
             model=parsed(model / "SOURCE.json"),
             configuration=(adapter / "llamafactory.yaml").read_text(encoding="utf-8"),
             adapter=parsed(adapter / "adapter_config.json"),
-            family=registry.of_model(model),
+            family=known.of_model(model),
         ),
         encoding="utf-8",
     )

@@ -21,8 +21,8 @@ from omegaconf import OmegaConf
 
 from stages.core import command
 from stages.core.project import is_forced, project_root
-from stages.dataset import formatted
-from stages.parameters import params
+from stages.model import formatted
+from stages.params import params
 from stages.tracking import failures, runs
 from stages.tuning import config, history, nodes, process
 from stages.tuning.config import WORKSPACE

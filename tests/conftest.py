@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
-from stages.dataset.pairs import row_id
-from stages.parameters.params import Params
+from stages.pairs.pairs import row_id
+from stages.params.params import Params
 
 ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")

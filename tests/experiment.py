@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from stages.dataset.pairs import row_id
-from stages.ingest.refusals import REASONS
+from stages.pairs.pairs import row_id
+from stages.pairs.refusals import REASONS
 from stages.reporting.page import Inputs, Origin
 
 ROOT = Path(__file__).parent.parent

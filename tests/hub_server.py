@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from stages.parameters.params import Params
+from stages.params.params import Params
 from stages.sources.hub import HubSource
 
 TASKS = Path(__file__).parent.parent / "tasks" / "published"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from stages.pairwise import prefix
+from stages.model import prefix
 
 START, END, IMAGE = 3, 4, 6  # the demo's token ids, which the tiny Qwen2.5-VL takes over
 PATCH = {"qwen3_vl": 16, "qwen2_5_vl": 14}

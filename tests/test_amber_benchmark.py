@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from benchmarks import amber
+from stages.answers import published
 from stages.core.errors import UserError
-from stages.probing import published
 from tests.test_published import AMBER_BY_HAND, AMBER_LISTS, DESCRIPTIONS
 
 

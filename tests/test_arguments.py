@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.parameters import arguments
+from stages.params import arguments
 from stages.tuning.config import dpo_config
 
 
@@ -46,7 +46,7 @@ def test_a_wrong_key_or_value_is_told(key, value, told):
 @pytest.mark.slow
 def test_the_committed_file_says_what_the_installed_llamafactory_accepts(llamafactory):
     assert json.loads(arguments.FILE.read_text()) == arguments.document(), (
-        "run python -m stages.parameters.arguments"
+        "run python -m stages.params.arguments"
     )
 
 

@@ -9,13 +9,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages import ask
+from stages.commands import ask, asking, outputs
+from stages.commands.asking import Asked
+from stages.commands.outputs import Places
 from stages.core.errors import UserError
-from stages.dataset import formatted
-from stages.parameters import params
-from stages.sharing import asking, places
-from stages.sharing.asking import Asked
-from stages.sharing.places import Places
+from stages.model import formatted
+from stages.params import params
 from tests.contracts import ROOT, STAGES
 from tests.experiment import pair_rows, score_table
 
@@ -24,7 +23,7 @@ MOST = 8  # tokens of an answer
 
 def test_the_places_are_those_of_the_pipeline(monkeypatch):
     monkeypatch.chdir(ROOT)
-    at = places.read()
+    at = outputs.read()
     outs = {out for stage in STAGES for out in stage.outs}
     for path in (at.raw, at.formatted_data, at.model, at.adapter, at.results, at.details, at.page):
         assert path.as_posix() in outs
@@ -35,10 +34,10 @@ def test_the_places_are_those_of_the_pipeline(monkeypatch):
 def test_without_a_pipeline_the_places_are_not_guessed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"there is no dvc.yaml here"):
-        places.read()
+        outputs.read()
     (tmp_path / "dvc.yaml").write_text("stages: {report: {cmd: python -m x --model models/base}}")
     with pytest.raises(UserError, match="has no 'raw' for the stage report"):
-        places.read()
+        outputs.read()
 
 
 # what is refused, before a model is loaded

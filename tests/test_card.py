@@ -14,12 +14,12 @@ from ruamel.yaml import YAML
 
 from stages.evaluation.catalogue import KEYS
 from stages.evaluation.catalogue import METRICS as CATALOGUE
-from stages.families import qwen2_5_vl, qwen3_vl, registry
-from stages.parameters import params
+from stages.families import known, qwen2_5_vl, qwen3_vl
+from stages.params import params
 from stages.reporting import card
 from stages.reporting.card import Licence
+from stages.sources.kinds import KINDS
 from stages.sources.manifest import Source
-from stages.sources.registry import KINDS
 
 ROOT = Path(__file__).parent.parent
 EASY_VQA = {
@@ -532,7 +532,7 @@ def test_the_template_reads_no_parameter_that_the_module_does_not_hand_it():
 
 def test_citations_are_those_of_the_citation_file():
     cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    entries = [*card.CITATIONS.values(), *(family.citation for family in registry.FAMILIES)]
+    entries = [*card.CITATIONS.values(), *(family.citation for family in known.FAMILIES)]
     numbers = [reference["identifiers"][0]["value"] for reference in cited["references"]]
     assert all(any(number in text for number in numbers) for text in card.CITATIONS.values())
     for number, reference in zip(numbers, cited["references"], strict=True):

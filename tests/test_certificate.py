@@ -11,10 +11,9 @@ import subprocess
 import pytest
 from ruamel.yaml import YAML
 
-from stages import certificate
+from stages.commands import certificate, croissant, signature, statement
 from stages.core.errors import UserError
-from stages.dataset.pairs import PAIRS
-from stages.provenance import croissant, signature, statement
+from stages.pairs.pairs import PAIRS
 
 FILES = {
     "dvc.yaml": "stages: {}\n",
@@ -22,7 +21,7 @@ FILES = {
     "requirements.txt": "torch==2.11.0\n",
     "stages/train.py": "print(1)\n",
     "stages/model/a.py": "print(2)\n",
-    "stages/plan.py": "not a dependency\n",
+    "stages/commands/plan.py": "not a dependency\n",
     ".gitignore": "/data/raw\n/data/pairs\n/models\n",
     "data/raw/rows.json": "[]",
     "data/pairs/pairs.parquet": "table",
@@ -123,7 +122,7 @@ def test_it_is_an_in_toto_statement_with_slsa_provenance(project):
     for name in ("requirements.txt", "params.yaml", "dvc.lock", "stages/train.py"):
         assert len(materials[name]["digest"]["sha256"]) == 64
     assert len(materials["sources"]["digest"]["gitCommit"]) == 40
-    assert "stages/plan.py" not in materials
+    assert "stages/commands/plan.py" not in materials
 
 
 def test_the_folder_hash_is_gos_h1(tmp_path):
@@ -152,7 +151,7 @@ def test_it_is_the_same_bytes_again_in_a_clone_and_after_it_is_committed(project
     assert (clone / "again.json").read_bytes() == first
 
 
-TRACKED = [name for name in FILES if name not in (".gitignore", "stages/plan.py")]
+TRACKED = [name for name in FILES if name not in (".gitignore", "stages/commands/plan.py")]
 
 
 @pytest.mark.parametrize("name", [*TRACKED, "dvc.lock", "data/raw/SOURCE.json"])

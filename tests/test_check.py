@@ -7,7 +7,7 @@ import os
 import pytest
 from PIL import Image
 
-from stages import check
+from stages.commands import check
 from stages.core.errors import UserError
 
 

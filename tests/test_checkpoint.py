@@ -9,13 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.answers import controls, lm_eval, prompts
 from stages.core import project
 from stages.core.errors import UserError
-from stages.dataset import formatted
-from stages.model import checkpoint, parallel, scoring
+from stages.model import checkpoint, formatted, parallel, reference_logps, scoring
 from stages.model.checkpoint import Checkpoint
-from stages.pairwise import reference
-from stages.probing import controls, lm_eval, prompts
 
 PAIRS = [
     {
@@ -228,9 +226,9 @@ def changed_scale(folder, monkeypatch):
 
 
 def changed_package(folder, monkeypatch):
-    version = reference.version
+    version = reference_logps.version
     monkeypatch.setattr(
-        reference, "version", lambda name: "0.0" if name == "torchvision" else version(name)
+        reference_logps, "version", lambda name: "0.0" if name == "torchvision" else version(name)
     )
 
 
@@ -283,8 +281,8 @@ def test_the_fingerprint_follows_what_decides(made_of, folder, monkeypatch, chan
 @pytest.mark.parametrize(
     "change",
     [
-        changed_code("probing/grading.py"),
-        changed_code("probing/prompts.py"),
+        changed_code("answers/grading.py"),
+        changed_code("answers/prompts.py"),
         changed_code("evaluation/metrics.py"),
         {"train.beta": 0.7},
         {"evaluate.controls": 5},
@@ -363,7 +361,7 @@ def test_answers_do_not_depend_on_how_they_are_graded(model, made_of, folder, mo
     first = ask(asked)
     assert list(first["of"]) == ["pair"] * 3 + ["question"]
     assert list(first["answer"]) == list(first["id"])
-    changed_code("probing/grading.py")(folder, monkeypatch)
+    changed_code("answers/grading.py")(folder, monkeypatch)
     other_truth = prompts.Prompts(PAIRS[:3], [PAIRS[4] | {"answer": "blue"}])
     pd.testing.assert_frame_equal(ask(other_truth), first)
     assert model.asked == 4
@@ -414,8 +412,8 @@ def test_another_task_or_number_of_documents_is_answered_alone(made_of, tasks):
 @pytest.mark.parametrize(
     "change",
     [
-        changed_code("probing/grading.py"),
-        changed_code("easyvqa/topics.py"),
+        changed_code("answers/grading.py"),
+        changed_code("sources/topics.py"),
         lambda folder, _: (folder / "tasks" / "easy" / "grader.py").write_text("# other"),
         lambda folder, _: (folder / "questions.json").write_text('[{"id": "q"}]'),
     ],
@@ -435,7 +433,7 @@ def test_another_lm_eval_or_wrapper_reruns_every_task(made_of, tasks, folder, mo
     tasks(limited(made_of, limits))
     monkeypatch.setattr(lm_eval, "version", lambda _: "0.0")
     assert len(tasks(limited(made_of, limits))) == 2
-    changed_code("probing/lm_eval.py")(folder, monkeypatch)
+    changed_code("answers/lm_eval.py")(folder, monkeypatch)
     assert len(tasks(limited(made_of, limits))) == 2
 
 

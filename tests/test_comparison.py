@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.answers import lm_eval
 from stages.core.errors import UserError
 from stages.evaluation import statistics
 from stages.evaluation.catalogue import NATS, SHARE
 from stages.evaluation.paired import Change, changes
-from stages.parameters.params import flattened
-from stages.probing import lm_eval
+from stages.params.params import flattened
 from stages.reporting import comparison
 from stages.reporting.comparison import (
     CHOSEN,

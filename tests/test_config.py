@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from stages.core.errors import UserError
-from stages.pairwise import reference
-from stages.parameters import arguments
+from stages.model import reference_logps
+from stages.params import arguments
 from stages.tuning import config as tuning
 
 ROOT = Path(__file__).parent.parent
@@ -175,8 +175,8 @@ def test_llamafactory_still_has_no_liger_kernels_for_qwen3_vl():
 def reference_dir(inputs, params_with):
     """``data/reference`` of the demo."""
     folder = inputs[0].parent / "reference"
-    made = reference.made_with(inputs[1], params_with(), dtype="float32")
-    reference.write(folder, pd.DataFrame({"key": ["a"]}), made)
+    made = reference_logps.made_with(inputs[1], params_with(), dtype="float32")
+    reference_logps.write(folder, pd.DataFrame({"key": ["a"]}), made)
     return folder
 
 
@@ -187,10 +187,10 @@ def test_the_reference_is_looked_up_where_it_was_made_the_same_way(
     assert tuning.cached_reference(p, reference_dir, inputs[1]) == reference_dir
     assert capsys.readouterr().out == ""
     before = mark(p, inputs, cached=reference_dir)
-    reference.write(
+    reference_logps.write(
         reference_dir,
         pd.DataFrame({"key": ["b"]}),
-        reference.made_with(inputs[1], p, dtype="float32"),
+        reference_logps.made_with(inputs[1], p, dtype="float32"),
     )
     assert mark(p, inputs, cached=reference_dir) != before
     assert mark(p, inputs) != before

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image, ImageChops
 
-from stages.probing import controls
+from stages.answers import controls
 
 
 def pair(name, image):

@@ -1,6 +1,6 @@
 """costs: the table of what each stage took."""
 
-from stages import costs
+from stages.commands import costs
 
 
 def test_a_rate_below_one_a_second_is_not_shown_as_nothing():

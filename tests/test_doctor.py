@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import doctor
+from stages.commands import doctor
 from stages.core.errors import UserError
-from stages.parameters import params
+from stages.params import params
 from tests.contracts import ROOT, table_under
 
 
@@ -39,7 +39,7 @@ def test_a_batch_that_does_not_say_which_tokens_are_an_images_is_noticed(patient
 
 @pytest.mark.slow
 def test_a_rejected_answer_that_goes_on_counting_is_noticed(patient, monkeypatch):
-    from stages.pairwise import prefix
+    from stages.model import prefix
 
     pack = prefix.pack
 

@@ -13,9 +13,9 @@ from ruamel.yaml import YAML
 
 from benchmarks import tables
 from stages import fetch, preprocess
+from stages.commands.estimate import per_step
 from stages.evaluation.catalogue import KEYS, METRICS
-from stages.parameters import params
-from stages.planning.estimate import per_step
+from stages.params import params
 from tests.contracts import (
     PACKAGES,
     PRESETS,
@@ -161,7 +161,9 @@ def test_every_module_that_the_documents_run_can_be_run():
     found = [(d, c) for d, c in commands() if re.match(r"(\w+=\S+ )*python -m ", c)]
     assert found
     for document, command in found:
-        module = re.split(r"python -m ", command)[1].split()[0]
+        module, *words = re.split(r"python -m ", command)[1].split()
+        if module == "stages":
+            module = f"stages.commands.{words[0]}"
         if module.split(".")[0] in (*PACKAGES, "benchmarks", "tests"):
             assert source_of(module).is_file(), f"{document}: `{command}`"
             assert "__main__" in source_of(module).read_text(encoding="utf-8"), command

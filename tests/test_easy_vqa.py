@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from stages.answers import grading
 from stages.core.errors import UserError
-from stages.dataset.pairs import Record
-from stages.easyvqa import topics
-from stages.easyvqa.topics import COLOURS, MISTAKEN, SHAPES, Scene
-from stages.probing import grading
-from stages.sources import easyvqa
+from stages.pairs.pairs import Record
+from stages.sources import easyvqa, topics
+from stages.sources.topics import COLOURS, MISTAKEN, SHAPES, Scene
 
 
 @pytest.fixture(scope="module")

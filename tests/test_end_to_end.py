@@ -15,9 +15,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks.pipeline import set_parameters
-from stages.dataset import formatted
-from stages.dataset.pairs import SPLITS
+from stages.model import formatted
 from stages.model.checkpoint import CHUNK
+from stages.pairs.pairs import SPLITS
 from tests import rounding
 from tests.contracts import COSTS
 from tests.run_stages import fresh_clone
@@ -139,7 +139,7 @@ def test_the_loss_curve_is_the_committed_one(reproduced: Path):
 def test_asking_about_a_pair_goes_as_the_guide_shows(reproduced: Path):
     """Line by line, without the words and numbers that another machine's adapter may change."""
     guide = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-    shown = re.search(r"(?s)\$ python -m (stages.ask .*?)\n(.*?)```", guide)
+    shown = re.search(r"(?s)\$ python -m (stages.commands.ask .*?)\n(.*?)```", guide)
     assert shown
     done = subprocess.run(
         [sys.executable, "-m", *shown[1].split()], cwd=reproduced, capture_output=True, text=True

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from stages import evaluate
+from stages.answers import controls, lm_eval
 from stages.core.errors import UserError
 from stages.evaluation import regression, shortcuts
 from stages.evaluation.catalogue import KEYS
 from stages.model import scoring
-from stages.probing import controls, lm_eval
 from stages.tracking import runs
 
 

@@ -8,13 +8,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from stages import export
+from stages.commands import export, outputs
 from stages.core.errors import UserError
-from stages.dataset import formatted
+from stages.model import formatted
 from stages.model.scoring import PairLogProbs
-from stages.parameters.params import Scoring
+from stages.params.params import Scoring
 from stages.reporting import card
-from stages.sharing import places
 from tests.contracts import ROOT
 
 MOST = 8  # tokens of an answer
@@ -155,7 +154,7 @@ def test_a_processor_that_shows_other_sizes_than_training_did_is_refused(
 @pytest.mark.slow
 def test_a_base_in_4_bits_is_merged_whole_and_the_readme_says_so(project, params_with, monkeypatch):
     monkeypatch.chdir(project)
-    at = places.read()
+    at = outputs.read()
     text = export.readme(params_with(**{"model.quantization_bit": 4}), at.model, at.adapter, [])
     assert card.other_once_merged(4) in text
     assert "4 bits" not in export.readme(params_with(), at.model, at.adapter, [])

@@ -12,11 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
+from stages.answers import lm_eval
 from stages.core.errors import UserError
-from stages.dataset import formatted
-from stages.families import registry
-from stages.model import scoring, tokens
-from stages.probing import lm_eval
+from stages.families import known
+from stages.model import formatted, scoring, tokens
 from tests import run_stages, tiny_models
 from tests.trainer import dpo_trainer, trainers_log_probs
 
@@ -29,16 +28,16 @@ BETA = 0.3
 
 
 def test_a_model_is_of_the_family_that_its_config_names(model_dir, tmp_path):
-    assert registry.of_model(model_dir).name == "Qwen3-VL"
+    assert known.of_model(model_dir).name == "Qwen3-VL"
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    assert registry.of_model(tmp_path).name == "Qwen2.5-VL"
-    assert set(registry.model_types()) == {"qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"}
+    assert known.of_model(tmp_path).name == "Qwen2.5-VL"
+    assert set(known.model_types()) == {"qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"}
 
 
 def test_a_model_of_no_known_family_is_refused_with_those_there_are(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(UserError, match=r"model_type llava.*Qwen3-VL and Qwen2\.5-VL models"):
-        registry.of_model(tmp_path)
+        known.of_model(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
@@ -46,7 +45,7 @@ def test_a_missing_or_broken_config_is_one_sentence(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json is missing or names no model_type"):
-        registry.of_model(tmp_path)
+        known.of_model(tmp_path)
 
 
 def test_a_template_of_another_family_is_refused_before_anything_is_loaded(
@@ -58,14 +57,14 @@ def test_a_template_of_another_family_is_refused_before_anything_is_loaded(
         tokens.load(model_dir, p)
 
 
-def test_model_and_probing_name_no_family():
-    for folder in ("model", "probing"):
+def test_model_and_answers_name_no_family():
+    for folder in ("model", "answers"):
         for file in (ROOT / "stages" / folder).glob("*.py"):
             assert "qwen" not in file.read_text().lower(), file
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", registry.FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", known.FAMILIES, ids=lambda family: family.name)
 def test_llamafactory_uses_the_first_template_for_the_example(llamafactory, family):
     from llamafactory.data.template import TEMPLATES
     from llamafactory.extras.constants import DEFAULT_TEMPLATE
@@ -204,7 +203,7 @@ def test_lm_eval_gets_the_answers_of_qwen2_5_vl_that_scoring_gets(
 # what is the same in each family
 
 
-@pytest.fixture(params=[family.name for family in registry.FAMILIES])
+@pytest.fixture(params=[family.name for family in known.FAMILIES])
 def each(request):
     """A loaded policy of each family."""
     return request.getfixturevalue({"Qwen3-VL": "base", "Qwen2.5-VL": "policy"}[request.param])

@@ -20,7 +20,7 @@ from huggingface_hub import constants
 
 from stages import fetch
 from stages.core.errors import UserError
-from stages.parameters import params
+from stages.params import params
 from stages.sources import download, easyvqa, hub, local, manifest
 from tests.copies import copied_data, copied_model
 from tests.hub_server import (

@@ -19,7 +19,7 @@ def test_torch_counts_the_products_of_a_forward_as_the_formula_does(model_dir):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from stages.pairwise import prefix
+    from stages.model import prefix
     from tests.one_by_one import Looks, image, one_by_one, pair, tiny
 
     adapted = tiny(model_dir)["qwen3_vl"]

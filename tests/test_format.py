@@ -8,7 +8,7 @@ import pytest
 
 from stages import format as format_stage
 from stages.core.errors import UserError
-from stages.dataset import formatted
+from stages.model import formatted
 from stages.model.tokens import Lengths
 
 MARKERS = ("<image>", "<|im_end|>")

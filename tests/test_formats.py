@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.core.errors import UserError
-from stages.ingest import formats, parquet_pages, tables
-from stages.ingest.suffixes import SUFFIXES, ending
+from stages.pairs import formats, parquet_pages, tables
+from stages.pairs.suffixes import SUFFIXES, ending
 from tests.copies import copied_data
 
 ROOT = Path(__file__).parent.parent
@@ -402,7 +402,7 @@ def test_a_row_of_csv_with_more_or_fewer_cells_is_left_out(folder):
 READ_ALL = """
 import sys
 from pathlib import Path
-from stages.ingest import formats, parquet_pages, tables
+from stages.pairs import formats, parquet_pages, tables
 formats._DECODED_BYTES = 2**24
 from stages.sources import mentions
 columns = dict(image="image", question="question", chosen="chosen", rejected="rejected")
@@ -469,7 +469,7 @@ def test_a_page_that_is_too_large_to_be_read_at_once_is_refused(tmp_path, monkey
 
 
 def test_values_are_bounded(folder, monkeypatch):
-    monkeypatch.setattr("stages.ingest.pictures.MOST_BYTES", 10)
+    monkeypatch.setattr("stages.pairs.pictures.MOST_BYTES", 10)
     (folder / "y.png").write_bytes(b"y" * 11)
     (folder / "a.jsonl").write_bytes(
         lines([*ROWS, ROWS[0] | {"chosen": "a" * 2**20 + "b"}, ROWS[0] | {"image": "y.png"}])

@@ -122,11 +122,11 @@ WRITERS = {
         format.write_json(disk / "formatted/train.json", [content])
     """,
     "reference": """
-        from stages.pairwise import reference
-        reference.write(disk / "reference", table, {})
+        from stages.model import reference_logps
+        reference_logps.write(disk / "reference", table, {})
     """,
     "baseline": """
-        from stages.probing import lm_eval
+        from stages.answers import lm_eval
         lm_eval.write(lm_eval.Results({"a": content}, {"task": [{"b": content}]}), disk)
     """,
     "train, its adapter": """

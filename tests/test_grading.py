@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.easyvqa.topics import COLOURS, MISTAKEN, SHAPES, Scene, sentence
-from stages.probing.grading import is_correct, letter, mentioned, repetition, said
+from stages.answers.grading import is_correct, letter, mentioned, repetition, said
+from stages.sources.topics import COLOURS, MISTAKEN, SHAPES, Scene, sentence
 
 WHICH_COLOUR = "what color is the shape?"
 WHICH_SHAPE = "what shape does the image contain?"

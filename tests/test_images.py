@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps, ImageSequence
 
-from stages.ingest import images, magic
-from stages.ingest.refusals import REASONS, Refusal
+from stages.pairs import images, magic
+from stages.pairs.refusals import REASONS, Refusal
 
 LIMITS = images.Limits(min_side=28, max_pixels=40_000, max_input_pixels=250_000, jpeg_quality=95)
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

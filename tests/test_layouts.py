@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.ingest import layouts
-from stages.ingest.layouts import Fields, Odd, Unreadable
+from stages.pairs import layouts
+from stages.pairs.layouts import Fields, Odd, Unreadable
 
 COLUMNS = {name: name for name in ("image", "question", "chosen", "rejected")} | {
     "origin": "origin_dataset",

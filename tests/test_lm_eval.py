@@ -13,15 +13,14 @@ import pytest
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
+from stages.answers import lm_eval
+from stages.answers.grading import is_correct, said
+from stages.answers.lm_eval import Results
+from stages.answers.published import ratio
 from stages.core.errors import UserError
-from stages.dataset import formatted
 from stages.evaluation import regression, statistics
-from stages.model import scoring
+from stages.model import formatted, scoring
 from stages.model.checkpoint import Checkpoint
-from stages.probing import lm_eval
-from stages.probing.grading import is_correct, said
-from stages.probing.lm_eval import Results
-from stages.probing.published import ratio
 from tests.hub_server import closed_port, pope_repo, serve
 
 TASKS = Path(__file__).parent.parent / "tasks"

@@ -8,7 +8,7 @@ import pytest
 
 from stages.evaluation import metrics, statistics
 from stages.evaluation.catalogue import HEADLINE, KEYS, METRICS
-from stages.parameters.params import Evaluate, Generation
+from stages.params.params import Evaluate, Generation
 
 SETTINGS = Evaluate(
     confidence=0.95,

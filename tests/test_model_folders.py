@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.sources import check, weights
+from stages.sources import base_model, weights
 from tests import tiny_models
 from tests.copies import copied_model
 
@@ -471,8 +471,8 @@ def test_a_file_with_any_value_changed_is_accepted_or_refused_in_a_sentence(twin
         (twin / name).write_text(json.dumps(document))
         with suppress(UserError):
             names = [file.name for file in twin.iterdir()]
-            check.check_model(twin, names, name="model")
-            check.check_weights(twin, names, name="model")
+            base_model.check_model(twin, names, name="model")
+            base_model.check_weights(twin, names, name="model")
     finally:
         shutil.copyfile(DEMO / name, twin / name)
 
@@ -490,8 +490,8 @@ def test_checking_a_model_loads_no_torch(tmp_path):
 
 
 def test_every_family_is_of_the_templates_tokens_that_are_looked_for():
-    from stages.families import registry
+    from stages.families import known
     from stages.sources.tokenizer import TOKENS
 
-    assert {family.image_token for family in registry.FAMILIES} <= set(TOKENS)
-    assert check._TEXT.keys() >= {"num_hidden_layers"}
+    assert {family.image_token for family in known.FAMILIES} <= set(TOKENS)
+    assert base_model._TEXT.keys() >= {"num_hidden_layers"}

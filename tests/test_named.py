@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.core.errors import UserError
-from stages.ingest import named, tables
+from stages.pairs import named, tables
 from stages.sources import mentions
 from tests.copies import copied_data
 

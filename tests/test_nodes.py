@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import join
+from stages.commands import join
 from stages.core.errors import UserError
 from stages.tuning import nodes
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
-from stages.dataset import formatted
-from stages.dataset.pairs import SPLITS
+from stages.model import formatted
+from stages.pairs.pairs import SPLITS
 from tests import run_stages
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, METRICS
-from stages.ingest.refusals import REASONS
+from stages.pairs.refusals import REASONS
 from stages.reporting import card, gallery, verdicts
 from stages.reporting.page import Origin, forward_pass, funnel, method, parameter_count, render
 from tests.experiment import (

@@ -3,10 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.dataset import pairs
-from stages.dataset.pairs import Question, Record
-from stages.ingest import refusals
-from stages.ingest.split import split_of
+from stages.pairs import pairs, refusals
+from stages.pairs.pairs import Question, Record
+from stages.pairs.split import split_of
 
 FRACTIONS = st.tuples(st.floats(0, 0.5), st.floats(0, 0.49))
 TEXT = st.text(st.characters(codec="utf-8"))

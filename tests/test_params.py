@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from stages.core.errors import UserError
-from stages.parameters import params
-from stages.sources.registry import KINDS
+from stages.params import params
+from stages.sources.kinds import KINDS
 
 DEMO = (Path(__file__).parent.parent / "params" / "demo.yaml").read_text(encoding="utf-8")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import parity
-from stages.pairwise import prefix
+from stages.model import prefix
 from tests.contracts import ROOT, text_of
 
 pytestmark = pytest.mark.slow

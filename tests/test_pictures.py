@@ -6,8 +6,8 @@ import io
 import pytest
 from PIL import Image
 
-from stages.ingest import pictures
-from stages.ingest.layouts import Odd, Unreadable
+from stages.pairs import pictures
+from stages.pairs.layouts import Odd, Unreadable
 
 
 def made(kind):

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages import plan
+from stages.commands import estimate, flops, plan
+from stages.commands.flops import Pair
 from stages.core.errors import UserError
-from stages.parameters import params
-from stages.planning import estimate, flops
-from stages.planning.flops import Pair
+from stages.params import params
 from tests.contracts import PRESETS, ROOT
 from tests.test_shortcuts import pair, scene
 

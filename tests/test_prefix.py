@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stages.pairwise import prefix
+from stages.model import prefix
 from tests.one_by_one import (
     END,
     IMAGE,

@@ -29,13 +29,12 @@ from PIL import Image
 
 from stages import preprocess
 from stages.core.errors import UserError
-from stages.dataset import pairs
-from stages.dataset.pairs import Question, Record
-from stages.ingest import counts, decoder, images, output, refusals
-from stages.ingest.refusals import Refusal
-from stages.ingest.split import split_of
-from stages.parameters import params
-from stages.sources.registry import KINDS
+from stages.pairs import counts, decoder, images, output, pairs, refusals
+from stages.pairs.pairs import Question, Record
+from stages.pairs.refusals import Refusal
+from stages.pairs.split import split_of
+from stages.params import params
+from stages.sources.kinds import KINDS
 
 SOURCE: dict[str, Any] = {
     "repo": None,
@@ -352,7 +351,7 @@ def test_a_failure_leaves_the_old_output_and_nothing_half_made(run, tmp_path, mo
         yield Record("row 1", (picture(1),), "q", "yes", "no")
         raise failure
 
-    monkeypatch.setattr("stages.ingest.tables.records", interrupted)
+    monkeypatch.setattr("stages.pairs.tables.records", interrupted)
     with pytest.raises(type(failure) if isinstance(failure, Exception) else failure):
         run(raw)
     assert everything(tmp_path) == before
@@ -431,7 +430,7 @@ def test_an_unexpected_error_in_a_worker_notes_the_row():
 def test_workers_of_a_killed_stage_end_by_themselves(tmp_path):
     script = """if __name__ == "__main__":
         import os, signal, time
-        from stages.ingest import decoder
+        from stages.pairs import decoder
         pool = decoder._pool(1)
         print(pool.submit(os.getpid).result(), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

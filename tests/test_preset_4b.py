@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.pipeline import set_parameters
-from stages.parameters import params
+from stages.params import params
 from stages.sources.hub import HubSource
 from tests.hub_server import preset_repos, serve
 from tests.run_stages import ROOT, fresh_clone

@@ -6,7 +6,7 @@ import pytest
 
 from stages import fetch
 from stages.core.errors import UserError
-from stages.parameters import params
+from stages.params import params
 from tests.contracts import PRESETS, ROOT, agree, is_passed_on, key_lines
 
 

@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
+from stages.answers import prompts
+from stages.answers.prompts import Prompts
 from stages.core.errors import UserError
-from stages.dataset import formatted
-from stages.probing import prompts
-from stages.probing.prompts import Prompts
+from stages.model import formatted
 
 
 def row(name, kind="", **more):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import publish
+from stages.commands import publish
 from stages.core.errors import UserError
 from tests.contracts import ROOT
 from tests.hub_server import Repo, serve
@@ -45,7 +45,7 @@ def hub() -> Iterator[tuple[str, dict[tuple[str, str], Repo]]]:
 
 def run(project: Path, url: str, *arguments: str, token: str = TOKEN) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "stages.publish", *arguments],
+        [sys.executable, "-m", "stages.commands.publish", *arguments],
         cwd=project,
         env={
             **os.environ,

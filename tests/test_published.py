@@ -20,10 +20,10 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
+from stages.answers import lm_eval, published
+from stages.answers.published import ratio
 from stages.core.errors import UserError
 from stages.evaluation import regression
-from stages.probing import lm_eval, published
-from stages.probing.published import ratio
 from tests.contracts import PRESETS, ROOT, table_under, yaml_of
 from tests.hub_server import TASKS, Repo, closed_port, pope_repo, serve
 

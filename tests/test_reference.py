@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from stages.core.errors import UserError
-from stages.pairwise import reference
+from stages.model import reference_logps
 
 FEATURE = {
     "chosen_input_ids": [1, 2, 3],
@@ -26,16 +26,20 @@ def base(tmp_path):
 def written(tmp_path, base, params_with):
     """``data/reference`` of the demo's parameters, one pair."""
     logps = pd.DataFrame(
-        {"key": [reference.pair_key(FEATURE)], "chosen_logps": [-3.5], "rejected_logps": [-4.5]}
+        {
+            "key": [reference_logps.pair_key(FEATURE)],
+            "chosen_logps": [-3.5],
+            "rejected_logps": [-4.5],
+        }
     )
-    made = reference.made_with(base, params_with(), dtype="float32")
-    reference.write(tmp_path / "reference", logps, made)
+    made = reference_logps.made_with(base, params_with(), dtype="float32")
+    reference_logps.write(tmp_path / "reference", logps, made)
     return tmp_path / "reference"
 
 
 def otherwise(written, base, p, **more):
-    wanted = reference.made_with(base, p, **{"dtype": "float32"} | more)
-    return "; ".join(reference.differences(written, wanted))
+    wanted = reference_logps.made_with(base, p, **{"dtype": "float32"} | more)
+    return "; ".join(reference_logps.differences(written, wanted))
 
 
 def test_the_same_way_differs_in_nothing(written, base, params_with):
@@ -72,12 +76,12 @@ def test_other_weights_another_precision_and_an_adapter_are_told(written, base, 
     assert otherwise(written, base, p) == "the weights are others"
 
 
-@pytest.mark.parametrize("package", reference.PACKAGES)
+@pytest.mark.parametrize("package", reference_logps.PACKAGES)
 def test_another_version_of_a_package_that_computes_is_told(
     written, base, params_with, monkeypatch, package
 ):
-    version = reference.version
-    monkeypatch.setattr(reference, "version", lambda n: "0.0" if n == package else version(n))
+    version = reference_logps.version
+    monkeypatch.setattr(reference_logps, "version", lambda n: "0.0" if n == package else version(n))
     told = otherwise(written, base, params_with())
     assert told.startswith(f"{package} is ")
     assert told.endswith(" in the reference and 0.0 in training")
@@ -85,21 +89,21 @@ def test_another_version_of_a_package_that_computes_is_told(
 
 def test_a_base_that_was_not_fetched_is_told(tmp_path, params_with):
     with pytest.raises(UserError, match="dvc repro fetch@model"):
-        reference.made_with(tmp_path, params_with(), dtype="float32")
+        reference_logps.made_with(tmp_path, params_with(), dtype="float32")
 
 
 @pytest.mark.parametrize("content", [None, "[1]", "{"])
 def test_a_folder_that_does_not_say_how_it_was_made_is_told(written, base, params_with, content):
-    file = written / reference.MADE_WITH
+    file = written / reference_logps.MADE_WITH
     file.write_text(content) if content else file.unlink()
     with pytest.raises(UserError, match=r"made_with\.json is missing or damaged.*dvc repro -f"):
         otherwise(written, base, params_with())
 
 
 def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
-    found = reference.lookup(written)
+    found = reference_logps.lookup(written)
     moved = FEATURE | {"images": ["/elsewhere/ab.jpg"]}
-    assert found[reference.pair_key(moved)] == (-3.5, -4.5)
+    assert found[reference_logps.pair_key(moved)] == (-3.5, -4.5)
     changes: tuple[dict[str, list[Any]], ...] = (
         {"chosen_input_ids": [1, 2, 3, 4]},
         {"rejected_input_ids": [1, 2, 3]},
@@ -108,17 +112,17 @@ def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
         {"chosen_input_ids": [1, 2, 4], "rejected_input_ids": [1, 2, 3]},
     )
     for change in changes:
-        assert reference.pair_key(FEATURE | change) not in found
+        assert reference_logps.pair_key(FEATURE | change) not in found
 
 
 def test_a_table_that_is_torn_or_contradicts_itself_is_told(written):
-    file = written / reference.TABLE
+    file = written / reference_logps.TABLE
     table = pd.read_parquet(file)
     pd.concat([table, table]).to_parquet(file)
-    assert len(reference.lookup(written)) == 1
+    assert len(reference_logps.lookup(written)) == 1
     pd.concat([table, table.assign(chosen_logps=-9.0)]).to_parquet(file)
     with pytest.raises(UserError, match="two different rows of the pair"):
-        reference.lookup(written)
+        reference_logps.lookup(written)
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(UserError, match=r"logps\.parquet can't be read.*dvc repro -f reference"):
-        reference.lookup(written)
+        reference_logps.lookup(written)

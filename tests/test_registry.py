@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from stages.sources import manifest
-from stages.sources.registry import KINDS
+from stages.sources.kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
 MADE_UP = """
@@ -18,8 +18,8 @@ from typing import Literal
 from PIL import Image
 
 from stages.core.schema import SourceSection
-from stages.dataset.pairs import Question, Record
-from stages.sources import manifest, registry
+from stages.pairs.pairs import Question, Record
+from stages.sources import manifest, kinds
 from stages.sources.kind import Kind
 
 
@@ -50,7 +50,7 @@ def read(raw):
 
 
 kind = Kind(Colours, fetch, name=lambda *_: "colours", words=lambda _: "colours", read=read)
-registry.KINDS[kind.tag] = kind
+kinds.KINDS[kind.tag] = kind
 
 if __name__ == "__main__":
     from stages import fetch as fetch_stage, preprocess

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from stages import release
+from stages.commands import bundle, release
 from stages.core.errors import UserError
 from stages.reporting import card
-from stages.sharing import bundle
 from stages.sources.manifest import Source
-from stages.tracking import registry, runs
+from stages.tracking import registered, runs
 from tests.contracts import ROOT
 from tests.test_revisions import PARAMETERS, STAGE, call
 
@@ -355,4 +354,4 @@ def test_a_colleague_loads_the_champion_of_mlflows_registry(
         mlflow.artifacts.download_artifacts("models:/preference-tuning@champion", dst_path="page")
     )
     assert {file.name for file in described.iterdir()} == set(bundle.DESCRIBING)
-    assert registry.CHAMPION == "champion"
+    assert registered.CHAMPION == "champion"

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from stages.ingest import formats, images, layouts
-from stages.ingest.suffixes import SUFFIXES
+from stages.pairs import formats, images, layouts
+from stages.pairs.suffixes import SUFFIXES
 from tests import test_images, test_layouts
 from tests.contracts import ROOT, table_under
 

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages import compare
+from stages.commands import compare, revisions
 from stages.core.errors import UserError
 from stages.reporting import comparison
-from stages.tracking import revisions
 from tests.repository import call
 
 PARAMETERS: dict[str, Any] = {

@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
-from stages.parameters import arguments, params, rules
+from stages.params import arguments, params, rules
 from stages.tuning.config import dpo_config
 from tests.contracts import MODULES, ROOT, leaves_of, types_of
 
@@ -388,7 +388,7 @@ def test_every_stage_refuses_wrong_parameters_before_it_looks_at_anything(
 def test_checking_loads_nothing_that_takes_seconds():
     heavy = ("torch", "transformers", "llamafactory", "pandas", "pyarrow", "datasets")
     code = (
-        "import sys; from pathlib import Path; from stages.parameters import params; "
+        "import sys; from pathlib import Path; from stages.params import params; "
         f"params.load(Path({str(DEMO)!r})); print(set(sys.modules) & set({heavy!r}))"
     )
     done = subprocess.run(

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from stages import sync
+from stages.commands import sync
 from stages.core.errors import UserError
 from stages.evaluation.catalogue import HEADLINE
 from stages.tracking import failures, runs, shared_view
@@ -304,7 +304,7 @@ def test_an_experiment_is_one_run_with_all_that_evaluate_knows(database, capsys)
         assert not {"odds", "evaluation/odds", "pairs"} & set(last.data.metrics)
         description = last.data.tags["mlflow.note.content"]
         assert "Win rate 93.0%" in description
-        assert f"python -m stages.restore {last.info.run_id}" in description
+        assert f"python -m stages restore {last.info.run_id}" in description
         assert {key: curve(last, key) for key in CURVES} == CURVES
         (used,) = last.inputs.dataset_inputs
         assert used.dataset.name == "train"

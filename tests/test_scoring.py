@@ -11,11 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from stages.answers import controls, prompts
 from stages.core.errors import UserError
-from stages.dataset import formatted
 from stages.evaluation import metrics
-from stages.model import scoring, tokens
-from stages.probing import controls, prompts
+from stages.model import formatted, scoring, tokens
 from tests.trainer import dpo_trainer, trainers_log_probs
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from stages.core.errors import UserError
-from stages.parameters import params
+from stages.params import params
 from stages.tracking import runs
 from tests.hub_server import Repo, serve, topic_overwrite_repo
 from tests.test_sharegpt import by_messages

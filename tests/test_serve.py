@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from stages import serve
+from stages.commands import engine, llamafactory, serve, servers
 from stages.core.errors import UserError
-from stages.sharing import cli, engine, servers
 from tests.contracts import ROOT
 
 GUIDE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -114,7 +113,7 @@ def test_a_presence_penalty_is_not_taken_for_a_repetition_penalty():
 
 
 def test_answers_are_greedy_unless_a_request_has_a_temperature(params_with):
-    found = cli.configuration(params_with(), Path("models/base"), None)
+    found = llamafactory.configuration(params_with(), Path("models/base"), None)
     assert found["temperature"] == 0.0
     assert "do_sample" not in found  # false would let a request's temperature count for nothing
 
@@ -122,8 +121,8 @@ def test_answers_are_greedy_unless_a_request_has_a_temperature(params_with):
 def test_a_quantised_base_is_served_quantised_and_merged_whole(params_with):
     p = params_with(**{"model.quantization_bit": 4})
     at = (Path("models/base"), Path("models/adapter"))
-    assert cli.configuration(p, *at)["quantization_bit"] == 4
-    assert "quantization_bit" not in cli.configuration(p, *at, quantized=False)
+    assert llamafactory.configuration(p, *at)["quantization_bit"] == 4
+    assert "quantization_bit" not in llamafactory.configuration(p, *at, quantized=False)
 
 
 # real servers
@@ -169,7 +168,15 @@ def served(
     port = free_ports()
     inherited = {k: v for k, v in os.environ.items() if k != servers.KEY}
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages.serve", "--models", "tuned,base,chat", "--port", str(port)],
+        [
+            sys.executable,
+            "-m",
+            "stages.commands.serve",
+            "--models",
+            "tuned,base,chat",
+            "--port",
+            str(port),
+        ],
         cwd=folder,
         env={**inherited, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from stages import sync
+from stages.commands import sync
 from stages.core.errors import UserError
 from stages.tracking import runs
 from tests import test_runs

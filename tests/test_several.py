@@ -12,11 +12,11 @@ from PIL import Image
 
 from stages import preprocess
 from stages.core.errors import UserError
-from stages.parameters import params
+from stages.params import params
 from stages.reporting import page
 from stages.sources import manifest, several
+from stages.sources.kinds import KINDS
 from stages.sources.licences import strictest
-from stages.sources.registry import KINDS
 from stages.sources.several import SeveralSource
 
 

@@ -18,14 +18,13 @@ from PIL import Image
 
 from stages import format as format_stage
 from stages import preprocess
-from stages.dataset import formatted, pairs
-from stages.dataset.pairs import Record
-from stages.ingest import images, refusals
-from stages.ingest.decoder import Decoder
-from stages.ingest.refusals import Refusal
-from stages.ingest.split import joined, sides, split_of
-from stages.model import scoring, tokens
-from stages.parameters import params
+from stages.model import formatted, scoring, tokens
+from stages.pairs import images, pairs, refusals
+from stages.pairs.decoder import Decoder
+from stages.pairs.pairs import Record
+from stages.pairs.refusals import Refusal
+from stages.pairs.split import joined, sides, split_of
+from stages.params import params
 from tests.trainer import dpo_trainer, trainers_log_probs
 
 ALL = refusals.Wanted(text_only=True, images=3, turns=3, system_prompt=True)

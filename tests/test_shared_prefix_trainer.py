@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from stages.core.errors import UserError
-from stages.pairwise.reference import pair_key
+from stages.model.reference_logps import pair_key
 from stages.tuning import config as tuning
 from tests.trainer import dpo_trainer
 
@@ -166,7 +166,7 @@ def test_a_pair_is_known_by_its_tokens_and_images(trainers):
 def test_what_is_not_exact_goes_the_stock_way_and_says_so(built, trainers):
     from llamafactory.data import PairwiseDataCollatorWithPadding
 
-    from stages.pairwise import prefix
+    from stages.model import prefix
     from stages.tuning.trainer import SharedPrefixTrainer
 
     with pytest.MonkeyPatch.context() as patch:

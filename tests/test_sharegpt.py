@@ -15,8 +15,8 @@ from PIL import Image
 
 from stages import preprocess
 from stages.core.errors import UserError
-from stages.dataset.pairs import Record
-from stages.parameters import params
+from stages.pairs.pairs import Record
+from stages.params import params
 from stages.sources import archives, manifest, sharegpt
 from stages.sources.places import Place, match
 from stages.sources.sharegpt import ShareGptSource
@@ -351,7 +351,7 @@ def test_columns_and_tags_of_dataset_info_are_honoured(tmp_path):
 
 
 def test_the_pipelines_own_formatted_data_can_be_read_back(tmp_path):
-    from stages.dataset import formatted
+    from stages.model import formatted
 
     here = tmp_path / "formatted"
     write(here / "dataset_info.json", formatted.dataset_info(system_prompts=False))

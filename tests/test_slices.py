@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.evaluation import slices, statistics
-from stages.parameters.params import Evaluate, Generation
+from stages.params.params import Evaluate, Generation
 
 SETTINGS = Evaluate(
     confidence=0.95,

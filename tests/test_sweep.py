@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import sweep
+from stages.commands import sweep
 from stages.core.errors import UserError
 from tests.repository import ROOT, attempt, call, environment
 
@@ -105,7 +105,7 @@ def project(tmp_path_factory):
 
 
 def words(*arguments):
-    return ("python", "-m", "stages.sweep", "--sets", *arguments)
+    return ("python", "-m", "stages.commands.sweep", "--sets", *arguments)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.core.errors import UserError
-from stages.ingest import formats, tables
+from stages.pairs import formats, tables
 
 COLUMNS = {
     "image": "image",

@@ -23,10 +23,8 @@ import pytest
 
 from stages import train
 from stages.core.errors import UserError
-from stages.dataset import formatted
-from stages.model import scoring
-from stages.pairwise import reference
-from stages.parameters import params
+from stages.model import formatted, reference_logps, scoring
+from stages.params import params
 from stages.tuning import process
 from stages.tuning.inside.sitecustomize import PROJECT, REFERENCE
 from tests.repository import processes_with
@@ -84,8 +82,8 @@ def stage(tmp_path, monkeypatch, write_params):
         (tmp_path / f"{name}.json").write_text("[]")
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "SOURCE.json").write_text("{}")
-    looked_up = reference.made_with(tmp_path / "base", params.load(), dtype="float32")
-    reference.write(tmp_path / "reference", pd.DataFrame(), looked_up)
+    looked_up = reference_logps.made_with(tmp_path / "base", params.load(), dtype="float32")
+    reference_logps.write(tmp_path / "reference", pd.DataFrame(), looked_up)
     made = Stage(tmp_path)
     monkeypatch.setattr(process, "launch", made.launch)
     return made
@@ -302,8 +300,8 @@ def project(base, formatted_dir, pairs_dir, model_dir, params_with, write_params
         pairs = formatted.read(formatted_dir, split)
         found = scoring.log_probs(base, pairs, images, batch_tokens=4096, label=split)
         tables.append(scoring.to_table(pairs, found))
-    made_with = reference.made_with(root / "base", params_with(), dtype="float32")
-    reference.write(root / "reference", pd.concat(tables), made_with)
+    made_with = reference_logps.made_with(root / "base", params_with(), dtype="float32")
+    reference_logps.write(root / "reference", pd.concat(tables), made_with)
 
     def make(name):
         (root / name).mkdir()
@@ -456,7 +454,7 @@ def test_two_machines_have_the_curves_of_one_at_the_same_batch(project, untouche
     made = project("nodes")
     set_params(made.folder, write_params, nodes=2, per_device_train_batch_size=1)
     loopback = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    other = made.start("stages.join", "--trainings", "1", NODE_RANK="1", **loopback)
+    other = made.start("stages.commands.join", "--trainings", "1", NODE_RANK="1", **loopback)
     first = made.start(**loopback)
     try:
         said, _ = first.communicate(timeout=500)

@@ -14,10 +14,9 @@ import pytest
 from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 
-from stages import verify
+from stages.commands import lockfile, same_results, statement, verify
+from stages.commands.same_results import DIFFERENT, ROUNDING, SAME, Bound
 from stages.core.errors import UserError
-from stages.provenance import comparison, lockfile, statement
-from stages.provenance.comparison import DIFFERENT, ROUNDING, SAME, Bound
 from tests.contracts import ROOT
 
 
@@ -28,7 +27,7 @@ def verdict(tmp_path, name, before, after):
         path.parent.mkdir(parents=True, exist_ok=True)
         content(path) if callable(content) else path.write_text(content)
         paths.append(path)
-    return comparison.one(name, *paths)
+    return same_results.one(name, *paths)
 
 
 def weights(scale):
@@ -77,7 +76,7 @@ def test_a_file_that_is_new_or_gone_is_named(tmp_path):
         (tmp_path / side).mkdir()
         for name in names:
             (tmp_path / side / name).write_text("x")
-    found = comparison.one("data/x", tmp_path / "before", tmp_path / "after")
+    found = same_results.one("data/x", tmp_path / "before", tmp_path / "after")
     assert (found.verdict, found.why) == (DIFFERENT, "b is no longer made")
 
 
@@ -89,7 +88,7 @@ def test_a_page_may_differ_only_where_the_numbers_that_it_shows_moved(tmp_path):
             (tmp_path / side / "m.json").write_text(json.dumps({"a": value}))
             (tmp_path / side / "page.html").write_text(f"<p>{side}</p>")
             sides.append({n: tmp_path / side / n for n in ("m.json", "page.html")})
-        return [each.verdict for each in comparison.outputs(*sides)]
+        return [each.verdict for each in same_results.outputs(*sides)]
 
     assert outputs(0.981) == [ROUNDING, ROUNDING]
     assert outputs(0.98) == [SAME, DIFFERENT]
@@ -215,7 +214,7 @@ def test_a_certificate_is_refused_where_dvc_lock_is_out_of_date(made):
 
 def test_what_can_not_be_compared_is_different(tmp_path):
     (tmp_path / "new").write_text("x")
-    found = comparison.one("data/x", tmp_path / "gone", tmp_path / "new")
+    found = same_results.one("data/x", tmp_path / "gone", tmp_path / "new")
     assert (found.verdict, found.why) == (
         DIFFERENT,
         "another hash, and no committed content to compare",
@@ -262,6 +261,6 @@ def test_a_lock_file_that_is_none_is_refused_in_a_sentence(tmp_path):
 def test_the_documented_bounds_are_those_of_the_code():
     text = " ".join((ROOT / "docs" / "verify.md").read_text(encoding="utf-8").split())
     for suffix, words in ((".parquet", "nats)"), (".json", "curves)"), (".csv", "curves)")):
-        bound = comparison.BOUNDS[suffix]
+        bound = same_results.BOUNDS[suffix]
         assert f"{words} to {100 * bound.relative:g}% and {bound.absolute:g}" in text
-    assert f"to {100 * comparison.WEIGHTS:g}% of their length" in text
+    assert f"to {100 * same_results.WEIGHTS:g}% of their length" in text

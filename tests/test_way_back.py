@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from stages.commands import revisions
 from stages.core.errors import UserError
-from stages.tracking import revisions, way_back
+from stages.tracking import way_back
 from tests.repository import ROOT, attempt, call
 from tests.test_comparison import experiment
 from tests.test_secrets import PLANTED, leaks
@@ -359,7 +360,7 @@ def test_a_run_id_and_a_clone_are_enough_to_get_back(logged, tracked, tmp_path):
     project, path = tracked
     here = clone(project, tmp_path / "clone")
     store = {**path, "MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}"}
-    restore = ("python", "-m", "stages.restore")
+    restore = ("python", "-m", "stages.commands.restore")
     said = call(*restore, logged["tuned"].info.run_id, folder=here, **store)
     assert "models/adapter" in said
     assert json.loads((here / "models/adapter/weights").read_text())["beta"] == 0.4

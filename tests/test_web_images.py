@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from stages.core.errors import UserError
-from stages.ingest import formats, refusals, tables, web_index
+from stages.pairs import formats, refusals, tables, web_index
 from stages.sources import addresses, hub, local, manifest, several, web_images
-from stages.sources.registry import KINDS
+from stages.sources.kinds import KINDS
 from tests.hub_server import Repo, answering, closed_port, serve
 
 COLUMNS = several.COLUMNS

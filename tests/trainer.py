@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from stages.parameters.params import Params
+from stages.params.params import Params
 from stages.tuning import config as tuning
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.answers import grading
 from stages.evaluation import catalogue, power, regression, statistics
 from stages.evaluation.catalogue import (
     ENOUGH_IMAGES,
@@ -19,8 +20,7 @@ from stages.evaluation.catalogue import (
     METRICS,
     SHARE,
 )
-from stages.parameters.params import Evaluate
-from stages.probing import grading
+from stages.params.params import Evaluate
 
 MODELS = ("base", "tuned")
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stages.answers import lm_eval
 from stages.core.errors import UserError
 from stages.evaluation import statistics
 from stages.evaluation.paired import Bootstrap, Change, changes
 from stages.evaluation.statistics import Floats
-from stages.probing import lm_eval
 
 PREFIX = "lm_eval"
 _WHAT = {  # the last part of a key: what it is of a Change

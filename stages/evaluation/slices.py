@@ -8,7 +8,7 @@ import pandas as pd
 
 from stages.evaluation import statistics
 from stages.evaluation.catalogue import ENOUGH_IMAGES
-from stages.parameters.params import Evaluate
+from stages.params.params import Evaluate
 
 BINS = 4  # of a number, each with about equally many pairs
 TOO_FEW = "too few pairs"

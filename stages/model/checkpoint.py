@@ -24,15 +24,14 @@ import pandas as pd
 
 from stages.core.errors import UserError
 from stages.core.project import is_forced, project_root
-from stages.model import parallel, scoring
-from stages.pairwise import reference
-from stages.parameters.params import Params
+from stages.model import parallel, reference_logps, scoring
+from stages.params.params import Params
 
 KEPT = Path("models", "kept")
 MOST_KEPT = 2000  # pieces, the latest; 21,376 pairs, answers and 3 tasks make about 50
 CHUNK = 512  # pairs
 STAGES = Path(__file__).parent.parent
-CODE = ("families/*.py", "pairwise/*.py", "model/*.py")
+CODE = ("families/*.py", "model/*.py")
 # Of a formatted row; images are named by their content.
 DECISIVE = ("id", "messages", "chosen", "rejected", "images")
 
@@ -67,7 +66,7 @@ class Checkpoint:
         device = scoring.choose_device(self.p.scoring.device, torch.cuda.is_available())
         adapter = sorted(self.adapter.glob("adapter_*")) if self.adapter else []
         return digest(
-            base=reference.made_with(self.model, self.p, dtype=self.p.scoring.dtype),
+            base=reference_logps.made_with(self.model, self.p, dtype=self.p.scoring.dtype),
             adapter={file.name: _sha256(file) for file in adapter},
             parameters=[self.p.scoring.model_dump(), self.p.format.model_dump()],
             device=torch.cuda.get_device_name() if device == "cuda" else device,

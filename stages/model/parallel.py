@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.core.errors import UserError
 from stages.core.processes import ended_with_the_stage
-from stages.parameters.params import Params
+from stages.params.params import Params
 
 if TYPE_CHECKING:
     from stages.model.checkpoint import Checkpoint

@@ -2,7 +2,7 @@
 
 LLaMA-Factory's template and pairwise processor make every token here, as they do in its DPO trainer
 (``llamafactory/train/dpo``). A pair is one row, which reads image and question once
-(``stages.pairwise.prefix``). Where that is not exact, LLaMA-Factory's collator makes a row of each
+(``stages.model.prefix``). Where that is not exact, LLaMA-Factory's collator makes a row of each
 answer, and its ``get_batch_logps`` sums the log-probs. A test holds both against the trainer.
 """
 
@@ -19,11 +19,9 @@ import numpy as np
 import pandas as pd
 
 from stages.core.errors import UserError
-from stages.dataset import formatted
 from stages.families.family import Family
-from stages.model import tokens
-from stages.pairwise import prefix, reference
-from stages.parameters.params import Params
+from stages.model import formatted, prefix, reference_logps, tokens
+from stages.params.params import Params
 
 GROUP = 64  # pairs that a process prepares at a time
 WORKERS = 8  # processes that prepare, at most; one for each core
@@ -389,7 +387,7 @@ def _prepared(
                 places=places[batch],
                 inputs={name: tensor.numpy() for name, tensor in inputs.items()},
                 image_tokens=np.array(image_tokens),
-                keys=np.array([reference.pair_key(each) for each in those], dtype=object),
+                keys=np.array([reference_logps.pair_key(each) for each in those], dtype=object),
             )
         )
     return batches

@@ -12,11 +12,11 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.core.errors import UserError, did_you_mean
-from stages.dataset import formatted
-from stages.dataset.formatted import PLACEHOLDERS
-from stages.families import registry
+from stages.families import known
 from stages.families.family import Family
-from stages.parameters.params import Params
+from stages.model import formatted
+from stages.model.formatted import PLACEHOLDERS
+from stages.params.params import Params
 
 BUILDS_PROMPTS = re.compile(r"<\|(im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 
@@ -74,8 +74,8 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
         UserError: the model is of no known family, ``model.template`` is of another one, or
             ``format.allowed_tokens`` names what is no token or builds the prompt.
     """
-    family = registry.of_model(model_dir)
-    registry.check_template(family, p.model.template)
+    family = known.of_model(model_dir)
+    known.check_template(family, p.model.template)
     # Else LLaMA-Factory prints the tokenizer's files and every argument, for each of the stages.
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
 

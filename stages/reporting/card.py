@@ -19,14 +19,14 @@ from stages.core.text import readable
 from stages.evaluation import catalogue, regression
 from stages.evaluation.catalogue import METRICS, is_known
 from stages.families.family import Family
-from stages.parameters.params import REFERENCE_FREE, Params
+from stages.params.params import REFERENCE_FREE, Params
 from stages.reporting import tables
 from stages.reporting.text import capitalized, cell, code, fenced, literal, without_absolute_paths
 from stages.sources import manifest
 from stages.sources.kind import About
+from stages.sources.kinds import KINDS
 from stages.sources.licences import ORDER, identifier, strictest
 from stages.sources.local import LocalSource
-from stages.sources.registry import KINDS
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.answers import lm_eval
 from stages.core.errors import UserError
-from stages.dataset import formatted
 from stages.evaluation import regression, statistics
 from stages.evaluation.catalogue import (
     ACCURACY,
@@ -24,8 +24,8 @@ from stages.evaluation.catalogue import (
 )
 from stages.evaluation.paired import Change, changes
 from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
-from stages.parameters.params import PARAMS_FILE
-from stages.probing import lm_eval
+from stages.model import formatted
+from stages.params.params import PARAMS_FILE
 from stages.reporting.text import cell, one_line
 
 TEMPLATE = Path(__file__).with_suffix(".md")

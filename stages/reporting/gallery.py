@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.dataset import formatted
 from stages.evaluation.catalogue import LOG_PROB, MARGIN, is_known
+from stages.model import formatted
 from stages.reporting.text import rows_of, text_of
 
 LONG_TEXT = 320  # characters; longer ones are folded

@@ -18,15 +18,15 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
-from stages.dataset.pairs import SPLITS
 from stages.evaluation import catalogue
 from stages.evaluation.catalogue import COUNT, DASH, ENOUGH_IMAGES, is_known
-from stages.ingest.refusals import REASONS
-from stages.parameters import params
+from stages.pairs.pairs import SPLITS
+from stages.pairs.refusals import REASONS
+from stages.params import params
 from stages.reporting import card, figures, gallery, tables, verdicts
 from stages.reporting.text import capitalized, rows_of, without_absolute_paths
 from stages.sources import manifest
-from stages.sources.registry import KINDS
+from stages.sources.kinds import KINDS
 
 TEMPLATE = "page.html"
 _INTERVAL = re.compile(r"(\[[^\s\]]+,) ([^\s\]]+\])")  # which a line must not break

@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from tqdm import tqdm
 
 from stages.core.errors import UserError
-from stages.core.hub_errors import site_of
 from stages.core.text import readable
+from stages.sources.hub_errors import site_of
 from stages.sources.manifest import check_room, sha256_of, size_of
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+:/|gdrive:", re.IGNORECASE)  # Path makes one slash of two

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from stages.core.errors import UserError
 from stages.core.text import readable
-from stages.ingest.named import shown
+from stages.pairs.named import shown
 
 LARGEST = 200 * 10**9  # bytes of all members together
 RATIO = 200  # of members to archive; JSON reaches 20, and deflate can't pass 1,032

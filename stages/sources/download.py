@@ -23,8 +23,8 @@ from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, tqdm
 
-from stages.core import hub_errors
 from stages.core.errors import UserError
+from stages.sources import hub_errors
 from stages.sources.manifest import sha256_of, size_of
 
 RepoType = Literal["dataset", "model"]

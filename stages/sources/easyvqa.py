@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Literal
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
-from stages.easyvqa.topics import (
+from stages.sources.kind import About, Kind
+from stages.sources.local import copy_all, walk
+from stages.sources.manifest import Source
+from stages.sources.topics import (
     COLOURS,
     DESCRIBE,
     MISTAKEN,
@@ -31,12 +34,9 @@ from stages.easyvqa.topics import (
     scene_of,
     sentence,
 )
-from stages.sources.kind import About, Kind
-from stages.sources.local import copy_all, walk
-from stages.sources.manifest import Source
 
 if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
-    from stages.dataset.pairs import Question, Record
+    from stages.pairs.pairs import Question, Record
 
 ORIGIN = "easy-vqa"
 
@@ -84,7 +84,7 @@ def records(raw: Path) -> "Iterator[Record]":
     Raises:
         UserError: a file of the data set is missing or is not what it should be.
     """
-    from stages.dataset.pairs import Record
+    from stages.pairs.pairs import Record
 
     asked = _by_image(raw / "train" / "questions.json")
     for number in sorted(asked):
@@ -106,7 +106,7 @@ def records(raw: Path) -> "Iterator[Record]":
 
 def questions(raw: Path) -> "Iterator[Question]":
     """The data set's own test questions with their one-word answers, in its order."""
-    from stages.dataset.pairs import Question
+    from stages.pairs.pairs import Question
 
     rows = _rows(raw / "test" / "questions.json")
     images: dict[int, bytes] = {}

@@ -10,9 +10,9 @@ from pydantic import Field
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import listed
-from stages.ingest import suffixes
-from stages.ingest.named import key, shown
-from stages.sources import check, manifest, web_images
+from stages.pairs import suffixes
+from stages.pairs.named import key, shown
+from stages.sources import base_model, manifest, web_images
 from stages.sources.kind import About, Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
 from stages.sources.names import is_permitted, is_weights, matches
@@ -81,7 +81,7 @@ def fetch(
     names = [file.path for file in wanted]
     if repo_type == "model":
         there = [file.path for file in repository.files]
-        check.check_weights_exist(repo, names, there, allow_pickle)
+        base_model.check_weights_exist(repo, names, there, allow_pickle)
     elif not suffixes.tables(names):
         raise UserError(
             f"{repo}: none of the files that match {', '.join(source.files)} is a parquet, JSON or "
@@ -105,10 +105,10 @@ def fetch(
             # Weights last: a model that can't be used is refused before gigabytes have arrived.
             pool.map(bring, [file for file in missing if not is_weights(file.path)], chunksize=1)
             if repo_type == "model":
-                check.check_model(out, names, name=repo, allow_pickle=allow_pickle)
+                base_model.check_model(out, names, name=repo, allow_pickle=allow_pickle)
             pool.map(bring, [file for file in missing if is_weights(file.path)], chunksize=1)
     if repo_type == "model":
-        check.check_weights(out, names, name=repo)
+        base_model.check_weights(out, names, name=repo)
     described = [
         File(file.path, file.size, file.digest if file.lfs else manifest.sha256_of(out / file.path))
         for file in wanted

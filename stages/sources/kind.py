@@ -9,7 +9,7 @@ from stages.core.schema import SourceSection
 from stages.sources.manifest import Source
 
 if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
-    from stages.dataset.pairs import Question, Record
+    from stages.pairs.pairs import Question, Record
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Kind:
     model_section: type[SourceSection] | None = None
     """The keys of a base model's source; None: it has no models."""
     read: Callable[[Path], tuple[Iterator["Record"], Iterator["Question"]]] | None = None
-    """Records and held-out questions of a fetched folder; None: tables (``ingest.tables``)."""
+    """Records and held-out questions of a fetched folder; None: tables (``pairs.tables``)."""
     address: Callable[[str, str, bool], str] | None = None
     """Where a name at a commit is published, given whether it is a data set; None: nowhere that
     the name alone would lead to."""

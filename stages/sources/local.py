@@ -13,9 +13,9 @@ from tqdm import tqdm
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import listed, readable
-from stages.ingest import suffixes
-from stages.ingest.suffixes import is_hidden
-from stages.sources import addresses, check, manifest, web_images
+from stages.pairs import suffixes
+from stages.pairs.suffixes import is_hidden
+from stages.sources import addresses, base_model, manifest, web_images
 from stages.sources.kind import Kind
 from stages.sources.manifest import MANIFEST, PARTIAL, Source
 from stages.sources.mentions import files_named_in, holds_no_rows
@@ -108,9 +108,9 @@ def fetch_model(source: LocalSource, out: Path, *, allow_pickle: bool, allow_cod
         if matches(name, patterns)
         and is_permitted(name, allow_pickle=allow_pickle, allow_code=allow_code)
     ]
-    check.check_model(path, names, name=str(path), allow_pickle=allow_pickle)
-    check.check_weights_exist(str(path), names, found, allow_pickle)
-    check.check_weights(path, names, name=str(path))
+    base_model.check_model(path, names, name=str(path), allow_pickle=allow_pickle)
+    base_model.check_weights_exist(str(path), names, found, allow_pickle)
+    base_model.check_weights(path, names, name=str(path))
     return copy_all(path, names, out, kind="path", licence=source.licence)
 
 

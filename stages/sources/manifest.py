@@ -34,7 +34,7 @@ class File:
 class Part:
     """One of several sources, in a folder of its own by its ``name``; the rest as of ``Source``.
 
-    ``columns`` are those of its tables (see ``ingest.tables``); None: it has no tables.
+    ``columns`` are those of its tables (see ``pairs.tables``); None: it has no tables.
     """
 
     name: str

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.ingest import named
-from stages.ingest.suffixes import ending, is_hidden
+from stages.pairs import named
+from stages.pairs.suffixes import ending, is_hidden
 from stages.sources.names import CODE, PICKLES, suffix
 
 _LONGEST = 2**26  # characters of a first line; one that is longer is a document
@@ -65,7 +65,7 @@ def holds_no_rows(table: Path) -> bool:
 
 def _texts(table: Path) -> Iterator[str]:
     """Every text that a table holds; of a Parquet file no bytes are read."""
-    from stages.ingest import formats
+    from stages.pairs import formats
 
     is_parquet = ending(table.name) == ".parquet"
     try:

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from stages.core.errors import UserError
 from stages.core.text import readable
-from stages.ingest import named
-from stages.ingest.suffixes import is_hidden
+from stages.pairs import named
+from stages.pairs.suffixes import is_hidden
 from stages.sources import archives
 from stages.sources.names import IMAGES, suffix
 

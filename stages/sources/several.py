@@ -23,7 +23,7 @@ from stages.sources.licences import strictest
 from stages.sources.manifest import MANIFEST, Part, Source
 
 if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
-    from stages.dataset.pairs import Question, Record
+    from stages.pairs.pairs import Question, Record
 
 # Columns of a table where a source names no others.
 COLUMNS: dict[str, str | None] = {
@@ -63,7 +63,7 @@ def section(source: SeveralSource, name: str) -> SourceSection:
     Raises:
         PydanticCustomError: naming what is wrong with it.
     """
-    from stages.sources.registry import KINDS
+    from stages.sources.kinds import KINDS
 
     values = dict(source.sources[name])
     columns = values.pop("columns", None)
@@ -112,7 +112,7 @@ def fetch_data(source: SeveralSource, out: Path) -> Source:
     Raises:
         UserError: one can't be fetched; the message names it.
     """
-    from stages.sources.registry import KINDS
+    from stages.sources.kinds import KINDS
 
     manifest.begin(out)
     parts, files = [], []
@@ -164,8 +164,8 @@ def read(raw: Path) -> "tuple[Iterator[Record], Iterator[Question]]":
 
 
 def _read(raw: Path, part: Part) -> "tuple[Iterator[Record], Iterator[Question]]":
-    from stages.ingest import tables
-    from stages.sources.registry import KINDS
+    from stages.pairs import tables
+    from stages.sources.kinds import KINDS
 
     own = KINDS[part.kind].read
     if own is not None:
@@ -190,7 +190,7 @@ def _alone(fetched: Source, part: Part) -> Source:
 
 
 def _name(source: SeveralSource, fetched: Source) -> str:
-    from stages.sources.registry import KINDS
+    from stages.sources.kinds import KINDS
 
     own = {
         part.name: _alone(fetched, part) for part in fetched.parts if part.name in source.sources
@@ -202,7 +202,7 @@ def _name(source: SeveralSource, fetched: Source) -> str:
 
 
 def _words(fetched: Source) -> str:
-    from stages.sources.registry import KINDS
+    from stages.sources.kinds import KINDS
 
     return "several sources: " + "; ".join(
         f"`{part.name}`, {KINDS[part.kind].words(_alone(fetched, part))}"
@@ -212,7 +212,7 @@ def _words(fetched: Source) -> str:
 
 
 def _about(fetched: Source) -> About | None:
-    from stages.sources.registry import KINDS
+    from stages.sources.kinds import KINDS
 
     known = [about for p in fetched.parts if (about := KINDS[p.kind].about(_alone(fetched, p)))]
     if not known:

@@ -23,9 +23,9 @@ from stages.core.errors import UserError, did_you_mean
 from stages.core.project import is_forced
 from stages.core.schema import Section, SourceSection
 from stages.core.text import readable
-from stages.ingest import layouts, named
-from stages.ingest.layouts import Odd
-from stages.ingest.suffixes import published_split
+from stages.pairs import layouts, named
+from stages.pairs.layouts import Odd
+from stages.pairs.suffixes import published_split
 from stages.sources import addresses, manifest
 from stages.sources.kind import Kind
 from stages.sources.local import refuse_nested, walk
@@ -34,7 +34,7 @@ from stages.sources.names import suffix
 from stages.sources.places import Contents, Place, match
 
 if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
-    from stages.dataset.pairs import Question, Record
+    from stages.pairs.pairs import Question, Record
 
 Split = Literal["train", "validation", "test"]
 JSON = (".json", ".jsonl")
@@ -269,7 +269,7 @@ def _described(
     datasets: Sequence[str] | None,
 ) -> Iterator[Table]:
     """The tables that a ``dataset_info.json`` describes."""
-    from stages.ingest import formats
+    from stages.pairs import formats
 
     entries = formats.parsed(contents.read(info), info.path)
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
@@ -413,11 +413,11 @@ def records(raw: Path) -> "Iterator[Record]":
 
 
 def _record(row: Any, table: Table, contents: Contents, where: str) -> "Record":
-    from stages.dataset.pairs import Record
-    from stages.ingest import tables
+    from stages.pairs import tables
+    from stages.pairs.pairs import Record
 
     def encoded(cell: Any) -> bytes | str:
-        from stages.ingest import pictures
+        from stages.pairs import pictures
 
         name = _name_in(cell)
         if name is not None and name not in table.images:
@@ -492,7 +492,7 @@ def _name_in(cell: Any) -> str | None:
 
 def _rows(table: Table, contents: Contents) -> Iterator[tuple[str, Any]]:
     """Rows of a file, each with a name for it."""
-    from stages.ingest import formats
+    from stages.pairs import formats
 
     return formats.json_rows(contents.read(table.place), table.place.path)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from stages.core.errors import UserError
 from stages.core.text import listed, shown
-from stages.ingest import magic, suffixes, web_index
+from stages.pairs import magic, suffixes, web_index
 from stages.sources import addresses, manifest
 from stages.sources.manifest import PARTIAL, File
 from stages.sources.mentions import texts_in
@@ -66,7 +66,7 @@ def bring(out: Path, names: Iterable[str], column: str | None) -> list[File]:
 
 
 def _addresses(paths: Iterable[Path], column: str) -> Iterator[str]:
-    from stages.ingest import formats
+    from stages.pairs import formats
 
     for path in paths:
         table = formats.open_table(path)
@@ -99,7 +99,7 @@ def _image(client: "httpx.Client", address: str, out: Path, silent: Counter[str]
     """Download one image to its place; why it is none, else the empty string."""
     import httpx
 
-    from stages.ingest.formats import MOST_BYTES
+    from stages.pairs.formats import MOST_BYTES
 
     name = web_index.name_of(address)
     partial = out / PARTIAL / Path(name).name

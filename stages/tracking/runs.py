@@ -42,7 +42,7 @@ from stages.core.errors import UserError
 from stages.core.project import project_root
 from stages.evaluation import catalogue
 from stages.evaluation.metrics import headline
-from stages.parameters.params import flattened
+from stages.params.params import flattened
 from stages.tracking import way_back
 from stages.tracking.tags import SEED, experiment_name, provenance, redacted
 
@@ -365,7 +365,7 @@ def _description(kept: Mapping[str, Any], run_id: str) -> str:
         if "win_rate" in measured
         else "No win rate",
         f"Changed: `{changed}`" if (changed := kept["tags"].get("changed")) else "",
-        f"Back to what made it, in a clone: `python -m stages.restore {run_id}`",
+        f"Back to what made it, in a clone: `python -m stages restore {run_id}`",
     ]
     return "\n\n".join(filter(None, lines))
 

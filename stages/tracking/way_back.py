@@ -18,7 +18,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
-from stages.parameters.params import PARAMS_FILE
+from stages.params.params import PARAMS_FILE
 from stages.tracking.tags import changed_files, git, outputs, redacted
 
 FOLDER, NOTE, PATCH = "way_back", "way_back.json", "changes.patch"

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError, did_you_mean
-from stages.pairwise import reference
-from stages.parameters.params import REFERENCE_FREE, Params
+from stages.model import reference_logps
+from stages.params.params import REFERENCE_FREE, Params
 
 WORKSPACE = Path("models/training")  # a folder for each fingerprint; DVC leaves it alone
 
 TUNING = Path(__file__).parent
 INSIDE = TUNING / "inside"  # our code that runs in every training process
 # And what runs there besides where prompts are shared.
-SHARED_CODE = (TUNING / "trainer.py", *(TUNING.parent / "pairwise").glob("*.py"))
+MODEL = TUNING.parent / "model"
+SHARED_CODE = (TUNING / "trainer.py", MODEL / "prefix.py", MODEL / "reference_logps.py")
 
 # Packages whose version decides what a training computes.
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
@@ -145,8 +146,8 @@ def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
         return None
     given = p.train.passed_through
     more = {f"train.{name}": given[name] for name in CHANGE_THE_REFERENCE if given.get(name)}
-    wanted = reference.made_with(model, p, dtype=dtype(p), **more)
-    differences = reference.differences(folder, wanted)
+    wanted = reference_logps.made_with(model, p, dtype=dtype(p), **more)
+    differences = reference_logps.differences(folder, wanted)
     if not differences:
         return folder
     print(
@@ -189,7 +190,7 @@ def fingerprint(
             for path in (*INSIDE.glob("*.py"), *(SHARED_CODE if shared_prefix else ()))
         },
         "keep_vision_features": keep_vision_features,
-        "reference": sha256(cached / reference.TABLE) if cached else None,
+        "reference": sha256(cached / reference_logps.TABLE) if cached else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

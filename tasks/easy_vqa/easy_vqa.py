@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from stages.answers.grading import is_correct
 from stages.core.errors import UserError
-from stages.dataset import formatted
-from stages.probing.grading import is_correct
+from stages.model import formatted
 
 
 def documents(formatted_data: str, images: str, **_: Any) -> dict[str, Any]:

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from stages.core.errors import UserError
-from stages.ingest import images, refusals, tables
-from stages.ingest.refusals import REASONS, Refusal
-from stages.ingest.suffixes import SUFFIXES
+from stages.pairs import images, refusals, tables
+from stages.pairs.refusals import REASONS, Refusal
+from stages.pairs.suffixes import SUFFIXES
 from stages.sources import archives
 
 LIMITS = images.Limits(min_side=8, max_pixels=10_000, max_input_pixels=1_000_000, jpeg_quality=90)

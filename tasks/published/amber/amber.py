@@ -20,10 +20,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from stages.answers import published
+from stages.answers.grading import mentioned, said
 from stages.core.errors import UserError
-from stages.dataset import formatted
-from stages.probing import published
-from stages.probing.grading import mentioned, said
+from stages.model import formatted
 
 # AMBER's repository at its head of January 2024, Apache-2.0.
 LISTS = (

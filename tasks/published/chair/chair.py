@@ -12,9 +12,9 @@ import zipfile
 from collections.abc import Iterable
 from typing import Any
 
+from stages.answers import published
+from stages.answers.grading import mentioned
 from stages.core.errors import UserError
-from stages.probing import published
-from stages.probing.grading import mentioned
 
 # CHAIR's repository at its head of 2019: the name of an object, then its synonyms, on a line.
 SYNONYMS = (

@@ -9,8 +9,8 @@ as in the benchmark's own script; grouped by less, different ones fall together.
 from collections.abc import Sequence
 from typing import Any
 
-from stages.probing import published
-from stages.probing.grading import said
+from stages.answers import published
+from stages.answers.grading import said
 
 SET = ("category", "subcategory", "set_id")
 TRUTH = {"1": "yes", "0": "no"}

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from stages.probing import published
-from stages.probing.grading import letter
+from stages.answers import published
+from stages.answers.grading import letter
 
 
 def in_hash_order(dataset: Any) -> Any:

@@ -8,8 +8,8 @@ always one half. Here an unclear answer is wrong, is no yes, and misses an objec
 
 from typing import Any
 
-from stages.probing import published
-from stages.probing.grading import said
+from stages.answers import published
+from stages.answers.grading import said
 
 
 def in_hash_order(dataset: Any) -> Any:

@@ -1,0 +1,139 @@
+"""What the tasks of published benchmarks share: pinned files, a fair order, images, ratios.
+
+lm-eval loads the data sets of the Hub at the revision that a task's YAML names. What lies elsewhere
+(word lists, annotations) is pinned by its SHA-256.
+"""
+
+import functools
+import hashlib
+import io
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.core.errors import UserError
+from stages.model import formatted
+
+
+def cache() -> Path:
+    """Where what is downloaded or unpacked here lies, next to what lm-eval downloads."""
+    import datasets.config
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "pinned"
+
+
+def pinned(url: str, sha256: str) -> Path:
+    """The file of that content, from ``cache()`` or downloaded once.
+
+    Raises:
+        UserError: it can't be had, or is another file than the one that is pinned.
+    """
+    import httpx
+    from huggingface_hub import constants
+
+    path = cache() / sha256
+    if path.exists():
+        return path
+    fix = "or remove the task that needs it from evaluate.lm_eval"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"{url} is not here yet and HF_HUB_OFFLINE is set; unset it once to download it, {fix}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, digest = path.with_suffix(".part"), hashlib.sha256()
+    try:
+        with (
+            httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer,
+            part.open("wb") as file,
+        ):
+            answer.raise_for_status()
+            for block in answer.iter_bytes():
+                digest.update(block)
+                file.write(block)
+    except httpx.HTTPError as error:
+        raise UserError(
+            f"{url} can't be downloaded ({type(error).__name__}); check the network and the "
+            f"proxy, {fix}"
+        ) from None
+    if digest.hexdigest() != sha256:
+        raise UserError(
+            f"{url} is not the file that is pinned (SHA-256 {sha256}); try again, {fix}"
+        )
+    return part.replace(path)
+
+
+def checked(dataset: Any, task: str, **columns: Collection[str] | None) -> Any:
+    """The data set, which has these columns, and in them these values (None: any).
+
+    Raises:
+        UserError: it has not: another revision, or another data set.
+    """
+    key = f"evaluate.lm_eval.{task}: the data set has"
+    if missing := sorted(columns.keys() - set(dataset.column_names)):
+        raise UserError(f"{key} no column {', '.join(missing)}; remove the task")
+    for column, values in columns.items():
+        if values is not None and (other := {*map(str.strip, dataset[column])} - {*values}):
+            raise UserError(
+                f"{key} {min(other)!r} as {column}, where the task knows "
+                f"{', '.join(sorted(values))}; remove the task"
+            )
+    return dataset
+
+
+def in_hash_order(dataset: Any, *columns: str) -> Any:
+    """The documents in the order of a hash of ``columns``, so that a limit draws a fair sample.
+
+    Documents with the same values stay together, in their order. Images stay encoded until they
+    are asked for: POPE's 9,000 decoded ones would fill 8 GB.
+    """
+    from datasets import Image
+
+    ids = zip(*(dataset[column] for column in columns), strict=True)
+    rows = [{"id": " ".join(map(str, values)), "at": at} for at, values in enumerate(ids)]
+    order = [row["at"] for row in formatted.sample(rows, len(rows))]
+    return dataset.cast_column("image", Image(decode=False)).select(order, keep_in_memory=True)
+
+
+def images(doc: dict[str, Any]) -> list[Any]:
+    """The image of a document, decoded: ``image`` is its file, or a struct that holds its bytes."""
+    held = doc["image"]
+    return [_decoded(held if isinstance(held, str) else held["bytes"])]
+
+
+@functools.lru_cache(maxsize=1024)  # POPE asks 18 questions of an image, AMBER 14
+def _decoded(source: bytes | str) -> Any:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        return opened.convert("RGB")
+
+
+def ratio(parts: Sequence[Sequence[float]]) -> float:
+    """The sum of first values over the sum of second ones; 0 over nothing."""
+    whole = sum(of for _, of in parts)
+    return sum(part for part, _ in parts) / whole if whole else 0.0
+
+
+def linear(values: Sequence[Any]) -> tuple[float, ...]:
+    """The documents' values of a metric, whose mean is its figure; none where they are no numbers.
+
+    Of a ratio of sums, R = Σn / Σd, a document that gives (n, d) has R + (n - R·d) / mean(d): its
+    linear part (Cochran 1977, Sampling Techniques, 6.4), so that what holds for means, intervals
+    by image included, holds for ratios of many documents.
+    """
+    if all(map(is_number, values)):
+        return tuple(map(float, values))
+    if not all(isinstance(value, list) and len(value) == 2 for value in values):
+        return ()
+    if not all(is_number(number) for value in values for number in value):
+        return ()
+    whole = sum(of for _, of in values)
+    if not whole:
+        return ()
+    figure, share = sum(part for part, _ in values) / whole, whole / len(values)
+    return tuple(figure + (part - figure * of) / share for part, of in values)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,1 +1,0 @@
-"""The table of pairs and the formatted data set: what later stages read."""

@@ -1,0 +1,131 @@
+"""The reference's log-probs on disk, and how a training finds those of its pairs.
+
+The reference is frozen, so what it says of a pair is data: a training that looks it up spends
+nothing on a second forward pass. The numbers hold for the weights, tokens and precision that made
+them, so all of that is kept beside them, and ``differences`` says what a training does otherwise. A
+pair is known by its content, ``pair_key``: one that is not there is an error, never a guess.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePath
+from typing import Any
+
+import pandas as pd
+
+from stages.core.errors import UserError
+from stages.params.params import Params
+
+TABLE, MADE_WITH = "logps.parquet", "made_with.json"
+
+# What makes tokens and numbers, and what prepares images; bitsandbytes quantises, where it is
+# installed.
+PACKAGES = (
+    *("llamafactory", "torch", "torchvision", "transformers", "tokenizers", "pillow"),
+    "bitsandbytes",
+)
+
+
+def made_with(model: Path, p: Params, *, dtype: str, **more: Any) -> dict[str, Any]:
+    """All that decides the log-probs of a base model without an adapter, as JSON values.
+
+    ``dtype``: float32, bfloat16 or float16. ``more``: what else the caller does to the model.
+
+    Raises:
+        UserError: the base model was not fetched.
+    """
+    source = model / "SOURCE.json"  # it holds the hash of each of the model's files
+    if not source.is_file():
+        raise UserError(f"{source} is missing; `dvc repro fetch@model` fetches the base model")
+    return {
+        "weights": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "model.trust.remote_code": p.model.trust.remote_code,
+        "model.template": p.model.template,
+        "model.quantization_bit": p.model.quantization_bit,
+        "format.image_max_pixels": p.format.image_max_pixels,
+        "format.image_min_pixels": p.format.image_min_pixels,
+        "dtype": dtype,
+        "packages": {name: _version(name) for name in PACKAGES},
+        **more,
+    }
+
+
+def write(folder: Path, logps: pd.DataFrame, made: Mapping[str, Any]) -> None:
+    """``logps``: tables of ``scoring.to_table``, which hold each pair's key."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logps.to_parquet(folder / TABLE, index=False)
+    text = json.dumps(made, indent=2, sort_keys=True)
+    (folder / MADE_WITH).write_text(text + "\n", encoding="utf-8")
+
+
+def differences(folder: Path, wanted: Mapping[str, Any]) -> list[str]:
+    """What a training does otherwise than the reference in ``folder`` was made; empty if nothing.
+
+    Raises:
+        UserError: the folder does not say how it was made.
+    """
+    path = folder / MADE_WITH
+    try:
+        made = dict(json.loads(path.read_text(encoding="utf-8")))
+        made |= dict(made.pop("packages"))
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path} is missing or damaged; `dvc repro -f reference` makes it again"
+        ) from None
+    here = {name: value for name, value in wanted.items() if name != "packages"}
+    here |= wanted["packages"]
+    return [
+        "the weights are others"
+        if name == "weights"
+        else f"{name} is {made.get(name)} in the reference and {here.get(name)} in training"
+        for name in sorted({*made, *here})
+        if made.get(name) != here.get(name)
+    ]
+
+
+def lookup(folder: Path) -> dict[str, tuple[float, float]]:
+    """Summed log-probs (chosen, rejected) in nats by ``pair_key``.
+
+    Raises:
+        UserError: the table can't be read, or two rows of a pair disagree.
+    """
+    path = folder / TABLE
+    columns = ["key", "chosen_logps", "rejected_logps"]
+    try:
+        table = pd.read_parquet(path, columns=columns).drop_duplicates()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} can't be read ({' '.join(str(error).split())[:200]}); "
+            "`dvc repro -f reference` makes it again"
+        ) from None
+    twice = table["key"][table["key"].duplicated()]
+    if len(twice):
+        raise UserError(
+            f"{path} has two different rows of the pair {twice.iloc[0]}; "
+            "`dvc repro -f reference` makes it again"
+        )
+    return {
+        key: (chosen, rejected)
+        for key, chosen, rejected in table.itertuples(index=False, name=None)
+    }
+
+
+def pair_key(feature: Mapping[str, Any]) -> str:
+    """A pair by its content: LLaMA-Factory's token ids of both answers with their prompt, and the
+    names of the images, which name their content; 32 hex digits.
+    """
+    parts: list[Sequence[Any]] = [
+        list(feature["chosen_input_ids"]),
+        list(feature["rejected_input_ids"]),
+        [PurePath(str(image)).name for image in feature.get("images") or []],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
