@@ -39,7 +39,7 @@ SECTIONS = (
 # What the project's own tasks import.
 OF_TASKS = (
     *("answers/grading.py", "answers/published.py", "sources/topics.py"),
-    *("dataset/formatted.py", "dataset/pairs.py"),
+    *("model/formatted.py", "pairs/pairs.py"),
 )
 
 

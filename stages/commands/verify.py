@@ -7,8 +7,8 @@ In: the current commit, DVC's cache and, for what it lacks, the remote. Out: a t
 of the stages that were run again: same bits, same within rounding (``stages.commands.same_results``
 states the bounds), or different. Exit status 1 if any is different. Where all stages were run and
 none is, the certificate is written (``stages.commands.certificate``), signed with ``--key`` if
-none is, the certificate is written (``stages.commands.certificate``), signed with ``--key`` if
-given. Nothing else here changes: what the stages write stays in the clone, which is deleted, and MLflow
+given. Nothing else here changes: what the stages write stays in the clone, which is deleted, and
+MLflow gets a database in there.
 """
 
 import os
