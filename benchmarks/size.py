@@ -83,7 +83,7 @@ MEASURES = (
     Measure("lines of Python in `stages/`", lambda: lines(files("stages/*.py")), 23_400),
     Measure("modules in `stages/`", lambda: len(files("stages/*.py")), 150),
     Measure("lines of tests", lambda: lines(files("tests/*.py")), 27_800),
-    Measure("words in README, docs, CONTRIBUTING, CHANGELOG, SECURITY", words, 28_500),
+    Measure("words in README, docs, CONTRIBUTING, CHANGELOG, SECURITY", words, 28_700),
     Measure("lines that `fetch` to `report` import", imported_by_the_pipeline, 18_900),
     Measure("lines of `params/`", lambda: lines(files("params/*.yaml")), 612),
     Measure("circles of imports", circles, 1),
