@@ -41,7 +41,6 @@ PACKAGES = {
 INSTALL = ".venv/bin/uv pip install --python .venv/bin/python -c requirements.txt"
 
 ADAPTERS = ("lora", "oft")  # of finetuning_type: they leave the base as it is and train beside it
-SMALLEST_TOKEN = 28  # pixels of a side: Qwen2.5-VL's; Qwen3-VL's is 32
 
 Get = Callable[..., Any]
 
@@ -122,7 +121,7 @@ def _token_side(get: Get) -> int:
     for name in ("patch_size", "spatial_merge_size"):
         pixels = sizes.get(name)
         if not isinstance(pixels, int) or not 0 < pixels < 1000:
-            return SMALLEST_TOKEN
+            return min(family.token_side for family in known.FAMILIES)
         side *= pixels
     return side
 
