@@ -68,7 +68,7 @@ def test_another_reference_leaves_the_win_rate_out():
 
 def test_a_setting_of_one_seed_and_one_setting_twice_are_refused():
     cold = setting("cold", 0.1, (30, 31))
-    with pytest.raises(UserError, match=r"only experiment of its setting .*make seeds N=3"):
+    with pytest.raises(UserError, match=r"only experiment of its setting .*-S train.seed=1,2,3"):
         seeds.compare([cold[:1]])
     with pytest.raises(UserError, match=r"differ in train\.seed alone"):
         seeds.compare([cold, [cold[1], cold[0]]])

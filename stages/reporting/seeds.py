@@ -72,7 +72,8 @@ def compare(members: Sequence[Sequence[Experiment]], notes: Sequence[str] = ()) 
         if len(setting) < 2:
             raise UserError(
                 f"{setting[0].label} is the only experiment of its setting (seed "
-                f"{seed_of(setting[0])}); `make seeds N=3` trains it with other seeds"
+                f"{seed_of(setting[0])}); `dvc exp run --queue -S train.seed=1,2,3` and `dvc queue "
+                "start` train it with others"
             )
     first, last = members[0][0], members[-1][0]
     if len(members) == 2 and same_setting(first, last):
