@@ -33,7 +33,7 @@ def main() -> None:
                 max_new_tokens=p.evaluate.generation.max_new_tokens,
                 batch_tokens=p.scoring.batch_tokens,
                 label=name,
-                cache=cache,
+                cache_implementation=cache,
             )
             if turn:  # the first one warms up
                 times[name].append(time.perf_counter() - started)

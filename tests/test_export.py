@@ -25,14 +25,24 @@ def log_probs(chosen: list[float], rejected: list[float]) -> PairLogProbs:
     return PairLogProbs(np.array(chosen), np.array(rejected), two, one, one, none)
 
 
-def test_the_difference_is_a_mean_over_answers_per_token():
+def test_the_difference_is_a_mean_over_answers_per_token_and_has_a_bound_in_every_precision():
     one, other = log_probs([-1, -2], [-3, -4]), log_probs([-1.5, -2], [-3, -3])
     assert export.per_token(one, other) == pytest.approx((0.25 + 0 + 0 + 1) / 4)
     assert export.per_token(one, one) == 0
-
-
-def test_there_is_a_bound_for_every_precision():
     assert set(export.BOUNDS) == set(get_args(Scoring.model_fields["dtype"].annotation))
+
+
+@pytest.mark.parametrize("merged", [-1.5, float("nan"), -2.0])
+def test_what_is_not_base_plus_adapter_is_refused(params_with, monkeypatch, merged):
+    """Far off, no number, or with the change of the training lost; tuned has -2 + 1e-6."""
+    given = iter([-2 + 1e-6, -2.0, merged])
+    monkeypatch.setattr(export.scoring, "load", lambda *_: None)
+    monkeypatch.setattr(
+        export.scoring, "log_probs", lambda *_, **__: log_probs([next(given)] * 2, [0, 0])
+    )
+    places: Any = type("Places", (), {"model": None, "adapter": None, "images": None})
+    with pytest.raises(UserError, match=r"Set scoring\.dtype to float32"):
+        export.check(params_with(), places, [], Path())
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +84,7 @@ def merged(project: Path) -> Path:
 
 @pytest.mark.slow
 def test_transformers_alone_answers_as_base_plus_adapter_and_stops(
-    merged, tuned, formatted_dir, pairs_dir, params_with
+    merged, tuned, formatted_dir, pairs_dir
 ):
     from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
@@ -82,15 +92,12 @@ def test_transformers_alone_answers_as_base_plus_adapter_and_stops(
 
     images, rows = pairs_dir / "images", formatted.read(formatted_dir, "test")
     counts = scoring.log_probs(tuned, rows, images, batch_tokens=4096, label="").image_tokens
-    plain = export.plain_image_tokens(params_with(), merged, rows, images)
-    rows = [row for row, *both in zip(rows, counts, plain, strict=True) if len(set(both)) == 1]
-    assert len(rows) >= 4  # of the others, LLaMA-Factory rounds the sides otherwise
-    expected = scoring.answer(
-        tuned, rows, images, max_new_tokens=MOST, batch_tokens=1, label="tuned"
-    )
+    settings: Any = {"max_new_tokens": MOST, "batch_tokens": 1, "label": "tuned"}
+    expected = scoring.answer(tuned, rows, images, **settings)
     processor = AutoProcessor.from_pretrained(merged)
     model = AutoModelForImageTextToText.from_pretrained(merged).eval()
-    for row, answer in zip(rows, expected, strict=True):
+    compared = 0
+    for row, count, answer in zip(rows, counts, expected, strict=True):
         content = [
             {"type": "image", "image": str(images / row["images"][0])},
             {"type": "text", "text": formatted.question(row)},
@@ -102,59 +109,66 @@ def test_transformers_alone_answers_as_base_plus_adapter_and_stops(
             return_dict=True,
             return_tensors="pt",
         )
-        out = model.generate(**inputs, max_new_tokens=MOST, do_sample=False)
-        new = out[0, inputs["input_ids"].shape[1] :]
-        assert processor.decode(new, skip_special_tokens=True).strip() == answer.text
+        seen = int((inputs["input_ids"] == tuned.image_token_id).sum())
+        assert seen <= 1.5 * count  # LLaMA-Factory rounds the sides of some otherwise
+        if seen == count:
+            compared += 1
+            out = model.generate(**inputs, max_new_tokens=MOST, do_sample=False)
+            new = out[0, inputs["input_ids"].shape[1] :]
+            assert processor.decode(new, skip_special_tokens=True).strip() == answer.text
+    assert compared >= 4
     stops = GenerationConfig.from_pretrained(merged).eos_token_id
     assert set(tuned.template.get_stop_token_ids(tuned.tokenizer)) <= set(stops)
 
 
 @pytest.mark.slow
-def test_the_folder_says_what_it_is_and_names_no_path_of_this_machine(merged, project):
-    assert "SHA-256 `" + "ab" * 32 in (merged / "README.md").read_text()
-    assert {"config.json", "model.safetensors", "generation_config.json"} <= {
-        file.name for file in merged.iterdir()
-    }
+def test_the_folder_says_what_it_is_names_no_path_of_this_machine_and_is_there_whole_or_not_at_all(
+    merged, project, monkeypatch
+):
+    before = (merged / "README.md").read_text()
+    assert "SHA-256 `" + "ab" * 32 in before
     for file in merged.iterdir():
         assert str(project).encode() not in file.read_bytes(), file.name
-    assert sorted(path.name for path in merged.parent.iterdir()) == ["adapter", "base", "merged"]
-
-
-@pytest.mark.slow
-def test_what_is_not_base_plus_adapter_never_appears(merged, project, monkeypatch):
-    """The base alone stands for a merge that lost the adapter; what was there stays."""
-
-    def lost(p: Any, model: Path, adapter: Path, out: Path) -> None:
-        shutil.copytree(model, out, dirs_exist_ok=True)
-
     monkeypatch.chdir(project)
-    monkeypatch.setattr(export, "merge", lost)
-    with pytest.raises(UserError, match="is not base plus adapter: log-probs differ by"):
-        export.main(Path("models/other"))
-    assert not Path("models/other").exists()
-    before = (merged / "README.md").read_text()
-    with pytest.raises(UserError, match="is not base plus adapter"):
+    monkeypatch.setattr(
+        export, "merge", lambda p, at, out: shutil.copytree(at.model, out, dirs_exist_ok=True)
+    )
+    with pytest.raises(UserError, match="differ from those of base plus adapter"):
         export.main()
     assert (merged / "README.md").read_text() == before
     assert sorted(path.name for path in merged.parent.iterdir()) == ["adapter", "base", "merged"]
+    for bits in (4, None):
+        text = export.readme(outputs.read(), "", bits)
+        assert (card.other_once_merged(4) in text) == bool(bits)
 
 
 @pytest.mark.slow
-def test_a_processor_that_shows_other_sizes_than_training_did_is_refused(
-    merged, project, monkeypatch
+def test_a_trained_head_of_tied_embeddings_is_not_said_to_be_tied(
+    base, project, params_with, tmp_path
 ):
-    monkeypatch.chdir(project)
-    monkeypatch.setattr(export, "plain_image_tokens", lambda *_: [1] * export.SAMPLE)
-    monkeypatch.setattr(export, "merge", lambda p, model, adapter, out: shutil.copytree(
-        merged, out, dirs_exist_ok=True))  # fmt: skip
-    with pytest.raises(UserError, match="the model would see other sizes"):
-        export.main(Path("models/other"))
+    """With ``additional_target: embed_tokens,lm_head``."""
+    import copy
 
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
 
-@pytest.mark.slow
-def test_a_base_in_4_bits_is_merged_whole_and_the_readme_says_so(project, params_with, monkeypatch):
-    monkeypatch.chdir(project)
-    at = outputs.read()
-    text = export.readme(params_with(**{"model.quantization_bit": 4}), at.model, at.adapter, [])
-    assert card.other_once_merged(4) in text
-    assert "4 bits" not in export.readme(params_with(), at.model, at.adapter, [])
+    config = LoraConfig(
+        r=4, target_modules=r".*language_model.*q_proj", modules_to_save=["embed_tokens", "lm_head"]
+    )
+    model = get_peft_model(copy.deepcopy(base.model), config)
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save.default.weight.add_(0.01)
+    model.save_pretrained(tmp_path / "adapter")
+    at: Any = type(
+        "Places", (), {"model": project / "models/base", "adapter": tmp_path / "adapter"}
+    )
+    export.merge(params_with(), at, tmp_path / "merged")
+    weights = load_file(tmp_path / "merged" / "model.safetensors")
+    head, embeddings = (
+        weights["lm_head.weight"],
+        weights["model.language_model.embed_tokens.weight"],
+    )
+    assert not torch.equal(head, embeddings)
+    written = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert written["tie_word_embeddings"] is written["text_config"]["tie_word_embeddings"] is False

@@ -207,7 +207,7 @@ def test_greedy_answers_do_not_depend_on_the_batch(base, pairs, images):
 def test_a_generated_token_is_the_one_that_scoring_finds_likeliest(tuned, pairs, images):
     import torch
 
-    asked = [scoring._prompt_tokens(tuned, pairs[0], images)]
+    asked = [scoring.prompt_tokens(tuned, pairs[0], images)]
     batch = scoring._left_padded(tuned, pairs[:1], asked, images)
     with torch.inference_mode():
         first = tuned.model(**batch).logits[0, -1].argmax()

@@ -1,144 +1,162 @@
-"""Servers: who may reach them, and that they answer as the evaluation does."""
+"""The server: it answers as the evaluation does, whatever it is sent, and ends when it is told."""
 
+import base64
+import io
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
+import time
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
-from stages.commands import engine, llamafactory, serve, servers
+from stages.commands import both, chat, serve
 from stages.core.errors import UserError
 from tests.contracts import ROOT
 
 GUIDE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-PATIENCE = 300  # seconds; two processes import LLaMA-Factory
 MOST = 8  # tokens of an answer
+PATH = "/v1/chat/completions"
 
 
-# who may reach them
+def url(data: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
-def test_a_server_for_this_machine_needs_no_key(host, monkeypatch):
-    monkeypatch.delenv(servers.KEY, raising=False)
-    servers.check_host(host)
+def png(**options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(options.pop("mode", "RGB"), options.pop("size", (64, 64)), **options).save(
+        buffer, "PNG"
+    )
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "example.org"])
-def test_a_server_that_others_reach_needs_a_key(host, monkeypatch):
-    monkeypatch.delenv(servers.KEY, raising=False)
-    with pytest.raises(UserError, match="set API_KEY, or leave HOST out"):
-        serve.main(host=host)
-    monkeypatch.setenv(servers.KEY, "secret")
-    servers.check_host(host)
+def bomb(side: int) -> bytes:
+    """A black PNG of so many pixels squared, in a few kilobytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + check
+
+    rows, row = zlib.compressobj(9), b"\0" * (1 + (side + 7) // 8)
+    data = b"".join([*(rows.compress(row) for _ in range(side)), rows.flush()])
+    head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def test_the_page_to_chat_with_has_no_key_and_stays_on_this_machine(monkeypatch):
-    monkeypatch.setenv(servers.KEY, "secret")
-    with pytest.raises(UserError, match="the page of `make chat` has no key"):
-        serve.main(models="chat", host="0.0.0.0")
+def picture(address: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": address}}
 
 
-def test_a_port_that_is_taken_is_named():
+def asked(*content: Any, **more: Any) -> dict[str, Any]:
+    """A request with these parts; a text stands for itself."""
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    user = {"role": "user", "content": parts}
+    return {"model": "tuned", "messages": [user], "max_tokens": MOST} | more
+
+
+def turns(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": "hello"} for role in roles]
+
+
+# what is refused before a model is asked
+
+RED = picture(url(png(color="red")))
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model": "gpt"}, "model: Input should be 'base' or 'tuned'"),
+    ({"messages": "x"}, "messages: Input should be a valid array"),
+    ({"messages": []}, "messages: List should have at least 1 item"),
+    ({"messages": turns("user", "user")}, "take turns"),
+    ({"messages": turns("user", "assistant")}, "the last is the user's"),
+    ({"messages": turns("assistant")}, "take turns"),
+    ({"messages": turns("system")}, "take turns"),
+    ({"messages": turns("tool")}, "messages.0.role"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+    ({"messages": [{"role": "user"}]}, "messages.0.content: Field required"),
+    ({"max_tokens": "many"}, "max_tokens"),
+    ({"max_tokens": 0}, "max_tokens: Input should be greater"),
+    ({"max_completion_tokens": 10**9}, "max_completion_tokens: Input should be less"),
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": float("nan")}, "temperature"),
+    ({"n": 2}, "n: it is not supported"),
+    ({"stop": ["."]}, "stop: it is not supported"),
+    ({"seed": 1}, "seed: it is not supported"),
+    ({"logprobs": True}, "logprobs: it is not supported"),
+    ({"presence_penalty": 0.5}, "presence_penalty: it is not supported"),
+    ({"response_format": {"type": "json_object"}}, "response_format: it is not supported"),
+    ({"tools": [{"type": "function"}]}, "tools: it is not supported"),
+]
+CONTENTS: list[tuple[list[Any], str]] = [
+    ([picture("http://127.0.0.1:8799\\@host.invalid/../internal/admin?x=1")], "the server fetches"),
+    ([picture("https://host.invalid/a.png")], "the server fetches nothing"),
+    ([picture("file:///etc/passwd")], "the server fetches nothing"),
+    ([picture("/etc/passwd")], "the server fetches nothing"),
+    ([{"type": "video_url", "video_url": {"url": "x"}}], "'video_url'"),
+    ([picture("data:image/png;base64,!!!")], "what follows base64 is none"),
+    ([picture(url(b"no picture"))], "the image can't be used"),
+    ([picture(url(bomb(13000)))] * 8, "the image can't be used .*13000 x 13000"),
+    ([RED] * 9, "9 images; at most 8"),
+    (["word " * 25_000], "125,000 characters; at most 100,000"),
+    (["word " * 19_000], "the prompt has .* tokens; at most 8,192"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), REFUSED, ids=str)
+def test_what_a_request_may_not_say_is_refused_in_a_sentence(change, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        chat.read(json.dumps(asked("hello") | change).encode())
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b'{"model":' * 1000])
+def test_what_is_no_json_object_is_refused(body):
+    with pytest.raises(UserError, match="the request: "):
+        chat.read(body)
+
+
+def test_what_changes_nothing_is_taken_without_a_word():
+    plain = chat.read(json.dumps(asked("hello")).encode())
+    more = {"n": 1, "presence_penalty": 0.0, "logprobs": False, "tools": [], "user": "ann"}
+    more |= {"response_format": {"type": "text"}, "stop": None, "seed": None}
+    assert chat.read(json.dumps(asked("hello", **more)).encode()).model_dump(
+        exclude={"user"}
+    ) == plain.model_dump(exclude={"user"})
+
+
+def test_a_server_that_others_reach_needs_a_key_and_a_port_that_is_free(tmp_path, monkeypatch):
+    monkeypatch.delenv(serve.KEY, raising=False)
+    for host in ("0.0.0.0", "::", "10.0.0.7", "host.invalid"):
+        with pytest.raises(UserError, match="set API_KEY, or leave HOST out"):
+            serve.main(host=host)
+    monkeypatch.setenv(serve.KEY, "secret")
+    serve.check_host("0.0.0.0")
+    monkeypatch.setattr(serve.outputs, "require", lambda *_: None)
+    monkeypatch.chdir(ROOT)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 can't be used"):
-            servers.check_port("127.0.0.1", port)
+            serve.main(port=port)
     with pytest.raises(UserError, match="can't be used"):
-        servers.check_port("127.0.0.1", 70000)
+        serve.main(port=70000)
 
 
-def test_an_unknown_model_is_refused():
-    with pytest.raises(UserError, match="there is no model champion to serve"):
-        serve.main(models="tuned,champion")
-
-
-def test_waiting_ends_with_the_process():
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        assert not servers.wait("http://127.0.0.1:9/", process)
-
-
-# the corrections
-
-
-class Stock:
-    """LLaMA-Factory's engine, as far as it is corrected: what it would give ``generate``."""
-
-    @staticmethod
-    def _process_args(model: Any, *given: Any) -> tuple[dict[str, Any], int]:
-        import torch
-
-        *first, options = given
-        shown = {"image_grid_thw": torch.ones(1, 3)} if "picture" in first else {}
-        return {"inputs": torch.tensor([[5, 6, 6, 7]]), **shown, "options": options}, 4
-
-
-class Model:
-    class config:
-        model_type = "qwen3_vl"
-        image_token_id = 6
-
-
-@pytest.mark.slow
-def test_generate_is_told_which_tokens_are_an_images():
-    class Corrected(Stock):
-        pass
-
-    engine.correct(Corrected)
-    inputs, length = Corrected._process_args(Model, "picture", {})
-    assert inputs["mm_token_type_ids"].tolist() == [[0, 1, 1, 0]]
-    assert length == 4
-    assert "mm_token_type_ids" not in Corrected._process_args(Model, "text", {})[0]
-
-
-@pytest.mark.slow
-def test_a_presence_penalty_is_not_taken_for_a_repetition_penalty():
-    class Corrected(Stock):
-        pass
-
-    engine.correct(Corrected)
-    given = {"repetition_penalty": 0.0, "temperature": 0.5}
-    inputs, _ = Corrected._process_args(Model, "text", given)
-    assert inputs["options"] == {"temperature": 0.5}
-    assert "repetition_penalty" in given
-
-
-def test_answers_are_greedy_unless_a_request_has_a_temperature(params_with):
-    found = llamafactory.configuration(params_with(), Path("models/base"), None)
-    assert found["temperature"] == 0.0
-    assert "do_sample" not in found  # false would let a request's temperature count for nothing
-
-
-def test_a_quantised_base_is_served_quantised_and_merged_whole(params_with):
-    p = params_with(**{"model.quantization_bit": 4})
-    at = (Path("models/base"), Path("models/adapter"))
-    assert llamafactory.configuration(p, *at)["quantization_bit"] == 4
-    assert "quantization_bit" not in llamafactory.configuration(p, *at, quantized=False)
-
-
-# real servers
-
-
-def free_ports() -> int:
-    """A port that is free, as are the next two."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as one:
-            port: int = one.getsockname()[1]
-            try:
-                for more in (1, 2):
-                    socket.create_server(("127.0.0.1", port + more)).close()
-            except (OSError, OverflowError):
-                continue
-        return port
+# the API in this process
 
 
 @pytest.fixture(scope="module")
@@ -154,196 +172,216 @@ def strong(adapter_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(
-    model_dir: Path, strong: Path, write_params: Any, tmp_path_factory: Any
-) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """The port of the tuned model, the next ones being the base's and the page's, and the process
-    that runs all three."""
-    folder = tmp_path_factory.mktemp("served")
-    (folder / "models").mkdir()
-    (folder / "models" / "base").symlink_to(model_dir)
-    (folder / "models" / "adapter").symlink_to(strong)
-    shutil.copyfile(ROOT / "dvc.yaml", folder / "dvc.yaml")
-    write_params(folder / "params.yaml")
-    port = free_ports()
-    inherited = {k: v for k, v in os.environ.items() if k != servers.KEY}
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "stages.commands.serve",
-            "--models",
-            "tuned,base,chat",
-            "--port",
-            str(port),
-        ],
-        cwd=folder,
-        env={**inherited, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+def models(llamafactory: None, model_dir: Path, strong: Path, params_with: Any) -> both.Both:
+    return both.load(model_dir, strong, params_with())
+
+
+@pytest.fixture(scope="module")
+def api(models: both.Both) -> Iterator[Any]:
+    from starlette.testclient import TestClient
+
+    with TestClient(serve.app(models, ""), raise_server_exceptions=False) as client:
+        yield client
+
+
+def said(answer: Any) -> str:
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def of_the_evaluation(models: Any, name: str, row: dict[str, Any], images: Path) -> str:
+    """What the evaluation has as the answer of base or tuned."""
+    return str(models.answer(name, row, images, MOST).text)
+
+
+@pytest.mark.slow
+def test_a_picture_is_answered_about_as_in_the_evaluation(api, models, formatted_dir, pairs_dir):
+    rows, images = json.loads((formatted_dir / "test.json").read_text())[:4], pairs_dir / "images"
+    found = {}
+    for name in both.MODELS:
+        for row in rows:
+            jpeg = (images / row["images"][0]).read_bytes()
+            question = row["messages"][0]["content"].removeprefix("<image>")
+            request = asked(picture(url(jpeg, "jpeg")), question, model=name)
+            found[name, row["id"]] = said(api.post(PATH, json=request))
+            assert found[name, row["id"]] == of_the_evaluation(models, name, row, images)
+    assert any(found["base", row["id"]] != found["tuned", row["id"]] for row in rows)
+
+
+@pytest.mark.slow
+def test_a_picture_is_prepared_as_preprocess_does(models, tmp_path):
+    """Transparent on white, turned as its EXIF says; base64 may have line breaks."""
+    turned, buffer = Image.new("RGB", (60, 40), "red"), io.BytesIO()
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(buffer, "WEBP", exif=exif)
+    hidden = png(mode="RGBA", color=(255, 0, 0, 0))
+    lines = base64.encodebytes(hidden).decode()
+    request = chat.read(
+        json.dumps(asked(picture(url(buffer.getvalue(), "webp")), "and ", RED, "what?")).encode()
     )
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith("chat: "):
-            break
-    assert process.poll() is None, "".join(said)
-    yield port, process
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    row = chat.row(request, models, tmp_path)
+    assert row["messages"] == [{"role": "user", "content": "<image>and <image>what?"}]
+    assert Image.open(tmp_path / row["images"][0]).size == (40, 60)
+    (name,) = chat.row(
+        chat.read(json.dumps(asked(picture(f"data:image/png;base64,{lines}"))).encode()),
+        models,
+        tmp_path,
+    )["images"]
+    assert Image.open(tmp_path / name).getpixel((9, 9)) == (255, 255, 255)
 
 
-def asking(formatted_dir: Path, pairs_dir: Path, place: int, **more: Any) -> dict[str, Any]:
-    """A request about the picture of a test pair, which is a data URL."""
-    import base64
-
-    row = json.loads((formatted_dir / "test.json").read_text())[place]
-    picture = base64.b64encode((pairs_dir / "images" / row["images"][0]).read_bytes()).decode()
-    content = [
-        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}},
-        {"type": "text", "text": row["messages"][0]["content"].removeprefix("<image>")},
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["<|image_pad|> what?", "<image> what?", "<|im_end|>"])
+def test_a_special_token_in_a_text_is_text(api, models, tmp_path, text):
+    """Spread over two parts, and in an earlier turn, too; the next request is answered as well."""
+    half = len(text) // 2
+    messages = [
+        *asked(RED, text)["messages"],
+        {"role": "assistant", "content": text},
+        *asked(text[:half], text[half:])["messages"],
     ]
-    asked = {"model": "any", "messages": [{"role": "user", "content": content}]}
-    return asked | {"max_tokens": MOST} | more
-
-
-def answer(port: int, asked: dict[str, Any]) -> str:
-    import httpx
-
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    given = httpx.post(url, json=asked, timeout=60, trust_env=False)
-    assert given.status_code == 200, given.text
-    return str(given.json()["choices"][0]["message"]["content"]).strip()
+    request = asked("") | {"messages": messages}
+    row = chat.row(chat.read(json.dumps(request).encode()), models, tmp_path)
+    assert [m["content"].count("<image>") for m in row["messages"]] == [1, 0, 0]
+    assert not any(marker in row["messages"][2]["content"] for marker in models.markers)
+    for each in (asked(RED, text), request):
+        assert api.post(PATH, json=each).status_code == 200
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "offset"), [("tuned", 0), ("base", 1)])
-def test_a_picture_in_a_request_is_answered_as_in_the_evaluation(
-    served, name, offset, formatted_dir, pairs_dir, model_dir, strong, params_with
-):
-    from stages.model import scoring
-
-    port, _ = served
-    places = range(6)
-    policy = scoring.load(model_dir, params_with(), strong if name == "tuned" else None)
-    rows = json.loads((formatted_dir / "test.json").read_text())
-    expected = scoring.answer(
-        policy,
-        [rows[place] for place in places],
-        pairs_dir / "images",
-        max_new_tokens=MOST,
-        batch_tokens=1,
-        label=name,
-    )
-    given = [answer(port + offset, asking(formatted_dir, pairs_dir, place)) for place in places]
-    assert given == [each.text for each in expected]
-    if name == "tuned":
-        assert len(set(given)) > 1
+@pytest.mark.parametrize(("content", "why"), CONTENTS, ids=[why for _, why in CONTENTS])
+def test_contents_that_are_not_sent_or_beyond_a_limit_are_refused_at_once(api, content, why):
+    start = time.monotonic()
+    answer = api.post(PATH, json=asked(*content))
+    assert answer.status_code == 400
+    assert re.search(why, answer.json()["error"]["message"])
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.slow
-def test_the_page_to_chat_with_answers_about_a_picture(served, formatted_dir, pairs_dir):
-    """As its button does, with its temperature at the lowest; answers are the API's."""
-    from gradio_client import Client, handle_file  # type: ignore[import-untyped]
+def test_limits_options_and_the_stream(api):
+    assert api.post(PATH, content=b" " * (serve.MOST_BYTES + 1)).status_code == 413
+    assert [each["id"] for each in api.get("/v1/models").json()["data"]] == ["base", "tuned"]
+    cut = api.post(PATH, json=asked(RED, "what?", max_tokens=1)).json()
+    assert cut["choices"][0]["finish_reason"] == "length"
+    assert cut["usage"]["completion_tokens"] == 1
+    plain = said(api.post(PATH, json=asked(RED, "what?", max_tokens=None)))
+    assert said(api.post(PATH, json=asked(RED, "what?", max_completion_tokens=256))) == plain
+    drawn = {said(api.post(PATH, json=asked(RED, "what?", temperature=2))) for _ in range(8)}
+    assert len(drawn) > 1
+    lines = api.post(PATH, json=asked(RED, "what?", stream=True)).text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+    text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+    assert text == said(api.post(PATH, json=asked(RED, "what?")))
+    assert events[-1]["choices"][0]["finish_reason"] in ("stop", "length")
 
-    port, _ = served
-    row = json.loads((formatted_dir / "test.json").read_text())[0]
-    question = row["messages"][0]["content"].removeprefix("<image>")
-    picture = handle_file(str(pairs_dir / "images" / row["images"][0]))
-    messages, _ = (page := Client(f"http://127.0.0.1:{port + 2}/", verbose=False)).predict(
-        [], "user", question, True, api_name="/append"
-    )
-    settings = (MOST, 0.7, 0.01, True, True, False)  # tokens, top p, temperature and three boxes
-    *_, last = page.predict(
-        messages, "en", "", "", picture, None, None, *settings, api_name="/stream"
-    )
-    assert last["content"].strip() == answer(port, asking(formatted_dir, pairs_dir, 0))
 
-
-@pytest.mark.slow
-def test_the_boxes_of_the_page_have_their_names_and_the_temperature_is_the_lowest():
-    import gradio as gr
-    from llamafactory.webui.engine import Engine
-    from llamafactory.webui.manager import Manager
-
-    class Page(Engine):
-        def __init__(self):
-            self.demo_mode = self.pure_chat = True
-            self.manager = Manager()
-            self.chatter, self.runner = SimpleNamespace(loaded=True), SimpleNamespace(running=False)
-
-    def names(page):
-        slider = gr.Slider(minimum=0.01, maximum=1.5, value=0.95)
-        page.manager.add_elems("top", {"lang": gr.Dropdown(choices=["en"])})
-        page.manager.add_elems("infer", {"temperature": slider, "chat_box": gr.Column()})
-        told = [update[slider] for update in page.resume() if slider in update]
-        return [each.label for each in told if each.label], [each.value for each in told][-1:]
-
-    assert names(Page()) == ([], [])  # as LLaMA-Factory has it
-    engine.name_the_boxes(Page)
-    assert names(Page()) == (["Temperature"], [0.01])
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=6,
+)
+PART = st.sampled_from([RED, picture(url(b"")), picture("x"), "what?", "<|image_pad|>"]) | JUNK
+REQUEST = st.builds(
+    lambda content, more: {"model": "tuned", "max_tokens": 2} | more | {
+        "messages": asked(*content)["messages"]
+    },
+    st.lists(PART, max_size=4),
+    st.dictionaries(st.sampled_from(sorted(chat.Asked.model_fields)), JUNK, max_size=2),
+)  # fmt: skip
 
 
 @pytest.mark.slow
-def test_clients_that_send_a_presence_penalty_of_0_are_answered(served, formatted_dir, pairs_dir):
-    port, _ = served
-    plain = answer(port, asking(formatted_dir, pairs_dir, 0))
-    assert answer(port, asking(formatted_dir, pairs_dir, 0, presence_penalty=0)) == plain
+def test_random_requests_are_answered_or_refused_and_the_next_one_is_right(api):
+    right = said(api.post(PATH, json=asked(RED, "what?")))
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(REQUEST)
+    def ask(request: dict[str, Any]) -> None:
+        answer = api.post(PATH, content=json.dumps(request))
+        assert answer.status_code in (200, 400), answer.text
+        if answer.status_code == 400:
+            assert answer.json()["error"]["message"]
+
+    ask()
+    assert said(api.post(PATH, json=asked(RED, "what?"))) == right
+
+
+# the server as a process
+
+
+@pytest.fixture
+def server(model_dir: Path, strong: Path, write_params: Any, tmp_path: Path) -> Iterator[Any]:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "base").symlink_to(model_dir)
+    (tmp_path / "models" / "adapter").symlink_to(strong)
+    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
+    write_params(tmp_path / "params.yaml")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, "-m", "stages.commands.serve", "--port", str(port)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "API_KEY": "secret"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        lines = [next(process.stdout), next(process.stdout)]
+        assert lines[1].startswith(f"http://127.0.0.1:{port}/v1"), lines
+        yield process, f"http://127.0.0.1:{port}"
+        process.kill()
+
+
+def ask(at: str, request: dict[str, Any], timeout: float = 60) -> int:
+    key = {"Authorization": "Bearer secret"}
+    return httpx.post(
+        at + PATH, json=request, headers=key, timeout=timeout, trust_env=False
+    ).status_code
 
 
 @pytest.mark.slow
-def test_the_servers_listen_on_this_machine_alone_under_their_names(served):
-    import httpx
-    import psutil  # type: ignore[import-untyped]
-
-    port, process = served
-    children = psutil.Process(process.pid).children(recursive=True)
-    listening = {
-        connection.laddr.ip: connection.laddr.port
-        for child in children
-        for connection in child.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    assert set(listening) == {"127.0.0.1"}
-    for name, offset in (("tuned", 0), ("base", 1)):
-        url = f"http://127.0.0.1:{port + offset}/v1/models"
-        (model,) = httpx.get(url, trust_env=False).json()["data"]
-        assert model["id"] == name
+def test_a_server_lives_through_parallel_requests_and_clients_that_leave_and_ends_at_once(server):
+    process, at = server
+    here = psutil.Process(process.pid)
+    listening = [c.laddr.ip for c in here.net_connections("inet") if c.status == "LISTEN"]
+    assert listening == ["127.0.0.1"]
+    assert not here.children()  # nothing stays behind if it is killed
+    assert httpx.post(at + PATH, json=asked("hello"), trust_env=False).status_code == 401
+    with ThreadPoolExecutor(20) as clients:
+        requests = [asked(RED, f"what is {i}?") for i in range(20)]
+        assert set(clients.map(lambda request: ask(at, request), requests)) == {200}
+    endless = asked("hello", max_tokens=4096, temperature=2)
+    with pytest.raises(httpx.ReadTimeout):
+        ask(at, endless, timeout=1)
+    start = time.monotonic()
+    assert ask(at, asked("hello")) == 200
+    assert time.monotonic() - start < 5  # nobody waits for the answer of a client that left
+    assert here.memory_info().rss < 2e9
+    threading.Thread(target=lambda: ask(at, endless), daemon=True).start()
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
-def test_the_curl_command_of_the_guide_is_answered(served, formatted_dir, pairs_dir, tmp_path):
-    port, _ = served
-    start = GUIDE.index("curl -s")
-    command = GUIDE[start : GUIDE.index("```", start)].replace(":8000", f":{port}")
-    row = json.loads((formatted_dir / "test.json").read_text())[0]
-    shutil.copyfile(pairs_dir / "images" / row["images"][0], tmp_path / "photo.jpg")
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "NO_PROXY": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=PATIENCE,
-    )
-    assert json.loads(done.stdout)["choices"][0]["message"]["content"]
-
-
-@pytest.mark.slow
-def test_the_openai_client_of_the_guide_is_answered(
-    served, formatted_dir, pairs_dir, tmp_path, monkeypatch, capsys
-):
-    """Where the client is installed: it is no requirement of this project."""
-    pytest.importorskip("openai")
-    port, _ = served
-    row = json.loads((formatted_dir / "test.json").read_text())[0]
-    shutil.copyfile(pairs_dir / "images" / row["images"][0], tmp_path / "photo.jpg")
+def test_the_commands_of_the_guide_are_answered(server, tmp_path, monkeypatch, capsys):
+    """That of the openai client where it is installed: it is no requirement of this project."""
+    process, at = server
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    (block,) = (b for b in re.findall(r"(?s)```python\n(.*?)```", GUIDE) if "openai" in b)
-    exec(block.replace(":8000", f":{port}"), {})
-    assert capsys.readouterr().out.strip()
+    curl, key = "curl -s", "curl -s -H 'Authorization: Bearer secret'"
+    block = GUIDE[GUIDE.index(curl) : GUIDE.index("```", GUIDE.index(curl))]
+    block = block.replace("http://127.0.0.1:8000", at).replace(curl, key)
+    done = subprocess.run(["bash", "-c", block], capture_output=True, check=True, timeout=60)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+    if find_spec("openai"):
+        (block,) = (b for b in re.findall(r"(?s)```python\n(.*?)```", GUIDE) if "openai" in b)
+        exec(block.replace("http://127.0.0.1:8000", at).replace('"none"', '"secret"'), {})
+        assert capsys.readouterr().out.strip()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0

@@ -252,7 +252,7 @@ def test_no_text_becomes_a_special_token_in_training_or_in_scoring(
     image = str(image_folder / "x.jpg")
     plain, made = row("Q", "C", "R"), row(question, chosen, rejected, qwen.markers)
     trained = [encode(qwen, each, image)[::2] for each in (plain, made)]
-    asked = [scoring._prompt_tokens(scored, each, image_folder) for each in (plain, made)]
+    asked = [scoring.prompt_tokens(scored, each, image_folder) for each in (plain, made)]
     sides = ("chosen_input_ids", "rejected_input_ids")
     encoded = scoring.encode(scored, [plain, made], image_folder)
     measured = [[each[side] for side in sides] for each in encoded]

@@ -434,14 +434,15 @@ def answer(
     max_new_tokens: int,
     batch_tokens: int,
     label: str,
-    cache: str | None = None,
+    **options: Any,
 ) -> list[Answer]:
     """Greedy answers to formatted prompts (``messages`` and ``images``), in their order.
 
     Prompts are padded on the left, so that answers of a batch start together; a batch has at most
     ``batch_tokens`` tokens when all answers are as long as they may be. An answer ends at the
-    template's stop tokens or after ``max_new_tokens`` tokens. ``cache`` is transformers' kind of
-    key-value cache; its default, which grows, was no slower than ``static`` here (RESULTS.md).
+    template's stop tokens or after ``max_new_tokens`` tokens. ``options`` are further ones of
+    transformers' ``generate``. (Its key-value cache, which grows, was no slower than ``static``
+    here: RESULTS.md.)
     """
     import torch
     from tqdm import tqdm
@@ -454,9 +455,8 @@ def answer(
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=stops,
-        cache_implementation=cache,
     )
-    asked = [_prompt_tokens(policy, prompt, images) for prompt in prompts]
+    asked = [prompt_tokens(policy, prompt, images) for prompt in prompts]
     answers: dict[int, Answer] = {}
     with tqdm(total=len(prompts), desc=label, unit="answer") as progress:
         for places in _of_like_length([len(ids) + max_new_tokens for ids in asked], batch_tokens):
@@ -464,7 +464,7 @@ def answer(
                 policy, [prompts[i] for i in places], [asked[i] for i in places], images
             )
             with torch.inference_mode():
-                sequences = model.generate(**batch, generation_config=config)
+                sequences = model.generate(**batch, generation_config=config, **options)
             for place, new in zip(
                 places, sequences[:, batch["input_ids"].shape[1] :].tolist(), strict=True
             ):
@@ -487,7 +487,7 @@ def _of_like_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[
         yield batch
 
 
-def _prompt_tokens(policy: Policy, prompt: Mapping[str, Any], images: Path) -> list[int]:
+def prompt_tokens(policy: Policy, prompt: Mapping[str, Any], images: Path) -> list[int]:
     """The template's tokens of a prompt, image tokens included."""
     paths = [str(images / name) for name in prompt["images"]]
     answered = [*formatted.turns(prompt), {"role": "assistant", "content": ""}]
