@@ -1,14 +1,100 @@
-"""How many floating-point operations and bytes a training step on one pair takes, by arithmetic.
+"""How many floating-point operations a training step on one pair takes, and what memory it holds.
 
     python -m benchmarks.flops
     python -m benchmarks.flops --image-tokens 1024 --answer-tokens 240
 
-What is counted is said in ``stages.commands.flops``.
+A product of (m, k) and (k, n) counts 2mkn. Attention counts what is seen, not what a kernel masks
+out. Norms, activations, the optimizer and LoRA's own products (below 1% at rank 8) are left out.
+Weights are frozen, so backward costs what forward does: it only goes to the activations. With
+gradient checkpointing the layers, not the head, are computed once more. ``make plan`` has simpler
+arithmetic (``stages.commands.estimate``), which a test holds against this.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from benchmarks.throughput import SIZES
-from stages.commands.flops import DEFAULT, GIGA, TERA, Pair, Way, logits_bytes, score, step
+from stages.commands import estimate
+from stages.commands.estimate import GIGA, PATCHES, TERA, VOCABULARY, Pair, Size
 from stages.core import command
+from stages.params import params
+from stages.tuning import config
+
+DEFAULT = Pair()
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is computed. ``vision``: how often the tower sees the image."""
+
+    shared: bool
+    cached: bool
+    vision: int
+    answers_only: bool
+    checkpointing: bool = True
+
+
+def step(size: Size, pair: Pair, way: Way) -> dict[str, float]:
+    """FLOPs of a training step on one pair: ``layers``, ``head``, ``vision``."""
+    passes = 2 + way.checkpointing + (not way.cached)
+    tokens = pair.prompt + 2 * pair.answer if way.shared else 2 * (pair.prompt + pair.answer)
+    seen = 2 * triangle(pair.prompt + pair.answer)
+    if way.shared:  # rejected sees the prompt too, and not chosen
+        seen -= triangle(pair.prompt)
+    head = 2 * pair.answer if way.answers_only else tokens
+    text = size["text"]
+    head_products = 2.0 * text["hidden_size"] * text.get("vocab_size", VOCABULARY)
+    return {
+        "layers": passes * (tokens * layer_products(text) + seen * attention(text)),
+        "head": (2 + (not way.cached)) * head * head_products,
+        "vision": way.vision * tower(size["vision"], pair.image),
+    }
+
+
+def score(size: Size, pair: Pair, *, shared: bool) -> float:
+    """FLOPs of the log-probs of one pair by one model: ours, or LLaMA-Factory's rows."""
+    forward = step(size, pair, Way(shared, True, 1 if shared else 2, shared, checkpointing=False))
+    return (forward["layers"] + forward["head"]) / 2 + forward["vision"]
+
+
+def layer_products(text: Mapping[str, Any]) -> float:
+    """Of all layers, for one token."""
+    hidden, wide = text["hidden_size"], text["intermediate_size"]
+    queries = text["num_attention_heads"] * text["head_dim"]
+    keys = text["num_key_value_heads"] * text["head_dim"]
+    return 2.0 * text["num_hidden_layers"] * hidden * (2 * queries + 2 * keys + 3 * wide)
+
+
+def attention(text: Mapping[str, Any]) -> float:
+    """Of all layers, for one token that one query sees."""
+    return 4.0 * text["num_hidden_layers"] * text["num_attention_heads"] * text["head_dim"]
+
+
+def tower(vision: Mapping[str, Any], image_tokens: int) -> float:
+    """Of the vision tower with its mergers, for one image."""
+    patches, hidden, wide = (
+        PATCHES * image_tokens,
+        vision["hidden_size"],
+        vision["intermediate_size"],
+    )
+    layer = patches * 2.0 * (4 * hidden**2 + 2 * hidden * wide) + 4.0 * patches**2 * hidden
+    merged = PATCHES * hidden
+    mergers = 1 + len(vision["deepstack_visual_indexes"])
+    merger = image_tokens * 2.0 * merged * (merged + vision["out_hidden_size"])
+    return float(vision["depth"] * layer + mergers * merger)
+
+
+def triangle(length: int) -> float:
+    """Tokens that the queries of a causal row see, all together."""
+    return length * (length + 1) / 2
+
+
+def logits_bytes(pairs: int, pair: Pair) -> float:
+    """Of the float32 logits of all positions, which LLaMA-Factory makes and casts."""
+    return 4.0 * VOCABULARY * pairs * 2 * (pair.prompt + pair.answer)
+
 
 WAYS = {
     "LLaMA-Factory": Way(shared=False, cached=False, vision=4, answers_only=False),
@@ -41,11 +127,28 @@ def table(size: str = "4b", pair: Pair = DEFAULT) -> str:
     return "\n".join(lines) + "\n"
 
 
+def memory() -> str:
+    """What a process of each large preset holds on its GPU, at a batch of the longest pairs, as a
+    Markdown table in GB of 10⁹ bytes."""
+    rows: dict[str, dict[str, float]] = {}
+    for path in sorted(Path("params").glob("qwen3-vl-4b*.yaml")):
+        p = params.load(path)
+        stock = p.model_copy(update={"train": p.train.model_copy(update={"shared_prefix": False})})
+        for name, each in ((f"`{path.stem}`", p), (f"`{path.stem}`, LLaMA-Factory's way", stock)):
+            rows[name] = estimate.memory(each, SIZES["4b"], config.dtype(each))
+    names = [*next(iter(rows.values())), "together"]
+    lines = [f"| preset, GB | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for name, parts in rows.items():
+        shown = " | ".join(f"{part:.1f}" for part in [*parts.values(), sum(parts.values())])
+        lines.append(f"| {name} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(
     size: str = "4b", image_tokens: int = 256, question_tokens: int = 40, answer_tokens: int = 120
 ) -> None:
     pair = Pair(image_tokens, question_tokens, answer_tokens)
-    print(table(size, pair))
+    print(f"{table(size, pair)}\n{memory()}")
     stock, ours = (score(SIZES[size], pair, shared=shared) for shared in (False, True))
     print(
         f"scoring one pair by one model: {stock / TERA:.2f} TFLOP in two rows, "

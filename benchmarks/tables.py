@@ -12,7 +12,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks import flops, memory, size
+from benchmarks import flops, size
 from stages.evaluation.catalogue import (
     ACCURACY,
     CORRECT,
@@ -169,7 +169,7 @@ TABLES: dict[tuple[Path, str], Callable[[], str]] = {
     (GUIDE, "headline"): headline,
     (PERFORMANCE, "flops"): flops.table,
     (LICENCES, "licences"): licences,
-    (SCALING, "memory"): memory.table,
+    (SCALING, "memory"): flops.memory,
     (Path("CONTRIBUTING.md"), "size"): size.table,
 }
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pipeline import stack
-from stages.commands import flops
-from stages.commands.flops import VOCABULARY
+from stages.commands.estimate import VOCABULARY, Size
 from stages.core import command
+from stages.families import known
 from stages.model import scoring
 from stages.params import params
 from stages.sources.topics import COLOURS, SHAPES
@@ -31,8 +31,8 @@ DEMO = Path("demo/model")
 IMAGE_SIDE = 512
 
 # Qwen3-VL-4B-Instruct, and a model that two CPU cores can run.
-SIZES: dict[str, flops.Size] = {
-    "4b": flops.PUBLISHED["Qwen/Qwen3-VL-4B-Instruct"],
+SIZES: dict[str, Size] = {
+    "4b": known.published()["Qwen/Qwen3-VL-4B-Instruct"],
     "100m": {
         "text": {
             "hidden_size": 512,
@@ -119,7 +119,7 @@ def main(
 
 def make_model(
     folder: Path,
-    size: flops.Size,
+    size: Size,
     device_name: str,
     dtype: str,
     largest_shard: str = "50GB",

@@ -78,22 +78,13 @@ SESSIONS: dict[str, dict[str, Sequence[str]]] = {
         "publish": ["make publish REPO=owner/name"],
     },
     "model": {
-        "doctor": ["make doctor"],
         "ask": [f"make ask IMAGE={ASKED} QUESTION='does the image not contain a yellow shape?'"],
         "export": ["make export", "ls models/merged"],
         "serve": [
-            "make serve MODELS=tuned PORT=$PORT > serve.log 2>&1 &",
+            "make serve PORT=$PORT > serve.log 2>&1 &",
             READY.format("v1/models"),
             REQUEST,
             CURL,
-            "kill -INT -- -$! && wait",
-        ],
-    },
-    "chat": {
-        "chat": [
-            "make chat PORT=$PORT > chat.log 2>&1 &",
-            READY.format(""),
-            "grep -c gradio reply",
             "kill -INT -- -$! && wait",
         ],
     },
@@ -116,8 +107,8 @@ SESSIONS: dict[str, dict[str, Sequence[str]]] = {
         ],
     },
     "seeds": {
-        "sweep": ["make sweep SET='train.beta=0.05 train.num_train_epochs=0.1' NAME=short"],
-        "seeds": ["make seeds N=2 SET=train.num_train_epochs=0.1 NAME=luck"],
+        "sweep": ["make sweep SET='train.beta=0.05 train.num_train_epochs=0.1' GPUS=0 NAME=short"],
+        "seeds": ["make sweep SET='train.num_train_epochs=0.1 train.seed=1,2' GPUS=0 NAME=luck"],
         "compare-seeds": ["python -m stages compare --seeds luck-num_train_epochs-0.1-seed-1"],
     },
 }

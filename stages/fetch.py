@@ -13,7 +13,7 @@ from pathlib import Path
 from stages.core import command
 from stages.core.errors import UserError
 from stages.core.text import readable
-from stages.params import params
+from stages.params import machine, params
 from stages.sources.kinds import KINDS
 from stages.sources.manifest import Source
 from stages.tracking import failures
@@ -22,6 +22,7 @@ from stages.tracking import failures
 def main(item: str, out: Path) -> None:
     """Fetch ``item``, which is ``data`` or ``model``, into ``out``."""
     p = params.load()
+    machine.require(p)
     if item == "data":
         fetched = KINDS[p.data.source.kind].fetch_data(p.data.source, out)
     elif item == "model":

@@ -17,6 +17,7 @@ from stages.pairs.pairs import row_id
 from stages.params.params import Params
 
 ROOT = Path(__file__).parent.parent
+os.environ["WITHOUT_GPU"] = "1"  # presets for a GPU are fetched by tests on any machine
 COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
 
 

@@ -1,23 +1,28 @@
 """plan: arithmetic against what is known, and a plan of each preset before anything is fetched."""
 
-import json
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ruamel.yaml import YAML
 
-from stages.commands import estimate, flops, plan
-from stages.commands.flops import Pair
+from benchmarks import flops
+from stages.commands import estimate, plan
+from stages.commands.estimate import Pair
 from stages.core.errors import UserError
-from stages.params import params
+from stages.families import known
+from stages.params import machine, params
 from tests.contracts import PRESETS, ROOT
-from tests.test_shortcuts import pair, scene
 
-DEMO = params.load(ROOT / "params" / "demo.yaml")
-QWEN = "Qwen/Qwen3-VL-4B-Instruct"
-BIG = params.load(ROOT / "params" / "qwen3-vl-4b.yaml")
+DEMO, BIG, SMALL = (
+    params.load(ROOT / "params" / f"{name}.yaml")
+    for name in ("demo", "qwen3-vl-4b", "qwen3-vl-4b-24gb")
+)
+QWEN = known.published()["Qwen/Qwen3-VL-4B-Instruct"]
+LARGE = [path.stem for path in PRESETS if path.stem not in ("demo", "own-data")]
 
 
 def training(p, **options):
@@ -32,65 +37,146 @@ def test_steps_are_those_that_the_trainer_took():
 
 
 def test_parameters_follow_from_the_dimensions():
-    count = sum(flops.parameters(flops.PUBLISHED[QWEN]).values())
-    assert count == pytest.approx(4_437_815_808, rel=0.002)
-    qwen2_5 = sum(flops.parameters(flops.PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"]).values())
-    assert qwen2_5 == pytest.approx(3_754_622_976, rel=0.002)
-
-
-def test_an_adapter_has_as_many_parameters_as_peft_makes_of_the_demo():
-    config = json.loads((ROOT / "demo" / "model" / "config.json").read_text())
-    assert flops.adapter_parameters(plan.flops_size(config), 8) == 58_368
-
-
-def test_memory_of_the_4b_model_by_hand():
-    pair = Pair(256, 40, 120)
-    parts = estimate.memory(BIG, flops.PUBLISHED[QWEN], pair, "bfloat16")
-    assert parts["weights"] == pytest.approx(8.87, abs=0.01)
-    assert parts["optimizer"] == pytest.approx(16 * 16_515_072 / 1e9)
-    assert parts["logits"] == pytest.approx(3 * 4 * 256 * 151_936 / 1e9)
-    stock = estimate.memory(
-        training(BIG, shared_prefix=False), flops.PUBLISHED[QWEN], pair, "bfloat16"
-    )
-    assert stock["logits"] == pytest.approx(3 * flops.logits_bytes(2, pair) / 1e9)
-    small = params.load(ROOT / "params" / "qwen3-vl-4b-24gb.yaml")
-    four_bits = estimate.memory(small, flops.PUBLISHED[QWEN], pair, "bfloat16")
-    assert four_bits["weights"] == pytest.approx(0.56 * 3.633 + 2 * 0.800, abs=0.01)
-
-
-def test_hours_at_a_share_of_the_peak():
-    gpu = estimate.Gpu("made up", 100, 24)
-    assert estimate.hours(3600 * 50e12, gpu, 0.5, 1) == pytest.approx(1)
-    assert estimate.hours(3600 * 50e12, gpu, 0.5, 4) == pytest.approx(1 / 4)
+    for name, count in (
+        ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
+    ):
+        found = sum(estimate.parameters(known.published()[name]).values())
+        assert found == pytest.approx(count, rel=0.002)
 
 
 @pytest.mark.parametrize(
-    ("device", "name"),
+    ("p", "way"),
     [
-        ("2 x NVIDIA H200", "H200"),
-        ("NVIDIA A100-SXM4-80GB", "A100 80GB"),
-        ("1 x NVIDIA GeForce RTX 4090", "RTX 4090"),
-        ("cpu", None),
+        (BIG, "… and the head on answer tokens alone (ours)"),
+        (training(BIG, shared_prefix=False), "LLaMA-Factory"),
+        (training(BIG, keep_vision_features=True), "… and vision features kept (train.keep_visi"),
+        (training(BIG, disable_gradient_checkpointing=True), "ours, without checkpointing"),
     ],
+    ids=["ours", "stock", "features kept", "activations kept"],
 )
-def test_a_device_of_the_diary_is_known_by_its_name(device, name):
-    found = estimate.named(device)
-    assert (found.name if found else None) == name
+def test_the_work_of_a_step_is_about_what_attention_counted_makes_it(p, way):
+    (exact,) = (each for name, each in flops.WAYS.items() if name.startswith(way))
+    counted = sum(flops.step(QWEN, Pair(), exact).values())
+    assert estimate.step(p, QWEN, Pair()) == pytest.approx(counted, rel=0.03)
 
 
-def test_the_published_number_of_pairs_is_what_the_presets_say():
+def test_memory_of_the_4b_model_by_hand():
+    parts = estimate.memory(BIG, QWEN, "bfloat16")
+    assert parts["weights"] == pytest.approx(8.87, abs=0.01)
+    assert parts["logits"] == pytest.approx(3 * 4 * 256 * 151_936 / 1e9)
+    stock = estimate.memory(training(BIG, shared_prefix=False), QWEN, "bfloat16")
+    assert stock["logits"] == pytest.approx(
+        3 * flops.logits_bytes(2, Pair(answer=2048 - 296)) / 1e9
+    )
+    four_bits = estimate.memory(SMALL, QWEN, "bfloat16")
+    assert four_bits["weights"] == pytest.approx(0.56 * 3.633 + 2 * 0.800, abs=0.01)
+
+
+def test_pairs_take_the_peak_of_all_gpus_and_answers_the_tokens_of_one():
+    scored = estimate.Work("reference", "", 3600 * 989e12 * estimate.UTILISATION)
+    assert estimate.seconds(BIG, QWEN, scored, "H100") == pytest.approx(3600)
+    assert estimate.seconds(training(BIG, gpus=4), QWEN, scored, "H100") == pytest.approx(900)
+    said = estimate.Work("baseline", "", 0, tokens=1000)
+    assert estimate.seconds(BIG, QWEN, said, "H100") == pytest.approx(1000 * 36 * 8e-4)
+    (answers, pope) = estimate.answers(
+        BIG.model_copy(
+            update={"evaluate": BIG.evaluate.model_copy(update={"lm_eval": {"pope": 500}})}
+        ),
+        QWEN,
+        estimate.Counts(17_100, 2_138, 2_138, Pair()),
+    )
+    assert answers.tokens == 2 * 15 * 256  # 200 answers, 14 at a time, of base and tuned
+    assert pope.what == "2 x 1,500 answers to pope, 16 tokens"
+
+
+def test_what_is_published_is_what_tasks_and_presets_say():
+    tasks = {}
+    for task in (ROOT / "tasks").rglob("*yaml"):
+        text = task.read_text(encoding="utf-8")
+        if found := re.search(r"max_gen_toks: (\d+)", text):
+            name = task.stem.lstrip("_").removesuffix("_yaml")
+            paths = re.findall(r"dataset_path: (?:&\w+ )?(\S+)", text)
+            tasks[name] = (int(found[1]), paths)
+    said = estimate.published()["tasks"]
+    for name, (most, data) in tasks.items():
+        assert said[name][2] == most, name
+        assert set(data) <= set(said[name][3]), name
+    named = {task for path in PRESETS for task in params.load(path).evaluate.lm_eval}
+    assert named <= said.keys()
+    assert {data for _, _, _, where in said.values() for data in where} == set(
+        estimate.published()["benchmarks"]
+    )
     for path in PRESETS:
-        p = params.load(path)
-        if (name := plan.named(p.data.source)) in plan.PUBLISHED:
-            assert f"{plan.PUBLISHED[name][0]:,} pairs" in path.read_text(encoding="utf-8")
+        name = plan.named(params.load(path).data.source)
+        if name in estimate.published()["pairs"]:
+            pairs = f"{estimate.published()['pairs'][name][0]:,} pairs"
+            assert pairs in path.read_text(encoding="utf-8")
+
+
+# this machine
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """``here(gpus, *lines)``: so many GPUs that torch finds, and what nvidia-smi says."""
+
+    def set_up(gpus, *lines):
+        cuda = SimpleNamespace(is_available=lambda: gpus > 0, device_count=lambda: gpus)
+        version = SimpleNamespace(cuda="13.0")
+        torch = SimpleNamespace(__version__="2.11.0+cu130", version=version, cuda=cuda)
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        program = tmp_path / "nvidia-smi"
+        program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    return set_up
+
+
+@pytest.mark.parametrize(
+    ("p", "gpus", "listed", "said"),
+    [
+        (DEMO, 0, [], []),
+        (BIG, 1, [], []),
+        (BIG, 0, [], ["train.gpus is 1, and torch finds no GPU", "scoring.device is cuda, and"]),
+        (training(BIG, gpus=2), 1, [], ["train.gpus is 2, and torch finds 1 GPU here"]),
+        (SMALL, 0, [], ["train.gpus is 1", "scoring.device", "model.quantization_bit is 4"]),
+        (BIG, 0, ["A100, 81920, 550.54"], ["train.gpus", "scoring", "driver here is 550.54"]),
+        (BIG, 0, ["A100, 81920, 580.65"], ["train.gpus", "scoring", "CUDA_VISIBLE_DEVICES"]),
+    ],
+)  # fmt: skip
+def test_what_this_machine_lacks_is_said(here, p, gpus, listed, said):
+    here(gpus, *listed)
+    for line, expected in zip(machine.lacking(p), said, strict=True):
+        assert expected in line
+    if "driver" in " ".join(said):
+        assert "torch 2.11.0 is built for CUDA 13.0, which needs 580 or newer" in line
+        assert "--torch-backend cu126" in line
+
+
+def test_the_first_command_refuses_a_machine_without_the_gpu_before_it_fetches(
+    here, project, monkeypatch
+):
+    from stages import fetch
+
+    here(0)
+    project("qwen3-vl-4b")
+    monkeypatch.delenv(machine.ELSEWHERE, raising=False)
+    with pytest.raises(UserError, match=r"torch finds no GPU here.*WITHOUT_GPU=1 dvc repro format"):
+        fetch.main("model", Path("models/base"))
+    monkeypatch.setenv(machine.ELSEWHERE, "1")
+    machine.require(BIG)
+
+
+# plans
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with the parameters of a preset, its tasks and nothing else."""
+    """``project(preset)``: a folder with its parameters, the tasks and nothing else."""
     shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "gpus_here", list)
 
     def use(preset):
         shutil.copy(ROOT / "params" / f"{preset}.yaml", "params.yaml")
@@ -103,114 +189,74 @@ def part(text, title):
     return found
 
 
-LARGE = [path.stem for path in PRESETS if path.stem not in ("demo", "own-data")]
-
-
 @pytest.mark.parametrize("preset", LARGE)
-def test_a_preset_is_planned_on_a_laptop_before_anything_is_fetched(project, preset, capsys):
+def test_a_preset_is_planned_on_a_laptop_before_anything_is_fetched(project, here, preset, capsys):
+    here(0)
     project(preset)
     plan.main()
     text = capsys.readouterr().out
-    assert "steps" in text
-    for gpu in estimate.GPUS:
-        assert gpu.name in text
-    missing = part(text, "Missing")
-    assert "the pairs: 21,376 are taken" in missing
-    assert "the base model: its published dimensions are taken" in missing
+    for expected in (*estimate.published()["gpus"], "steps of", "1,500 answers to pope"):
+        assert expected in text
     brought = part(text, "The network must bring")
-    assert "helehan/topic-overwrite at 818d38f4, about 1.2 GB" in brought
-    assert re.search(r"Instruct at \w{8}, about [78]\.\d GB, from the Hugging Face Hub", brought)
-    assert "pope" in brought
-    assert "this machine has no GPU" in part(text, "Would be refused here")
+    assert "helehan/topic-overwrite, 1.2 GB (fetch@data)" in brought
+    assert re.search(r"Instruct, [78]\.\d GB \(fetch@model\)", brought)
+    assert "yifanzhang114/AMBER_base64, 6.2 GB (lm-eval" in brought
+    assert "torch finds no GPU here" in part(text, "This machine would refuse")
+    assumed = part(text, "Assumed")
+    assert "21,376 pairs, all of them kept" in assumed
 
 
-def test_the_demo_says_which_command_counts_its_pairs(project):
+def test_what_is_not_known_is_refused_or_said(project, here, capsys):
+    here(0)
     project("demo")
     shutil.copytree(ROOT / "demo" / "model", "demo/model")
-    with pytest.raises(UserError, match=r"run `dvc repro format`, or .* PAIRS=1000"):
+    with pytest.raises(UserError, match="whose pairs are not counted here"):
         plan.main()
-
-
-def test_an_unknown_model_and_a_share_above_1_are_refused(project):
     project("qwen3-vl-4b")
     path = Path("params.yaml")
+    path.write_text(path.read_text().replace("chartqa:", "gqa:"))
+    plan.main()
+    assert "nothing of gqa" in part(capsys.readouterr().out, "Assumed")
     path.write_text(path.read_text().replace("repo: Qwen/Qwen3-VL-4B-Instruct", "repo: a/b"))
     with pytest.raises(UserError, match="whose dimensions are not known here"):
         plan.main()
-    with pytest.raises(UserError, match="a share of the peak"):
-        plan.main(utilisation=35)
 
 
-def made(project, stages):
-    """The demo's project after ``format``, small: four pairs, and a lock that says so."""
+def test_after_format_the_plan_counts_what_it_counted_with_these_parameters(project, capsys):
     project("demo")
     p = params.load().model_dump(mode="json")
-    Path("data/formatted").mkdir(parents=True)
-    Path("data/pairs/images").mkdir(parents=True)
     shutil.copytree(ROOT / "demo" / "model", "models/base")
-    for i, split in enumerate(("train", "validation", "test")):
-        rows = [
-            pair(f"{split}{j}", "It is red.", "It is blue.") | {"group": f"{split}{j}"}
-            for j in range(4)
-        ]
-        Path(f"data/formatted/{split}.json").write_text(json.dumps(rows))
-        for j, row in enumerate(rows):
-            scene(10 * i + j).save(Path("data/pairs/images", row["images"][0]))
-    for name in ("format.json", "token_lengths.csv"):
-        Path("reports").mkdir(exist_ok=True)
-        shutil.copy(ROOT / "reports" / name, "reports")
-    entry = {"cmd": "c", "deps": [], "outs": []}
+    Path("data/formatted").mkdir(parents=True)
+    Path("data/formatted/questions.json").write_text("[{}, {}]")
+    Path("reports").mkdir()
+    shutil.copy(ROOT / "reports" / "format.json", "reports")
     lock = {
-        "fetch@model": entry
-        | {
-            "outs": [{"path": "models/base", "md5": "a.dir", "size": 1, "nfiles": 1}],
-            "params": {"params.yaml": {"model.source": p["model"]["source"]}},
-        },
-        "format": entry
-        | {
-            "deps": [{"path": "models/base", "md5": "a.dir", "size": 1, "nfiles": 1}],
-            "outs": [{"path": "data/formatted", "md5": "b.dir", "size": 1, "nfiles": 1}],
-            "params": {"params.yaml": {"format": p["format"]}},
-        },
+        name: {"cmd": "c", "params": {"params.yaml": {key: value}}}
+        for name, key, value in (
+            ("fetch@model", "model.source", p["model"]["source"]),
+            ("preprocess", "preprocess", p["preprocess"]),
+            ("format", "format", p["format"]),
+        )
     }
     with Path("dvc.lock").open("w") as file:
-        YAML().dump({"schema": "2.0", "stages": {k: lock[k] for k in stages}}, file)
-    Path("reports/diary").mkdir()
-    for stage in ("reference", "train"):
-        note = {"stage": stage, "device": "cpu", "pairs_per_second": 100.0}
-        Path(f"reports/diary/{stage}.json").write_text(json.dumps(note))
-
-
-def test_after_format_the_plan_counts_audits_and_takes_the_diary(project, capsys):
-    made(project, ("fetch@model", "format"))
+        YAML().dump({"schema": "2.0", "stages": lock}, file)
     plan.main()
     text = capsys.readouterr().out
     assert "2,713 train, 420 validation, 799 test" in text  # as reports/format.json has them
-    assert "Measured here on cpu: reference 100.0 pairs/s" in text
-    assert "so 39.3 s for these pairs" in text
-    seen = part(text, "Will we see it?")
-    assert "bag_of_words_wins 100.0%" in seen
-    assert "win_rate_detectable" in seen
-    assert "is known after `dvc repro reference`" in seen
-    assert part(text, "Missing").strip() == "nothing"
-
-
-def test_what_was_made_with_other_parameters_is_not_taken(project):
-    made(project, ("fetch@model", "format"))
-    assert plan.made(params.load(), Path("dvc.lock")).here == {"fetch@model", "format"}
+    assert "2 x 402 answers to questions, 24 tokens" in text
     path = Path("params.yaml")
     path.write_text(path.read_text().replace("cutoff_len: 128", "cutoff_len: 64"))
-    assert plan.made(params.load(), Path("dvc.lock")).here == {"fetch@model"}
-    shutil.rmtree("models/base")
-    assert plan.made(params.load(), Path("dvc.lock")).here == set()
+    with pytest.raises(UserError, match="whose pairs are not counted here"):
+        plan.main()
 
 
-def test_the_documented_plan_is_the_one_that_is_printed(project, capsys):
+def test_the_documented_plan_is_the_one_that_is_printed(project, here, capsys):
     """What is free on the disk is this machine's own."""
 
     def comparable(text):
         return re.sub(r"[\d.]+ \w+ are free here", "", text).strip()
 
+    here(0)
     project("qwen3-vl-4b")
     plan.main()
     document = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")

@@ -1,65 +1,124 @@
 """Steps, work, memory, disk and hours of the parameters' run, from its pairs and the model's size.
 
-Everything here is an estimate by arithmetic, made to decide which machine to rent. What is left
-out is said where it is left out.
+All of it is arithmetic, made to decide which machine to rent; ``estimate.yaml`` has what is
+published of GPUs, data sets and lm-eval's tasks. A token takes two operations for each weight,
+frozen weights have no gradient, and attention is left out, 2% at 536 tokens (``benchmarks.flops``
+counts it).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from stages.commands import flops
-from stages.commands.flops import GIGA, Pair, Size, Way
+from ruamel.yaml import YAML
+
 from stages.params.params import REFERENCE_FREE, Params
 
+TERA, GIGA = 1e12, 1e9
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED = {4: 0.56, 8: 1.05}  # bytes of a number in bitsandbytes' NF4 or int8, with its scales
-TRAINED = 16  # bytes of a trained number: float32 weight, gradient, and Adam's two averages
+UTILISATION = 0.35  # of a GPU's peak; what fine-tuning with gradient checkpointing often has
 HEAD_TOKENS = 256  # of stages.model.prefix.CHUNK
-CONTEXT_GB = 1.0  # CUDA's context, its kernels and what its allocator can't use
+OTHER_GB = 1.5  # CUDA's context and kernels; an adapter of rank 8, gradients, Adam's averages
+LAYER_SECONDS = 8e-4  # that transformers takes to start a layer for the next token (assumed)
+TEXT = 256  # tokens of a document of lm-eval besides its image, as stages.answers.lm_eval takes it
+PATCHES = 4  # of the vision tower, to an image token
+VOCABULARY = 151936  # Qwen's; a config.json says its own
+
+Size = Mapping[str, Mapping[str, Any]]  # "text" and "vision": dimensions as in config.json
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """``tera``: peak of dense matrix products in bfloat16, TFLOP/s; ``memory_gb``: 10^9 bytes."""
+class Pair:
+    """Tokens of one pair: of its image, of the rest of its prompt, and of each answer."""
 
-    name: str
-    tera: float
-    memory_gb: float
+    image: int = 256
+    question: int = 40
+    answer: int = 120
 
-
-# From NVIDIA's data sheets, without sparsity.
-GPUS = (
-    Gpu("RTX 4090", 165, 24),
-    Gpu("L40S", 362, 48),
-    Gpu("A100 80GB", 312, 80),
-    Gpu("H100", 989, 80),
-    Gpu("H200", 989, 141),
-)
+    @property
+    def prompt(self) -> int:
+        return self.image + self.question
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pairs of each split, and the tokens of a typical pair and of the longest."""
+    """Pairs of each split, a typical one, held-out questions with known answers, and what of it is
+    assumed."""
 
     train: int
     validation: int
     test: int
-    typical: Pair
-    longest: Pair
-
-    @property
-    def all(self) -> int:
-        return self.train + self.validation + self.test
+    pair: Pair
+    questions: int = 0
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage does: ``pairs`` that go through the model, ``tokens``, and its ``flop``."""
+    """A part of a stage: its ``flop``, and ``tokens`` that it makes one after the other."""
 
     stage: str
-    pairs: int
-    tokens: float
+    what: str
     flop: float
+    tokens: int = 0
+
+
+@cache
+def published() -> Any:
+    """What ``estimate.yaml`` says."""
+    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+    return YAML(typ="safe").load(text)
+
+
+def parameters(size: Size) -> dict[str, float]:
+    """Numbers in the weights: of the ``layers``, of the ``head`` (tied to the embeddings), of the
+    ``vision`` tower with its mergers. Norms, biases and position embeddings, 0.1%, are left out."""
+    text, vision = size["text"], size["vision"]
+    hidden, seen = text["hidden_size"], vision["hidden_size"]
+    heads = 2 * (text["num_attention_heads"] + text["num_key_value_heads"]) * text["head_dim"]
+    tower = vision["depth"] * (4 * seen**2 + 2 * seen * vision["intermediate_size"])
+    mergers = 1 + len(vision["deepstack_visual_indexes"])
+    merged = PATCHES * seen * (PATCHES * seen + vision["out_hidden_size"])
+    return {
+        "layers": text["num_hidden_layers"] * hidden * (heads + 3 * text["intermediate_size"]),
+        "head": hidden * text.get("vocab_size", VOCABULARY),
+        "vision": tower + mergers * merged,
+    }
+
+
+def forward(size: Size, tokens: float, images: float, predicted: float = 0) -> float:
+    """Operations of a pass over ``tokens`` and ``images`` (in tokens of the first), of which
+    ``predicted`` go through the head."""
+    numbers = parameters(size)
+    seen = PATCHES * images * numbers["vision"]
+    return 2 * (tokens * numbers["layers"] + predicted * numbers["head"] + seen)
+
+
+def step(p: Params, size: Size, pair: Pair) -> float:
+    """Operations of a training step on one pair: forward, backward, forward again where activations
+    are not kept, and once more for a reference that is not looked up."""
+    again = not p.train.passed_through.get("disable_gradient_checkpointing", False)
+    if p.train.shared_prefix:
+        tokens, looks = pair.prompt + 2 * pair.answer, int(not p.train.keep_vision_features)
+        return forward(size, (2 + again) * tokens, looks * pair.image, 2 * 2 * pair.answer)
+    passes, tokens = 2 + (p.train.loss not in REFERENCE_FREE), 2 * (pair.prompt + pair.answer)
+    return forward(size, (passes + again) * tokens, 2 * (passes - 1) * pair.image, passes * tokens)
+
+
+def steps(p: Params, train_pairs: int) -> int:
+    """Optimizer steps, as transformers' Trainer counts them."""
+    options = p.train.passed_through
+    if (most := int(options.get("max_steps", -1))) > 0:
+        return most
+    pairs = min(train_pairs, int(options.get("max_samples") or train_pairs))
+    accumulated = int(options.get("gradient_accumulation_steps", 1))
+    batches = math.ceil(pairs / (per_step(p) // accumulated))
+    epochs = float(options.get("num_train_epochs", 3.0))
+    return math.ceil(epochs * max(1, math.ceil(batches / accumulated)))
 
 
 def per_step(p: Params) -> int:
@@ -69,119 +128,102 @@ def per_step(p: Params) -> int:
     return batch * int(options.get("gradient_accumulation_steps", 1)) * p.train.processes
 
 
-def steps(p: Params, train_pairs: int) -> int:
-    """Optimizer steps, as transformers' Trainer counts them."""
-    options = p.train.passed_through
-    if (most := int(options.get("max_steps", -1))) > 0:
-        return most
-    pairs = min(train_pairs, int(options.get("max_samples") or train_pairs))
-    batch = int(options.get("per_device_train_batch_size", 8)) * p.train.processes
-    batches = math.ceil(pairs / batch)
-    an_epoch = max(1, math.ceil(batches / int(options.get("gradient_accumulation_steps", 1))))
-    return math.ceil(float(options.get("num_train_epochs", 3.0)) * an_epoch)
-
-
-def way(p: Params) -> Way:
-    """How a training step of these parameters is computed."""
-    shared = p.train.shared_prefix
-    checkpointing = not p.train.passed_through.get("disable_gradient_checkpointing", False)
-    if not shared:
-        free = p.train.loss in REFERENCE_FREE
-        return Way(False, free, 2 if free else 4, False, checkpointing)
-    return Way(True, True, int(not p.train.keep_vision_features), True, checkpointing)
-
-
 def work(p: Params, size: Size, counts: Counts) -> list[Work]:
-    """Of the stages that use the model. Generated answers and lm-eval's tasks are left out: what
-    they take is bound by memory, and depends on what is said."""
-    pair, how = counts.typical, way(p)
-    row = pair.prompt + 2 * pair.answer
-    scored = flops.score(size, pair, shared=True)
-    trained = steps(p, counts.train) * per_step(p)
-    stepped = sum(flops.step(size, pair, how).values())
-    watched = validations(p, steps(p, counts.train)) * counts.validation
+    """Of the stages that use the model. Answers are as long as they may be."""
+    pair, options, all_steps = counts.pair, p.train.passed_through, steps(p, counts.train)
+    scored = forward(size, pair.prompt + 2 * pair.answer, pair.image, 2 * pair.answer)
+    every = int(options.get("eval_steps") or options.get("logging_steps") or 500)
+    looks = {"steps": all_steps // every, "epoch": math.ceil(options.get("num_train_epochs", 3))}
+    watched = looks.get(options.get("eval_strategy", "no"), 0) * counts.validation
+    trained = all_steps * per_step(p) * step(p, size, pair) + watched * scored
+    everything = counts.train + counts.validation + counts.test
     controls = 2 * min(counts.test, p.evaluate.controls)
-
-    def scoring(stage: str, pairs: int) -> Work:
-        return Work(stage, pairs, pairs * row, pairs * scored)
-
-    in_training = row if how.shared else 2 * (pair.prompt + pair.answer)
     return [
-        scoring("reference", counts.all),
-        scoring("baseline", controls),
-        Work(
-            "train",
-            trained + watched,
-            (trained + watched) * in_training,
-            trained * stepped + watched * flops.score(size, pair, shared=how.shared),
-        ),
-        scoring("evaluate", counts.test + controls),
+        Work("reference", f"{everything:,} pairs", everything * scored),
+        Work("baseline", f"{controls:,} pairs with other images", controls * scored),
+        Work("train", f"{all_steps:,} steps of {per_step(p)} pairs", trained),
+        Work("evaluate", f"{counts.test + controls:,} pairs", (counts.test + controls) * scored),
+        *answers(p, size, counts),
     ]
 
 
-def validations(p: Params, all_steps: int) -> int:
-    """How often the validation split is looked at during training."""
-    options = p.train.passed_through
-    strategy = options.get("eval_strategy", "no")
-    if strategy == "epoch":
-        return math.ceil(float(options.get("num_train_epochs", 3.0)))
-    every = int(options.get("eval_steps") or options.get("logging_steps") or 500)
-    return all_steps // every if strategy == "steps" else 0
+def answers(p: Params, size: Size, counts: Counts) -> list[Work]:
+    """What base and tuned both answer: questions of the data set, and lm-eval's tasks."""
+    pair, most = counts.pair, p.evaluate.generation.max_new_tokens
+    own = min(counts.test, p.evaluate.generation.prompts)
+    own += min(counts.questions, p.evaluate.generation.questions)
+    at_once = p.scoring.batch_tokens // (pair.prompt + most)
+    asked = [("questions", own, most, at_once, pair.prompt)]
+    at_once = p.scoring.batch_tokens // (p.format.image_max_pixels // 28**2 + TEXT)
+    for name in tasks(p):
+        there, parts, most, _ = published()["tasks"][name]
+        number = parts * min(there, p.evaluate.lm_eval[name] or there)
+        asked.append((name, number, most, at_once, pair.image + TEXT))
+    return [
+        Work(
+            "baseline, evaluate",
+            f"2 x {number:,} answers to {name}, {most} tokens",
+            2 * number * forward(size, tokens, pair.image),
+            2 * math.ceil(number / max(1, at_once)) * most,
+        )
+        for name, number, most, at_once, tokens in asked
+    ]
 
 
-def memory(p: Params, size: Size, pair: Pair, dtype: str) -> dict[str, float]:
-    """GB (10^9 bytes) of a training process whose batch holds pairs of that length: ``weights``,
-    ``optimizer`` (what is trained, its gradients and Adam's averages), ``activations``, ``logits``,
-    and ``context``. A batch of one device; the vision tower's activations are its own and freed.
-    """
-    text, how = size["text"], way(p)
-    numbers, bits = flops.parameters(size), p.model.quantization_bit
-    width = BYTES[dtype]
+def tasks(p: Params) -> list[str]:
+    """Of lm-eval's tasks that the parameters name, those whose size is known."""
+    return [name for name in p.evaluate.lm_eval if name in published()["tasks"]]
+
+
+def downloads(p: Params) -> dict[str, tuple[float, float]]:
+    """Of the data of lm-eval's tasks, by name: GB to download, and GB unpacked beside that."""
+    names = dict.fromkeys(data for task in tasks(p) for data in published()["tasks"][task][3])
+    return {name: tuple(mb / 1e3 for mb in published()["benchmarks"][name]) for name in names}
+
+
+def memory(p: Params, size: Size, dtype: str) -> dict[str, float]:
+    """GB (10^9 bytes) of a training process, at a batch of pairs as long as ``format.cutoff_len``
+    lets them be. The vision tower's activations are its own and freed."""
+    text, shared, options = size["text"], p.train.shared_prefix, p.train.passed_through
+    numbers, bits, width = parameters(size), p.model.quantization_bit, BYTES[dtype]
     layers = numbers["layers"] * (QUANTISED[bits] if bits else width)
-    batch = int(p.train.passed_through.get("per_device_train_batch_size", 8))
-    row = pair.prompt + 2 * pair.answer if how.shared else 2 * (pair.prompt + pair.answer)
-    tokens = batch * row
+    batch = int(options.get("per_device_train_batch_size", 8))
+    prompt = Pair(image_tokens(p)).prompt
+    answered = batch * 2 * max(1, p.format.cutoff_len - prompt)
+    tokens = batch * (1 if shared else 2) * prompt + answered
     inside = 8 * text["hidden_size"] + 4 * text["intermediate_size"]
-    kept = text["hidden_size"] if how.checkpointing else inside
-    rows = min(HEAD_TOKENS, 2 * batch * pair.answer) if how.answers_only else tokens
-    vocabulary = text.get("vocab_size", flops.VOCABULARY)
-    rank = int(p.train.passed_through.get("lora_rank", 8))
+    all_kept = options.get("disable_gradient_checkpointing", False)
+    kept = text["num_hidden_layers"] * (inside if all_kept else text["hidden_size"]) + inside
+    predicted = min(HEAD_TOKENS, answered) if shared else tokens
     return {
-        name: number / GIGA
-        for name, number in {
-            "weights": layers + width * (numbers["head"] + numbers["vision"]),
-            "optimizer": TRAINED * flops.adapter_parameters(size, rank),
-            "activations": width * tokens * (text["num_hidden_layers"] * kept + inside),
-            # float32 logits, their log-softmax and gradient
-            "logits": 3 * 4.0 * rows * vocabulary,
-            "context": CONTEXT_GB * GIGA if p.train.gpus else 0.0,
-        }.items()
+        "weights": (layers + width * (numbers["head"] + numbers["vision"])) / GIGA,
+        "activations": width * tokens * kept / GIGA,
+        # float32 logits, their log-softmax and gradient
+        "logits": 3 * 4 * predicted * text.get("vocab_size", VOCABULARY) / GIGA,
+        "other": OTHER_GB if p.train.gpus else 0.0,
     }
 
 
-def disk(p: Params, size: Size, data_bytes: float) -> dict[str, float]:
+def image_tokens(p: Params) -> int:
+    """Of an image as large as it may be: 32 by 32 pixels are a token, in Qwen2.5-VL 28 by 28."""
+    return max(1, p.format.image_max_pixels // 32**2)
+
+
+def disk(p: Params, size: Size, data_gb: float) -> dict[str, float]:
     """GB that stay on disk: sources and what is made of them, in the folder and in DVC's cache."""
-    weights = 2.0 * sum(flops.parameters(size).values())
-    rank = int(p.train.passed_through.get("lora_rank", 8))
-    adapter = 4 * flops.adapter_parameters(size, rank)
-    kept = 1 + int(p.train.passed_through.get("save_total_limit") or 10)
     return {
-        name: number / GIGA
-        for name, number in {
-            "base model": 2 * weights,
-            "data, as published and as pairs": 4 * data_bytes,
-            "adapter and checkpoints": 2 * adapter + 3 * kept * adapter,
-            "packages (.venv)": 6 * GIGA,
-        }.items()
+        "base model": 4 * sum(parameters(size).values()) / GIGA,
+        "data, as published and as pairs": 4 * data_gb,
+        "lm-eval's data": sum(map(sum, downloads(p).values())),
+        "packages (.venv), adapters": 7.0,
     }
 
 
-def hours(flop: float, gpu: Gpu, utilisation: float, gpus: int) -> float:
-    """Hours at a share ``utilisation`` of the peak, on so many GPUs."""
-    return flop / (gpu.tera * flops.TERA * utilisation * max(1, gpus)) / 3600
-
-
-def named(device: str) -> Gpu | None:
-    """The known GPU of a device's name in the diary ("1 x NVIDIA H200"), the longest match."""
-    fits = [gpu for gpu in GPUS if all(word in device for word in gpu.name.split())]
-    return max(fits, key=lambda gpu: len(gpu.name), default=None)
+def seconds(p: Params, size: Size, work: Work, gpu: str) -> float:
+    """On GPUs of that name. Pairs use all of them, answers one; a token takes as long as reading
+    the weights, or as starting the layers."""
+    tera, _, bandwidth = published()["gpus"][gpu]
+    count = 1 if work.tokens else max(1, p.train.gpus)
+    read = memory(p, size, p.scoring.dtype)["weights"] / bandwidth
+    token = max(read, LAYER_SECONDS * size["text"]["num_hidden_layers"])
+    return work.flop / (tera * TERA * UTILISATION * count) + work.tokens * token
