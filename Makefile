@@ -5,8 +5,10 @@ UV := 0.13.9
 ROOM_GB := 8
 PORT ?= 5000
 PROCESSES ?= 3
-N ?= 3
-export PRESET FORCE PYTHON SET GPUS NAME N
+export PRESET FORCE PYTHON SET GPUS NAME QUESTION IMAGE
+
+# Free text reaches a command as it was typed; make would take the $5 of a question for a variable.
+$(foreach each,QUESTION IMAGE SET NAME,$(eval override $(each) := $$(value $(each))))
 
 # Only .venv counts, whatever is active in the user's shell, and nothing here reports home.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
@@ -26,7 +28,7 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check check-data lint setup use ui exps sweep seeds join costs sync ask export serve chat release \
+.PHONY: help repro test check check-data lint setup use ui exps sweep join costs sync ask export serve release \
   publish plan doctor verify check-certificate extras lock clean venv
 .SILENT:
 
@@ -85,12 +87,8 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 exps: setup ## Compare experiments: changed parameters, headline figures (ARGS=-A: of all commits)
 	[ -t 1 ] || export COLUMNS=$${COLUMNS:-250}; $(IN_VENV) dvc exp show --no-pager --only-changed --drop 'Created|.*/.*' $(ARGS)
 
-sweep: setup ## Run every combination: make sweep SET='train.beta=0.05,0.1' (GPUS=0,1: one each)
-	$(IN_VENV) python -m stages sweep --sets "$$SET" --gpus "$$GPUS" --name "$$NAME"
-
-seeds: setup ## Train with N other seeds (N=3, GPUS=0,1, SET= what else differs, NAME=)
-	$(IN_VENV) python -m stages sweep --sets "$$SET train.seed=$$(seq -s , 1 "$$N")" \
-	  --gpus "$$GPUS" --name "$$NAME"
+sweep: setup ## Run every combination, one on each GPU: make sweep SET='train.beta=0.05,0.1' GPUS=0,1
+	$(IN_VENV) python -m stages sweep --sets="$$SET" --gpus="$$GPUS" --name="$$NAME"
 
 join: setup ## Join a training that runs over several machines, as another: NODE_RANK=1 make join
 	$(IN_VENV) python -m stages join
@@ -105,31 +103,25 @@ check-certificate: setup ## Is all here what reports/certificate.json says (PUBL
 	$(IN_VENV) python -m stages certificate $(if $(PUBLIC_KEY),--public-key $(PUBLIC_KEY))
 
 doctor: setup ## Look for upstream's silent faults in the installed packages (under a minute)
-	$(IN_VENV) python -m stages doctor
+	$(IN_VENV) python -m pytest -vv -m doctor tests/test_doctor.py
 
-plan: setup ## What the run will take, what is missing (UTILISATION=0.3, PAIRS=1000)
-	$(IN_VENV) python -m stages plan $(if $(PAIRS),--pairs $(PAIRS)) \
-	  $(if $(UTILISATION),--utilisation $(UTILISATION))
+plan: setup ## What the run will take, what this machine lacks for it
+	$(IN_VENV) python -m stages plan
 
 sync: setup ## Log to MLflow what it could not be given before
 	$(IN_VENV) python -m stages sync
 
 ask: setup ## Ask base and tuned: make ask IMAGE=photo.jpg QUESTION="..." (or PAIRS=5, test pairs)
-	$(IN_VENV) python -m stages ask $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"} \
+	$(IN_VENV) python -m stages ask $${IMAGE:+--image="$$IMAGE"} $${QUESTION:+--question="$$QUESTION"} \
 	  $${PAIRS:+--pairs "$$PAIRS"}
 
 export: setup ## Merge the adapter into its base: models/merged
 	$(IN_VENV) python -m stages export
 
 # Some shells set HOST to the machine's name, which nobody asked to listen on.
-LISTEN = $(if $(filter command,$(origin HOST)),--host "$(HOST)") \
-  --port $(if $(filter file,$(origin PORT)),$(1),$(PORT))
-
-serve: setup ## OpenAI's API for tuned and base, on this machine only (PORT=8000, MODELS=tuned)
-	$(IN_VENV) python -m stages serve $${MODELS:+--models "$$MODELS"} $(call LISTEN,8000)
-
-chat: setup ## A page to chat with the tuned model, on this machine only (PORT=7860)
-	$(IN_VENV) python -m stages serve --models chat $(call LISTEN,7860)
+serve: setup ## OpenAI's API for tuned and base, on this machine only (PORT=8000)
+	$(IN_VENV) python -m stages serve $(if $(filter command,$(origin HOST)),--host "$(HOST)") \
+	  --port $(if $(filter file,$(origin PORT)),8000,$(PORT))
 
 release: setup ## Tag the adapter here as a version: make release VERSION=v1.0.0 (FORCE=1)
 	$(IN_VENV) python -m stages release --version "$$VERSION" $${FORCE:+--force "$$FORCE"}
