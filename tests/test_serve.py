@@ -8,12 +8,10 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -40,25 +38,10 @@ def url(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def png(**options: Any) -> bytes:
+def png(colour: Any = "red", mode: str = "RGB", side: int = 64) -> bytes:
     buffer = io.BytesIO()
-    Image.new(options.pop("mode", "RGB"), options.pop("size", (64, 64)), **options).save(
-        buffer, "PNG"
-    )
+    Image.new(mode, (side, side), colour).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def bomb(side: int) -> bytes:
-    """A black PNG of so many pixels squared, in a few kilobytes."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(name + data))
-        return struct.pack(">I", len(data)) + name + data + check
-
-    rows, row = zlib.compressobj(9), b"\0" * (1 + (side + 7) // 8)
-    data = b"".join([*(rows.compress(row) for _ in range(side)), rows.flush()])
-    head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def picture(address: str) -> dict[str, Any]:
@@ -72,13 +55,17 @@ def asked(*content: Any, **more: Any) -> dict[str, Any]:
     return {"model": "tuned", "messages": [user], "max_tokens": MOST} | more
 
 
+def request(content: dict[str, Any]) -> chat.Asked:
+    return chat.read(json.dumps(content).encode())
+
+
 def turns(*roles: str) -> list[dict[str, str]]:
     return [{"role": role, "content": "hello"} for role in roles]
 
 
 # what is refused before a model is asked
 
-RED = picture(url(png(color="red")))
+RED = picture(url(png()))
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": "gpt"}, "model: Input should be 'base' or 'tuned'"),
     ({"messages": "x"}, "messages: Input should be a valid array"),
@@ -111,7 +98,7 @@ CONTENTS: list[tuple[list[Any], str]] = [
     ([{"type": "video_url", "video_url": {"url": "x"}}], "'video_url'"),
     ([picture("data:image/png;base64,!!!")], "what follows base64 is none"),
     ([picture(url(b"no picture"))], "the image can't be used"),
-    ([picture(url(bomb(13000)))] * 8, "the image can't be used .*13000 x 13000"),
+    ([picture(url(png(0, "1", 13000)))] * 8, "the image can't be used .*13000 x 13000"),
     ([RED] * 9, "9 images; at most 8"),
     (["word " * 25_000], "125,000 characters; at most 100,000"),
     (["word " * 19_000], "the prompt has .* tokens; at most 8,192"),
@@ -121,7 +108,7 @@ CONTENTS: list[tuple[list[Any], str]] = [
 @pytest.mark.parametrize(("change", "said"), REFUSED, ids=str)
 def test_what_a_request_may_not_say_is_refused_in_a_sentence(change, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        chat.read(json.dumps(asked("hello") | change).encode())
+        request(asked("hello") | change)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b'{"model":' * 1000])
@@ -131,12 +118,10 @@ def test_what_is_no_json_object_is_refused(body):
 
 
 def test_what_changes_nothing_is_taken_without_a_word():
-    plain = chat.read(json.dumps(asked("hello")).encode())
-    more = {"n": 1, "presence_penalty": 0.0, "logprobs": False, "tools": [], "user": "ann"}
-    more |= {"response_format": {"type": "text"}, "stop": None, "seed": None}
-    assert chat.read(json.dumps(asked("hello", **more)).encode()).model_dump(
-        exclude={"user"}
-    ) == plain.model_dump(exclude={"user"})
+    more = {"n": 1, "presence_penalty": 0.0, "logprobs": False, "tools": [], "seed": None}
+    more |= {"response_format": {"type": "text"}, "stop": None}
+    assert request(asked("hello", **more)) == request(asked("hello"))
+    request(asked("hello", user="ann", stream_options={"include_usage": True}))
 
 
 def test_a_server_that_others_reach_needs_a_key_and_a_port_that_is_free(tmp_path, monkeypatch):
@@ -180,7 +165,9 @@ def models(llamafactory: None, model_dir: Path, strong: Path, params_with: Any) 
 def api(models: both.Both) -> Iterator[Any]:
     from starlette.testclient import TestClient
 
-    with TestClient(serve.app(models, ""), raise_server_exceptions=False) as client:
+    with TestClient(
+        serve.app(models, ThreadPoolExecutor(1)), raise_server_exceptions=False
+    ) as client:
         yield client
 
 
@@ -189,22 +176,18 @@ def said(answer: Any) -> str:
     return str(answer.json()["choices"][0]["message"]["content"])
 
 
-def of_the_evaluation(models: Any, name: str, row: dict[str, Any], images: Path) -> str:
-    """What the evaluation has as the answer of base or tuned."""
-    return str(models.answer(name, row, images, MOST).text)
-
-
 @pytest.mark.slow
 def test_a_picture_is_answered_about_as_in_the_evaluation(api, models, formatted_dir, pairs_dir):
     rows, images = json.loads((formatted_dir / "test.json").read_text())[:4], pairs_dir / "images"
     found = {}
     for name in both.MODELS:
         for row in rows:
-            jpeg = (images / row["images"][0]).read_bytes()
+            jpeg = url((images / row["images"][0]).read_bytes(), "jpeg")
             question = row["messages"][0]["content"].removeprefix("<image>")
-            request = asked(picture(url(jpeg, "jpeg")), question, model=name)
-            found[name, row["id"]] = said(api.post(PATH, json=request))
-            assert found[name, row["id"]] == of_the_evaluation(models, name, row, images)
+            found[name, row["id"]] = said(
+                api.post(PATH, json=asked(picture(jpeg), question, model=name))
+            )
+            assert found[name, row["id"]] == models.answer(name, row, images, MOST).text
     assert any(found["base", row["id"]] != found["tuned", row["id"]] for row in rows)
 
 
@@ -215,20 +198,14 @@ def test_a_picture_is_prepared_as_preprocess_does(models, tmp_path):
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(buffer, "WEBP", exif=exif)
-    hidden = png(mode="RGBA", color=(255, 0, 0, 0))
-    lines = base64.encodebytes(hidden).decode()
-    request = chat.read(
-        json.dumps(asked(picture(url(buffer.getvalue(), "webp")), "and ", RED, "what?")).encode()
-    )
-    row = chat.row(request, models, tmp_path)
+    lines = base64.encodebytes(png((255, 0, 0, 0), "RGBA")).decode()
+    transparent = picture(f"data:image/png;base64,{lines}")
+    content = (picture(url(buffer.getvalue(), "webp")), "and ", transparent, "what?")
+    row = chat.row(request(asked(*content)), models, tmp_path)
     assert row["messages"] == [{"role": "user", "content": "<image>and <image>what?"}]
-    assert Image.open(tmp_path / row["images"][0]).size == (40, 60)
-    (name,) = chat.row(
-        chat.read(json.dumps(asked(picture(f"data:image/png;base64,{lines}"))).encode()),
-        models,
-        tmp_path,
-    )["images"]
-    assert Image.open(tmp_path / name).getpixel((9, 9)) == (255, 255, 255)
+    first, second = (Image.open(tmp_path / name) for name in row["images"])
+    assert first.size == (40, 60)
+    assert second.getpixel((9, 9)) == (255, 255, 255)
 
 
 @pytest.mark.slow
@@ -241,11 +218,11 @@ def test_a_special_token_in_a_text_is_text(api, models, tmp_path, text):
         {"role": "assistant", "content": text},
         *asked(text[:half], text[half:])["messages"],
     ]
-    request = asked("") | {"messages": messages}
-    row = chat.row(chat.read(json.dumps(request).encode()), models, tmp_path)
+    conversation = asked("") | {"messages": messages}
+    row = chat.row(request(conversation), models, tmp_path)
     assert [m["content"].count("<image>") for m in row["messages"]] == [1, 0, 0]
     assert not any(marker in row["messages"][2]["content"] for marker in models.markers)
-    for each in (asked(RED, text), request):
+    for each in (asked(RED, text), conversation):
         assert api.post(PATH, json=each).status_code == 200
 
 

@@ -66,7 +66,7 @@ def log_probs(
     under = []
     for name in sides:
         with models.as_(name):
-            options: Any = {"batch_tokens": both.LONGEST, "label": name}
+            options: Any = {"batch_tokens": both.LONGEST, "label": ""}
             under.append(scoring.log_probs(models.policy, [pair], folder, **options))
     rows = [
         [

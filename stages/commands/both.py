@@ -56,7 +56,7 @@ class Both:
     ) -> scoring.Answer:
         """What ``base`` or ``tuned`` answers to a formatted prompt in at most so many tokens;
         ``options`` as for ``scoring.answer``."""
-        options |= {"max_new_tokens": most, "batch_tokens": LONGEST, "label": name}
+        options |= {"max_new_tokens": most, "batch_tokens": LONGEST, "label": ""}
         with self.as_(name):
             return scoring.answer(self.policy, [row], folder, **options)[0]
 
@@ -67,8 +67,7 @@ def load(model: Path, adapter: Path, p: Params) -> Both:
     Raises:
         UserError: as ``scoring.load``.
     """
-    # What libraries note, and bars, would stand between questions and answers.
-    os.environ |= {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its notes would stand between the answers
     p = p.model_copy(update={"format": p.format.model_copy(update={"cutoff_len": LONGEST})})
     with console.logged(Path(os.devnull)):
         return Both(scoring.load(model, p, adapter), p, tokens.load(model, p).markers)

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ MOST_PROMPT = 8192  # tokens, those of images included
 MOST_CLIENTS = 64  # connected at a time
 SECONDS = 30  # that a client may take to send a request
 PAUSE = 0.5  # seconds between two looks at whether a client is still there
-END = 5  # seconds that the answer being made has to end when the server does
+END = 2  # seconds that the answer being made has to end when the server does
 
 
 class Refused(UserError):
@@ -82,16 +82,15 @@ def main(host: str = HERE, port: int = 8000) -> None:
             f"port {port} of {host} can't be used ({reason}); choose another with PORT="
         ) from None
     print("loading …", flush=True)
-    served = app(both.load(at.model, at.adapter, p), os.environ.get(KEY, ""))
+    one_at_a_time = ThreadPoolExecutor(1)
+    served = app(both.load(at.model, at.adapter, p), one_at_a_time, os.environ.get(KEY, ""))
     print(f"http://{host}:{port}/v1 (models: {', '.join(both.MODELS)})", flush=True)
     config = uvicorn.Config(served, log_level="error", limit_concurrency=MOST_CLIENTS)
     config.timeout_graceful_shutdown = 1
     with contextlib.suppress(KeyboardInterrupt):  # that is how a server ends
         uvicorn.Server(config).run(sockets=[listening])
-    # Between two tokens the answer being made ends by itself. Inside of torch it would not.
-    last = threading.Timer(END, os._exit, [0])
-    last.daemon = True
-    last.start()
+    wait([one_at_a_time.submit(int)], END)  # an answer ends between two tokens
+    os._exit(0)  # Python itself would take seconds to leave torch
 
 
 def check_host(host: str) -> None:
@@ -103,9 +102,8 @@ def check_host(host: str) -> None:
         )
 
 
-def app(models: Both, key: str) -> Starlette:
+def app(models: Both, one_at_a_time: ThreadPoolExecutor, key: str = "") -> Starlette:
     """The API for these models; with a key, only for clients that send it."""
-    one_at_a_time = ThreadPoolExecutor(1)
 
     async def list_models(_: Request) -> Response:
         listed = [{"id": name, "object": "model", "owned_by": "here"} for name in both.MODELS]

@@ -271,7 +271,7 @@ def log_probs(
         images: the folder that their image names are relative to.
         batch_tokens: tokens per forward pass at most, padding included; a pair with more goes
             alone.
-        label: what the progress bar says.
+        label: what the progress bar says; without one there is no bar.
 
     Returns:
         Arrays in the order of ``pairs``. Summed log-prob of an answer y given x:
@@ -350,7 +350,7 @@ def _batches(
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # nothing is imported again
     )
-    with tqdm(total=len(pairs), desc=label, unit="pair") as progress:
+    with tqdm(total=len(pairs), desc=label, unit="pair", disable=not label) as progress:
         for group in loader:
             for batch in group:
                 yield batch
@@ -458,7 +458,7 @@ def answer(
     )
     asked = [prompt_tokens(policy, prompt, images) for prompt in prompts]
     answers: dict[int, Answer] = {}
-    with tqdm(total=len(prompts), desc=label, unit="answer") as progress:
+    with tqdm(total=len(prompts), desc=label, unit="answer", disable=not label) as progress:
         for places in _of_like_length([len(ids) + max_new_tokens for ids in asked], batch_tokens):
             batch = _left_padded(
                 policy, [prompts[i] for i in places], [asked[i] for i in places], images
