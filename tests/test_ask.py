@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from stages.commands import ask, both, outputs
 from stages.core.errors import UserError
@@ -100,10 +99,3 @@ def test_answers_and_log_probs_are_those_of_the_evaluation(
         under = scoring.log_probs(policy, [pair], images, **settings)
         for line, side in ((shown[-2], "rejected"), (shown[-1], "chosen")):
             assert float(line.split()[column]) == pytest.approx(getattr(under, side)[0], abs=0.01)
-
-
-@pytest.mark.slow
-def test_a_picture_that_preprocess_would_leave_out_is_refused(models, tmp_path):
-    Image.new("RGB", (9, 200)).save(tmp_path / "small.png")
-    with pytest.raises(UserError, match=r"the image can't be used .*9 x 200"):
-        models.stored((tmp_path / "small.png").read_bytes(), tmp_path)

@@ -6,6 +6,7 @@ Each fault was met upstream: nothing crashes, and the numbers are wrong. The dem
 on the GPU if there is one. `make setup` installs the versions of requirements.txt, which have none.
 """
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,15 +40,13 @@ def policy(p: params.Params) -> Any:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("images")
-    shapes = (("a.png", "red", (8, 8, 40, 40)), ("b.png", "blue", (20, 30, 60, 50)))
-    for name, colour, box in shapes:
+    for name, colour, box in (("a", "red", (8, 8, 40, 40)), ("b", "blue", (20, 30, 60, 50))):
         image = Image.new("RGB", (64, 64), "white")
         ImageDraw.Draw(image).rectangle(box, colour)
-        image.save(folder / name)
+        image.save(folder / f"{name}.png")
     return folder
 
 
-# The second has the longer question.
 SHORT, LONG = (
     {
         "id": question,
@@ -64,14 +63,14 @@ def log_probs(policy: Any, images: Path, *pairs: dict[str, Any]) -> np.ndarray:
     """(2, n), chosen first."""
     from stages.model import scoring
 
-    found = scoring.log_probs(policy, pairs, images, batch_tokens=4096, label="doctor")
+    found = scoring.log_probs(policy, pairs, images, batch_tokens=4096, label="")
     return np.stack([found.chosen, found.rejected])
 
 
 def answers(policy: Any, images: Path, batch_tokens: int, most: int = 12) -> list[str]:
     from stages.model import scoring
 
-    asked: Any = {"max_new_tokens": most, "batch_tokens": batch_tokens, "label": "doctor"}
+    asked: Any = {"max_new_tokens": most, "batch_tokens": batch_tokens, "label": ""}
     return [answer.text for answer in scoring.answer(policy, [SHORT, LONG], images, **asked)]
 
 
@@ -79,9 +78,7 @@ def packed(policy: Any, images: Path, model: Any) -> dict[str, Any]:
     """Both pairs as ``prefix.pack`` makes them."""
     from stages.model import prefix, scoring
 
-    def process(paths: list[Any]) -> dict[str, Any]:
-        return prefix.process_images(policy.template, policy.processor, paths)
-
+    process = functools.partial(prefix.process_images, policy.template, policy.processor)
     return prefix.pack(scoring.encode(policy, [SHORT, LONG], images), model, process)
 
 
@@ -103,13 +100,9 @@ def test_generation_gives_an_image_its_rows_and_columns(policy, images):
     def note(_: Any, __: Any, named: dict[str, Any]) -> None:
         given.append(named)
 
-    hooks = [
+    for module in (body, body.language_model):
         module.register_forward_pre_hook(note, with_kwargs=True)
-        for module in (body, body.language_model)
-    ]
     answers(policy, images, batch_tokens=1, most=1)
-    for hook in hooks:
-        hook.remove()
     asked, inside = given[:2]
     right, _ = body.get_rope_index(
         asked["input_ids"],

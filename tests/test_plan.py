@@ -61,35 +61,6 @@ def test_the_work_of_a_step_is_about_what_attention_counted_makes_it(p, way):
     assert estimate.step(p, QWEN, Pair()) == pytest.approx(counted, rel=0.03)
 
 
-def test_memory_of_the_4b_model_by_hand():
-    parts = estimate.memory(BIG, QWEN, "bfloat16")
-    assert parts["weights"] == pytest.approx(8.87, abs=0.01)
-    assert parts["logits"] == pytest.approx(3 * 4 * 256 * 151_936 / 1e9)
-    stock = estimate.memory(training(BIG, shared_prefix=False), QWEN, "bfloat16")
-    assert stock["logits"] == pytest.approx(
-        3 * flops.logits_bytes(2, Pair(answer=2048 - 296)) / 1e9
-    )
-    four_bits = estimate.memory(SMALL, QWEN, "bfloat16")
-    assert four_bits["weights"] == pytest.approx(0.56 * 3.633 + 2 * 0.800, abs=0.01)
-
-
-def test_pairs_take_the_peak_of_all_gpus_and_answers_the_tokens_of_one():
-    scored = estimate.Work("reference", "", 3600 * 989e12 * estimate.UTILISATION)
-    assert estimate.seconds(BIG, QWEN, scored, "H100") == pytest.approx(3600)
-    assert estimate.seconds(training(BIG, gpus=4), QWEN, scored, "H100") == pytest.approx(900)
-    said = estimate.Work("baseline", "", 0, tokens=1000)
-    assert estimate.seconds(BIG, QWEN, said, "H100") == pytest.approx(1000 * 36 * 8e-4)
-    (answers, pope) = estimate.answers(
-        BIG.model_copy(
-            update={"evaluate": BIG.evaluate.model_copy(update={"lm_eval": {"pope": 500}})}
-        ),
-        QWEN,
-        estimate.Counts(17_100, 2_138, 2_138, Pair()),
-    )
-    assert answers.tokens == 2 * 15 * 256  # 200 answers, 14 at a time, of base and tuned
-    assert pope.what == "2 x 1,500 answers to pope, 16 tokens"
-
-
 def test_what_is_published_is_what_tasks_and_presets_say():
     tasks = {}
     for task in (ROOT / "tasks").rglob("*yaml"):
@@ -184,26 +155,19 @@ def project(tmp_path, monkeypatch):
     return use
 
 
-def part(text, title):
-    (found,) = re.findall(rf"(?ms)^{re.escape(title)}:\n(.*?)(?:\n\n|\Z)", text)
-    return found
-
-
 @pytest.mark.parametrize("preset", LARGE)
 def test_a_preset_is_planned_on_a_laptop_before_anything_is_fetched(project, here, preset, capsys):
     here(0)
     project(preset)
     plan.main()
     text = capsys.readouterr().out
-    for expected in (*estimate.published()["gpus"], "steps of", "1,500 answers to pope"):
+    for expected in (
+        *(*estimate.published()["gpus"], "steps of", "answers to pope"),
+        *("helehan/topic-overwrite, 1.2 GB (fetch@data)", "AMBER_base64, 6.2 GB (lm-eval"),
+        *("torch finds no GPU here", "21,376 pairs, all of them kept"),
+    ):
         assert expected in text
-    brought = part(text, "The network must bring")
-    assert "helehan/topic-overwrite, 1.2 GB (fetch@data)" in brought
-    assert re.search(r"Instruct, [78]\.\d GB \(fetch@model\)", brought)
-    assert "yifanzhang114/AMBER_base64, 6.2 GB (lm-eval" in brought
-    assert "torch finds no GPU here" in part(text, "This machine would refuse")
-    assumed = part(text, "Assumed")
-    assert "21,376 pairs, all of them kept" in assumed
+    assert re.search(r"Instruct, [78]\.\d GB \(fetch@model\)", text)
 
 
 def test_what_is_not_known_is_refused_or_said(project, here, capsys):
@@ -216,7 +180,7 @@ def test_what_is_not_known_is_refused_or_said(project, here, capsys):
     path = Path("params.yaml")
     path.write_text(path.read_text().replace("chartqa:", "gqa:"))
     plan.main()
-    assert "nothing of gqa" in part(capsys.readouterr().out, "Assumed")
+    assert "nothing of gqa" in capsys.readouterr().out
     path.write_text(path.read_text().replace("repo: Qwen/Qwen3-VL-4B-Instruct", "repo: a/b"))
     with pytest.raises(UserError, match="whose dimensions are not known here"):
         plan.main()
