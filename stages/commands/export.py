@@ -2,12 +2,10 @@
 
     python -m stages export    # models/merged
 
-In: the base, the adapter, some test pairs. Out: safetensors, configuration, tokenizer and processor
-in ``models/merged``, by LLaMA-Factory's export on the CPU. The folder appears if its log-probs are
-those of base plus adapter, or not at all.
-
-A base that was trained on in 4 or 8 bits is merged unquantised, since there is no exact merge into
-quantised weights. That is another model than the evaluated one, as the folder's README says.
+In: the base, the adapter, some test pairs. Out: ``models/merged``, by LLaMA-Factory's export on the
+CPU. The folder appears if its log-probs are those of base plus adapter, or not at all. A base that
+was trained on in 4 or 8 bits is merged unquantised, since there is no exact merge into quantised
+weights. That is another model than the evaluated one, as the folder's README says.
 """
 
 import json
@@ -32,10 +30,9 @@ from stages.sources import manifest
 
 OUT = Path("models", "merged")
 SAMPLE = 16  # test pairs
-# Most that answers' log-probs may differ after merging, nats per token, as a mean over the sample:
-# W + BA is rounded once more. The demo's three layers gave 5e-8 in float32 and 4e-4 in bfloat16; a
-# 4B model has twelve times as many. If it is not small beside what training changed, the adapter
-# was lost.
+# Most that answers' log-probs may differ, nats per token, as a mean over the sample: W + BA is
+# rounded once more. The demo's three layers gave 5e-8 in float32 and 4e-4 in bfloat16; a 4B model
+# has twelve times as many. If it is not small beside what training changed, the adapter was lost.
 BOUNDS = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
 MOST_LOST = 0.5
 
@@ -55,13 +52,9 @@ def main(out: Path = OUT) -> None:
 
 
 def merge(p: Params, at: Places, out: Path) -> None:
-    """Merge into ``out``, and let its configuration say what holds.
-
-    An adapter that trained ``embed_tokens`` and ``lm_head`` leaves two of them where the base had
-    one, and a program that believes the base's ``tie_word_embeddings`` would drop the second. In
-    training LLaMA-Factory brought images within ``format.image_min_pixels`` and
-    ``image_max_pixels``; without it the processor has to. Answers end where the template's do.
-    """
+    """Merge into ``out``, and let its configuration say what holds: whether the embeddings are tied
+    (an adapter may have trained ``lm_head`` apart, which a program that believes the base's flag
+    would drop), the sizes of images that LLaMA-Factory made in training, and where answers end."""
     from llamafactory.train.tuner import export_model
     from safetensors import safe_open
     from transformers import AutoProcessor, GenerationConfig

@@ -7,9 +7,8 @@ exp run`` leaves it (``make exps`` lists them), its MLflow run, and its log in
 ``reports/diary/sweep/<experiment>.log``.
 
 On one device DVC does this: ``dvc exp run --queue -S train.beta=0.05,0.1`` and ``dvc queue start``.
-Several of its workers would race for one repository (dvc#10673), and all of them see all GPUs. Here
-each GPU has a clone below ``.dvc/tmp/exps/``, with DVC's locks of its own and the project's cache,
-MLflow store and kept pieces. What does not depend on the changed parameters comes from the cache.
+Several of its workers would race for one repository (dvc#10673), and all see all GPUs. Here each
+GPU has a clone below ``.dvc/tmp/exps/``, with the project's cache, MLflow store and kept pieces.
 """
 
 import functools
@@ -44,30 +43,29 @@ def main(sets: str, gpus: str = "", name: str = "") -> None:
         )
     if edited := changed_files(Path()):
         raise UserError(f"a sweep starts from the last commit; commit {', '.join(edited)} first")
-    here = Path()
-    commit = git(here, "rev-parse", "HEAD")
-    known = [n for n in experiments if git(here, "rev-parse", "-q", "--verify", ref(commit, n))]
+    commit = git(Path(), "rev-parse", "HEAD")
+    known = [n for n in experiments if git(Path(), "rev-parse", "-q", "--verify", ref(commit, n))]
     if known:
         print(f"there already: {', '.join(known)} (`dvc exp remove` lets one run again)")
     waiting = [one for one in experiments if one not in known]
-    running: dict[str, tuple[str, Path, subprocess.Popen[bytes]]] = {}
+    running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}
     failed: list[str] = []
     try:
         while waiting or running:
             for gpu in devices:
                 if gpu not in running and waiting:
                     one = waiting.pop(0)
-                    running[gpu] = (one, *started(one, experiments[one], gpu, commit))
+                    running[gpu] = one, started(one, experiments[one], gpu, commit)
             time.sleep(PAUSE)
-            for gpu, (one, folder, process) in list(running.items()):
+            for gpu, (one, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[gpu]
-                    if not finished(one, folder, process, commit):
+                    if not finished(one, process.returncode, clone(gpu, commit), commit):
                         failed.append(one)
     finally:
-        for _, _, process in running.values():
+        for _, process in running.values():
             os.killpg(process.pid, signal.SIGTERM)
-        for _, _, process in running.values():
+        for _, process in running.values():
             process.wait(60)
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; the same command runs those again")
@@ -117,9 +115,7 @@ def clone(gpu: str, commit: str) -> Path:
     return cloned(project_root(), commit, folder)
 
 
-def started(
-    name: str, values: Sequence[str], gpu: str, commit: str
-) -> tuple[Path, "subprocess.Popen[bytes]"]:
+def started(name: str, values: Sequence[str], gpu: str, commit: str) -> "subprocess.Popen[bytes]":
     """``dvc exp run`` in the clone of a GPU (``0+1``: of two), which is as the commit has it."""
     folder = clone(gpu, commit)
     # Outputs that the cache lacks are made by the experiment.
@@ -141,17 +137,17 @@ def started(
             process_group=0,  # its training ends with it
         )
     print(f"{name}: runs on GPU {gpu}, log in {LOGS / log.name}", flush=True)
-    return folder, process
+    return process
 
 
-def finished(name: str, folder: Path, process: "subprocess.Popen[bytes]", commit: str) -> bool:
-    """Fetch the experiment that a process made; whether there is one."""
+def finished(name: str, status: int, folder: Path, commit: str) -> bool:
+    """Fetch the experiment that a clone made, and say whether there is one."""
     path = ref(commit, name)
-    fetch = ["git", "fetch", "--quiet", str(folder), f"{path}:{path}"]
-    done = process.returncode == 0 and subprocess.run(fetch, check=False).returncode == 0
-    log = (project_root() / LOGS / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-    said = [] if done else last_lines(log)
-    print("\n    ".join([f"{name}: {'done' if done else 'failed'}", *said]), flush=True)
+    words = ["git", "fetch", "--quiet", str(folder), f"{path}:{path}"]
+    done = status == 0 and subprocess.run(words, check=False).returncode == 0
+    log = (LOGS / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+    lines = [f"{name}: done"] if done else [f"{name}: failed", *last_lines(log)]
+    print("\n    ".join(lines), flush=True)
     return done
 
 
