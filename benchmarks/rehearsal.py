@@ -13,8 +13,8 @@ at 0.2 GFLOPS, on one core: half a minute for each token of the 4B model.
 
 ``--tiktoken`` is a file with the ranks of Qwen's vocabulary, such as ``resources/qwen.tiktoken`` of
 the PyPI package dashscope; the tokenizer is then Qwen's own, else the demo's, before the same
-embedding. ``--folder`` is kept, and an interrupted rehearsal goes on there; else it is a temporary
-folder (``TMPDIR``), which needs twice the size of the weights.
+embedding. ``--folder`` is kept, and an interrupted rehearsal continues there. Else a temporary
+folder (``TMPDIR``) is used, which needs twice the size of the weights.
 """
 
 import json
@@ -67,7 +67,7 @@ CHANGES: dict[str, Any] = {
     "evaluate.controls": 1,
     "evaluate.generation.prompts": 2,
     "evaluate.generation.max_new_tokens": 4,
-    "evaluate.lm_eval": {"pope_random": 1},  # MMMU and ChartQA can't be had without the Hub
+    "evaluate.lm_eval": {"pope_random": 1},  # MMMU and ChartQA need the Hub
 }
 
 # Qwen's own, in the order of their ids, which follow the 151,643 ranks.
@@ -104,7 +104,7 @@ def rehearse(folder: Path, size: str, tiktoken: str) -> None:
         start = time.monotonic()
         try:
             run("dvc", "repro", cwd=clone)
-        finally:  # what ran is told all the same
+        finally:  # what ran is shown in any case
             print(section(clone, size, tiktoken, time.monotonic() - start))
 
 
