@@ -19,7 +19,6 @@ from stages.commands import costs, estimate, lockfile
 from stages.commands.estimate import GIGA, TERA, Counts, Pair, Size
 from stages.core import command
 from stages.core.errors import UserError
-from stages.core.text import readable
 from stages.families import known
 from stages.pairs.pairs import SPLITS
 from stages.params import machine, params
@@ -31,6 +30,8 @@ MODEL = Path("models/base")
 ASSUMED = (
     f"{100 * estimate.UTILISATION:.0f}% of a GPU's peak",
     "answers as long as they may be, on one GPU",
+    f"{1e3 * estimate.LAYER_SECONDS} ms a layer for each token of an answer, or what reading the "
+    "weights takes",
 )
 
 
@@ -45,15 +46,15 @@ def main(lock: Path = lockfile.LOCK) -> None:
     pairs = (f"{getattr(counts, split):,} {split}" for split in SPLITS)
     print(f"{named(p.model.source)} on {named(p.data.source)}: {', '.join(pairs)} pairs")
     print(f"Memory of a training process at a batch of the longest pairs: {listed(memory)}.")
-    print(f"Disk: {listed(needed)}; {gb(free)} are free here.\n")
+    print(f"Disk: {listed(needed)}; {free:.1f} GB are free here.\n")
     print(hours(p, size, counts))
-    refused = machine.lacking(p)
-    refused += ["the disk is too small"] if free < sum(needed.values()) else []
-    unknown = [name for name in p.evaluate.lm_eval if name not in estimate.tasks(p)]
-    assumed = [*ASSUMED, *counts.assumed, *(f"nothing of {name}" for name in unknown)]
-    brought = network(p, here, size, data_gb)
-    titles = ("The network must bring", "This machine would refuse", "Assumed")
-    for title, lines in zip(titles, (brought, refused, assumed), strict=True):
+    small = ["the disk is too small"] if free < sum(needed.values()) else []
+    unknown = [f"nothing of {n}" for n in p.evaluate.lm_eval if n not in estimate.tasks(p)]
+    for title, lines in (
+        ("The network must bring", network(p, here, size, data_gb)),
+        ("This machine would refuse", machine.lacking(p) + small),
+        ("Assumed", [*ASSUMED, *counts.assumed, *unknown]),
+    ):
         print("\n".join([f"\n{title}:", *(f"  - {line}" for line in lines or ["nothing"])]))
 
 
@@ -134,22 +135,18 @@ def network(p: Params, here: set[str], size: Size, data_gb: float) -> list[str]:
     weights = 2 * sum(estimate.parameters(size).values()) / GIGA
     items = (("fetch@data", p.data.source, data_gb), ("fetch@model", p.model.source, weights))
     fetched = [
-        f"{named(source)}, {gb(much)} ({item})"
+        f"{named(source)}, {much:.2g} GB ({item})"
         for item, source, much in items
         if item not in here and source.kind == "hub"
     ]
     tasks = estimate.downloads(p).items()
-    return fetched + [f"{name}, {gb(much)} (lm-eval, in baseline)" for name, (much, _) in tasks]
-
-
-def gb(gigabytes: float) -> str:
-    return readable(round(gigabytes * GIGA))
+    return fetched + [f"{name}, {much:.2g} GB (lm-eval, in baseline)" for name, (much, _) in tasks]
 
 
 def listed(parts: Mapping[str, float]) -> str:
     """Gigabytes together and each."""
-    each = ", ".join(f"{name} {gb(part)}" for name, part in parts.items() if part)
-    return f"{gb(sum(parts.values()))} ({each})"
+    each = ", ".join(f"{name} {part:.1f}" for name, part in parts.items() if part)
+    return f"{sum(parts.values()):.1f} GB ({each})"
 
 
 if __name__ == "__main__":
