@@ -40,11 +40,13 @@ def main(lock: Path = lockfile.LOCK) -> None:
     ran = lockfile.read(lock) if lock.is_file() else {}
     here = {name for name, stage in ran.items() if stage.had(p.model_dump(mode="json"))}
     size, counts = model_size(p, here), counted(p, here)
-    data_gb = estimate.published()["pairs"].get(named(p.data.source), [0, 10])[1] / 1e3
-    needed, free = estimate.disk(p, size, data_gb), shutil.disk_usage(Path()).free / GIGA
+    data_gb = {item: published(source)[1] / 1e3 for item, source in sources(p).items()}
+    needed = estimate.disk(p, size, sum(data_gb.values()))
+    free = shutil.disk_usage(Path()).free / GIGA
     memory = estimate.memory(p, size, config.dtype(p))
     pairs = (f"{getattr(counts, split):,} {split}" for split in SPLITS)
-    print(f"{named(p.model.source)} on {named(p.data.source)}: {', '.join(pairs)} pairs")
+    data = " and ".join(map(named, sources(p).values()))
+    print(f"{named(p.model.source)} on {data}: {', '.join(pairs)} pairs")
     print(f"Memory of a training process at a batch of the longest pairs: {listed(memory)}.")
     print(f"Disk: {listed(needed)}; {free:.1f} GB are free here.\n")
     print(hours(p, size, counts))
@@ -56,6 +58,17 @@ def main(lock: Path = lockfile.LOCK) -> None:
         ("Assumed", [*ASSUMED, *counts.assumed, *unknown]),
     ):
         print("\n".join([f"\n{title}:", *(f"  - {line}" for line in lines or ["nothing"])]))
+
+
+def sources(p: Params) -> dict[str, Any]:
+    """Sources of data by DVC's item."""
+    return {"fetch@data": p.data.source}
+
+
+def published(source: Any) -> tuple[int, float]:
+    """Pairs and megabytes of a source of data, where they are known."""
+    pairs, mb = estimate.published()["pairs"].get(named(source), (0, 0))
+    return pairs, mb
 
 
 def named(source: Any) -> str:
@@ -99,13 +112,13 @@ def counted(p: Params, here: set[str]) -> Counts:
         train, validation, test = (report["kept_by_split"][split] for split in SPLITS)
         pair = Pair(image, prompt - image, max(answers))
         return Counts(train, validation, test, pair, len(questions))
-    name, published = named(p.data.source), estimate.published()["pairs"]
-    if name not in published:
+    found = {named(source): published(source)[0] for source in sources(p).values()}
+    if unknown := [name for name, number in found.items() if not number]:
         raise UserError(
-            f"data.source is {name}, whose pairs are not counted here; "
+            f"the pairs of {' and '.join(unknown)} are not counted here; "
             "`WITHOUT_GPU=1 dvc repro format` counts them, then plan again"
         )
-    pairs, pair = published[name][0], Pair(estimate.image_tokens(p))
+    pairs, pair = sum(found.values()), Pair(estimate.image_tokens(p))
     validation, test = (round(pairs * s) for s in (p.preprocess.validation, p.preprocess.test))
     said = (
         f"{pairs:,} pairs, all of them kept, with {pair.image} tokens of the image, "
@@ -130,13 +143,13 @@ def hours(p: Params, size: Size, counts: Counts) -> str:
     return f"{table}\n`make costs` says what stages took when they ran here."
 
 
-def network(p: Params, here: set[str], size: Size, data_gb: float) -> list[str]:
+def network(p: Params, here: set[str], size: Size, data_gb: Mapping[str, float]) -> list[str]:
     """What is fetched, and how much of it."""
     weights = 2 * sum(estimate.parameters(size).values()) / GIGA
-    items = (("fetch@data", p.data.source, data_gb), ("fetch@model", p.model.source, weights))
+    items = {**sources(p), "fetch@model": p.model.source}
     fetched = [
-        f"{named(source)}, {much:.2g} GB ({item})"
-        for item, source, much in items
+        f"{named(source)}, {data_gb.get(item, weights):.2g} GB ({item})"
+        for item, source in items.items()
         if item not in here and source.kind == "hub"
     ]
     tasks = estimate.downloads(p).items()
