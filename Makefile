@@ -26,8 +26,8 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check check-data lint setup use ui exps sweep seeds join costs sync ask export serve chat release \
-  publish plan doctor verify check-certificate extras lock clean venv
+.PHONY: help repro test check check-data lint setup use ui exps sweep seeds join costs log ask export serve chat release \
+  publish plan doctor verify extras lock clean venv
 .SILENT:
 
 help: ## List these commands
@@ -58,7 +58,7 @@ setup: venv ## Create .venv with the locked requirements (the commands above do 
 	cp requirements.txt .venv/installed.txt || die "Installing failed for the reason above." \
 	"Run the same command again to go on; UV_CACHE_DIR=... moves uv's downloads to another disk."; }
 
-extras: setup ## Install what single commands and formats need too: signing, HEIC, Google Drive, ...
+extras: setup ## Install what single commands and formats need too: HEIC, Google Drive, SSH, ...
 	.venv/bin/uv pip install --python .venv/bin/python --require-hashes --requirement requirements-extras.txt
 
 use: ## Switch to a preset: make use PRESET=name
@@ -81,9 +81,17 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 
 # To pip 23.2, which Python 3.11 brings, a[x]==1, a[x, y]==1 and a==1 are three packages, each refused
 # if the lock has not got it; so an entry with extras is repeated without them and with each of them.
-# Without --drop the table has a column for every file that a stage reads or writes.
-exps: setup ## Compare experiments: changed parameters, headline figures (ARGS=-A: of all commits)
-	[ -t 1 ] || export COLUMNS=$${COLUMNS:-250}; $(IN_VENV) dvc exp show --no-pager --only-changed --drop 'Created|.*/.*' $(ARGS)
+# Without --drop the table has a column for every file that a stage reads or writes; without --keep it
+# loses the figures that two experiments share. DVC's own -A lists all commits; these have experiments.
+FIGURES := win_rate|win_low|win_high|tuned_acc|correct|chosen_logps|margin
+COMMITS = git for-each-ref --sort=-creatordate --format='%(refname)' refs/exps \
+  | sed -nE 's|refs/exps/(..)/(.{38})/.*|\1\2|p' | awk '!seen[$$0]++'
+
+exps: setup ## Compare experiments: headline figures, changed parameters (ARGS=-A: of all commits)
+	[ -t 1 ] || export COLUMNS=$${COLUMNS:-250}; set -- $(filter-out -A,$(ARGS)); \
+	for commit in $(if $(filter -A,$(ARGS)),HEAD $$($(COMMITS))); do set -- "$$@" --rev "$$commit"; done; \
+	$(IN_VENV) dvc exp show --no-pager --only-changed --keep '(Experiment|$(FIGURES))$$' \
+	  --drop 'Created|.*/.*' "$$@"
 
 sweep: setup ## Run every combination: make sweep SET='train.beta=0.05,0.1' (GPUS=0,1: one each)
 	$(IN_VENV) python -m stages sweep --sets "$$SET" --gpus "$$GPUS" --name "$$NAME"
@@ -98,11 +106,8 @@ join: setup ## Join a training that runs over several machines, as another: NODE
 costs: setup ## What each stage took when it ran here
 	$(IN_VENV) python -m stages costs
 
-verify: setup ## Run the committed pipeline again in a clone and compare (STAGES="format train", KEY=key.pem)
-	$(IN_VENV) python -m stages verify $(if $(STAGES),--stages "$(STAGES)") $(if $(KEY),--key $(KEY))
-
-check-certificate: setup ## Is all here what reports/certificate.json says (PUBLIC_KEY=key.pub)
-	$(IN_VENV) python -m stages certificate $(if $(PUBLIC_KEY),--public-key $(PUBLIC_KEY))
+verify: setup ## Run the committed pipeline again in a clone and compare (STAGES="format train")
+	$(IN_VENV) python -m stages verify $(if $(STAGES),--stages "$(STAGES)")
 
 doctor: setup ## Look for upstream's silent faults in the installed packages (under a minute)
 	$(IN_VENV) python -m stages doctor
@@ -111,8 +116,8 @@ plan: setup ## What the run will take, what is missing (UTILISATION=0.3, PAIRS=1
 	$(IN_VENV) python -m stages plan $(if $(PAIRS),--pairs $(PAIRS)) \
 	  $(if $(UTILISATION),--utilisation $(UTILISATION))
 
-sync: setup ## Log to MLflow what it could not be given before
-	$(IN_VENV) python -m stages sync
+log: setup ## Log to MLflow what lies here, after its server was away (NAME=experiment)
+	$(IN_VENV) python -m stages log $${NAME:+--name "$$NAME"}
 
 ask: setup ## Ask base and tuned: make ask IMAGE=photo.jpg QUESTION="..." (or PAIRS=5, test pairs)
 	$(IN_VENV) python -m stages ask $${IMAGE:+--image "$$IMAGE"} $${QUESTION:+--question "$$QUESTION"} \
@@ -131,8 +136,8 @@ serve: setup ## OpenAI's API for tuned and base, on this machine only (PORT=8000
 chat: setup ## A page to chat with the tuned model, on this machine only (PORT=7860)
 	$(IN_VENV) python -m stages serve --models chat $(call LISTEN,7860)
 
-release: setup ## Tag the adapter here as a version: make release VERSION=v1.0.0 (FORCE=1)
-	$(IN_VENV) python -m stages release --version "$$VERSION" $${FORCE:+--force "$$FORCE"}
+release: setup ## Tag the adapter here as a version: make release VERSION=v1.0.0
+	$(IN_VENV) python -m stages release --version "$$VERSION"
 
 publish: setup ## Upload a release to the Hub, private: make publish REPO=owner/name (VERSION=, PUBLIC=1)
 	$(IN_VENV) python -m stages publish --repo "$$REPO" $${VERSION:+--version "$$VERSION"} \

@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.preprocess import ROOT, stage_command, write_params
-from tests.repository import call, environment
-from tests.test_way_back import STAGES, commit_and_push, make
+from tests.repository import REPORTED, STAGES, call, commit_and_push, environment, make
 
 SHARD = 2000  # rows
 COLUMNS = ("memory, MB", "open files", "files in `.dvc/tmp`", "temporary files", "processes left")
@@ -66,7 +65,7 @@ def row(what: str, held: Held) -> str:
 
 def experiments(folder: Path, count: int, *, tracked: bool = True) -> Iterator[tuple[str, Held]]:
     """Run experiments with another ``train.beta`` each, then ``git gc`` and one more."""
-    project = make(folder, f"TRACKED, KEPT = {tracked}, {str(folder / 'kept')!r}\n{STAGES}")
+    project = make(folder, f"TRACKED = {tracked}\n{STAGES}", REPORTED)
     temporary = folder / "temporary"
     temporary.mkdir()
     more = {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}

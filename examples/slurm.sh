@@ -83,4 +83,3 @@ else
   long dvc exp run --name "$NAME"
 fi
 run dvc exp push origin --rev HEAD         # experiments to Git, their outputs to the DVC remote
-run make sync

@@ -16,7 +16,6 @@ from stages.core import command
 from stages.model import formatted
 from stages.model.checkpoint import Checkpoint
 from stages.params import params
-from stages.tracking import failures
 
 
 def main(
@@ -41,4 +40,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command.run(failures.reported(main))
+    command.run(main)

@@ -4,7 +4,7 @@ In: the adapter, the base model, the test pairs, the reference's log-probs and t
 ``headline`` (the few numbers that people compare by), ``results/`` (every number, explained in
 ``evaluation.catalogue``, and the tables behind the plots), ``details/`` (every pair's scores, both
 models' answers, what lm-eval's tasks gave, and ``audit.csv``: pairs that contradict each other and
-images that look like one of another split); and the experiment's MLflow run, completed.
+images that look like one of another split).
 
 Why only the tuned model is run here: the base's log-probs and answers are there already.
 """
@@ -24,7 +24,6 @@ from stages.model import formatted
 from stages.model.checkpoint import Checkpoint
 from stages.pairs.pairs import SPLITS
 from stages.params import params
-from stages.tracking import failures, runs
 
 
 def main(
@@ -34,7 +33,6 @@ def main(
     adapter: Path,
     reference: Path,
     baseline: Path,
-    curves: Path,
     task_files: Path,
     headline: Path,
     results: Path,
@@ -79,15 +77,6 @@ def main(
     write(results / "metrics.json", measured)
     write(headline, metrics.headline(measured))
     print(metrics.in_words(measured))
-
-    runs.complete_run(
-        json.loads((adapter / "fingerprint.json").read_text())["fingerprint"],
-        parameters=p.model_dump(mode="json"),
-        metrics=measured,
-        curves=curves,
-        artifacts=(headline, results, details, curves, adapter / "llamafactory.yaml"),
-        datasets=[formatted_data / f"{split}.json" for split in SPLITS],
-    )
     return tuned.cost()
 
 
@@ -143,4 +132,4 @@ def histogram(margins: np.ndarray, bins: int = 40) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    command.run(failures.reported(main))
+    command.run(main)

@@ -16,7 +16,6 @@ from stages.core.text import readable
 from stages.params import params
 from stages.sources.kinds import KINDS
 from stages.sources.manifest import Source
-from stages.tracking import failures
 
 
 def main(item: str, out: Path) -> None:
@@ -48,4 +47,4 @@ def summary(item: str, source: Source) -> str:
 
 
 if __name__ == "__main__":
-    command.run(failures.reported(main))
+    command.run(main)

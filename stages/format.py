@@ -29,7 +29,6 @@ from stages.model.formatted import PLACEHOLDERS, dataset_info, found, neutralise
 from stages.model.tokens import Lengths
 from stages.pairs.pairs import SPLITS
 from stages.params import params
-from stages.tracking import failures
 
 FEW = 3  # altered rows that need no more than to be counted
 QUANTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
@@ -237,4 +236,4 @@ def write_json(path: Path, value: Any) -> None:
 
 
 if __name__ == "__main__":
-    command.run(failures.reported(main))
+    command.run(main)

@@ -31,7 +31,6 @@ from stages.pairs.split import joined, sides, split_of
 from stages.params import params
 from stages.sources import manifest
 from stages.sources.kinds import KINDS
-from stages.tracking import failures
 
 Decode = Callable[[Iterable[Any], Callable[[Any], Refusal | None]], Iterator[tuple[Any, Outcomes]]]
 
@@ -207,4 +206,4 @@ def progress(rows: Iterable[Record], total: int | None, what: str) -> Iterable[R
 
 
 if __name__ == "__main__":
-    command.run(failures.reported(main))
+    command.run(main)

@@ -2,8 +2,8 @@
 
 In: what evaluate measured, both models' answers, the curves, the data's counts and the sources.
 Out: the page and the adapter's model card. Both follow from their inputs alone: times, devices, the
-commit and the cost are in MLflow and in the diary (``python -m stages costs``). Page, card and
-charts join the MLflow run.
+commit and the cost are in MLflow and in the diary (``python -m stages costs``). The experiment's
+MLflow run is completed by the results, the page, the card and the charts.
 """
 
 import tempfile
@@ -91,8 +91,7 @@ def main(
         drawn = Path(folder, "figures")
         for name, _, figure in report.charts(inputs):
             figures.save(figure, drawn / f"{name}.png")
-        fingerprint = parsed(adapter / "fingerprint.json")["fingerprint"]
-        runs.attach(fingerprint, (page, card, drawn))
+        runs.complete_run(runs.Outcome(results, curves, adapter, files=(page, card, drawn)))
 
 
 if __name__ == "__main__":

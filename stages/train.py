@@ -23,7 +23,7 @@ from stages.core import command
 from stages.core.project import is_forced, project_root
 from stages.model import formatted
 from stages.params import params
-from stages.tracking import failures, runs
+from stages.tracking import runs
 from stages.tuning import config, history, nodes, process
 from stages.tuning.config import WORKSPACE
 
@@ -168,4 +168,4 @@ def train(
 
 
 if __name__ == "__main__":
-    command.run(failures.reported(main))
+    command.run(main)

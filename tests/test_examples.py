@@ -16,8 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.contracts import PRESETS, ROOT
-from tests.repository import PARAMS, PUT, call, processes_with
-from tests.test_way_back import clone, commit_and_push, make
+from tests.repository import PARAMS, PUT, call, clone, commit_and_push, make, processes_with
 
 SLURM, SKY = ROOT / "examples" / "slurm.sh", ROOT / "examples" / "skypilot.yaml"
 NAMES = {"REPOSITORY": "git@host:us/pipeline.git", "NAME": "first"}
@@ -288,8 +287,7 @@ def test_a_slurm_job_of_several_experiments_pushes_them_all(machine, tmp_path):
 def test_the_skypilot_task_sets_up_a_clean_machine_runs_and_pushes(machine, tmp_path):
     task = YAML(typ="safe").load(SKY.read_text())
     for part in ("setup", "setup", "run"):  # launched again, it sets up again
-        said = machine.run("bash", "-c", task[part], NAME="rented", PRESET="big")
-    assert "MLflow: nothing waits to be logged" in said
+        machine.run("bash", "-c", task[part], NAME="rented", PRESET="big")
     assert machine.beta_elsewhere("rented", tmp_path) == 0.4
 
 

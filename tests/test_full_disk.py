@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.contracts import ROOT
-from tests.repository import environment
+from tests.repository import STAGES, environment, make
 from tests.test_report import write_inputs
-from tests.test_way_back import STAGES, make
 
 # $1 and $2: how the disk at $3 is mounted at first, and then; what follows runs on it twice.
 TWICE = """
@@ -156,15 +155,6 @@ WRITERS = {
         from stages import evaluate
         evaluate.write(disk / "metrics.json", {"a": content})
     """,
-    "evaluate, what waits for MLflow": """
-        from stages.tracking import runs
-        runs.PENDING = disk / "pending"
-        curves = Path("curves")
-        curves.mkdir(exist_ok=True)
-        (curves / "train.csv").write_text("step,loss")
-        (curves / "more").write_text(content)
-        runs.complete_run("01", parameters={}, metrics={}, curves=curves, artifacts=[], datasets=[])
-    """,
 }
 BODY = """
 import json, os
@@ -207,9 +197,9 @@ def test_the_report_is_stopped_by_one_message_and_completes_later(
 def test_a_cache_of_dvc_that_takes_nothing_is_one_message_and_the_next_repro_completes(
     tmp_path, disk
 ):
-    stage = f"TRACKED, KEPT = False, {str(tmp_path / 'kept')!r}\n{STAGES}"
-    large = "pathlib.Path('data/pairs/pairs.txt').write_text(str(p['preprocess']) * 99999)"
-    small = 'pathlib.Path("data/pairs/pairs.txt").write_text(str(p["preprocess"]))'
+    stage = f"TRACKED = False\n{STAGES}"
+    small = 'put("data/pairs/pairs.txt", str(p["preprocess"]))'
+    large = small.replace("]))", "]) * 99999)")
     assert small in stage
     project = make(tmp_path, stage.replace(small, large))
     _, second, said = twice(["dvc", "repro"], project, disk, at=".dvc/cache")
