@@ -93,7 +93,7 @@ def _agree(a: Any, b: Any, relative: float, absolute: float) -> bool:
     """Numbers differ by at most ``absolute`` + ``relative`` times the first; the rest is equal."""
     if a.dtype.kind in "iuf" and b.dtype.kind in "iuf":
         return np.allclose(b, a, relative, absolute, equal_nan=True)
-    return bool((a.astype(str) == b.astype(str)).all())
+    return bool(a.equals(b))
 
 
 def _arrays(path: Path, suffix: str) -> dict[str, Any]:
@@ -103,9 +103,10 @@ def _arrays(path: Path, suffix: str) -> dict[str, Any]:
 
         return dict(load_file(path))
     if suffix == ".json":
-        return {at: np.array([value]) for at, value in _leaves(json.loads(path.read_text("utf-8")))}
-    table = pd.read_parquet(path) if suffix == ".parquet" else pd.read_csv(path)
-    return {str(name): table[name].to_numpy() for name in table}
+        return {
+            at: pd.Series([value]) for at, value in _leaves(json.loads(path.read_text("utf-8")))
+        }
+    return dict(pd.read_parquet(path) if suffix == ".parquet" else pd.read_csv(path))
 
 
 def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
