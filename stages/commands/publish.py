@@ -35,9 +35,10 @@ def main(repo: str, version: str = "", public: str = "") -> None:
             "HF_TOKEN is not set; create a token with write access "
             "(https://huggingface.co/settings/tokens) and set it in the environment"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        bundle(tag, outputs.read(), Path(folder))
-        upload(Path(folder), repo, version, private=not public)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, version)
+        bundle(tag, outputs.read(), folder)
+        upload(folder, repo, version, private=not public)
 
 
 def highest() -> str:
@@ -56,7 +57,7 @@ def highest() -> str:
 
 
 def bundle(tag: str, at: outputs.Places, folder: Path) -> None:
-    """What the Hub gets, of the files of a tag.
+    """Make the folder of what the Hub gets, of the files of a tag.
 
     Raises:
         UserError: they are neither in the cache nor in the remote.
