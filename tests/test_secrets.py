@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,61 +129,42 @@ def test_a_password_in_params_is_refused_and_not_repeated(tmp_path, write_params
     assert not any(secret in str(caught.value) for secret in SECRETS)
 
 
-def complete(folder: Path) -> None:
-    """A run with a secret in everything that goes into it: parameters, tags, names of files."""
-    (folder / "reports" / "curves").mkdir(parents=True)
-    (folder / "reports" / "curves" / "train.csv").write_text("step,epoch,loss\n1,0.1,0.69\n")
-    (folder / "reports" / "report.html").write_text("<p>report</p>")
-    (folder / "train.json").write_text("[]")
-    (folder / "data" / "raw").mkdir(parents=True)
-    described = {
-        "kind": "sharegpt",
-        "repo": "https://me:PlantedServerPassword@host/x.json",
-        "commit": PLANTED["HF_TOKEN"],
-    }
-    (folder / "data" / "raw" / "SOURCE.json").write_text(json.dumps(described))
-    runs.complete_run(
-        "0123456789abcdef",
-        parameters={
-            "data": {"source": {"path": "https://me:PlantedServerPassword@host/x.json"}},
-            "train": {"hub_token": PLANTED["HF_TOKEN"], "note": PLANTED["AWS_SECRET_ACCESS_KEY"]},
-        },
-        metrics={"win_rate": 0.9},
-        curves=Path("reports/curves"),
-        artifacts=[Path("reports/report.html")],
-        datasets=[Path("train.json")],
-        name="brave-cat",
-    )
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_mlflow_is_given_no_secret(tmp_path, monkeypatch, capfd):
+    """With one in everything that goes into a run: parameters, dvc.lock, tags, an address."""
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "DVC_")):
             monkeypatch.delenv(name)
     for name, value in {**PLANTED, **runs.QUIET, "MLFLOW_TRACKING_USERNAME": "me"}.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path / "project"
-
-
-def test_what_waits_for_a_tracking_server_holds_no_secret(project, monkeypatch, capfd):
-    address = "http://me:PlantedServerPassword@127.0.0.1:9/mlflow"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    complete(project)
-    shutil.rmtree(project / "data")  # the planted SOURCE.json itself
+    tracked, untracked = tmp_path / "tracked", tmp_path / "untracked"
+    (tracked / "reports" / "curves").mkdir(parents=True)
+    monkeypatch.chdir(tracked)
+    address = "https://me:PlantedServerPassword@host/x.json"
+    noted = {"hub_token": PLANTED["HF_TOKEN"], "note": PLANTED["AWS_SECRET_ACCESS_KEY"]}
+    parameters = {"data": {"source": {"path": address}}, "train": noted}
+    described = {"kind": "sharegpt", "repo": address, "commit": PLANTED["HF_TOKEN"]}
+    for name, values in {
+        "params.yaml": parameters,
+        "dvc.lock": {"stages": {"train": {"params": {"params.yaml": parameters}}}},
+        "data/raw/SOURCE.json": described,
+        "reports/metrics.json": {"win_rate": 0.9},
+        "adapter/fingerprint.json": {"fingerprint": "0123456789abcdef"},
+    }.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(json.dumps(values))
+    outcome = runs.Outcome(Path("reports"), Path("reports/curves"), Path("adapter"), [])
+    runs.complete_run(outcome)
+    with monkeypatch.context() as away:
+        server = "http://me:PlantedServerPassword@127.0.0.1:9/mlflow"
+        away.setenv("MLFLOW_TRACKING_URI", server)
+        runs.complete_run(outcome)
+    untracked.mkdir()
+    for name in ("params.yaml", "dvc.lock", "data"):
+        Path(name).rename(untracked / name)  # where the secrets were planted
     said = capfd.readouterr()
+    assert "MLflow: logged as workspace-" in said.err
     assert "MLflow: the run was not logged" in said.err
-    assert list((project / "reports" / "mlflow_pending").iterdir())
-    assert leaks(project, *said) == []
-
-
-@pytest.mark.slow
-def test_mlflows_database_holds_no_secret(project, capfd):
-    complete(project)
-    shutil.rmtree(project / "data")
-    said = capfd.readouterr()
-    assert "MLflow: logged as brave-cat" in said.err
-    assert (project / "mlflow.db").stat().st_size > 100_000
-    assert leaks(project, *said) == []
+    assert (tracked / "mlflow.db").stat().st_size > 100_000
+    assert "***" in next((tracked / "mlartifacts").rglob("params.yaml")).read_text()
+    assert leaks(tracked, *said) == []

@@ -18,19 +18,19 @@ from typing import Any
 
 import pytest
 
-from stages.commands import sync
-from stages.core.errors import UserError
 from stages.tracking import runs
 from tests import test_runs
+from tests.repository import free_port, wait_for
 from tests.test_runs import (
     CURVES,
+    FILES,
     FINGERPRINT,
     ROOT,
     complete,
     curve,
-    free_port,
+    curves,
     logged,
-    wait_for,
+    outcome,
     wait_until_told,
 )
 
@@ -61,26 +61,14 @@ def postgresql():
         shutil.chown(folder, "nobody")
     started = None
     try:
-        make: list[Path | str] = [
-            programs / "initdb",
-            "--pgdata",
-            folder / "data",
-            "--username",
-            "mlflow",
-        ]
+        data = folder / "data"
+        make: list[Any] = [programs / "initdb", "--pgdata", data, "--username", "mlflow"]
         make += ["--auth", "trust", "--no-sync"]
         try:
             subprocess.run(make, cwd=folder, stdout=subprocess.DEVNULL, check=True, **other)
         except PermissionError:
             pytest.skip(f"root's other user, nobody, can't run {programs}")
-        run: list[Path | str] = [
-            programs / "postgres",
-            "-D",
-            folder / "data",
-            "-k",
-            folder,
-            f"-p{port}",
-        ]
+        run: list[Any] = [programs / "postgres", "-D", data, "-k", folder, f"-p{port}"]
         run += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         started = subprocess.Popen(run, cwd=folder, stderr=subprocess.DEVNULL, **other)
         address = f"postgresql://mlflow@127.0.0.1:{port}/postgres"
@@ -181,81 +169,67 @@ name, fingerprint = sys.argv[1:]
 with runs.Live(fingerprint, name) as live:
     for step in (1, 2, 3):
         live.log(step, "train", {"loss": 1 / step})
-complete(name, fingerprint)
-runs.attach(fingerprint, (Path("reports/figures"),), name)
+complete(name, fingerprint, files=("reports/report.html", "reports/figures"))
 """
 
 
 def test_two_processes_log_at_once_and_the_server_keeps_page_and_figures(
-    team, project, log_in, postgresql
+    team, project, log_in, postgresql, tmp_path
 ):
-    folder = team[2]
-    figures = project / "reports" / "figures"
-    figures.mkdir()
-    (figures / "margins.svg").write_text("<svg/>")
     names = {"ann-1": "a" * 16, "ann-2": "b" * 16}
     log_in("ann", ANN)
-    each = [
-        subprocess.Popen(
-            [sys.executable, "-c", ALONE, *words],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-            stderr=subprocess.PIPE,
-            text=True,
+    runs.connect()  # MLflow gives the maker of an experiment its rights a moment after it is there
+    each = []
+    for words in names.items():
+        place = shutil.copytree(project, tmp_path / words[0])
+        (place / "reports" / "figures").mkdir()
+        (place / "reports" / "figures" / "margins.svg").write_text("<svg/>")
+        path = os.pathsep.join([str(ROOT), *sys.path])
+        each.append(
+            subprocess.Popen(
+                [sys.executable, "-c", ALONE, *words],
+                cwd=place,
+                env={**os.environ, "PYTHONPATH": path},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
-        for words in names.items()
-    ]
     said = [process.communicate(timeout=100)[1] for process in each]
-    if (
-        runs.pending()
-    ):  # MLflow gives the maker of an experiment its rights a moment after it is there
-        sync.main()
-    assert not runs.pending(), "".join(said)
     for name in names:
         run = run_of(name)
-        assert run.info.status == "FINISHED"
+        assert run.info.status == "FINISHED", said
         assert curve(run, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-        assert test_runs.files(run) == ["figures", "report.html", "way_back"]
+        assert test_runs.files(run) == FILES
         assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
-        (kept,) = (folder / "files").rglob(f"{run.info.run_id}/artifacts/figures/margins.svg")
-        assert kept.read_text() == "<svg/>"
+        kept = f"{run.info.run_id}/artifacts/reports/figures/margins.svg"
+        assert [file.read_text() for file in (team[2] / "files").rglob(kept)] == ["<svg/>"]
     stored = ask(postgresql, "select name from runs where name like 'ann-%' order by name")
     assert [name for (name,) in stored] == list(names)
     assert leaked(team, project, postgresql, "".join(said)) == []
 
 
-def test_a_wrong_password_is_one_message_and_the_run_waits_for_the_right_one(
-    team, project, log_in, postgresql, capfd
-):
+def test_who_is_refused_is_told_once_and_logs_later(team, project, log_in, postgresql, capfd):
     log_in("ann", "not-the-password")
     with runs.Live(FINGERPRINT, "brave-cat") as live:
         live.log(1, "train", {"loss": 0.69})
-    complete()
+    runs.complete_run(outcome())
     said = "".join(capfd.readouterr())
     assert said.count("set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") == 2
     assert len(said.splitlines()) == 2  # of the curves, and of the run
-    with pytest.raises(UserError, match="the server does not know this user") as raised:
-        sync.main()
-    (waits,) = runs.pending()
-    said += str(raised.value)
-    assert leaked(team, project, postgresql, said) == []
     log_in("ann", ANN)
-    sync.main()
-    assert not waits.exists()
-    assert {key: curve(run_of("brave-cat"), key) for key in CURVES} == CURVES
-    assert leaked(team, project, postgresql, said + "".join(capfd.readouterr())) == []
-
-
-def test_one_who_may_only_read_is_told_and_logs_once_it_is_granted(team, project, log_in, capfd):
-    log_in("ann", ANN)
+    complete("brave-cat")
+    assert curves(run_of("brave-cat")) == CURVES
     _, experiment = runs.connect()  # whoever makes it may write to it, and nobody else
     log_in("bob", BOB)
-    complete("calm-dog")
-    assert "has to grant EDIT" in capfd.readouterr().err
+    bobs = outcome(metrics={"win_rate": 0.5})
+    runs.complete_run(bobs)
+    said += capfd.readouterr().err
+    assert "has to grant EDIT" in said
     grant = {"resource_type": "experiment", "resource_id": experiment, "permission": "EDIT"}
     tell(team[1], "3.0/mlflow/users/permissions/grant", username="bob", **grant)
-    sync.main()
+    runs.log_outcome(bobs, "calm-dog")
     assert run_of("calm-dog").info.status == "FINISHED"
-    assert not runs.pending()
+    assert leaked(team, project, postgresql, said + "".join(capfd.readouterr())) == []
 
 
 def test_a_server_that_is_killed_in_training_and_comes_back_has_one_run_with_every_point(
@@ -279,15 +253,11 @@ def test_a_server_that_is_killed_in_training_and_comes_back_has_one_run_with_eve
         wait_for(lambda: points() == [1])
         running.close()
         live.log(2, "train", {"loss": 0.5})
-        said = wait_until_told(capfd, "Training goes on without it")
-        complete(name, "c" * 16)
-        assert len(runs.pending()) == 1
+        said = wait_until_told(capfd, "The training continues without them")
         running.enter_context(start())
         live.log(3, "train", {"loss": 0.4})
         wait_for(lambda: points() == [1, 2, 3])
-        sync.main()
-        assert {key: curve(run_of(name), key) for key in CURVES} == CURVES
-        assert run_of(name).info.status == "FINISHED"
-    assert not runs.pending()
-    assert "`make sync` logs it later" in said + "".join(capfd.readouterr())
+    complete(name, "c" * 16)
+    assert curves(run_of(name)) == CURVES
+    assert run_of(name).info.status == "FINISHED"
     assert leaked(team, project, postgresql, said) == []

@@ -9,16 +9,26 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 import pytest
 
 from tests.contracts import ROOT
-from tests.repository import PARAMS, PUT, attempt, call
-from tests.test_runs import free_port, wait_for
+from tests.repository import (
+    PARAMS,
+    PUT,
+    attempt,
+    call,
+    clone,
+    commit_and_push,
+    free_port,
+    hashes,
+    make,
+    wait_for,
+)
 from tests.test_secrets import PLANTED, leaks
-from tests.test_way_back import clone, commit_and_push, hashes, make
+
+pytestmark = pytest.mark.slow
 
 STAGE = (
     PUT
@@ -53,26 +63,20 @@ asyncio.run(main(*sys.argv[1:]))
 @pytest.fixture(scope="module")
 def s3():
     """The address of a real S3 server, with a bucket."""
+    import botocore.session
+
     port = free_port()
     words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        import botocore.session
-
+        wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
+        keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
+        address = f"http://127.0.0.1:{port}"
         client = botocore.session.get_session().create_client(
-            "s3",
-            endpoint_url=f"http://127.0.0.1:{port}",
-            aws_access_key_id="any",
-            aws_secret_access_key="any",
-            region_name="us-east-1",
+            "s3", region_name="us-east-1", endpoint_url=address, **keys
         )
-        for _ in range(100):
-            try:
-                client.create_bucket(Bucket="shared")
-                break
-            except Exception:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        client.create_bucket(Bucket="shared")
+        yield address
     finally:
         server.kill()
         server.wait()
@@ -148,32 +152,23 @@ def fresh(shared, tmp_path):
     return clone(shared, tmp_path / "clone")
 
 
-@pytest.mark.slow
-def test_a_fresh_clone_pulls_and_has_nothing_left_to_do(shared, fresh):
+def test_a_fresh_clone_pulls_one_folder_or_all_or_an_experiment(shared, fresh):
+    def beta():
+        return json.loads((fresh / "models/adapter/weights").read_text())["beta"]
+
+    call("dvc", "pull", "--quiet", "models/adapter", folder=fresh)
+    assert beta() == 0.1
+    assert not (fresh / "data/pairs").exists()
     call("dvc", "pull", "--quiet", folder=fresh)
     assert len(list((fresh / "data/pairs").iterdir())) == 20
-    assert "up to date" in call("dvc", "status", folder=fresh)
     assert "up to date" in call("dvc", "repro", folder=fresh)
     assert call("git", "status", "--porcelain", folder=fresh) == ""
-
-
-@pytest.mark.slow
-def test_one_folder_can_be_pulled_alone(shared, fresh):
-    call("dvc", "pull", "--quiet", "models/adapter", folder=fresh)
-    assert json.loads((fresh / "models/adapter/weights").read_text())["beta"] == 0.1
-    assert not (fresh / "data/pairs").exists()
-
-
-@pytest.mark.slow
-def test_an_experiment_is_pulled_with_its_adapter_and_applied(shared, fresh):
-    call("dvc", "pull", "--quiet", folder=fresh)
     call("dvc", "exp", "pull", "--quiet", "origin", "warm", folder=fresh)
     call("dvc", "exp", "apply", "--quiet", "warm", folder=fresh)
-    assert json.loads((fresh / "models/adapter/weights").read_text())["beta"] == 0.4
+    assert beta() == 0.4
     assert "up to date" in call("dvc", "status", folder=fresh)
 
 
-@pytest.mark.slow
 def test_no_password_or_token_is_in_what_dvc_leaves(shared, fresh, tmp_path):
     call("dvc", "pull", "--quiet", folder=fresh)
     said = attempt("dvc", "push", "--verbose", folder=fresh)
@@ -184,27 +179,18 @@ def test_no_password_or_token_is_in_what_dvc_leaves(shared, fresh, tmp_path):
     assert list((fresh / ".dvc/tmp").rglob("*.run"))
 
 
-@pytest.mark.slow
-def test_another_repository_gets_an_output_at_a_revision(shared, tmp_path):
-    origin = str(shared.parent / "origin.git")
+def test_another_repository_gets_an_output_or_imports_it(local, tmp_path):
+    origin = str(local.parent / "origin.git")
     call("dvc", "get", "-q", origin, "models/adapter", "-o", "got", folder=tmp_path)
     assert json.loads((tmp_path / "got/weights").read_text())["beta"] == 0.1
-    read = (
-        "import dvc.api, sys; print(dvc.api.read('models/adapter/weights', repo=sys.argv[1], "
-        "rev='main'))"
-    )
-    assert '"beta": 0.1' in call("python", "-c", read, origin, folder=tmp_path)
-
-
-@pytest.mark.slow
-def test_another_repository_imports_an_output_and_updates_it(local, tmp_path):
-    origin = str(local.parent / "origin.git")
+    read = "dvc.api.read('models/adapter/weights', repo=sys.argv[1], rev='main')"
+    said = call("python", "-c", f"import dvc.api, sys; print({read})", origin, folder=tmp_path)
+    assert '"beta": 0.1' in said
     there = tmp_path / "there"
     there.mkdir()
     call("git", "init", "--quiet", folder=there)
     call("dvc", "init", "--quiet", folder=there)
     call("dvc", "import", "-q", origin, "models/adapter", "-o", "adapter", folder=there)
-    assert json.loads((there / "adapter/weights").read_text())["beta"] == 0.1
     imported = (there / "adapter.dvc").read_text()
     commit = call("git", "rev-parse", "HEAD", folder=local).strip()
     assert f"rev_lock: {commit}" in imported
@@ -217,7 +203,6 @@ def test_another_repository_imports_an_output_and_updates_it(local, tmp_path):
     assert "models/adapter" in call("dvc", "du", origin, "models", folder=there)
 
 
-@pytest.mark.slow
 def test_what_the_guide_says_of_gc_deletes_nothing_that_a_commit_or_an_experiment_needs(
     tmp_path,
 ):
@@ -250,25 +235,15 @@ def test_what_the_guide_says_of_gc_deletes_nothing_that_a_commit_or_an_experimen
     assert not any('"beta": 0.4' in content for content in objects)  # it does delete
 
 
-@pytest.mark.slow
-def test_what_was_never_pushed_is_named_and_made_by_repro(shared, fresh, tmp_path):
-    call(
-        "dvc",
-        "remote",
-        "add",
-        "-q",
-        "--local",
-        "-d",
-        "empty",
-        str(tmp_path / "empty"),
-        folder=fresh,
-    )
-    done = attempt("dvc", "pull", folder=fresh)
+def test_what_was_never_pushed_is_named_and_made_by_repro(local, tmp_path):
+    here, empty = clone(local, tmp_path / "clone"), str(tmp_path / "empty")
+    call("dvc", "remote", "add", "-q", "--local", "-d", "empty", empty, folder=here)
+    done = attempt("dvc", "pull", folder=here)
     assert done.returncode
     assert "data/pairs" in done.stderr
     assert "Traceback" not in done.stderr
-    call("dvc", "repro", "--quiet", folder=fresh)
-    assert hashes(fresh) == hashes(shared)
+    call("dvc", "repro", "--quiet", folder=here)
+    assert hashes(here) == hashes(local)
 
 
 # SSH
@@ -289,31 +264,24 @@ def by_ssh(ssh, local, tmp_path, monkeypatch):
     return here
 
 
-def refused(here, *words):
-    done = attempt("dvc", "pull", *words, folder=here)
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [("keyfile", "Permission denied for user"), ("port", "Connect call failed")],
+)
+def test_an_ssh_server_that_is_gone_or_does_not_know_the_key_is_one_message(
+    by_ssh, tmp_path, setting, told
+):
+    make_key(tmp_path / "another")
+    value = {"keyfile": str(tmp_path / "another"), "port": str(free_port())}[setting]
+    call("dvc", "remote", "modify", "--local", "storage", setting, value, folder=by_ssh)
+    done = attempt("dvc", "pull", folder=by_ssh)
     assert done.returncode
     assert "Traceback" not in done.stderr
     assert "failed to connect to ssh" in done.stderr
-    assert not (here / "data/pairs").exists()
-    return done.stderr
+    assert told in done.stderr
+    assert not (by_ssh / "data/pairs").exists()
 
 
-@pytest.mark.slow
-def test_a_key_that_ssh_does_not_know_is_one_message(by_ssh, tmp_path):
-    make_key(tmp_path / "another")
-    modify = ("dvc", "remote", "modify", "--local", "storage", "keyfile")
-    call(*modify, str(tmp_path / "another"), folder=by_ssh)
-    assert "Permission denied for user" in refused(by_ssh)
-
-
-@pytest.mark.slow
-def test_an_ssh_server_that_is_gone_is_one_message(by_ssh):
-    modify = ("dvc", "remote", "modify", "--local", "storage", "port")
-    call(*modify, str(free_port()), folder=by_ssh)
-    assert "Connect call failed" in refused(by_ssh)
-
-
-@pytest.mark.slow
 def test_dvc_takes_any_host_for_the_right_one_and_verify_shows_what_was_changed(
     by_ssh, ssh, tmp_path
 ):
@@ -352,7 +320,6 @@ def local(tmp_path_factory):
     return project
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("link", ["hardlink,copy", "symlink"])
 def test_a_linked_cache_stores_once_and_survives_another_experiment(local, tmp_path, link):
     here = clone(local, tmp_path / "clone")
@@ -372,7 +339,6 @@ def test_a_linked_cache_stores_once_and_survives_another_experiment(local, tmp_p
     assert "up to date" in call("dvc", "status", folder=here)
 
 
-@pytest.mark.slow
 def test_two_people_with_different_parameters_share_one_remote(local, tmp_path):
     people = {"ann": "0.6", "bob": "0.7"}
     for name, beta in people.items():
@@ -395,7 +361,6 @@ def test_two_people_with_different_parameters_share_one_remote(local, tmp_path):
         assert "up to date" in call("dvc", "repro", folder=here)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["moved", "worktree", "shallow", "detached", "shared cache"])
 def test_a_project_works_wherever_it_is(local, tmp_path, kind):
     here = tmp_path / "here"
