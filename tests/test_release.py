@@ -6,9 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from stages.core.errors import UserError
 from stages.tracking import runs
 from tests.contracts import ROOT
 from tests.hub_server import Repo, serve
-from tests.repository import REPORTED, STAGES, call, commit_and_push, environment, make
+from tests.repository import REPORTED, STAGES, attempt, call, commit_and_push, make
 
 pytestmark = pytest.mark.slow
 
@@ -205,26 +203,8 @@ def test_a_colleague_gets_the_released_adapter_without_a_clone(released, digest,
     assert sha256(tmp_path / "adapter") == digest
 
 
-@pytest.fixture
-def snippet(released: Path) -> Callable[[str], dict[str, Any]]:
-    """Runs the Python block of the guide that holds a text, in the current folder."""
-
-    def run(text: str) -> dict[str, Any]:
-        (block,) = (b for b in re.findall(r"(?s)```python\n(.*?)```", GUIDE) if text in b)
-        found: dict[str, Any] = {}
-        exec(block.replace('"$URL"', repr(str(released))), found)
-        return found
-
-    return run
-
-
-def test_a_colleague_reads_the_released_weights_without_files(digest, snippet):
-    found = snippet("dvc.api.open")
-    assert hashlib.sha256(found["weights"]).hexdigest() == digest
-
-
-def test_a_colleague_loads_the_champion_of_mlflows_registry(
-    released, digest, snippet, tmp_path, monkeypatch
+def test_the_python_of_the_guide_reads_the_weights_and_loads_mlflows_champion(
+    released, digest, tmp_path, monkeypatch
 ):
     import mlflow
 
@@ -232,9 +212,13 @@ def test_a_colleague_loads_the_champion_of_mlflows_registry(
     uri = f"sqlite:///{released / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
-    found = snippet("get_model_version_by_alias")
-    assert int(found["version"].version) == 1  # released twice, one version
+    found: dict[str, Any] = {}
+    for block in re.findall(r"(?s)```python\n(.*?)```", GUIDE):
+        if '"$URL"' in block:
+            exec(block.replace('"$URL"', repr(str(released))), found)
+    assert hashlib.sha256(found["weights"]).hexdigest() == digest
     assert sha256(tmp_path / "champion") == digest == found["version"].tags["adapter_sha256"]
+    assert int(found["version"].version) == 1  # released twice, one version
 
 
 # the Hub
@@ -249,22 +233,10 @@ def hub() -> Iterator[tuple[str, dict[tuple[str, str], Repo]]]:
 
 def published(released: Path, home: Path, url: str, *more: str, token: str = TOKEN) -> str:
     """What ``make publish`` says."""
-    settings = {
-        "HF_ENDPOINT": url,
-        "HF_TOKEN": token,
-        "HF_HOME": str(home),
-        "NO_PROXY": "127.0.0.1",
-    }
-    settings |= {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1"}  # the server knows no Xet
-    words = [sys.executable, "-m", "stages.commands.publish", *more]
-    done = subprocess.run(
-        words,
-        cwd=released,
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    settings = {"HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HOME": str(home)}
+    settings |= {"NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+    settings["HF_HUB_DISABLE_XET"] = "1"  # the server does not know it
+    done = attempt("python", "-m", "stages", "publish", *more, folder=released, **settings)
     said = done.stdout + done.stderr
     assert (done.returncode == 1) == ("error: " in said), said
     assert "Traceback" not in said

@@ -3,7 +3,6 @@
 Tests that need MLflow itself are marked slow: importing it and making a database take 20 s.
 """
 
-import base64
 import json
 import os
 import shutil
@@ -12,10 +11,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -382,41 +379,6 @@ def test_the_machine_is_watched_where_it_is_asked_for(database, monkeypatch):
 
 
 # servers
-
-
-@pytest.mark.slow
-def test_name_and_password_are_sent_to_the_server_and_a_wrong_one_is_told(project, monkeypatch):
-    asked = []
-
-    class Guarded(BaseHTTPRequestHandler):
-        def do_GET(self):
-            given = self.headers.get("Authorization", "")
-            asked.append((self.path, given))
-            right = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
-            known = self.path == "/health" or given == f"Basic {right}"
-            body = json.dumps({"experiment": {"experiment_id": "7", "name": "x"}}).encode()
-            self.send_response(200 if known else 401)
-            self.end_headers()
-            self.wfile.write(body if known else b"You are not authenticated")
-
-        def log_message(self, *_):
-            pass
-
-    guarded = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
-    threading.Thread(target=guarded.serve_forever, daemon=True).start()
-    try:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{guarded.server_port}")
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-        assert runs.connect()[1] == "7"
-        assert any(path != "/health" for path, _ in asked)
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong-password")
-        with pytest.raises(Exception, match="401") as raised:
-            runs.connect()
-        assert "set MLFLOW_TRACKING_USERNAME" in runs.reason(raised.value)
-        assert "wrong-password" not in runs.reason(raised.value)
-    finally:
-        guarded.shutdown()
 
 
 @contextmanager
