@@ -40,7 +40,6 @@ EXEMPT = {
 WRITES = {
     "stages.core.command.write_diary": "reports/diary",
     "stages.core.console": "reports/diary",
-    "stages.tracking": "reports/mlflow_pending",
     "stages.params.arguments.main": "stages/params/arguments.json",
 }
 # Read by a program that a stage starts, so no import names it.

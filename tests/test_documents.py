@@ -261,8 +261,7 @@ PUBLIC_HOSTS = {
     *("github.com", "git-lfs.github.com", "huggingface.co", "arxiv.org", "doi.org"),
     *("www.apache.org", "keepachangelog.com", "dvc.org", "mlflow.org"),
     *("raw.githubusercontent.com", "images.cocodataset.org"),
-    *("in-toto.io", "slsa.dev", "mlcommons.org", "docs.mlcommons.org", "purl.org"),  # vocabularies
-    *("schema.org", "www.w3.org"),
+    "www.w3.org",
     *("127.0.0.1", "localhost", "host", ""),
 }
 

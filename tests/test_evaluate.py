@@ -14,7 +14,6 @@ from stages.core.errors import UserError
 from stages.evaluation import regression, shortcuts
 from stages.evaluation.catalogue import KEYS
 from stages.model import scoring
-from stages.tracking import runs
 
 
 def row(name, kind="", **more):
@@ -65,10 +64,10 @@ def test_the_histograms_bins_are_round_and_none_holds_wins_and_losses(scale):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, write_params):
-    """What the stages before leave, and fakes of the model and of the tracker."""
+    """What the stages before leave, and fakes of the model."""
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path / "params.yaml", **{"train.beta": 0.5, "evaluate.resamples": 200})
-    for folder in ("formatted", "reference", "baseline", "base", "adapter", "curves", "images"):
+    for folder in ("formatted", "reference", "baseline", "base", "adapter", "images"):
         (tmp_path / folder).mkdir()
     for i, name in enumerate("abcd"):
         Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "images" / f"{name}.jpg")
@@ -119,13 +118,7 @@ def project(tmp_path, monkeypatch, write_params):
     monkeypatch.setattr(
         evaluate.prompts, "answers", lambda checkpoint, asked, images, label: answers_of("tuned")
     )
-    completed = []
-    monkeypatch.setattr(
-        runs,
-        "complete_run",
-        lambda fingerprint, **record: completed.append((fingerprint, record)),
-    )
-    return tmp_path, completed
+    return tmp_path
 
 
 def write_tasks(probed, folder):
@@ -161,7 +154,6 @@ def run(folder):
         adapter=folder / "adapter",
         reference=folder / "reference",
         baseline=folder / "baseline",
-        curves=folder / "curves",
         task_files=folder / "tasks",
         headline=folder / "reports" / "headline.json",
         results=folder / "reports" / "results",
@@ -169,8 +161,8 @@ def run(folder):
     )
 
 
-def test_everything_is_written_and_the_run_completed(project, capsys):
-    folder, completed = project
+def test_everything_is_written(project, capsys):
+    folder = project
     assert run(folder)["device"] == "cpu"
     reports = folder / "reports"
     result = json.loads((reports / "results" / "metrics.json").read_text())
@@ -195,22 +187,13 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     assert pd.read_csv(reports / "results" / "margins.csv")["pairs"].sum() == 4
     assert "win rate 75.0%" in capsys.readouterr().out
 
-    ((fingerprint, record),) = completed
-    assert fingerprint == "0123abcd"
-    assert record["metrics"] == result
-    assert record["parameters"]["train"]["beta"] == 0.5
-    assert record["parameters"]["train"]["lora_rank"] == 8
-    assert record["curves"] == folder / "curves"
-    assert all(path.exists() for path in record["artifacts"])
-    assert {path.name for path in record["artifacts"]} >= {"results", "llamafactory.yaml"}
     headline = json.loads((reports / "headline.json").read_text())
     assert (headline["win_rate"], headline["correct"]) == (0.75, 1.0)
     assert len(headline) <= 8
-    assert [path.stem for path in record["datasets"]] == ["train", "validation", "test"]
 
 
 def test_metrics_hold_no_time_path_or_host(project):
-    folder, _ = project
+    folder = project
     run(folder)
     first = contents(folder / "reports")
     run(folder)
@@ -223,14 +206,14 @@ def contents(folder):
 
 
 def test_a_baseline_that_was_shown_other_controls_is_told(project):
-    folder, _ = project
+    folder = project
     controls_of("b").to_parquet(folder / "baseline" / "controls.parquet")
     with pytest.raises(UserError, match=r"1 of the 2 test pairs.*dvc repro -f reference baseline"):
         run(folder)
 
 
 def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatch):
-    folder, _ = project
+    folder = project
     broken = scoring.PairLogProbs(
         np.array([-4.0, np.nan, -4.0, -6.0]),
         np.full(4, -5.0),
@@ -242,16 +225,15 @@ def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatc
 
 
 def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project):
-    folder, completed = project
+    folder = project
     table("abcx", -5.0, -5.0).to_parquet(folder / "reference" / "logps.parquet")
     with pytest.raises(UserError, match=r"3 of the 4 test pairs.*dvc repro -f reference"):
         run(folder)
     assert not (folder / "reports").exists()
-    assert completed == []
 
 
 def test_a_data_set_without_questions_has_no_metrics_of_them(project, monkeypatch):
-    folder, _ = project
+    folder = project
     (folder / "formatted" / "questions.json").write_text("[]")
     answers_of("base")[:4].to_parquet(folder / "baseline" / "answers.parquet")
     monkeypatch.setattr(evaluate.prompts, "answers", lambda *_, **__: answers_of("tuned")[:4])

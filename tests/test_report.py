@@ -57,23 +57,23 @@ def arguments(tmp_path, monkeypatch, write_params) -> dict[str, Path]:
     write_params(tmp_path / "params.yaml", **{"train.beta": 0.25})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_EXP_NAME", "brave-lion")
-    monkeypatch.setattr(runs, "attach", lambda fingerprint, files: None)
+    monkeypatch.setattr(runs, "complete_run", lambda outcome: None)
     return write_inputs(tmp_path)
 
 
-def test_page_card_and_charts_join_the_run(arguments, monkeypatch):
-    joined = {}
+def test_page_card_and_charts_complete_the_run(arguments, monkeypatch):
+    joined = []
 
-    def attach(fingerprint: str, files: tuple[Path, ...]) -> None:
-        joined[fingerprint] = {
-            name: [path.name] if path.is_file() else sorted(inner.name for inner in path.iterdir())
-            for name, path in ((path.name, path) for path in files)
+    def complete(outcome: runs.Outcome) -> None:
+        names = {
+            path.name: sorted(inner.name for inner in path.glob("*")) for path in outcome.files
         }
+        joined.append((outcome.results, outcome.curves, outcome.adapter, names))
 
-    monkeypatch.setattr(runs, "attach", attach)
+    monkeypatch.setattr(runs, "complete_run", complete)
     report.main(**arguments)
-    (files,) = joined.values()
-    assert list(joined) == ["0123abcd"]
+    ((*places, files),) = joined
+    assert places == [arguments[name] for name in ("results", "curves", "adapter")]
     assert set(files) == {"report.html", "model_card.md", "figures"}
     assert {"curve-loss.png", "margins.png", "slices.png", "lengths.png"} <= set(files["figures"])
     assert "library_name: peft" in arguments["card"].read_text(encoding="utf-8")

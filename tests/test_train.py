@@ -94,7 +94,7 @@ def test_an_adapter_of_the_same_fingerprint_is_not_trained_again(stage, capfd, w
     assert {path.name for path in stage.curves.iterdir()} == {
         *("train.csv", "validation.csv", "first_batch.json")
     }
-    assert capfd.readouterr().err.count("Training goes on without it") == 1
+    assert capfd.readouterr().err.count("The training continues without them") == 1
     assert stage.run() == {}  # its diary says nothing of a device
     assert "nothing to train" in capfd.readouterr().out
     assert stage.launched == 1
@@ -372,7 +372,7 @@ def test_a_training_leaves_adapter_configuration_and_curves(untouched):
 @pytest.mark.slow
 def test_a_tracking_server_that_is_down_costs_a_message(untouched):
     _, output = untouched
-    assert output.count("Training goes on without it") == 1
+    assert output.count("The training continues without them") == 1
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ WITHOUT = {
     "clean": "deletes, in silence",
     "use": "copies a file; tests/test_setup.py",
     "ui": "a server with a page; docs/comparing.md has its pictures",
+    "log": "after a tracking server was away; tests/test_way_back.py",
     "join": "needs a second machine; docs/scaling.md",
 }
 
