@@ -77,7 +77,7 @@ def source(
     read = KINDS[manifest.read(raw).kind].read
     if read is not None:
         return *read(raw), None
-    return tables.records(raw, columns), iter(()), tables.count(raw)
+    return tables.records(raw, tables.Reading(columns)), iter(()), tables.count(raw)
 
 
 def write_tables(

@@ -106,7 +106,7 @@ def folder(tmp_path):
 
 
 def read(folder, columns=COLUMNS):
-    return list(tables.records(folder, columns))
+    return list(tables.records(folder, tables.Reading(columns)))
 
 
 def mistake(folder, columns=COLUMNS):
@@ -407,7 +407,7 @@ formats._DECODED_BYTES = 2**24
 from stages.sources import mentions
 columns = dict(image="image", question="question", chosen="chosen", rejected="rejected")
 folder = Path(sys.argv[1])
-assert sum(1 for _ in tables.records(folder, columns)) == 1024
+assert sum(1 for _ in tables.records(folder, tables.Reading(columns))) == 1024
 assert mentions.files_named_in(next(folder.iterdir()), folder) == set()
 # Not getrusage, in which a child begins with what its parent had.
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

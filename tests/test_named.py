@@ -44,7 +44,7 @@ def copied(source: Path, out: Path) -> list[str]:
 
 def images_read(raw: Path) -> list[tuple[bytes, ...] | None]:
     """The images of each row of what fetch left, as preprocess gets them."""
-    return [found.images for found in tables.records(raw, COLUMNS)]
+    return [found.images for found in tables.records(raw, tables.Reading(COLUMNS))]
 
 
 SPELLINGS = {

@@ -40,7 +40,7 @@ def parquet(path, rows, image=None, **options):
 
 
 def read(raw, **changes):
-    return list(tables.records(raw, COLUMNS | changes))
+    return list(tables.records(raw, tables.Reading(COLUMNS | changes)))
 
 
 def mistake(raw, **changes):
@@ -135,7 +135,7 @@ def test_a_missing_column_in_a_later_file_is_found_before_the_first_row(tmp_path
     parquet(tmp_path / "a.parquet", [row()])
     parquet(tmp_path / "b.parquet", [{k: v for k, v in row().items() if k != "rejected"}])
     with pytest.raises(UserError, match=r"b\.parquet has no column 'rejected'"):
-        next(tables.records(tmp_path, COLUMNS))
+        next(tables.records(tmp_path, tables.Reading(COLUMNS)))
 
 
 def test_a_column_of_a_wrong_type_is_named(tmp_path):

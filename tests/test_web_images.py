@@ -118,7 +118,10 @@ def fetched(path: Path, out: Path, column: str | None = "image") -> manifest.Sou
 
 def read(out: Path) -> list[bytes | str]:
     """The image of each row, or why it has none."""
-    return [row.images[0] if row.images else row.note for row in tables.records(out, COLUMNS)]
+    return [
+        row.images[0] if row.images else row.note
+        for row in tables.records(out, tables.Reading(COLUMNS))
+    ]
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
@@ -184,7 +187,7 @@ def test_a_note_shows_at_most_100_characters_of_an_address_and_no_query(tmp_path
     site.refused = {long.removeprefix(site.url).split("?")[0]: 404}
     cells = [long, f"{site.url}/1.png"]
     fetched(table(tmp_path / "in" / "t.jsonl", cells), tmp_path / "raw")
-    first = next(tables.records(tmp_path / "raw", COLUMNS))
+    first = next(tables.records(tmp_path / "raw", tables.Reading(COLUMNS)))
     assert refusals.text_refusal(first) == refusals.Refusal(
         "missing_field", f"image ({long[:99]}…: HTTP 404)"
     )

@@ -43,7 +43,7 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
         kind = KINDS[settings.data.source.kind]
         if kind.read is None:
             _print_files(place, columns)
-            found: Iterable[Record] = tables.records(place, columns)
+            found: Iterable[Record] = tables.records(place, tables.Reading(columns))
             questions: Iterable[Any] = ()
         else:
             found, questions = kind.read(place)

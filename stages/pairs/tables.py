@@ -5,7 +5,9 @@ column holds what ``layouts``', and what image a cell means ``pictures``'. An od
 row; where most of the first rows are odd, it is the column that is wrong, and the run stops.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pyarrow as pa
 from stages.core.errors import UserError
 from stages.core.text import listed, shown
 from stages.pairs import formats, layouts, pictures, suffixes
+from stages.pairs.files import CODE, FETCHED, PICKLES, Contents, Folder, suffix, walk
 from stages.pairs.formats import Row, Table
 from stages.pairs.layouts import Fields, Layout, Odd, Unreadable
 from stages.pairs.pairs import Record
@@ -23,6 +26,67 @@ from stages.pairs.suffixes import NOT_DATA, SUFFIXES, ending, is_hidden, publish
 _SAMPLE = 100  # first rows of a file that tell an odd column from an odd cell
 _WITH_HEADER = (".parquet", ".arrow", ".csv", ".tsv")  # their columns are known without reading on
 _IMAGE = "an image (bytes, a struct of bytes and path, or a relative path)"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one source's tables are read: what its entry in ``data.sources`` says of them.
+
+    ``columns`` gives the column for each of image, question, chosen, rejected, origin and kind; all
+    but question, chosen and rejected may be None. ``remap`` are rules for the names of images: what
+    begins with the first begins with the second instead. ``datasets`` are entries of
+    LLaMA-Factory's ``dataset_info.json``; None: all that hold preferences.
+    """
+
+    columns: Mapping[str, str | None]
+    remap: tuple[tuple[str, str], ...] = ()
+    datasets: tuple[str, ...] | None = None
+
+
+def contents(path: Path, reading: Reading) -> Contents:
+    """What a source holds: ``path`` is a folder, or one table with the images that its rows name.
+
+    check, fetch and preprocess all ask here, so that they say the same.
+
+    Raises:
+        UserError: there is nothing, no table, or a link that leads out of the folder.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a file or a folder")
+    if path.is_file() and ending(path.name):
+        folder = Folder(path.parent, reading.remap)
+        found = {folder.find(name, "") for name in named_files(path, reading)}
+        images = (each.relative_to(path.parent) for each in found if isinstance(each, Path))
+        return Contents(path.parent, (path.name,), tuple(sorted(i.as_posix() for i in images)))
+    left_out: dict[str, str] = {}
+    tables, others = [], []
+    for name in walk(path) if path.is_dir() else []:
+        base = name.rpartition("/")[2]
+        if base in NOT_DATA:
+            others += [name] * (base != FETCHED)
+        elif suffix(name) in PICKLES | CODE:
+            left_out[name] = "it can run code"
+        elif base.startswith(("cache-", "indices")) and suffix(name) == ".arrow":
+            left_out[name] = "the datasets library keeps what it computed there"
+        elif ending(name):
+            tables.append(name)
+        else:
+            others.append(name)
+    beside = [name for name in tables if ending(name) != ".tar"]
+    if beside:
+        left_out |= {name: "a tar beside tables" for name in tables if name not in beside}
+    single = [name for name in beside if suffix(name) == ".json" and _is_object(path / name)]
+    if len(single) < len(beside):
+        left_out |= {name: "it is one JSON object and not rows" for name in single}
+    tables = [name for name in tables if name not in left_out]
+    if not tables:
+        kinds = ", ".join(SUFFIXES[:4])
+        raise UserError(f"{path} holds no {kinds}, … file; name the file or folder that does")
+    return Contents(path, tuple(tables), tuple(others), left_out)
+
+
+def _is_object(path: Path) -> bool:
+    return formats.open_table(path).is_one_object
 
 
 def files(raw: Path) -> list[Path]:
@@ -65,17 +129,16 @@ def count(raw: Path) -> int | None:
     return sum(formats.open_table(path).count or 0 for path in paths)
 
 
-def records(raw: Path, columns: Mapping[str, str | None]) -> Iterator[Record]:
-    """Every row of every data file below ``raw``.
+def records(raw: Path, reading: Reading) -> Iterator[Record]:
+    """Every row of every table of one source: ``raw`` is its folder, or a single table.
 
-    ``columns`` gives the column for each of image, question, chosen, rejected, origin, kind; all
-    but question, chosen and rejected may be None. Where a file has other columns, its layout is
-    looked for (see ``layouts``).
+    Where a file has other columns than ``reading``, its layout is looked for (see ``layouts``).
 
     Raises:
         UserError: a file is damaged, lacks a column, or has one of a wrong type. Files that say
             their columns at their start are all checked before the first row is given.
     """
+    columns = reading.columns
     paths = files(raw)
     raw = raw.parent if raw.is_file() else raw
     published = _published(paths, raw)
@@ -89,6 +152,26 @@ def records(raw: Path, columns: Mapping[str, str | None]) -> Iterator[Record]:
             folders = tuple(dict.fromkeys((path.parent, raw)))
             read = partial(_record, layout=layout, folders=folders, split=published[path])
             yield from _records(table, layout, read, name)
+
+
+def named_files(table: Path, reading: Reading) -> Iterator[str]:
+    """The names that a table's rows give their image files, as they are written there.
+
+    ``files.Folder`` finds what each means.
+
+    Raises:
+        UserError: the table is damaged, or holds no pairs.
+    """
+    opened_table, layout = opened(table, reading.columns)
+    for row in opened_table.rows(layout.columns) if layout else ():
+        cells: tuple[Any, ...] = ()
+        with contextlib.suppress(Odd):
+            if not isinstance(row, Unreadable) and layout:
+                cells = layouts.fields(row, layout).images or ()
+        for cell in cells:
+            name = cell.get("path") if isinstance(cell, Mapping) else cell
+            if isinstance(name, str) and len(name) < 1000:
+                yield name
 
 
 def _records(table: Table, layout: Layout, read: Any, name: str) -> Iterator[Record]:

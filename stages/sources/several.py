@@ -171,7 +171,10 @@ def _read(raw: Path, part: Part) -> "tuple[Iterator[Record], Iterator[Question]]
     if own is not None:
         records, questions = own(raw / part.name)
     else:
-        records, questions = tables.records(raw / part.name, part.columns or COLUMNS), iter(())
+        records, questions = (
+            tables.records(raw / part.name, tables.Reading(part.columns or COLUMNS)),
+            iter(()),
+        )
 
     def of_this_source() -> "Iterator[Record]":
         with _named(f"data.source.sources.{part.name}"):
