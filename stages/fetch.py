@@ -1,34 +1,36 @@
-"""fetch: brings the data set or the base model of ``params.yaml`` here, as upstream published it.
+"""fetch: brings a data set or the base model of ``params.yaml`` here, as upstream published it.
 
-In: ``data.source`` or ``model.source``, of one of the kinds in ``stages.sources.kinds``.
-Out: a folder with upstream's files and ``SOURCE.json`` (commit, licence, each file's sha256).
+In: an entry of ``data.sources`` or ``model.source``, of one of the kinds in
+``stages.sources.kinds``. Out: a folder with upstream's files and ``SOURCE.json`` (commit, licence,
+each file's sha256).
 
-Two items, so that a change of the model does not fetch the data again. The folder persists between
-runs: what is there and right is not fetched again, and an interrupted download goes on where it
-stopped.
+One item for each source and one for the model, so that a change of one fetches no other. The
+folder persists between runs: what is there and right is not fetched again.
 """
 
 from pathlib import Path
 
 from stages.core import command
-from stages.core.errors import UserError
+from stages.core.errors import UserError, did_you_mean
 from stages.core.text import readable
 from stages.params import params
 from stages.sources.kinds import KINDS
-from stages.sources.manifest import Source
+from stages.sources.source import Source
 from stages.tracking import failures
 
 
-def main(item: str, out: Path) -> None:
-    """Fetch ``item``, which is ``data`` or ``model``, into ``out``."""
+def main(out: Path, data: str = "") -> None:
+    """Fetch the entry ``data`` of ``data.sources``, or without one the base model, into ``out``."""
     p = params.load()
-    if item == "data":
-        fetched = KINDS[p.data.source.kind].fetch_data(p.data.source, out)
-    elif item == "model":
-        fetched = fetch_model(p.model.source, p.model.trust, out)
+    if not data:
+        print(summary("base model", fetch_model(p.model.source, p.model.trust, out)))
+    elif asked := p.data.sources.get(data):
+        try:
+            print(summary(data, KINDS[asked.kind].fetch_data(asked, out)))
+        except UserError as error:
+            raise UserError(f"data.sources.{data}: {error}") from None
     else:
-        raise UserError(f"--item {item}: write data or model")
-    print(summary(item, fetched))
+        raise UserError(f"data.sources has no {data}{did_you_mean(data, p.data.sources)}")
 
 
 def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> Source:

@@ -28,7 +28,7 @@ from stages.model import formatted
 from stages.model.checkpoint import Checkpoint, code, digest
 from stages.model.scoring import Policy
 from stages.params.params import Params
-from stages.sources import hub_errors
+from stages.core import hub_errors
 
 KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
 # Of lm-eval's own results.

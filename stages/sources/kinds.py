@@ -1,17 +1,15 @@
-"""The kinds of sources there are. A new kind is one more file in this folder, and its name
-in ``KINDS``."""
+"""The kinds of sources there are. A new kind is one more file in this folder, and its name here."""
 
 from stages.core.schema import SourceSection
-from stages.sources import easyvqa, hub, local, several, sharegpt
-from stages.sources.kind import Kind
+from stages.sources import easyvqa, hub, local
+from stages.sources.source import Kind
 
-_ALL = (hub.KIND, local.KIND, sharegpt.KIND, several.KIND, easyvqa.KIND)
 # By the name that params.yaml and SOURCE.json give it.
-KINDS: dict[str, Kind] = {kind.tag: kind for kind in _ALL}
+KINDS: dict[str, Kind] = {kind.tag: kind for kind in (hub.KIND, local.KIND, easyvqa.KIND)}
 
 
 def data_sections() -> tuple[type[SourceSection], ...]:
-    """What ``data.source`` may hold."""
+    """What an entry of ``data.sources`` may hold."""
     return tuple(kind.section for kind in KINDS.values())
 
 
