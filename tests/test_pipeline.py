@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import size
 from stages.params import arguments, params
 from stages.params.params import Params
 from stages.tuning import config as tuning
@@ -61,6 +62,12 @@ def test_a_folder_imports_only_folders_before_it():
                 other = name.split(".")[1] if "." in name else folder
                 is_stage = source_of(name).parent == ROOT / "stages" and folder == "commands"
                 assert other in FOLDERS[: place + 1] or is_stage, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("measure", size.MEASURES, ids=lambda measure: measure.name)
+def test_the_project_is_no_larger_than_its_ceilings(measure):
+    """Take away elsewhere, or say in the change why the ceiling has to rise."""
+    assert measure.count() <= measure.ceiling
 
 
 def module_of(path: Path) -> str:
