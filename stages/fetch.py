@@ -14,23 +14,25 @@ from stages.core import command
 from stages.core.errors import UserError, did_you_mean
 from stages.core.text import readable
 from stages.params import params
-from stages.sources.kinds import KINDS
+from stages.sources.kinds import KINDS, of
 from stages.sources.source import Source
 from stages.tracking import failures
 
 
-def main(out: Path, data: str = "") -> None:
-    """Fetch the entry ``data`` of ``data.sources``, or without one the base model, into ``out``."""
+def main(item: str, out: Path) -> None:
+    """Fetch ``item``, a key of the parameters (``data.sources.<name>``, ``model.source``), into
+    ``out``."""
     p = params.load()
-    if not data:
-        print(summary("base model", fetch_model(p.model.source, p.model.trust, out)))
-    elif asked := p.data.sources.get(data):
-        try:
-            print(summary(data, KINDS[asked.kind].fetch_data(asked, out)))
-        except UserError as error:
-            raise UserError(f"data.sources.{data}: {error}") from None
+    if item == "model.source":
+        fetched = fetch_model(p.model.source, p.model.trust, out)
     else:
-        raise UserError(f"data.sources has no {data}{did_you_mean(data, p.data.sources)}")
+        name = item.removeprefix("data.sources.")
+        if name not in p.data.sources:
+            raise UserError(f"params.yaml has no {item}{did_you_mean(name, p.data.sources)}")
+        asked = p.data.sources[name]
+        with of(name):
+            fetched = KINDS[asked.kind].fetch_data(asked, out)
+    print(summary(item, fetched))
 
 
 def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> Source:

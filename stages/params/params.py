@@ -3,8 +3,8 @@ work.
 
 Unknown keys are refused with the nearest known name. Nothing has a hidden default: a key of ours
 that is missing is refused too, so ``params.yaml`` says all there is to say. (A source may lack what
-few need: without ``columns`` they have their usual names.) What each key does is written where people
-meet it, in the comments of ``params/*.yaml``.
+few need: without ``columns`` they have their usual names.) What each key does is written where
+people meet it, in the comments of ``params/*.yaml``.
 
 The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss``, ``gpus``,
 ``nodes``, ``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed
@@ -311,8 +311,7 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def _is_kind(location: tuple[int | str, ...], index: int) -> bool:
-    place = {("model", "source"): 2, ("data", "sources"): 3}.get(location[:2])  # type: ignore[call-overload]
-    return index == place
+    return (*map(str, location[:2]), index) in (("model", "source", 2), ("data", "sources", 3))
 
 
 def _is_leaf(value: object) -> bool:

@@ -154,7 +154,7 @@ def _look_up(asked: HubModel, repo_type: RepoType) -> tuple[str, str | None, lis
     from huggingface_hub import HfApi, constants
 
     with _explained(asked, repo_type):
-        info = HfApi().repo_info(
+        info: Any = HfApi().repo_info(
             asked.repo,
             revision=asked.revision,
             repo_type=repo_type,
@@ -168,7 +168,7 @@ def _look_up(asked: HubModel, repo_type: RepoType) -> tuple[str, str | None, lis
         digests = [str(info.sha), *(file.digest for file in files)]
         if not all(re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", each) for each in digests):
             raise ValueError("no digests")
-        card: Any = info.card_data or {}
+        card = info.card_data or {}
         licence = card.get("license")
         licence = card.get("license_name") or licence if licence == "other" else licence
     return (
@@ -237,7 +237,7 @@ def _download(
     for abandoned in partial.rglob("*.incomplete"):  # which the library never resumes
         abandoned.unlink()
 
-    class Part(tqdm):  # type: ignore[type-arg]
+    class Part(tqdm):
         """What huggingface_hub takes for the bar of one file: all files move one bar."""
 
         def __init__(self, **options: Any) -> None:
