@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stages.pairs.magic import IMAGES, format_of
+from stages.pairs.formats import kind_of
 from stages.pairs.refusals import Refusal
 
 # Named, because Pillow knows formats that run other programs, as EPS does Ghostscript.
@@ -24,6 +24,7 @@ _JPEG_2000 = 4  # times the pixels: noise of 2 MP takes 1.6 s, other formats 0.2
 _MOST_SCANNED = 10  # times preprocess.max_input_pixels, pixels of all scans together
 LONGEST_JPEG_SIDE = 65500  # libjpeg's own limit
 _ORIENTATION = 0x0112  # the EXIF tag
+_PNG = b"\x89PNG"
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # of a TIFF
 # In a JPEG: what follows FF within a scan's data (a stuffed byte, restarts), and at its end.
 _DATA = frozenset({b"\0", *(bytes([0xD0 + i]) for i in range(8))})
@@ -108,6 +109,13 @@ def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
     Everything else is decoded (the first frame, if it moves), scaled down if needed, flattened onto
     white, turned as its EXIF orientation says, and encoded once without any metadata.
     """
+    found = _normalise(data, limits)
+    if isinstance(found, Refusal) and found.reason == "undecodable_image" and data[:4] == _PNG:
+        return _normalise(_without_metadata(data), limits)
+    return found
+
+
+def _normalise(data: bytes, limits: Limits) -> Normal | Refusal:
     # Ours is checked below, before anything is decoded; Pillow's own limit would come on top of it.
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -140,7 +148,7 @@ def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         detail = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
-        return Refusal("undecodable_image", f"{format_of(data)} ({detail})")
+        return Refusal("undecodable_image", f"{kind_of(data) or 'an image'} ({detail})")
     encoded = io.BytesIO()
     # 4:4:4: halved colour would smear the thin coloured edges that questions ask about.
     picture.save(encoded, "JPEG", quality=limits.jpeg_quality, subsampling=0)
@@ -156,26 +164,36 @@ def _tile(image: Image.Image) -> int:
     return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_HEIGHT, 0))
 
 
+def _without_metadata(png: bytes) -> bytes:
+    """A PNG without the blocks that its pixels don't need: Pillow refuses the file over a comment
+    with a wrong checksum, or one that is above 1 MB unpacked."""
+    kept, at = [png[:8]], 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        name = png[at + 4 : at + 8]
+        if name[:1].isupper() or name in (b"tRNS", b"eXIf"):  # a capital says that it is needed
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
 def _formats(data: bytes) -> tuple[str, ...]:
     """The formats that the file may be of: HEIC as well, if pillow-heif is installed."""
-    if format_of(data) != "HEIC":
-        return FORMATS
-    with contextlib.suppress(ImportError):
-        import pillow_heif  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    if kind_of(data) == "HEIC":
+        with contextlib.suppress(ImportError):
+            import pillow_heif  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-        pillow_heif.register_heif_opener()
-        return ("HEIF",)
+            pillow_heif.register_heif_opener()
+            return ("HEIF",)
     return FORMATS
 
 
 def _unidentified(data: bytes) -> str:
     """What a file is that no decoder takes."""
-    found, size = format_of(data), f"{len(data)} bytes"
-    if found == "HEIC":
-        return f"HEIC ({size}), which needs a package: run `make extras`, or convert it"
-    if found in IMAGES:
-        return f"{found} by its first bytes ({size}), but damaged or of a variant that is not read"
-    return f"{found or 'no known format'} ({size}); read are {', '.join(FORMATS)}"
+    found = f"{kind_of(data) or 'no known format'} ({len(data)} bytes)"
+    if found.startswith("HEIC"):
+        return f"{found}, which needs a package: run `make extras`, or convert it"
+    return f"{found}, damaged or of a variant that is not read; read are {', '.join(FORMATS)}"
 
 
 def fitted(width: int, height: int, max_pixels: int) -> tuple[int, int]:

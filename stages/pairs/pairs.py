@@ -37,10 +37,11 @@ class Record:
     ``where`` says which row it is ("train-00.parquet row 17"), for messages and the list of
     rows left out. ``images`` are encoded files (PNG, JPEG, …) in the order of the prompt, none of
     them for a text alone. What the source lacks is ``None``. ``origin`` is the data set the row
-    came from, ``kind`` its question type; both may be empty. ``note`` is the source's word on why
-    ``images`` is ``None``, if it has one. ``system`` is the system prompt, ``history`` the turns
+    came from, ``kind`` its question type; both may be empty. ``note`` is the source's word on what
+    is missing, to be counted under ``reason``. ``system`` is the system prompt, ``history`` the turns
     before the question, each what the user and then the assistant said. ``split`` is that in which
-    the data set was published, one of ``SPLITS``, or empty.
+    the data set was published, one of ``SPLITS``, or empty. ``ended``: a text that ends an
+    assistant's turn was taken off its answers.
     """
 
     where: str
@@ -54,6 +55,8 @@ class Record:
     system: str = ""
     history: tuple[tuple[str, str], ...] = ()
     split: str = ""
+    reason: str = "missing_field"
+    ended: bool = False
 
 
 @dataclass(frozen=True)
