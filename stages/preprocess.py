@@ -23,14 +23,15 @@ from typing import Any
 from tqdm import tqdm
 
 from stages.core import command
-from stages.pairs import counts, images, output, pairs, refusals, tables
+from stages.core.schema import SourceSection
+from stages.pairs import counts, images, output, pairs, refusals
 from stages.pairs.decoder import Decoder, Outcomes
 from stages.pairs.pairs import Question, Record
 from stages.pairs.refusals import Refusal
 from stages.pairs.split import joined, sides, split_of
 from stages.params import params
-from stages.sources import manifest
-from stages.sources.kinds import KINDS
+from stages.sources import source as fetched
+from stages.sources.kinds import read
 from stages.tracking import failures
 
 Decode = Callable[[Iterable[Any], Callable[[Any], Refusal | None]], Iterator[tuple[Any, Outcomes]]]
@@ -38,7 +39,7 @@ Decode = Callable[[Iterable[Any], Callable[[Any], Refusal | None]], Iterator[tup
 
 def main(raw: Path, out: Path, report: Path) -> None:
     settings = params.load()
-    rows, questions, total = source(raw, settings.data.columns.model_dump())
+    rows, questions, total = source(raw, settings.data.sources)
     with output.all_or_nothing(out) as folder:
         shown = progress(rows, total, "preprocess")
         counted = fill(folder, shown, questions, settings.preprocess)
@@ -67,17 +68,16 @@ def fill(
 
 
 def source(
-    raw: Path, columns: Mapping[str, str | None]
+    raw: Path, sources: Mapping[str, SourceSection]
 ) -> tuple[Iterator[Record], Iterator[Question], int | None]:
     """Rows, held-out questions and, where it is known, the number of rows of what ``fetch`` left.
 
     Raises:
-        UserError: ``raw`` is not what ``fetch`` leaves.
+        UserError: a source's folder is not as ``fetch`` leaves it.
     """
-    read = KINDS[manifest.read(raw).kind].read
-    if read is not None:
-        return *read(raw), None
-    return tables.records(raw, tables.Reading(columns)), iter(()), tables.count(raw)
+    for name in sources:
+        fetched.read(raw / name)
+    return read({name: raw / name for name in sources}, sources)
 
 
 def write_tables(

@@ -1,12 +1,12 @@
-"""Check: what preprocess would make of the first rows of ``data.source``, before a run.
+"""Check: what preprocess would make of the first rows of ``data.sources``, before a run.
 
     python -m stages check
     python -m stages check --rows 5000
 
-In: ``params.yaml``. A local source is read where it is; of any other, and of one with images on the
-web, what ``fetch`` left in ``data/raw``. Out: on standard output, the columns, three rows, what
-would be left out and why, the sizes and the splits. It ends with an error where the run would stop,
-and says what would help.
+In: ``params.yaml``. Local sources are read where they are (archives are unpacked for it); of one on
+the Hub, what ``fetch`` left in ``data/raw``. Out: on standard output, the columns, three rows of
+each source, what would be left out and why, the sizes and the splits. It ends with an error where
+the run would stop, and says what would help.
 """
 
 import itertools
@@ -26,34 +26,33 @@ from stages.core.text import readable, shown
 from stages.pairs import counts, refusals, tables
 from stages.pairs.pairs import Record
 from stages.params import params
-from stages.sources import manifest
-from stages.sources.easyvqa import EasyVqaSource
-from stages.sources.kinds import KINDS
-from stages.sources.local import LocalData
+from stages.sources import kinds, source
+from stages.sources.hub import HubData
+from stages.sources.local import PathData, is_archive
+from stages.sources.source import Tables
 
 _FILES = 5  # whose columns are shown
-_ROWS = 3  # of what is shown in full
+_ROWS = 3  # of each source, shown in full
 
 
 def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
     settings = params.load()
-    columns = settings.data.columns.model_dump()
-    with tempfile.TemporaryDirectory() as name:
-        place = _place(settings.data.source, raw, Path(name) / "raw")
-        kind = KINDS[settings.data.source.kind]
-        if kind.read is None:
-            _print_files(place, columns)
-            found: Iterable[Record] = tables.records(place, tables.Reading(columns))
-            questions: Iterable[Any] = ()
-        else:
-            found, questions = kind.read(place)
-        folder = Path(name) / "pairs"
+    sources = settings.data.sources
+    with tempfile.TemporaryDirectory() as scratch:
+        places = {}
+        for name, asked in sources.items():
+            with kinds.of(name):
+                places[name] = _place(name, asked, raw / name, Path(scratch, "raw", name))
+                if isinstance(asked, Tables):
+                    _print_files(places[name], asked.reading)
+        each = [kinds.read({name: places[name]}, {name: sources[name]}) for name in sources]
+        folder = Path(scratch, "pairs")
         folder.mkdir()
-        print(f"the first rows, of at most {rows:,}:")
+        print(f"the first rows, of at most {rows:,} of a source:")
         counted = preprocess.fill(
             folder,
-            _printed(itertools.islice(found, rows)),
-            itertools.islice(questions, rows),
+            itertools.chain(*(_printed(itertools.islice(found, rows)) for found, _, _ in each)),
+            itertools.chain(*(itertools.islice(questions, rows) for _, questions, _ in each)),
             settings.preprocess,
         )
         _print_outcome(counted, folder)
@@ -61,39 +60,37 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
     print("nothing found that would stop the run")
 
 
-def _place(source: Any, raw: Path, scratch: Path) -> Path:
+def _place(name: str, asked: Any, raw: Path, scratch: Path) -> Path:
     """Where the rows can be read.
 
     Raises:
         UserError: nowhere yet.
     """
-    if isinstance(source, LocalData) and not source.image_urls:
-        path = source.path.expanduser()
-        if not path.exists():
-            raise UserError(f"data.source.path: {path} does not exist; name a file or a folder")
-        print(f"source: {shown(path)}, read where it is")
-        return path
-    if isinstance(source, EasyVqaSource):  # a few MB of an installed package
-        KINDS[source.kind].fetch_data(source, scratch)
-        print("source: the package easy-vqa")
+    if isinstance(asked, PathData) and not isinstance(asked.path, list):
+        path = asked.path.expanduser()
+        if not is_archive(path):
+            print(f"{name}: {shown(path)}, read where it is")
+            return path
+    if not isinstance(asked, HubData):
+        kinds.KINDS[asked.kind].fetch_data(asked, scratch)
+        print(f"{name}: what fetch would make of it")
         return scratch
-    kind = source.kind
-    there = manifest.read(raw) if (raw / manifest.MANIFEST).is_file() else None
-    if there is None or there.kind != kind or there.repo != getattr(source, "repo", there.repo):
+    there = source.read(raw) if (raw / source.FETCHED).is_file() else None
+    if there is None or (there.kind, there.repo) != (asked.kind, asked.repo):
         raise UserError(
-            f"{raw} does not hold what data.source names (kind {kind}); `dvc repro fetch@data` "
-            "fetches it, then run this again"
+            f"{raw} does not hold it yet; run `dvc repro fetch@{name}`, then this again"
         )
-    print(f"source: {raw}, as fetch left it")
+    print(f"{name}: {raw}, as fetch left it")
     return raw
 
 
-def _print_files(place: Path, columns: dict[str, str | None]) -> None:
-    paths = tables.files(place)
+def _print_files(place: Path, reading: tables.Reading) -> None:
+    found = tables.contents(place, reading)
+    paths = [found.root / name for name in found.tables]
     size = readable(sum(path.stat().st_size for path in paths))
     print(f"data files: {len(paths):,}, {size}")
     for path in paths[:_FILES]:
-        table, layout = tables.opened(path, columns)
+        table, layout = tables.opened(path, reading.columns)
         rows = "" if table.count is None else f", {table.count:,} rows"
         known = layout.name if layout else "nothing: it is empty"
         print(f"  {shown(path.name)}{rows}, read as {known}")
