@@ -1,6 +1,7 @@
 """What preprocess counts: by label, and whether anything is left to train and test on."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,15 @@ _NOT_LOST = {"exact_duplicate", "image_in_held_out_questions"}
 def by_label(counts: Mapping[str, int]) -> dict[str, int]:
     """Counts by a label from the data, under names that are safe as parts of a metric's name.
 
-    DVC joins names by dots, so "coco/v1.0" becomes "coco_v1_0"; where two labels would meet, the
-    later one gets a number. No label is "none"; "other" sums up all but the 50 most frequent.
+    DVC joins names by dots, so "coco/v1.0" becomes "coco_v1_0", with which "coco/v1_0" is counted.
+    No label is "none"; "other" sums up all but the 50 most frequent.
     """
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    named: dict[str, int] = {}
-    for label, number in sorted(ranked[:_MOST_LABELS]):
-        name = base = re.sub(r"[^\w-]+", "_", label).strip("_")[:80] or "none"
-        suffix = 2
-        while name in named:
-            name, suffix = f"{base}_{suffix}", suffix + 1
-        named[name] = number
-    if rest := sum(number for _, number in ranked[_MOST_LABELS:]):
-        named["other"] = named.get("other", 0) + rest
-    return named
+    named: Counter[str] = Counter()
+    for place, (label, number) in enumerate(ranked):
+        name = re.sub(r"[^\w-]+", "_", label).strip("_")[:80] or "none"
+        named[name if place < _MOST_LABELS else "other"] += number
+    return dict(sorted(named.items()))
 
 
 def check(counts: Mapping[str, Any], folder: Path, chosen: Any) -> None:

@@ -1,7 +1,6 @@
 """Worker processes that decode images, in order and in bounded memory.
 
-A pool of processes, because decoding is the cost of preprocess; what ``work`` does with one encoded
-image is the caller's to say (``stages.pairs.images.store``).
+A pool of processes, because decoding is the cost of preprocess.
 """
 
 import hashlib
@@ -31,33 +30,28 @@ _ROWS, _BYTES = 32, 2**20
 _BATCHES = 3  # under way for each worker: enough that none waits behind one large image
 
 
-class Decoder:
-    """Worker processes that turn the rows' images into stored ones.
+def decode(
+    rows: Iterable[Any], refuse: Refuse, *, work: Work, workers: int
+) -> Iterator[tuple[Any, Outcomes]]:
+    """Each row with its stored images, or why it is left out, in order.
 
-    ``work`` (one encoded image -> outcome) goes to the workers by pickling.
+    Args:
+        refuse: what is wrong with a row before its images are looked at.
+        work: what becomes of one encoded image; it goes to the workers by pickling.
+
+    Raises:
+        UserError: a worker died, or had no memory left.
     """
-
-    def __init__(self, work: Work, *, workers: int) -> None:
-        self._work = work
-        self._window = _BATCHES * workers
-        self._pool = pool(workers)
-
-    def decode(self, rows: Iterable[Any], refuse: Refuse) -> Iterator[tuple[Any, Outcomes]]:
-        """Each row with its stored images, or why it is left out, in order.
-
-        Args:
-            refuse: what is wrong with a row before its images are looked at.
-
-        Raises:
-            UserError: a worker died, or had no memory left.
-        """
-        submit = self._pool.submit
+    processes = pool(workers)
+    try:
         yield from in_order(
-            rows, lambda new: submit(_outcomes, self._work, new), refuse, self._window
+            rows,
+            lambda images: processes.submit(_outcomes, work, images),
+            refuse=refuse,
+            window=_BATCHES * workers,
         )
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    finally:
+        processes.shutdown(cancel_futures=True)
 
 
 def _outcomes(work: Work, images: list[bytes]) -> list[Outcome]:
@@ -67,6 +61,7 @@ def _outcomes(work: Work, images: list[bytes]) -> list[Outcome]:
 def in_order(
     rows: Iterable[Any],
     submit: Callable[[list[bytes]], "Future[list[Outcome]]"],
+    *,
     refuse: Refuse,
     window: int,
 ) -> Iterator[tuple[Any, Outcomes]]:
@@ -79,40 +74,40 @@ def in_order(
     Raises:
         UserError: a worker died, or had no memory left.
     """
-    waiting: deque[tuple[list[tuple[Any, Any]], list[bytes], Future[list[Outcome]]]] = deque()
+    asked: list[tuple[Any, list[bytes], Refusal | None]] = []  # rows, digests of their images
+    new: dict[bytes, bytes]
+    waiting: deque[tuple[list[Any], dict[bytes, bytes], Future[list[Outcome]]]] = deque()
     known: dict[bytes, Outcome | None] = {}  # by digest of the encoded file; None: under way
 
     def first() -> Iterator[tuple[Any, Outcomes]]:
-        asked, new, outcomes = waiting[0]
+        _, new, outcomes = waiting[0]
         known.update(zip(new, outcomes.result(), strict=True))
-        waiting.popleft()
-        for row, digests in asked:
-            yield row, digests if isinstance(digests, Refusal) else _of_row(digests, known)
+        for row, digests, refusal in waiting.popleft()[0]:
+            found = [known[digest] for digest in digests]
+            refusal = refusal or next((each for each in found if isinstance(each, Refusal)), None)
+            yield row, refusal or tuple(each for each in found if isinstance(each, Stored))
 
-    batch: list[Any] = []
     try:
         for batch in batches(rows):
-            asked: list[tuple[Any, list[bytes] | Refusal]] = []  # with the digests of their images
-            new: dict[bytes, bytes] = {}
+            asked, new = [], {}
             for row in batch:
                 refusal = refuse(row)
-                digests = [] if refusal else [hashlib.sha256(data).digest() for data in row.images]
-                asked.append((row, refusal or digests))
-                of_row = zip(digests, row.images or (), strict=False)
-                new |= {digest: data for digest, data in of_row if digest not in known}
+                images = () if refusal else row.images
+                digests = [hashlib.sha256(image).digest() for image in images]
+                asked.append((row, digests, refusal))
+                new |= {d: data for d, data in zip(digests, images, strict=True) if d not in known}
                 known |= dict.fromkeys(new)
-            waiting.append((asked, list(new), submit(list(new.values()))))
+            waiting.append((asked, new, submit(list(new.values()))))
             if len(waiting) >= window:
                 yield from first()
         while waiting:
             yield from first()
     except (BrokenProcessPool, MemoryError):
-        under_way = [row.where for asked, _, _ in waiting for row, _ in asked]
-        under_way += [row.where for row in batch]
+        start = (waiting[0][0] if waiting else asked)[0][0].where
         raise UserError(
-            f"a worker process died or had no memory left between {under_way[0]} and "
-            f"{under_way[-1]}; lower preprocess.workers or preprocess.max_input_pixels, or take "
-            "the rows out"
+            f"a worker process died or had no memory left, at {start} or up to "
+            f"{asked[-1][0].where}; lower preprocess.workers or preprocess.max_input_pixels, or "
+            "take the rows out"
         ) from None
 
 
@@ -128,13 +123,6 @@ def batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _of_row(digests: list[bytes], known: dict[bytes, Outcome | None]) -> Outcomes:
-    """The row's stored images, or the first refusal among them."""
-    outcomes = [known[digest] for digest in digests]
-    refusal = next((each for each in outcomes if isinstance(each, Refusal)), None)
-    return refusal or tuple(each for each in outcomes if isinstance(each, Stored))
 
 
 def pool(workers: int) -> ProcessPoolExecutor:

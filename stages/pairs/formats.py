@@ -36,21 +36,15 @@ SUFFIXES = (
     *(".parquet", ".arrow", ".tar"),
     *(f"{suffix}{packed}" for suffix in _TEXT for packed in ("", ".gz", ".zst")),
 )
-# What files are that begin so, whatever their names say.
-_BEGINNINGS = {
-    **{b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG", b"%PDF": "a PDF", b"8BPS": "Photoshop's"},
-    **{b"%!PS": "PostScript", b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL"},
-    **{
-        b"<svg": "SVG",
-        b"<?xml": "XML",
-        b"<!doctype html": "an HTML page",
-        b"<html": "an HTML page",
-    },
-    **{b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"PK\3\4": "a zip or Excel file"},
-    **{b"\x1f\x8b": "packed by gzip", b"\x28\xb5\x2f\xfd": "packed by zstd", b"{": "JSON"},
-    **{b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text"},
-    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` brings the file",
+# What a file is that begins so, where its name says that it is text.
+_NO_TEXT = {
+    **{b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"PA": "a Parquet file"},
+    **{b"PK": "an Excel file or a zip archive", b"\x1f\x8b": "packed by gzip"},
 }
+_BROKEN = (
+    *(pa.ArrowException, tarfile.TarError, csv.Error, OSError),
+    *(EOFError, ValueError, RecursionError),
+)
 
 
 @dataclass(frozen=True)
@@ -65,13 +59,11 @@ Row = Mapping[str, Any] | Unreadable
 
 @dataclass(frozen=True)
 class Table:
-    """A data file, opened. ``rows`` gives its rows; of the columns named, at least. ``count`` is
-    their number where the file says it."""
+    """A data file, opened. ``rows`` gives its rows; of the columns named, at least."""
 
     path: Path
     names: tuple[str, ...]
     rows: Callable[[Collection[str]], Iterator[Row]]
-    count: int | None = None
 
 
 def ending(name: str) -> str:
@@ -85,24 +77,13 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
-def kind_of(data: bytes) -> str:
-    """What a file is by its beginning, such as "a PNG"; empty if that says nothing."""
-    if data[4:8] == b"ftyp":
-        brands = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"avif": "AVIF"}
-        return brands.get(data[8:12], "an MP4 video")
-    start = data[:99].lstrip(b"\xef\xbb\xbf \r\n\t").lower()
-    found = (k for b, k in _BEGINNINGS.items() if data.startswith(b) or start.startswith(b))
-    return next(found, "")
-
-
 def open_table(path: Path) -> Table:
     """The table in a file, by its name's ending.
 
     Raises:
         UserError: it is damaged, something else than its name says, or beyond a limit.
     """
-    kind = f".{ending(path.name).split('.')[1]}"
-    read, count = _READ[kind], None
+    read, header = _READERS[f".{ending(path.name).split('.')[1]}"]
 
     def rows(wanted: Collection[str]) -> Iterator[Row]:
         number = 0
@@ -114,45 +95,23 @@ def open_table(path: Path) -> Table:
             raise _damaged(path, error, f" after row {number:,}" if number else "") from None
 
     try:
-        if kind == ".parquet":
-            file = pq.ParquetFile(path)
-            names, count = file.schema_arrow.names, file.metadata.num_rows
-        elif kind == ".arrow":
-            with _arrow_batches(path) as (schema, _):
-                names = schema.names
-        elif kind in (".csv", ".tsv"):
-            names = [name for name in _header(path)[0] if name]
-        else:
-            first = (row for row in itertools.islice(rows(()), PEEK) if isinstance(row, Mapping))
-            names = list(dict.fromkeys(name for row in first for name in row))
+        names = [name for name in header(path) if name]
     except _BROKEN as error:
         raise _damaged(path, error, "") from None
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{path} has more than one column {min(twice)!r:.60}; rename all but one")
     if len(names) > MOST_COLUMNS:
         raise UserError(f"{path} has {len(names):,} columns, and {MOST_COLUMNS:,} are the most")
-    return Table(path, tuple(names), rows, count)
-
-
-_BROKEN = (
-    pa.ArrowException,
-    tarfile.TarError,
-    csv.Error,
-    OSError,
-    EOFError,
-    ValueError,
-    RecursionError,
-)
+    return Table(path, tuple(names), rows)
 
 
 def _damaged(path: Path, error: Exception, after: str) -> UserError:
     """What a library raises over a file, as one sentence."""
-    kind = ""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        kind = kind_of(file.read(100))
     why = "it is nested too deeply" if isinstance(error, RecursionError) else shown(error, 200)
     if isinstance(error, UnicodeDecodeError):
-        why = f"it is {kind or 'not UTF-8 text'}; text is saved as UTF-8 (in Excel: CSV UTF-8)"
+        with path.open("rb") as file:
+            kind = _NO_TEXT.get(file.read(2), "not UTF-8 text")
+        why = f"it is {kind}; text is saved as UTF-8 (in Excel: CSV UTF-8)"
     return UserError(
         f"{path} can't be read{after} ({why}); if it is cut or damaged, get it again, and take out "
         "of the folder what is no data"
@@ -181,12 +140,17 @@ def _arrow_batches(path: Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBa
 
 
 def _arrow(path: Path, wanted: Collection[str]) -> Iterator[Row]:
-    with _arrow_batches(path) as (_, batches):
+    with _arrow_batches(path) as (schema, batches):
         for batch in batches:
-            part = batch.select([name for name in batch.schema.names if name in wanted])
+            part = batch.select([name for name in schema.names if name in wanted])
             part.validate(full=True)  # a wrong offset would read any memory
             for start in range(0, part.num_rows, _ROWS):
                 yield from _values(part.slice(start, _ROWS))
+
+
+def _arrow_header(path: Path) -> list[str]:
+    with _arrow_batches(path) as (schema, _):
+        return list(schema.names)
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[Row]:
@@ -200,10 +164,9 @@ def _values(batch: pa.RecordBatch) -> Iterator[Row]:
 def _value(scalar: pa.Scalar) -> Any:
     try:
         return scalar.as_py()
-    except UnicodeDecodeError:
-        return Unreadable("is not UTF-8 text")
-    except (ValueError, OverflowError):
-        return Unreadable("holds a value that can't be read")
+    except (ValueError, OverflowError) as error:
+        is_text = isinstance(error, UnicodeDecodeError)
+        return Unreadable("is not UTF-8 text" if is_text else "holds a value that can't be read")
 
 
 # JSON
@@ -222,12 +185,8 @@ def _json(path: Path, _: Collection[str]) -> Iterator[Row]:
     with _text(path) as text:
         values = _json_values(text)
         first = list(itertools.islice(values, 2))
-        if (
-            len(first) == 1
-            and isinstance(first[0], dict)
-            and isinstance(first[0].get("data"), list)
-        ):
-            first = first[0]["data"]
+        data = first[0].get("data") if len(first) == 1 and isinstance(first[0], dict) else None
+        first = data if isinstance(data, list) else first
         for number, row in enumerate(itertools.chain(first, values), start=1):
             if not isinstance(row, dict):
                 raise ValueError(f"row {number} is not a JSON object with a key for each column")
@@ -268,7 +227,7 @@ def _json_values(text: TextIO) -> Iterator[Any]:
 
 
 def _csv(path: Path, _: Collection[str]) -> Iterator[Row]:
-    names, options = _header(path)
+    names, options = _dialect(path)
     last = max((i for i, name in enumerate(names, start=1) if name), default=0)
     for row in itertools.islice(_cells(path, options), 1, None):
         if len(row) < last or any(row[last:]):
@@ -277,7 +236,7 @@ def _csv(path: Path, _: Collection[str]) -> Iterator[Row]:
             yield {name: cell or None for name, cell in zip(names, row, strict=False) if name}
 
 
-def _header(path: Path) -> tuple[list[str], dict[str, Any]]:
+def _dialect(path: Path) -> tuple[list[str], dict[str, Any]]:
     """The names of a file's columns, and the options by which csv reads it.
 
     A name is empty where the column has none: the index that pandas writes, Excel's empty columns.
@@ -388,7 +347,23 @@ def _sample(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> Row
     return row
 
 
-_READ: dict[str, Callable[[Path, Collection[str]], Iterator[Row]]] = {
-    **{".parquet": _parquet, ".arrow": _arrow, ".tar": _tar},
-    **{".jsonl": _json, ".json": _json, ".csv": _csv, ".tsv": _csv},
+def _names_of_first(
+    read: Callable[[Path, Collection[str]], Iterator[Row]],
+) -> Callable[[Path], list[str]]:
+    """For a file without a header: the names in its first rows."""
+
+    def header(path: Path) -> list[str]:
+        first = (row for row in itertools.islice(read(path, ()), PEEK) if isinstance(row, Mapping))
+        return list(dict.fromkeys(name for row in first for name in row))
+
+    return header
+
+
+# How rows are read, and names of columns, by the ending of a file's name.
+_READERS: dict[str, tuple[Callable[..., Iterator[Row]], Callable[[Path], list[str]]]] = {
+    ".parquet": (_parquet, lambda path: pq.read_schema(path).names),
+    ".arrow": (_arrow, _arrow_header),
+    ".tar": (_tar, _names_of_first(_tar)),
+    **dict.fromkeys((".json", ".jsonl"), (_json, _names_of_first(_json))),
+    **dict.fromkeys((".csv", ".tsv"), (_csv, lambda path: _dialect(path)[0])),
 }

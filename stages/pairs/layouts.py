@@ -16,7 +16,7 @@ from typing import Any
 
 from stages.core.text import listed, shown
 from stages.pairs.formats import Row, Unreadable
-from stages.pairs.pairs import Record
+from stages.pairs.pairs import IMAGE_PLACEHOLDER, Record
 
 MOST_CHARACTERS = 2**20  # of a question or an answer: ten times what any model here can read
 _DEEPEST = 20  # lists in lists of an image cell
@@ -60,8 +60,7 @@ _CALLED = {
     | {"loser", "lose", "worse", "worst", "negative", "bad"},
 }
 # Where a text says that an image, or else a video or a sound, belongs, in any tool's spelling.
-IMAGE_MARK = "<image>"
-_IMAGE_MARKS = re.compile(
+_IMAGE_PLACEHOLDERS = re.compile(
     r"<img>\s*(?P<name>[^<>\n]{1,1000}?)\s*</img>|(<\|vision_start\|>)?(<\|image_pad\|>)+"
     r"(<\|vision_end\|>)?|<image(_?\d+)?>|<\|image(_\d+)?\|>|<image_placeholder>|<imagehere>"
     r"|<start_of_image>|<img_context>",
@@ -277,7 +276,7 @@ def record(
 def _refuse_unread(said: Mapping[str, Any], read: Collection[str]) -> None:
     for name in UNREAD.keys() & said.keys():
         if name not in read and said[name] and said[name] != "[]":
-            raise Odd(f"it says {UNREAD[name]} ({name}), which is not read", "not_read")
+            raise Odd(f"it holds {UNREAD[name]} ({name}), which is not read", "not_read")
 
 
 def _text(value: object, name: str) -> str | None:
@@ -350,7 +349,7 @@ def _part(part: object, name: str, images: list[Any]) -> str:
             image = {"path": part.get("path"), "bytes": part.get("bytes")}
         image = image["url"] if isinstance(image, Mapping) and "url" in image else image
         images.extend([] if image is None else [image])
-        return IMAGE_MARK
+        return IMAGE_PLACEHOLDER
     if isinstance(part, Mapping) and kind != "text":
         reason = "not_read" if kind in UNREAD else "missing_field"
         raise Odd(f"{name} has a part of type {shown(kind, 40)!r}, not text or image", reason)
@@ -411,12 +410,12 @@ def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:
     Raises:
         Odd: there are marks, and not as many as images.
     """
-    found = [mark for text in texts for mark in _IMAGE_MARKS.finditer(text)]
+    found = [mark for text in texts for mark in _IMAGE_PLACEHOLDERS.finditer(text)]
     others = sum(len(_OTHER_MARKS.findall(text)) for text in texts)
     if others:
-        raise Odd(f"its texts mark {others} videos or sounds, and none is read", "other_media")
+        raise Odd(f"its texts mark a video or a sound {others} times", "other_media")
     cells = cells or [mark["name"] for mark in found if mark["name"]]
     if found and len(found) != len(cells):
-        message = f"its texts mark {len(found)} images, and it brings {len(cells)}"
-        raise Odd(message, "other_media")
-    return [_IMAGE_MARKS.sub(IMAGE_MARK, text) for text in texts], cells
+        numbers = f"places of images in its texts: {len(found)}, images that it brings: {len(cells)}"
+        raise Odd(numbers, "other_media")
+    return [_IMAGE_PLACEHOLDERS.sub(IMAGE_PLACEHOLDER, text) for text in texts], cells

@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.core.text import readable, shown
 from stages.pairs.files import MOST_CHARACTERS
-from stages.pairs.formats import MOST_BYTES, Unreadable, kind_of
+from stages.pairs.formats import MOST_BYTES, Unreadable
 from stages.pairs.layouts import Odd
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
@@ -57,13 +57,9 @@ def _from_text(text: str, find: Callable[[str], Path | str]) -> bytes | str:
             f"the image {shown(text)!r} is an address, and nothing is downloaded while rows are "
             "read; img2dataset downloads images and writes tar files that are read here"
         )
-    # Base64 of a JPEG begins with "/9j/", as a path could; so it is what it holds that decides.
-    packed = _from_base64(text) if _BASE64.fullmatch(text) else None
-    if packed and (len(text) > MOST_CHARACTERS or kind_of(packed)):
-        return packed
-    path = find(text)
-    if isinstance(path, str):
-        return path
+    path = find(text) if len(text) <= MOST_CHARACTERS else f"{shown(text, 60)} is no file's name"
+    if isinstance(path, str):  # base64 of a JPEG begins with "/9j/", as a path could
+        return (_BASE64.fullmatch(text) and _from_base64(text)) or path
     try:
         size = path.stat().st_size
         return path.read_bytes() if size <= MOST_BYTES else f"{shown(text)} is {readable(size)}"

@@ -2,6 +2,7 @@
 
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -10,7 +11,7 @@ from stages.pairs.pairs import Question, Record
 
 @dataclass(frozen=True)
 class Reason:
-    """What a reason says of a row, and what most likely helps where it is the most frequent one."""
+    """What a reason says of a row, and what helps where it is the most frequent one."""
 
     meaning: str
     advice: str = "check data.sources and the columns there"
@@ -19,16 +20,16 @@ class Reason:
 # Why a row can be left out, in the order of asking: a row counts under the first that holds.
 REASONS = {
     "missing_field": Reason(
-        "a field is absent or is not valid text, its image can't be found, or question is blank",
+        "a field is absent or no valid text, its image can't be found, or question is blank",
         "check the columns in data.sources, and the images' names",
     ),
     "not_read": Reason(
-        "it says something that changes the pair and is not read: a video, tools, objects, …",
-        "take these rows out, or the column if it changes nothing",
+        "it holds what changes the pair and is not read: a video, tools, objects, …",
+        "take out these rows, or the column if it changes nothing",
     ),
     "other_media": Reason(
         "its texts mark another number of images than it brings, or a video or a sound",
-        "give each row as many <image> as images, or none at all",
+        "give each row as many <image> as images, or none",
     ),
     "empty_answer": Reason("chosen or rejected is blank"),
     "identical_answers": Reason("chosen and rejected are equal, white space at the ends aside"),
@@ -47,8 +48,7 @@ REASONS = {
         "preprocess.wanted.system_prompt: true takes them",
     ),
     "undecodable_image": Reason(
-        "the image file is truncated, damaged, or of no known format",
-        "convert the images to PNG or JPEG",
+        "the image is truncated, damaged, or of no known format", "convert it to PNG or JPEG"
     ),
     "image_too_large": Reason(
         "its header declares more than preprocess.max_input_pixels; not decoded",
@@ -60,12 +60,10 @@ REASONS = {
         "write the images again as PNG or as JPEG with fewer scans",
     ),
     "image_too_small": Reason(
-        "the image's shorter side is below preprocess.min_side", "lower preprocess.min_side"
+        "its shorter side is below preprocess.min_side", "lower preprocess.min_side"
     ),
     "image_in_held_out_questions": Reason("it belongs to the questions kept for the evaluation"),
-    "exact_duplicate": Reason(
-        "image, question, chosen and rejected all equal those of an earlier row"
-    ),
+    "exact_duplicate": Reason("images and texts all equal those of an earlier row"),
 }
 
 # Rows of data/pairs/left_out.parquet.
@@ -80,19 +78,9 @@ class Refusal:
     detail: str
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which pairs are wanted: without an image too; images in a prompt, and questions in it, those
-    of the history included, at most; with a system prompt of their own too."""
-
-    text_only: bool
-    images: int
-    turns: int
-    system_prompt: bool
-
-
-def shape_refusal(row: Record, wanted: Wanted) -> Refusal | None:
-    """Why a row with nothing wrong in it is of no wanted shape."""
+def shape_refusal(row: Record, wanted: Any) -> Refusal | None:
+    """Why a row with nothing wrong in it is of no wanted shape; ``wanted`` is the section of the
+    parameters by that name."""
     images, turns = len(row.images or ()), len(row.history) + 1
     if not images and not wanted.text_only:
         return Refusal("text_only", "no image")

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import pyarrow.parquet as pq
+
 from stages.core.errors import UserError
 from stages.core.text import shown
 from stages.pairs import dataset_info, formats, layouts, pictures
@@ -117,12 +119,14 @@ def _is_no_table(path: Path, reading: Reading) -> bool:
     return len(few) == 1 and layouts.choose(table.names, reading.columns) is None
 
 
-def count(raw: Path, reading: Reading) -> int | None:
-    """The number of rows below ``raw``, or None if only reading them all would tell."""
-    tables = contents(raw, reading).tables
+def count(raw: Path) -> int | None:
+    """The number of rows of a fetched folder, or None if only reading them all would tell."""
+    tables = [
+        name for name in walk(raw) if ending(name) and name.rpartition("/")[2] not in _NOT_DATA
+    ]
     if any(ending(name) != ".parquet" for name in tables):
         return None
-    return sum(formats.open_table(raw / name).count or 0 for name in tables)
+    return sum(pq.read_metadata(raw / name).num_rows for name in tables)
 
 
 def named_files(table: Path, reading: Reading) -> Iterator[str]:
