@@ -416,6 +416,8 @@ def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:
         raise Odd(f"its texts mark a video or a sound {others} times", "other_media")
     cells = cells or [mark["name"] for mark in found if mark["name"]]
     if found and len(found) != len(cells):
-        numbers = f"places of images in its texts: {len(found)}, images that it brings: {len(cells)}"
+        numbers = (
+            f"places of images in its texts: {len(found)}, images that it brings: {len(cells)}"
+        )
         raise Odd(numbers, "other_media")
     return [_IMAGE_PLACEHOLDERS.sub(IMAGE_PLACEHOLDER, text) for text in texts], cells

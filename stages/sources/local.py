@@ -19,8 +19,7 @@ from tqdm import tqdm
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import listed, readable, shown
-from stages.pairs.files import walk
-from stages.pairs.suffixes import ending, is_hidden, tables
+from stages.pairs.files import ending, is_hidden, walk
 from stages.sources import base_model, source
 from stages.sources.source import PARTIAL, Kind, Source, Tables, is_permitted
 
@@ -75,7 +74,7 @@ def fetch_data(asked: PathData, out: Path) -> Source:
     for each in list(files):
         if not is_permitted(each, allow_pickle=False, allow_code=False):
             del files[each]
-    if not tables(files):
+    if not any(map(ending, files)):
         raise UserError(
             f"none of {listed(map(str, given), 5, longest=100)} is or holds a table (Parquet, "
             "JSON, JSONL, CSV, …)"
