@@ -106,7 +106,7 @@ def serve(
     known |= {(repo.type, repo.name): repo for repo in repos}
     hub = _Hub(known, writer)
     servers = [make_server("127.0.0.1", 0, hub.app, threaded=True) for _ in range(2)]
-    hub.storage = f"127.0.0.1:{servers[1].port}"  # of large files: another origin, as the Hub's is
+    hub.storage = f"localhost:{servers[1].port}"  # of large files: another host, as the Hub's is
     for server in servers:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:

@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 
 from stages.core.errors import UserError
 from stages.core.text import shown
-from stages.pairs.formats import is_hidden
 
 FETCHED = "SOURCE.json"  # what fetch writes last into a folder that it has filled
 # Formats that can run code when they are loaded, and programs.
@@ -21,6 +20,11 @@ CODE = frozenset(
     {".bat", ".dll", ".dylib", ".exe", ".jar", ".ps1", ".py", ".pyc", ".pyd", ".sh", ".so"}
 )
 MOST_CHARACTERS = 1000  # of a file's name, folders included
+_TEXT = (".jsonl", ".json", ".csv", ".tsv")
+SUFFIXES = (
+    *(".parquet", ".arrow", ".tar"),
+    *(f"{suffix}{packed}" for suffix in _TEXT for packed in ("", ".gz", ".zst")),
+)
 
 
 def walk(root: Path) -> list[str]:
@@ -56,6 +60,17 @@ def _visible(root: Path) -> Iterator[tuple[str, bool]]:
                     and (fetched or any(path.resolve().is_relative_to(home) for home in homes))
                 )
                 yield path.relative_to(root).as_posix(), leads_out
+
+
+def ending(name: str) -> str:
+    """``.json.gz`` of ``data/Rows.JSON.gz``, or the empty string if no rows are read from it."""
+    lower = name.lower()
+    return max((suffix for suffix in SUFFIXES if lower.endswith(suffix)), key=len, default="")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether it, or a folder above it, is one that a system keeps for itself."""
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
 def suffix(name: str) -> str:

@@ -15,7 +15,7 @@ import tarfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from stages.core.errors import UserError
 from stages.core.text import readable, shown
+from stages.pairs.files import ending, is_hidden
 
 MOST_BYTES = 2**27  # of an encoded image, and of all files of a row of a tar: 134 MB
 MOST_LINE = 2**26  # characters of a line or a JSON value, images in base64 included: 67 MB
@@ -31,11 +32,6 @@ PEEK = 100  # first rows of a file that tell what it holds
 _ROWS = 32  # at once: 32 photographs are some 5 MB
 _PIECE = 2**20  # characters of JSON at once
 _BETWEEN = re.compile(r"[\s,]*")  # JSON values
-_TEXT = (".jsonl", ".json", ".csv", ".tsv")
-SUFFIXES = (
-    *(".parquet", ".arrow", ".tar"),
-    *(f"{suffix}{packed}" for suffix in _TEXT for packed in ("", ".gz", ".zst")),
-)
 # What a file is that begins so, where its name says that it is text.
 _NO_TEXT = {
     **{b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"PA": "a Parquet file"},
@@ -64,17 +60,6 @@ class Table:
     path: Path
     names: tuple[str, ...]
     rows: Callable[[Collection[str]], Iterator[Row]]
-
-
-def ending(name: str) -> str:
-    """``.json.gz`` of ``data/Rows.JSON.gz``, or the empty string if no rows are read from it."""
-    lower = name.lower()
-    return max((suffix for suffix in SUFFIXES if lower.endswith(suffix)), key=len, default="")
-
-
-def is_hidden(name: str) -> bool:
-    """Whether it, or a folder above it, is one that a system keeps for itself."""
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
 def open_table(path: Path) -> Table:

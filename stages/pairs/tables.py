@@ -19,8 +19,17 @@ import pyarrow.parquet as pq
 from stages.core.errors import UserError
 from stages.core.text import shown
 from stages.pairs import dataset_info, formats, layouts, pictures
-from stages.pairs.files import CODE, FETCHED, PICKLES, Folder, suffix, walk
-from stages.pairs.formats import PEEK, SUFFIXES, Table, ending
+from stages.pairs.files import (
+    CODE,
+    FETCHED,
+    PICKLES,
+    SUFFIXES,
+    Folder,
+    ending,
+    suffix,
+    walk,
+)
+from stages.pairs.formats import PEEK, Table
 from stages.pairs.layouts import UNREAD, Layout, Odd
 from stages.pairs.pairs import Record
 from stages.pairs.split import published_split

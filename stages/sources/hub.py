@@ -22,8 +22,7 @@ from stages.core import hub_errors
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import listed, shown
-from stages.pairs.files import FETCHED, key
-from stages.pairs.suffixes import is_hidden, tables
+from stages.pairs.files import FETCHED, ending, is_hidden, key
 from stages.sources import base_model, source
 from stages.sources.source import PARTIAL, About, File, Kind, Source, Tables, is_permitted
 
@@ -107,7 +106,7 @@ def fetch(
     if repo_type == "model":
         there = [file.path for file in files]
         base_model.check_weights_exist(asked.repo, names, there, allow_pickle)
-    elif not tables(names):
+    elif not any(map(ending, names)):
         raise UserError(
             f"{asked.repo}: none of the files that match {', '.join(asked.files)} is a Parquet, "
             "JSON, JSONL, CSV or other table; name some in files"

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -19,8 +19,7 @@ from tqdm import tqdm
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import listed, readable, shown
-from stages.pairs.files import walk
-from stages.pairs.suffixes import ending, is_hidden, tables
+from stages.pairs.files import ending, is_hidden, walk
 from stages.sources import base_model, source
 from stages.sources.source import PARTIAL, Kind, Source, Tables, is_permitted
 
@@ -61,21 +60,23 @@ def fetch_data(asked: PathData, out: Path) -> Source:
         place, name = path, path.resolve().name
         if is_archive(path):
             source.begin(out)
-            place = unpacked(path, out / PARTIAL / f"unpacked{number}")
+            place = unpacked(path, out / PARTIAL / str(number) / name)
             name = name.partition(".")[0]
         if len(given) == 1:
             found = _belonging(place, asked)
         elif place.is_dir():
             found = {f"{name}/{each}": place / each for each in walk(place)}
-        else:  # a table with its images, or a file that belongs to one
-            found = _belonging(place, asked) if ending(name) else {name: place}
+        else:
+            found = {name: place}
+            with suppress(UserError):  # preprocess says what is wrong: there, all are together
+                found |= _belonging(place, asked)
         for each, at in found.items():
             if files.setdefault(each, at) != at:
                 raise UserError(f"path names two files {each}; put them into folders")
     for each in list(files):
         if not is_permitted(each, allow_pickle=False, allow_code=False):
             del files[each]
-    if not tables(files):
+    if not any(map(ending, files)):
         raise UserError(
             f"none of {listed(map(str, given), 5, longest=100)} is or holds a table (Parquet, "
             "JSON, JSONL, CSV, …)"
@@ -87,6 +88,8 @@ def _belonging(place: Path, asked: PathData) -> dict[str, Path]:
     """The files of a folder, or of a table with the images that its rows name."""
     from stages.pairs.tables import contents
 
+    for each in [place / name for name in walk(place)] if place.is_dir() else [place]:
+        source.refuse_lfs_pointer(each, str(each))  # else its table is "not valid JSON"
     found = contents(place, asked.reading)
     if found.left_out:
         why = (f"{each} ({reason})" for each, reason in found.left_out.items())
@@ -178,6 +181,7 @@ def unpacked(path: Path, folder: Path) -> Path:
     """
     total = 0
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     with _explained(path):
         for size in _sizes(path):
             total += size

@@ -167,7 +167,7 @@ def refuse_lfs_pointer(path: Path, name: str) -> None:
     Raises:
         UserError: it is one; ``name`` says of what.
     """
-    if size_of(path) < 1024 and path.read_bytes().startswith(
+    if 0 < size_of(path) < 1024 and path.read_bytes().startswith(
         b"version https://git-lfs.github.com/spec/"
     ):
         raise UserError(
