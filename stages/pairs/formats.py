@@ -29,7 +29,7 @@ MOST_BYTES = 2**27  # of an encoded image, and of all files of a row of a tar: 1
 MOST_LINE = 2**26  # characters of a line or a JSON value, images in base64 included: 67 MB
 MOST_COLUMNS = 10_000
 PEEK = 100  # first rows of a file that tell what it holds
-_ROWS = 64  # at once: 64 photographs are some 10 MB
+_ROWS = 32  # at once: 32 photographs are some 5 MB
 _PIECE = 2**20  # characters of JSON at once
 _BETWEEN = re.compile(r"[\s,]*")  # JSON values
 # What a file is that begins so, where its name says that it is text.
@@ -68,19 +68,23 @@ def open_table(path: Path) -> Table:
     Raises:
         UserError: it is damaged, something else than its name says, or beyond a limit.
     """
-    read, header = _READERS[f".{ending(path.name).split('.')[1]}"]
+    kind = f".{ending(path.name).split('.')[1]}"
 
     def rows(wanted: Collection[str]) -> Iterator[Row]:
         number = 0
         try:
-            for row in read(path, wanted):
+            for row in _READ[kind](path, wanted):
                 yield row
                 number += 1
         except _BROKEN as error:
             raise _damaged(path, error, f" after row {number:,}" if number else "") from None
 
     try:
-        names = [name for name in header(path) if name]
+        if kind in _HEADER:
+            names = [name for name in _HEADER[kind](path) if name]
+        else:
+            first = itertools.islice(rows(()), PEEK)
+            names = list(dict.fromkeys(n for row in first if isinstance(row, Mapping) for n in row))
     except _BROKEN as error:
         raise _damaged(path, error, "") from None
     if twice := {name for name in names if names.count(name) > 1}:
@@ -129,8 +133,7 @@ def _arrow(path: Path, wanted: Collection[str]) -> Iterator[Row]:
         for batch in batches:
             part = batch.select([name for name in schema.names if name in wanted])
             part.validate(full=True)  # a wrong offset would read any memory
-            for start in range(0, part.num_rows, _ROWS):
-                yield from _values(part.slice(start, _ROWS))
+            yield from _values(part)
 
 
 def _arrow_header(path: Path) -> list[str]:
@@ -139,11 +142,13 @@ def _arrow_header(path: Path) -> list[str]:
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[Row]:
-    try:
-        yield from batch.to_pylist()
-    except (ValueError, OverflowError):  # one cell is not UTF-8, or no date that Python has
-        for i in range(batch.num_rows):
-            yield {name: _value(batch.column(name)[i]) for name in batch.schema.names}
+    for start in range(0, batch.num_rows, 8):  # as Python objects, they are there twice
+        part = batch.slice(start, 8)
+        try:
+            yield from part.to_pylist()
+        except (ValueError, OverflowError):  # one cell is not UTF-8, or no date that Python has
+            for i in range(part.num_rows):
+                yield {name: _value(part.column(name)[i]) for name in part.schema.names}
 
 
 def _value(scalar: pa.Scalar) -> Any:
@@ -332,23 +337,12 @@ def _sample(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> Row
     return row
 
 
-def _names_of_first(
-    read: Callable[[Path, Collection[str]], Iterator[Row]],
-) -> Callable[[Path], list[str]]:
-    """For a file without a header: the names in its first rows."""
-
-    def header(path: Path) -> list[str]:
-        first = (row for row in itertools.islice(read(path, ()), PEEK) if isinstance(row, Mapping))
-        return list(dict.fromkeys(name for row in first for name in row))
-
-    return header
-
-
-# How rows are read, and names of columns, by the ending of a file's name.
-_READERS: dict[str, tuple[Callable[..., Iterator[Row]], Callable[[Path], list[str]]]] = {
-    ".parquet": (_parquet, lambda path: pq.read_schema(path).names),
-    ".arrow": (_arrow, _arrow_header),
-    ".tar": (_tar, _names_of_first(_tar)),
-    **dict.fromkeys((".json", ".jsonl"), (_json, _names_of_first(_json))),
-    **dict.fromkeys((".csv", ".tsv"), (_csv, lambda path: _dialect(path)[0])),
+_READ: dict[str, Callable[[Path, Collection[str]], Iterator[Row]]] = {
+    **{".parquet": _parquet, ".arrow": _arrow, ".tar": _tar},
+    **{".jsonl": _json, ".json": _json, ".csv": _csv, ".tsv": _csv},
+}
+_HEADER: dict[str, Callable[[Path], list[str]]] = {
+    ".parquet": lambda path: list(pq.read_schema(path).names),
+    ".arrow": _arrow_header,
+    **dict.fromkeys((".csv", ".tsv"), lambda path: _dialect(path)[0]),
 }

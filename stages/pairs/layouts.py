@@ -67,7 +67,7 @@ _IMAGE_PLACEHOLDERS = re.compile(
     re.IGNORECASE,
 )
 _OTHER_MARKS = re.compile(r"<(video|audio)>|<\|(video|audio)(_pad|_\d+)?\|>", re.IGNORECASE)
-_ENDS = re.compile(r"(\s*<\|(im_end|endoftext|eot_id)\|>)+\s*$")  # of an assistant's turn
+_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>")  # of an assistant's turn
 
 Turns = list[tuple[str, str]]  # (role, text); role is system, user or assistant
 
@@ -269,7 +269,7 @@ def record(
         system=texts[0],
         history=tuple(zip(texts[1:-1], (said for _, said in history), strict=True)),
         split=split,
-        ended=any(turns and _ENDS.search(turns[-1][1]) for turns in (better, worse)),
+        ended=any(turns and turns[-1][1].rstrip().endswith(_ENDS) for turns in (better, worse)),
     )
 
 
@@ -313,19 +313,17 @@ def _said(
     Text is a turn of ``speaker``; else it is one message or a list of them, perhaps spelt as text.
     """
     value = row.get(name)
-    messages = _structure(value)
-    messages = [messages] if isinstance(messages, dict) else messages
-    if isinstance(value, str) and not (
-        isinstance(messages, list)
-        and all(isinstance(one, dict) and one.keys() & {*layout.role} for one in messages)
+    spelt = _structure(value)
+    messages = [spelt] if isinstance(spelt, Mapping) else spelt
+    if not isinstance(messages, list) or (
+        isinstance(value, str)
+        and not all(isinstance(one, dict) and one.keys() & {*layout.role} for one in messages)
     ):
-        messages = [{layout.role[0]: speaker, layout.content[0]: value}]
-        layout = replace(layout, roles=ROLES)
-    if not isinstance(messages, list | None):
-        _text(messages, name)
+        text = _text(value, name)
+        return [] if text is None else [(speaker, text)], []
     turns: Turns = []
     images: list[Any] = []
-    for message in messages or ():
+    for message in messages:
         if not isinstance(message, Mapping):
             raise Odd(f"{name} holds {type(message).__name__} where a message should be")
         _refuse_unread(message, ())
@@ -365,7 +363,13 @@ def _answer(turns: Turns, name: str) -> tuple[str | None, Turns]:
         return None, []
     if turns[-1][0] != "assistant" or [role for role, _ in turns[-2:]].count("assistant") > 1:
         raise Odd(f"{name} does not end with one answer of an assistant")
-    return _ENDS.sub("", turns[-1][1]), turns[:-1]
+    return _without_end(turns[-1][1]), turns[:-1]
+
+
+def _without_end(answer: str) -> str:
+    while answer.rstrip().endswith(_ENDS):
+        answer = answer.rstrip().removesuffix("|>").rpartition("<|")[0].rstrip()
+    return answer
 
 
 def _conversation(turns: Turns, name: str) -> tuple[str, tuple[tuple[str, str], ...], str | None]:

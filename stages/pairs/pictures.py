@@ -52,12 +52,12 @@ def _from_text(text: str, find: Callable[[str], Path | str]) -> bytes | str:
         return _from_base64(text[found.end() :]) or f"{shown(text, 60)} is not valid base64"
     if text.startswith("data:"):
         return f"{shown(text, 60)} is a data URL without base64"
-    if _URL.match(text[:30]):
+    path = find(text) if len(text) <= MOST_CHARACTERS else f"{shown(text, 60)!r} is no file's name"
+    if isinstance(path, str) and _URL.match(text[:30]):
         raise Odd(
             f"the image {shown(text)!r} is an address, and nothing is downloaded while rows are "
             "read; img2dataset downloads images and writes tar files that are read here"
         )
-    path = find(text) if len(text) <= MOST_CHARACTERS else f"{shown(text, 60)} is no file's name"
     if isinstance(path, str):  # base64 of a JPEG begins with "/9j/", as a path could
         return (_BASE64.fullmatch(text) and _from_base64(text)) or path
     try:
