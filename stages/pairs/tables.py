@@ -90,11 +90,13 @@ def contents(path: Path, reading: Reading) -> Contents:
     described = _described(path, names, tables, reading)
     archives = [name for name in tables if ending(name) == ".tar"]
     objects = [name for name in tables if _is_no_table(path / name, reading)]
+    lists = [name for name in tables if name.removesuffix(".parquet") + ".tar" in archives]
     for few, why in (
         ([name for name in tables if PurePosixPath(name).match("cache-*.arrow")], "a cache"),
         ([name for name in tables if name not in described], f"not in {dataset_info.NAME}"),
-        (archives, "a tar beside tables, which may be of images"),
+        (lists, "img2dataset's list of what is in the tar of that name"),
         (objects, "one JSON object, and not rows"),
+        (archives, "a tar beside tables, which may be of images"),
     ):
         if few and len(few) < len(tables):
             left_out |= dict.fromkeys(few, why)
