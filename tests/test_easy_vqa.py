@@ -164,11 +164,11 @@ def test_answers_are_full_sentences_about_what_was_asked(question: str, answer: 
 
 
 def test_missing_or_broken_files_are_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"questions\.json is missing.*fetch@data"):
+    with pytest.raises(UserError, match=r"questions\.json is missing, or not.*dvc repro -f fetch"):
         list(easyvqa.records(tmp_path))
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "questions.json").write_text('[["what?", "red"]]')
-    with pytest.raises(UserError, match=r"questions\.json is not easy-VQA's list"):
+    with pytest.raises(UserError, match=r"questions\.json is missing, or not easy-VQA's list"):
         list(easyvqa.records(tmp_path))
     (tmp_path / "train" / "questions.json").write_text('[["what color is it?", "red", 3]]')
     with pytest.raises(UserError, match=r"3\.png is missing"):

@@ -324,7 +324,7 @@ def test_the_stage_fetches_what_a_preset_names_from_hf_endpoint(tmp_path):
                     "HF_ENDPOINT": url,
                     "HF_HOME": str(tmp_path / f"home-{item}"),
                     "HF_HUB_OFFLINE": "1" if item == "offline" else "0",
-                    "NO_PROXY": "127.0.0.1",
+                    "NO_PROXY": "127.0.0.1,localhost",
                 },
                 capture_output=True,
                 text=True,

@@ -130,7 +130,7 @@ def sharded(folder: Path) -> tuple[Path, Path]:
     """The weights in two shards and an index."""
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
-    where = {}
+    where: dict[str, str] = {}
     for number, names in enumerate((sorted(tensors)[:40], sorted(tensors)[40:]), start=1):
         file = f"model-{number:05d}-of-00002.safetensors"
         save_file({name: tensors[name] for name in names}, folder / file)
