@@ -115,7 +115,7 @@ def _normalise(data: bytes, limits: Limits) -> Normal | Refusal:
         what = f"{image.format} of {width} x {height} pixels"
         if width * height > limits.max_input_pixels:
             return Refusal("image_too_large", what)
-        # libtiff reads a tile whole: a file of 200 bytes, 100 x 100 pixels large, had one of 900 MB.
+        # libtiff reads a tile whole: a file of 200 bytes, of 100 x 100 pixels, had one of 900 MB.
         tags = getattr(image, "tag_v2", {})
         if int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_HEIGHT, 0)) > limits.max_input_pixels:
             return Refusal("image_too_large", f"{what}, with a larger tile")
