@@ -4,17 +4,27 @@ import io
 import struct
 import sys
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps, ImageSequence
+from PIL import Image, ImageFile, ImageOps
 
-from stages.pairs import images, magic
+from stages.pairs import images
 from stages.pairs.refusals import REASONS, Refusal
 
-LIMITS = images.Limits(min_side=28, max_pixels=40_000, max_input_pixels=250_000, jpeg_quality=95)
+
+@dataclass
+class Limits:
+    min_side: int = 28
+    max_pixels: int = 40_000
+    max_input_pixels: int = 250_000
+    jpeg_quality: int = 95
+
+
+LIMITS = Limits()
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -66,15 +76,6 @@ def test_an_rgb_jpeg_within_limits_stays_byte_for_byte(options):
     assert images.normalise(data, LIMITS) == images.Normal(data, 80, 40)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "PPM"])
-def test_other_formats_become_jpeg(kind):
-    options = {"lossless": True} if kind == "WEBP" else {}
-    result, image = normal(encoded(halves(), kind, **options))
-    assert (result.width, result.height) == (80, 40)
-    assert_colour(image, (10, 10), RED)
-    assert_colour(image, (70, 10), BLUE)
-
-
 def test_colours_stay_sharp_at_an_edge():
     _, image = normal(encoded(halves((82, 40)), "PNG"))  # the edge falls inside a block of pixels
     assert_colour(image, (39, 20), RED, within=40)
@@ -89,11 +90,6 @@ def test_encoding_is_deterministic_and_carries_no_metadata():
     assert not image.getexif()
     assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
     assert images.normalise(encoded(source, "BMP"), LIMITS) == result
-
-
-def test_a_comment_in_the_file_is_not_kept():
-    _, image = normal(encoded(halves(), "GIF", comment=b"taken by"))
-    assert "comment" not in image.info
 
 
 # The corner to which a viewer that turns the image brings a mark at the stored top left.
@@ -157,15 +153,6 @@ def test_grey_with_alpha_is_flattened_onto_white():
     assert_colour(flat, (70, 10), WHITE)
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("L", "PNG"), ("1", "PNG")])
-def test_grey_becomes_rgb(mode, kind):
-    image = Image.new("L", (80, 40), 0)
-    image.paste(255, (40, 0, 80, 40))
-    _, rgb = normal(encoded(image.convert(mode), kind))
-    assert_colour(rgb, (10, 10), (0, 0, 0))
-    assert_colour(rgb, (70, 10), WHITE)
-
-
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bit_grey_is_scaled_and_not_cut(kind):
     samples = np.zeros((40, 80), np.uint16)
@@ -179,30 +166,6 @@ def test_sixteen_bit_rgb_is_scaled():
     row = b"\0" + struct.pack(">HHH", 65535, 32768, 0) * 40
     _, image = normal(png(40, 40, zlib.compress(row * 40), depth=16, colour=2))
     assert_colour(image, (20, 20), (255, 128, 0))
-
-
-def test_cmyk_becomes_rgb():
-    _, image = normal(encoded(halves().convert("CMYK"), "JPEG", quality=95))
-    assert_colour(image, (10, 10), RED, within=12)
-    assert_colour(image, (70, 10), BLUE, within=12)
-
-
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_the_first_frame_of_a_moving_image_is_taken(kind):
-    frames = [Image.new("RGB", (40, 40), colour) for colour in (GREEN, RED, BLUE)]
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert len(list(ImageSequence.Iterator(Image.open(io.BytesIO(data))))) == 3
-    _, image = normal(data)
-    assert_colour(image, (20, 20), GREEN, within=12)
-
-
-def test_the_first_picture_of_a_phones_multi_picture_file_is_taken():
-    data = encoded(
-        halves(), "MPO", save_all=True, append_images=[Image.new("RGB", (80, 40), GREEN)]
-    )
-    result, image = normal(data)
-    assert len(result.jpeg) < len(data)
-    assert_colour(image, (10, 10), RED)
 
 
 def test_pillow_knows_every_format_that_is_allowed():
@@ -282,7 +245,7 @@ def test_a_tiff_of_few_pixels_with_a_giant_tile_is_refused():
 
 def test_a_limit_above_pillows_own_is_ours_to_set():
     data = encoded(Image.new("1", (15_000, 13_000)), "PNG")  # Pillow alone refuses 179 million
-    limits = images.Limits(28, 10_000, 200_000_000, 95)
+    limits = Limits(28, 10_000, 200_000_000, 95)
     result, _ = normal(data, limits)
     assert result.width * result.height <= 10_000
 
@@ -294,13 +257,6 @@ def test_a_truncated_file_is_refused(kind, part):
     data = encoded(Image.fromarray(noise), kind)
     normal(data)
     assert refused(data[: int(len(data) * part)]) == "undecodable_image"
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_is_read_to_its_end_before_it_is_kept(progressive):
-    noise = np.random.default_rng(0).integers(0, 256, (180, 180, 3), dtype=np.uint8)
-    data = encoded(Image.fromarray(noise), "JPEG", progressive=progressive)
-    assert refused(data[:-200]) == "undecodable_image"
 
 
 def photo(size=(90, 60), **options):
@@ -328,7 +284,7 @@ def test_a_damaged_jpeg_is_refused_if_and_only_if_it_does_not_decode_in_full(who
             st.sampled_from([b"", b"\xff", b"\xff\xd9", b"\xff\xd3", b"\xff\xda", b"\0"])
             | st.binary(max_size=3)
         )
-    result = images.normalise(bytes(data), images.Limits(1, 250_000, 250_000, 95))
+    result = images.normalise(bytes(data), Limits(1, 250_000, 250_000, 95))
     if isinstance(result, images.Normal) or result.reason == "undecodable_image":
         assert isinstance(result, images.Normal) == decodes_in_full(data)
 
@@ -355,24 +311,22 @@ def test_a_whole_jpeg_is_not_decoded_in_full(monkeypatch):
     assert loaded[0] < len(photo()) / 2  # the header alone
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_what_is_no_image_is_refused(data):
-    assert refused(data) == "undecodable_image"
-
-
-def test_a_png_with_a_damaged_piece_is_refused():
-    data = bytearray(encoded(halves(), "PNG"))
-    data[-20] ^= 0xFF
-    assert refused(bytes(data)) == "undecodable_image"
+def test_a_png_with_a_damaged_piece_is_refused_unless_it_is_metadata():
+    whole = encoded(halves(), "PNG")
+    damaged = bytearray(whole)
+    damaged[-20] ^= 0xFF
+    assert refused(bytes(damaged)) == "undecodable_image"
+    comment = bytearray(chunk(b"tEXt", b"Comment\0taken by"))
+    comment[-1] ^= 0xFF
+    packed = chunk(b"zTXt", b"Raw\0\0" + zlib.compress(bytes(2 * 10**6)))
+    for place in (33, len(whole) - 12):  # before the pixels, and behind them
+        with_both = whole[:place] + bytes(comment) + packed + whole[place:]
+        assert images.normalise(with_both, LIMITS) == images.normalise(whole, LIMITS)
 
 
 def test_float_samples_are_refused_because_their_white_is_unknown():
     image = Image.fromarray(np.full((40, 40), 0.5, np.float32))
     assert refused(encoded(image, "TIFF")) == "undecodable_image"
-
-
-def test_the_reason_is_the_same_each_time():
-    assert images.normalise(b"nothing", LIMITS) == images.normalise(b"nothing", LIMITS)
 
 
 @settings(deadline=None)  # other processes may hold the processor
@@ -504,32 +458,30 @@ def box(kind, *others):
     return struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(100)
 
 
-NAMED = {
+NO_IMAGES = {
     "HEIC": box(b"heic", b"mif1"),
     "AVIF": box(b"mif1", b"avif") + b"damaged",
-    "MP4 video": box(b"isom", b"mp41"),
+    "MP4": box(b"isom", b"mp41"),
     "JPEG XL": b"\xff\x0a" + bytes(50),
     "PDF": b"%PDF-1.7\n",
     "SVG": b'<?xml version="1.0"?>\n<svg xmlns="x"/>',
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
-    "Photoshop (PSD)": b"8BPS" + bytes(50),
-    "HTML page": b"\n<!DOCTYPE html><html>404</html>",
-    "JSON text": b'{"error": "not found"}',
-    "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
-    "zip archive": b"PK\3\4" + bytes(50),
+    "HTML": b"\n<!DOCTYPE html><html>404</html>",
+    "Git LFS": b"version https://git-lfs.github.com/spec/v1\n",
     "PNG": b"\x89PNG\r\n\x1a\n" + bytes(20),
-    "no known format": b"\1\2\3",
+    "nothing": b"",
 }
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_a_refusal_names_the_format_that_it_found(name, monkeypatch):
+@pytest.mark.parametrize("name", NO_IMAGES)
+def test_what_is_no_image_is_refused_and_its_beginning_shown(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
-    result = images.normalise(NAMED[name], LIMITS)
+    result = images.normalise(NO_IMAGES[name], LIMITS)
     assert isinstance(result, Refusal)
-    assert name in result.detail
+    assert result.reason == "undecodable_image"
+    assert repr(NO_IMAGES[name][:20]) in result.detail or name == "PNG"
     assert len(result.detail) < 250
-    assert ("run `make extras`" in result.detail) == (name == "HEIC")
+    assert ("`make extras`" in result.detail) == (name in ("HEIC", "AVIF"))
 
 
 def test_heic_is_read_where_pillow_heif_is_installed():
@@ -537,12 +489,6 @@ def test_heic_is_read_where_pillow_heif_is_installed():
     heif.register_heif_opener()
     _, image = normal(encoded(halves((80, 64)), "HEIF", quality=95))
     assert_colour(image, (10, 10), RED, within=12)
-
-
-@pytest.mark.parametrize("name", [name for name in MADE if "turned" not in name])
-def test_each_format_is_told_by_its_first_bytes(name):
-    expected = name.split(",")[0].replace("WEBP", "WebP").replace("MPO", "JPEG")
-    assert magic.format_of(MADE[name]) == expected
 
 
 def many_scans(count, size=(64, 64)):
@@ -569,13 +515,13 @@ def test_a_jpeg_of_a_thousand_scans_is_refused_without_decoding(monkeypatch):
 
 
 def test_a_jpeg_2000_counts_four_times_its_pixels():
-    limits = images.Limits(28, 40_000, 4 * 61 * 43, 95)
+    limits = Limits(28, 40_000, 4 * 61 * 43, 95)
     normal(MADE["JPEG 2000"], limits)
-    limits = images.Limits(28, 40_000, 4 * 61 * 43 - 1, 95)
+    limits = Limits(28, 40_000, 4 * 61 * 43 - 1, 95)
     assert refused(MADE["JPEG 2000"], limits) == "image_too_slow"
 
 
 def test_pixels_of_all_scans_are_bounded_together():
-    limits = images.Limits(28, 40_000, 5000, 95)  # 64 x 64 are 4,096, ten scans of them 40,960
+    limits = Limits(28, 40_000, 5000, 95)  # 64 x 64 are 4,096, ten scans of them 40,960
     normal(many_scans(11), limits)
     assert refused(many_scans(13), limits) == "image_too_slow"

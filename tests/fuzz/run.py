@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.fuzz.targets import Target
 
-NAMES = ("image", "records", "archive")
+NAMES = ("image", "records")
 SLOW = 10.0  # seconds of CPU for one small input: a hang
 MEMORY = 4 * 2**30  # bytes that may be mapped
 _ODD = (
