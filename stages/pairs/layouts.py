@@ -37,10 +37,10 @@ UNREAD = {
 KNOWN = (
     ("ms-swift", ("messages", "conversations"), "", "rejected_messages"),
     ("ms-swift", ("messages", "conversations"), "", "rejected_response"),
-    ("LLaMA-Factory ranking", ("messages", "conversations"), "chosen", "rejected"),
     ("ms-swift", ("query", "question", "prompt"), "response", "rejected_response"),
-    ("LLaMA-Factory Alpaca ranking", ("instruction",), "chosen", "rejected"),
     ("TRL preference", ("prompt",), "chosen", "rejected"),
+    ("LLaMA-Factory ranking", ("messages", "conversations"), "chosen", "rejected"),
+    ("LLaMA-Factory Alpaca ranking", ("instruction",), "chosen", "rejected"),
     ("question, chosen, rejected", ("question",), "chosen", "rejected"),
     ("TRL preference, implicit prompt", ("",), "chosen", "rejected"),
 )
