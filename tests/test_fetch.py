@@ -264,7 +264,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "too often": ({"status": 429}, {}, r"asked too often \(HTTP 429\); wait a few minutes"),
     "altered": ({"wrong": ["rows.jsonl"]}, {}, "rows.jsonl does not have the content"),
     "cut": ({"short": ["rows.jsonl"]}, {}, "rows.jsonl does not have|arrived incomplete"),
-    "offline": ({}, {"offline": True}, "HF_HUB_OFFLINE is set.*kind: path"),
+    "offline": ({}, {"offline": True}, "HF_HUB_OFFLINE is set"),
     "no network": ({}, {"url": "http://no-such-host.invalid"}, "can't be reached"),
     "no address": ({}, {"url": "localhost/hub"}, "is not an address"),
 }

@@ -15,7 +15,7 @@ from stages.core.errors import UserError
 from stages.params import params
 from stages.reporting import card
 from stages.sources import source as fetched
-from stages.sources.source import Source, strictest
+from stages.sources.source import Source
 from stages.tuning.config import sha256
 from stages.tuning.process import WEIGHTS
 
@@ -55,7 +55,7 @@ def write(
         shutil.copyfile(name, folder / name)
     config = json.loads((at.adapter / CONFIG).read_text(encoding="utf-8"))
     _write(folder / CONFIG, config | named(base))
-    licence = card.licence_of(strictest(each.licence for each in data), base.licence)
+    licence = card.licence_of(card.strictest(each.licence for each in data), base.licence)
     (folder / "LICENCES.md").write_text(licences(data, base, licence), encoding="utf-8")
     facts = {
         "version": version,

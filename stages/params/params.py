@@ -27,7 +27,7 @@ from ruamel.yaml.error import YAMLError
 from stages.core.errors import UserError, did_you_mean
 from stages.core.schema import Section, SourceSection
 from stages.params import arguments, rules
-from stages.sources import kinds
+from stages.sources.kinds import KINDS
 
 PARAMS_FILE = Path("params.yaml")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|gdrive:", re.IGNORECASE)
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     DataSource: TypeAlias = SourceSection
     ModelSource: TypeAlias = SourceSection
 else:  # one of the kinds of sources that are registered, told by ``kind``
-    DataSource = Union[kinds.data_sections()]  # noqa: UP007
-    ModelSource = Union[kinds.model_sections()]  # noqa: UP007
+    DataSource = Union[tuple(kind.section for kind in KINDS.values())]  # noqa: UP007
+    ModelSource = Union[tuple(k.model_section for k in KINDS.values() if k.model_section)]  # noqa: UP007
 
 # Of a source of data: DVC's item, a folder below data/raw, and the origin of its rows.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")]
@@ -323,7 +323,7 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
     section: type[BaseModel] = Params
     for i, part in enumerate(location):
         if _is_kind(location, i):
-            kind = kinds.KINDS[str(part)]
+            kind = KINDS[str(part)]
             section = (location[0] == "model" and kind.model_section) or kind.section
         elif str(part) in section.model_fields:
             annotation = section.model_fields[str(part)].annotation

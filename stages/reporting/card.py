@@ -10,7 +10,7 @@ them.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from stages.reporting import tables
 from stages.reporting.text import capitalized, cell, code, fenced, literal, without_absolute_paths
 from stages.sources.kinds import KINDS
 from stages.sources.local import PathModel
-from stages.sources.source import LICENCES, About, Source, identifier, strictest
+from stages.sources.source import About, Source
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 
@@ -226,6 +226,40 @@ def render(
 
 # --------------------------------------------------------------------------------------------------
 # Licences
+
+# Licences by the Hub's names, each more restrictive than those before it: what is made from works
+# under both may be passed on under the later one. Others (share-alike alone, no derivatives, a
+# model's own licence) fit into no such order: next to a different one, both are named.
+LICENCES = (
+    "cc0-1.0",
+    "unlicense",
+    "mit",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "apache-2.0",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+)
+
+
+def strictest(licences: Iterable[str | None]) -> str | None:
+    """The licence of several works taken together; ``None`` if one of them is unknown.
+
+    All in ``LICENCES``: the latest there. Else no rule says which holds, and all are named.
+    """
+    given = list(licences)
+    if not all(given):
+        return None
+    named = {identifier(str(licence)): str(licence) for licence in given}
+    if all(name in LICENCES for name in named):
+        return named[max(named, key=LICENCES.index)]
+    return " and ".join(named.values())
+
+
+def identifier(licence: str) -> str:
+    """Spelt as the Hub does: "CC BY-NC 4.0" is cc-by-nc-4.0."""
+    return "-".join(licence.lower().split())
 
 
 def licence_of(data: str | None, base: str | None) -> Licence:

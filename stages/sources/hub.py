@@ -1,6 +1,6 @@
 """Kind ``hub``: a repository on the Hugging Face Hub at one commit.
 
-The Hub's own library downloads, with Xet where the repository has it. What is ours: the commit is
+The Hub's own library downloads, by Xet where the repository has it. What is ours: the commit is
 resolved once, room on the disk is looked for first, what may run code stays there, and each file is
 held against the size and digest that the Hub announced.
 """
@@ -8,7 +8,7 @@ held against the size and digest that the Hub announced.
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -57,13 +57,13 @@ class Announced:
 
     def is_right(self, path: Path) -> bool:
         """Whether the file at ``path`` has the announced size and content."""
-        if not path.is_file() or source.size_of(path) != self.size:
+        if not path.is_file() or path.stat().st_size != self.size:
             return False
-        if len(self.digest) == 64:
-            return source.sha256_of(path) == self.digest
-        digest = hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
+        large = len(self.digest) == 64
+        digest = hashlib.new("sha256" if large else "sha1", usedforsecurity=False)
+        digest.update(b"" if large else f"blob {self.size}\0".encode())
         with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
+            while block := stream.read(2**20):
                 digest.update(block)
         return digest.hexdigest() == self.digest
 
@@ -78,57 +78,48 @@ def fetch_model(asked: HubModel, out: Path, *, allow_pickle: bool, allow_code: b
     return fetch(asked, out, "model", allow_pickle=allow_pickle, allow_code=allow_code)
 
 
-def fetch(
-    asked: HubModel,
-    out: Path,
-    repo_type: RepoType,
-    *,
-    allow_pickle: bool = False,
-    allow_code: bool = False,
-) -> Source:
+def fetch(asked: HubModel, out: Path, repo_type: RepoType, **allowed: bool) -> Source:
     """Bring the files of a repository that match any pattern of ``asked.files`` into ``out``.
 
     A ``revision`` may be a branch, a tag or a commit. Of a commit that ``out`` holds already,
     nothing is asked; else only what is missing or wrong is downloaded. ``HF_ENDPOINT``,
-    ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and ``HF_HUB_DOWNLOAD_TIMEOUT`` hold.
+    ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and ``HF_HUB_DOWNLOAD_TIMEOUT`` hold. ``allowed`` may be
+    ``allow_pickle`` and ``allow_code``.
 
     Raises:
         UserError: no access, no such repository, revision or file, no network, wrong content, no
             room, or a model that later stages can't use.
     """
-    trusted = allow_pickle or allow_code
-    if not trusted and (kept := _kept(asked, out)):
+    if not any(allowed.values()) and (kept := _kept(asked, out)):
         return kept
+    repo = asked.repo
     commit, licence, files = _look_up(asked, repo_type)
-    wanted = _select(asked, files, allow_pickle=allow_pickle, allow_code=allow_code)
+    wanted = _select(asked, files, **allowed)
     names = [file.path for file in wanted]
-    weights = [file for file in wanted if repo_type == "model" and base_model.is_weights(file.path)]
+    weights = {name for name in names if repo_type == "model" and base_model.is_weights(name)}
+    allow_pickle = allowed.get("allow_pickle", False)
     if repo_type == "model":
-        there = [file.path for file in files]
-        base_model.check_weights_exist(asked.repo, names, there, allow_pickle)
+        base_model.check_weights_exist(repo, names, [file.path for file in files], allow_pickle)
     elif not any(map(ending, names)):
-        raise UserError(
-            f"{asked.repo}: none of the files that match {', '.join(asked.files)} is a Parquet, "
-            "JSON, JSONL, CSV or other table; name some in files"
-        )
+        raise UserError(f"{repo}: no table matches {', '.join(asked.files)}; name some in files")
     source.begin(out)
     missing = [file for file in wanted if not file.is_right(out / file.path)]
-    source.check_room(out, sum(file.size for file in missing), what=asked.repo)
+    source.check_room(out, sum(file.size for file in missing), what=repo)
     with _explained(asked, repo_type):
-        _download(asked.repo, repo_type, commit, [f for f in missing if f not in weights], out)
+        _bring([f for f in missing if f.path not in weights], out, repo, repo_type, commit)
     if repo_type == "model":  # refused before gigabytes arrive
-        base_model.check_model(out, names, name=asked.repo, allow_pickle=allow_pickle)
+        base_model.check_model(out, names, name=repo, allow_pickle=allow_pickle)
         with _explained(asked, repo_type):
-            _download(asked.repo, repo_type, commit, [f for f in missing if f in weights], out)
-        base_model.check_weights(out, names, name=asked.repo)
-    described = tuple(
-        File(f.path, f.size, f.digest) if len(f.digest) == 64 else source.described(out, f.path)
-        for f in wanted
+            _bring([f for f in missing if f.path in weights], out, repo, repo_type, commit)
+        base_model.check_weights(out, names, name=repo)
+    found = (
+        File(file.path, file.size, file.digest)
+        if len(file.digest) == 64
+        else source.described(out / file.path, file.path)
+        for file in wanted
     )
-    patterns = tuple(asked.files)
-    return source.finish(
-        out, Source("hub", asked.repo, asked.revision, commit, licence, described, patterns)
-    )
+    given = ("hub", repo, asked.revision, commit, licence)
+    return source.finish(out, Source(*given, tuple(found), tuple(asked.files)))
 
 
 def _kept(asked: HubModel, out: Path) -> Source | None:
@@ -140,8 +131,8 @@ def _kept(asked: HubModel, out: Path) -> Source | None:
     has = (had.kind, had.repo, had.revision, had.commit, had.patterns)
     if has != ("hub", asked.repo, asked.revision, asked.revision, tuple(asked.files)):
         return None
-    safe = all(is_permitted(f.path, allow_pickle=False, allow_code=False) for f in had.files)
-    return had if safe and all(source.is_there(out / f.path, f) for f in had.files) else None
+    right = all(is_permitted(f.path) and source.is_there(out / f.path, f) for f in had.files)
+    return had if right else None
 
 
 def _look_up(asked: HubModel, repo_type: RepoType) -> tuple[str, str | None, list[Announced]]:
@@ -170,68 +161,56 @@ def _look_up(asked: HubModel, repo_type: RepoType) -> tuple[str, str | None, lis
         card = info.card_data or {}
         licence = card.get("license")
         licence = card.get("license_name") or licence if licence == "other" else licence
-    return (
-        str(info.sha),
-        ", ".join(licence) if isinstance(licence, list) else licence,
-        files,
-    )
+        licence = ", ".join(licence) if isinstance(licence, list) else licence
+    return digests[0], licence, files
 
 
-def _select(
-    asked: HubModel, files: Sequence[Announced], *, allow_pickle: bool, allow_code: bool
-) -> list[Announced]:
+def _select(asked: HubModel, files: Sequence[Announced], **allowed: bool) -> list[Announced]:
     """The files that match a pattern and may be fetched."""
-    matching = [file for file in files if file.path != FETCHED and matches(file.path, asked.files)]
+    # As huggingface_hub's allow_patterns: "*" also crosses "/", "folder/" is all of it.
+    patterns = [f"{each}*" if each.endswith("/") else each for each in asked.files]
+    matching = [
+        file
+        for file in files
+        if file.path != FETCHED and any(fnmatch.fnmatchcase(file.path, each) for each in patterns)
+    ]
     if not matching:
         raise UserError(
             f"{asked.repo}: no file matches {', '.join(asked.files)}; the repository holds "
             f"{listed((file.path for file in files), 5, longest=80) or 'nothing'}"
         )
     alike: dict[str, str] = {}
-    for file in matching:
-        parts = file.path.split("/")
-        if {"", ".", ".."} & set(parts) or re.search(r"[\\\0\n\r]", file.path) or ":" in parts[0]:
+    for path in (file.path for file in matching):
+        parts = path.split("/")
+        if {"", ".", ".."} & set(parts) or re.search(r"[\\\0\n\r]", path) or ":" in parts[0]:
             raise UserError(
-                f"{asked.repo}: the file name {file.path!r} leads out of its folder; this "
-                "repository can't be trusted"
+                f"{asked.repo}: the file name {path!r} leads out of its folder; this repository "
+                "can't be trusted"
             )
-        other = alike.setdefault(key(file.path), file.path)
-        if other != file.path:
+        if (other := alike.setdefault(key(path), path)) != path:
             raise UserError(
-                f"{asked.repo}: {shown(other)} and {shown(file.path)} differ in case alone, so "
-                "that some systems can keep only one of them; leave one out by the patterns of "
-                "files"
+                f"{asked.repo}: {shown(other)} and {shown(path)} differ in case alone, so that "
+                "some systems can keep only one of them; leave one out by the patterns of files"
             )
     visible = [file for file in matching if not is_hidden(file.path)]
-    safe = [
-        file
-        for file in visible
-        if is_permitted(file.path, allow_pickle=allow_pickle, allow_code=allow_code)
-    ]
+    safe = [file for file in visible if is_permitted(file.path, **allowed)]
     if left_out := sorted({file.path for file in visible} - {file.path for file in safe}):
         those = listed(left_out, longest=200)
         print(f"{asked.repo}: left out, because they can run code when loaded: {those}")
     return safe
 
 
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """As huggingface_hub's ``allow_patterns``: "*" also crosses "/", "folder/" is all of it."""
-    return any(fnmatch.fnmatchcase(name, f"{p}*" if p.endswith("/") else p) for p in patterns)
-
-
-def _download(
-    repo: str, repo_type: RepoType, commit: str, missing: Sequence[Announced], out: Path
+def _bring(
+    missing: Sequence[Announced], out: Path, repo: str, repo_type: RepoType, commit: str
 ) -> None:
-    """Bring files into ``out``, each complete and as announced. Whatever an interrupted call had
-    completed is in ``out`` already.
+    """Download files into ``out``, each complete and as announced. What an interrupted call had
+    completed is there already.
 
     File by file, not by ``snapshot_download``: it does the same, but where one fails, or Ctrl-C is
     pressed, it waits for all that are under way. These threads are daemons, and nobody waits.
     """
     from huggingface_hub import hf_hub_download
 
-    if not missing:
-        return
     partial = out / PARTIAL
     for abandoned in partial.rglob("*.incomplete"):  # which the library never resumes
         abandoned.unlink()
@@ -251,14 +230,8 @@ def _download(
         set_transfer_postfix_str = update_transfer
 
     def bring(file: Announced) -> None:
-        hf_hub_download(
-            repo,
-            file.path,
-            repo_type=repo_type,
-            revision=commit,
-            local_dir=partial,
-            tqdm_class=Part,
-        )
+        place: Any = {"revision": commit, "repo_type": repo_type, "local_dir": partial}
+        hf_hub_download(repo, file.path, tqdm_class=Part, **place)
         if not file.is_right(partial / file.path):
             (partial / file.path).unlink(missing_ok=True)
             raise UserError(
@@ -270,7 +243,7 @@ def _download(
 
     total = sum(file.size for file in missing)
     with (
-        tqdm(total=total, unit="B", unit_scale=True, desc=repo) as bar,
+        tqdm(total=total, unit="B", unit_scale=True, desc=repo, disable=not missing) as bar,
         ThreadPool(CONNECTIONS) as pool,
     ):
         for _ in pool.imap_unordered(bring, missing):
@@ -282,7 +255,6 @@ def _explained(asked: HubModel, repo_type: RepoType) -> Iterator[None]:
     """Turn what goes wrong between here and the Hub into one sentence with the fix."""
     import httpx
     from huggingface_hub import constants, logging
-    from huggingface_hub.errors import OfflineModeIsEnabled
 
     # Its warnings hold the addresses that it asks, and those may hold passwords and signatures.
     logging.set_verbosity_error()
@@ -293,11 +265,9 @@ def _explained(asked: HubModel, repo_type: RepoType) -> Iterator[None]:
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, TypeError) as error:
         told = hub_errors.explain(error, asked.repo, page=page, revision=asked.revision)
         if told is None and isinstance(error, OSError):
-            if error.errno is not None:
+            if error.errno is not None:  # of the disk
                 raise
             told = f"{asked.repo} arrived incomplete; run the same command again"
-        if isinstance(error, OfflineModeIsEnabled):
-            told = f"{told}, or name a folder to which it was downloaded elsewhere (kind: path)"
         raise UserError(
             told
             or f"{site} does not answer as a Hugging Face Hub does (a commit, and the size and "
@@ -309,14 +279,12 @@ def _address(name: str, commit: str, is_data: bool) -> str:
     return f"https://huggingface.co/{'datasets/' if is_data else ''}{name}/tree/{commit}"
 
 
-_KNOWN = {
-    "helehan/topic-overwrite": About(
-        "en",
-        "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that "
-        "model gets wrong may be among the chosen answers.",
-        ("tpo",),
-    ),
-}
+_TOPIC_OVERWRITE = About(
+    "en",
+    "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that model "
+    "gets wrong may be among the chosen answers.",
+    ("tpo",),
+)
 KIND = Kind(
     section=HubData,
     model_section=HubModel,
@@ -325,5 +293,5 @@ KIND = Kind(
     name=lambda _, fetched: str(fetched.repo),
     words=lambda fetched: f"`{fetched.repo}` on the Hugging Face Hub",
     address=_address,
-    about=lambda fetched: _KNOWN.get(str(fetched.repo)),
+    about=lambda got: _TOPIC_OVERWRITE if got.repo == "helehan/topic-overwrite" else None,
 )

@@ -22,16 +22,6 @@ if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
 KINDS: dict[str, Kind] = {kind.tag: kind for kind in (hub.KIND, local.KIND, easyvqa.KIND)}
 
 
-def data_sections() -> tuple[type[SourceSection], ...]:
-    """What an entry of ``data.sources`` may hold."""
-    return tuple(kind.section for kind in KINDS.values())
-
-
-def model_sections() -> tuple[type[SourceSection], ...]:
-    """What ``model.source`` may hold."""
-    return tuple(kind.model_section for kind in KINDS.values() if kind.model_section)
-
-
 def read(
     places: Mapping[str, Path], sources: Mapping[str, SourceSection]
 ) -> "tuple[Iterator[Record], Iterator[Question], int | None]":

@@ -1,21 +1,20 @@
 """Kind ``path``: files of this machine, copied as they are: tables and their images, an archive of
 these, or the folder of a base model."""
 
-import lzma
 import re
 import shutil
 import tarfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from tqdm import tqdm
 
+from stages.core import command
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
 from stages.core.text import listed, readable, shown
@@ -74,7 +73,7 @@ def fetch_data(asked: PathData, out: Path) -> Source:
             if files.setdefault(each, at) != at:
                 raise UserError(f"path names two files {each}; put them into folders")
     for each in list(files):
-        if not is_permitted(each, allow_pickle=False, allow_code=False):
+        if not is_permitted(each):
             del files[each]
     if not any(map(ending, files)):
         raise UserError(
@@ -142,8 +141,7 @@ def copy_all(
         described, missing = [], []
         for name, path in sorted(files.items()):
             source.refuse_lfs_pointer(path, str(path))
-            file = source.File(name, source.size_of(path), source.sha256_of(path))
-            described.append(file)
+            described.append(file := source.described(path, name))
             if not source.is_there(out / name, file):
                 missing.append(file)
         source.check_room(out, sum(file.size for file in missing), what=f"the {kind} source")
@@ -161,14 +159,17 @@ def copy_all(
 def is_archive(path: Path) -> bool:
     """Whether a file is to be unpacked: a zip or tar, but for a tar of samples, which is a table.
 
-    A tar of samples (webdataset) has no JSON file without others of the same stem.
+    In a tar of samples (webdataset) every table shares its stem with another file.
     """
-    if not path.is_file() or _format(path) is None:
+    if not path.is_file() or not _format(path):
         return False
     if not path.name.lower().endswith(".tar"):
         return True
-    with _explained(path), tarfile.open(path) as tar:
-        names = [name for name in tar.getnames() if not is_hidden(name)]
+    try:
+        with tarfile.open(path) as packed:
+            names = [name for name in packed.getnames() if not is_hidden(name)]
+    except tarfile.TarError:
+        return False  # whoever reads it as a table says what is wrong
     stems = Counter(PurePosixPath(name).with_suffix("") for name in names)
     return any(ending(name) and stems[PurePosixPath(name).with_suffix("")] == 1 for name in names)
 
@@ -179,17 +180,26 @@ def unpacked(path: Path, folder: Path) -> Path:
     Raises:
         UserError: it is damaged, needs a password, has a member that leads out, or is too large.
     """
-    total = 0
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    with _explained(path):
+    try:
+        total = 0
         for size in _sizes(path):
             total += size
             if total > MOST:
                 raise UserError(f"{path} would unpack to more than {readable(MOST)}; divide it")
-        source.check_room(folder.parent, total, what=f"{path}, unpacked,")
-        tar_only = {} if _format(path) == "zip" else {"filter": "data"}
-        shutil.unpack_archive(path, folder, _format(path), **tar_only)  # type: ignore[arg-type]
+        source.check_room(folder, total, what=f"{path}, unpacked,")
+        tar_only: Any = {} if _format(path) == "zip" else {"filter": "data"}
+        shutil.unpack_archive(path, folder, _format(path), **tar_only)
+    except UserError:
+        raise
+    except Exception as error:  # the readers of archives have a dozen of their own
+        if isinstance(error, OSError) and error.errno in command.DISK:
+            raise
+        raise UserError(
+            f"{path} can't be unpacked ({shown(error)}); pack it again with plain files alone and "
+            "no password"
+        ) from None
     return folder
 
 
@@ -205,25 +215,8 @@ def _sizes(path: Path) -> Iterator[int]:
         with zipfile.ZipFile(path) as packed:
             yield from (info.file_size for info in packed.infolist())
     else:
-        with tarfile.open(path) as tar:
-            yield from (info.size for info in tar)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what the readers of archives raise into one sentence."""
-    try:
-        yield
-    except (
-        *(zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError),
-        *(RuntimeError, NotImplementedError, ValueError, OSError),
-    ) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(
-            f"{path} can't be unpacked ({shown(error)}); pack it again with plain files alone and "
-            "no password"
-        ) from None
+        with tarfile.open(path) as packed:
+            yield from (info.size for info in packed)
 
 
 def refuse_nested(path: Path, out: Path) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -78,12 +78,10 @@ def begin(out: Path) -> None:
     """Make ``out`` ready to be filled; a folder with other content is refused, not cleared.
 
     Raises:
-        UserError: it is a file, holds something else, or can't be written.
+        UserError: it holds something else, or can't be written.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; the source is fetched into a folder of that name")
     ours = (out / FETCHED).exists() or (out / PARTIAL).exists()
-    if out.exists() and any(out.iterdir()) and not ours:
+    if out.is_dir() and any(out.iterdir()) and not ours:
         raise UserError(
             f"{out} holds files that fetch did not put there; move them away or delete the folder"
         )
@@ -119,46 +117,34 @@ def finish(out: Path, source: Source) -> Source:
     """Clear ``out`` of what the source does not have, and write ``SOURCE.json``."""
     shutil.rmtree(out / PARTIAL)
     keep = {file.path for file in source.files}
-    for folder, subfolders, files in os.walk(out, topdown=False):
-        for name in files:
-            path = Path(folder) / name
-            if path.relative_to(out).as_posix() not in keep:
-                path.unlink()
-        for name in subfolders:
-            path = Path(folder) / name
-            if path.is_symlink():
-                path.unlink()
-            elif not any(path.iterdir()):
+    for path in sorted(out.rglob("*"), reverse=True):  # a folder comes after what it holds
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
                 path.rmdir()
+        elif path.relative_to(out).as_posix() not in keep:
+            path.unlink()
     values = asdict(source)
     if not source.patterns:
         del values["patterns"]
-    files_ = sorted(values.pop("files"), key=lambda file: str(file["path"]))
+    files = sorted(values.pop("files"), key=lambda file: str(file["path"]))
     head = json.dumps(values, indent=1, ensure_ascii=False).removesuffix("\n}")
-    lines = ",\n".join(f"  {json.dumps(file, ensure_ascii=False)}" for file in files_)
+    lines = ",\n".join(f"  {json.dumps(file, ensure_ascii=False)}" for file in files)
     (out / FETCHED).write_text(f'{head},\n "files": [\n{lines}\n ]\n}}\n', encoding="utf-8")
     return source
 
 
-def described(folder: Path, name: str) -> File:
-    """A file below ``folder``, as it is."""
-    return File(name, size_of(folder / name), sha256_of(folder / name))
+def described(path: Path, name: str) -> File:
+    """A file as it is, under its name in the folder."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return File(name, path.stat().st_size, digest)
 
 
 def is_there(path: Path, file: File) -> bool:
     """Whether there is a file of this size and content."""
-    return path.is_file() and size_of(path) == file.size and sha256_of(path) == file.sha256
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def size_of(path: Path) -> int:
-    """Size in bytes; 0 if there is no file."""
-    return path.stat().st_size if path.is_file() else 0
+    return (
+        path.is_file() and path.stat().st_size == file.size and described(path, file.path) == file
+    )
 
 
 def refuse_lfs_pointer(path: Path, name: str) -> None:
@@ -167,54 +153,18 @@ def refuse_lfs_pointer(path: Path, name: str) -> None:
     Raises:
         UserError: it is one; ``name`` says of what.
     """
-    if 0 < size_of(path) < 1024 and path.read_bytes().startswith(
-        b"version https://git-lfs.github.com/spec/"
-    ):
+    start = b"version https://git-lfs.github.com/spec/"
+    if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(start):
         raise UserError(
             f"{name} is a Git LFS pointer, not the file itself; run `git lfs pull` in its "
             "repository"
         )
 
 
-def is_permitted(name: str, *, allow_pickle: bool, allow_code: bool) -> bool:
+def is_permitted(name: str, *, allow_pickle: bool = False, allow_code: bool = False) -> bool:
     """Whether a file may be fetched: not what can run code when loaded, unless that is trusted."""
     kind = suffix(name)
     return (allow_pickle or kind not in PICKLES) and (allow_code or kind not in CODE)
-
-
-# Licences by the Hub's names, each more restrictive than those before it: what is made from works
-# under both may be passed on under the later one. Others (share-alike alone, no derivatives, a
-# model's own licence) fit into no such order: next to a different one, both are named.
-LICENCES = (
-    "cc0-1.0",
-    "unlicense",
-    "mit",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "apache-2.0",
-    "cc-by-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0",
-)
-
-
-def strictest(licences: Iterable[str | None]) -> str | None:
-    """The licence of several works taken together; ``None`` if one of them is unknown.
-
-    All in ``LICENCES``: the latest there. Else no rule says which holds, and all are named.
-    """
-    given = list(licences)
-    if not all(given):
-        return None
-    named = {identifier(str(licence)): str(licence) for licence in given}
-    if all(name in LICENCES for name in named):
-        return named[max(named, key=LICENCES.index)]
-    return " and ".join(named.values())
-
-
-def identifier(licence: str) -> str:
-    """Spelt as the Hub does: "CC BY-NC 4.0" is cc-by-nc-4.0."""
-    return "-".join(licence.lower().split())
 
 
 # What the entries of data.sources have in common
@@ -279,26 +229,25 @@ class About:
 class Kind:
     """How one kind of source is written in params.yaml, fetched, read and described.
 
-    Functions get the kind's own section of params.yaml or the folder's ``SOURCE.json`` as read.
+    section, model_section: the keys in params.yaml, one of them ``kind: Literal["its name"]``; no
+        ``model_section``: it has no models.
+    fetch_data: ``fetch_data(section, out)`` fills ``out`` through ``begin`` and ``finish``.
+    fetch_model: ``fetch_model(section, out, allow_pickle=…, allow_code=…)``.
+    name: what people call a source, by its section and its SOURCE.json: no place on this machine.
+    words: the same as part of a sentence of a data set's description, in Markdown.
+    read: records and held-out questions of a fetched folder; None: tables (``pairs.tables``).
+    address: where a name at a commit is published, given whether it is a data set.
+    about: what else is known of a data set.
     """
 
     section: type[SourceSection]
-    """The keys in params.yaml; one is ``kind: Literal["its name"]``."""
     fetch_data: Callable[[Any, Path], Source]
-    """``fetch_data(section, out)`` fills ``out`` through ``begin`` and ``finish``."""
     name: Callable[[Any, Source], str]
-    """What people call it: a repository, a package, a folder; no place on this machine."""
     words: Callable[[Source], str]
-    """The same as part of a sentence of a data set's description, in Markdown."""
     fetch_model: Callable[..., Source] | None = None
-    """``fetch_model(section, out, allow_pickle=…, allow_code=…)``."""
     model_section: type[SourceSection] | None = None
-    """The keys of a base model's source; None: it has no models."""
     read: Callable[[Path], tuple[Iterator["Record"], Iterator["Question"]]] | None = None
-    """Records and held-out questions of a fetched folder; None: tables (``pairs.tables``)."""
     address: Callable[[str, str, bool], str] | None = None
-    """Where a name at a commit is published, given whether it is a data set; None: nowhere that
-    the name alone would lead to."""
     about: Callable[[Source], About | None] = lambda _: None
 
     @property
