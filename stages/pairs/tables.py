@@ -78,11 +78,14 @@ def contents(path: Path, reading: Reading) -> Contents:
     tables = [name for name in names if ending(name) and PurePosixPath(name).name not in _NOT_DATA]
     infos = [name for name in names if PurePosixPath(name).name == dataset_info.NAME]
     described = dataset_info.described(path, infos, tables, reading.datasets)
+    archives = [name for name in tables if ending(name) == ".tar"]
+    lists = [name for name in tables if name.removesuffix(".parquet") + ".tar" in archives]
     for few, why in (
         ([name for name in tables if PurePosixPath(name).match("cache-*.arrow")], "a cache"),
         ([name for name in tables if name not in described], f"not in {dataset_info.NAME}"),
-        ([name for name in tables if ending(name) == ".tar"], "a tar, perhaps of images"),
+        (lists, "img2dataset's list of what is in the tar of that name"),
         ([name for name in tables if _is_no_table(path / name, reading)], "an object, not rows"),
+        (archives, "a tar beside tables, perhaps of images"),
     ):
         if len(few) < len(tables):
             left_out |= dict.fromkeys(few, why)
