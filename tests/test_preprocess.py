@@ -184,20 +184,6 @@ def test_outputs_are_the_same_bytes_whatever_the_number_of_workers(run, tmp_path
     assert len(found[0]) == 39 + 4
 
 
-def test_adding_rows_moves_no_pair_to_another_split(run, tmp_path):
-    def sides():
-        table = pq.read_table(tmp_path / "pairs" / "pairs.parquet").to_pylist()
-        return {pair["id"]: pair["split"] for pair in table}
-
-    run(raw_folder(tmp_path / "less", [row(number) for number in range(40)]))
-    before = sides()
-    run(raw_folder(tmp_path / "more", [row(number) for number in range(10, 60)]))
-    after = sides()
-    common = before.keys() & after.keys()
-    assert len(common) == 30
-    assert all(before[name] == after[name] for name in common)
-
-
 def test_an_image_of_the_held_out_questions_is_in_no_pair(run, tmp_path, monkeypatch):
     rows = [Record(f"train {i}", (picture(i),), f"q{i}", "yes", "no", "easy") for i in range(40)]
     questions = [
