@@ -37,10 +37,10 @@ UNREAD = {
 KNOWN = (
     ("ms-swift", ("messages", "conversations"), "", "rejected_messages"),
     ("ms-swift", ("messages", "conversations"), "", "rejected_response"),
-    ("ms-swift", ("query", "question", "prompt"), "response", "rejected_response"),
-    ("TRL preference", ("prompt",), "chosen", "rejected"),
     ("LLaMA-Factory ranking", ("messages", "conversations"), "chosen", "rejected"),
+    ("ms-swift", ("query", "question", "prompt"), "response", "rejected_response"),
     ("LLaMA-Factory Alpaca ranking", ("instruction",), "chosen", "rejected"),
+    ("TRL preference", ("prompt",), "chosen", "rejected"),
     ("question, chosen, rejected", ("question",), "chosen", "rejected"),
     ("TRL preference, implicit prompt", ("",), "chosen", "rejected"),
 )
@@ -233,7 +233,7 @@ def record(
     if more := _text(row.get(layout.more), layout.more):
         asked = [*asked[:-1], ("user", f"{asked[-1][1]}\n{more}" if asked else more)]
     better, images = _said(row, layout.chosen, layout, "assistant")
-    if not layout.chosen:
+    if not layout.chosen or asked == better:  # the prompt's column holds the chosen answer as well
         asked, better = [], asked
     inside = inside or images
     worse, images = _said(row, layout.rejected, layout, "assistant")
