@@ -3,8 +3,11 @@
 import io
 import json
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from stages.sources import easyvqa, kinds, local, source
 from stages.sources.local import PathData
 from tests.copies import copied_data, copied_model
 from tests.hub_server import DEMO, Repo, serve
+from tests.repository import call
+from tests.test_sharing import s3  # noqa: F401
 
 COLAB = "/content/drive/MyDrive/dpo/images/"
 
@@ -145,12 +150,19 @@ def parquet_of_rlaif_v(folder: Path) -> PathData:
 
 
 def webdataset(folder: Path) -> PathData:
-    """As img2dataset writes it: for each row its image, and its other columns as JSON."""
+    """As img2dataset 1.47 writes it: a tar with each row's image and its other columns as JSON, a
+    list of all rows, and how it went."""
     files: dict[str, bytes] = {}
-    for i in range(6):
-        about = plain(i, None) | {"url": f"https://host/{i}.png", "status": "success"}
-        files |= {f"{i:09d}.jpg": picture(i), f"{i:09d}.json": json.dumps(about).encode()}
-    return entry(tarred(folder / "00000.tar", files))
+    rows = [
+        {**plain(i, None), "url": f"https://host/{i}.png", "key": f"{i:09d}", "exif": "{}"}
+        for i in range(7)
+    ]
+    for i, row in enumerate(rows[:6]):
+        del row["image"]
+        files |= {f"{i:09d}.jpg": picture(i), f"{i:09d}.json": json.dumps(row).encode()}
+    tarred(write(folder / "web", {"00000_stats.json": {"count": 7}}) / "00000.tar", files)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "web" / "00000.parquet")
+    return entry(folder / "web")
 
 
 OWN: list[Callable[[Path], PathData]] = [
@@ -167,6 +179,38 @@ def test_own_data_are_copied_and_every_row_has_its_image(made, tmp_path):
     assert {str(row.chosen) for row in rows} == {"Yes."}
     assert {row.origin for row in rows} <= {"mine", "dpo.json"}
     assert str(tmp_path) not in (tmp_path / "raw" / "mine" / "SOURCE.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_file_from_https_or_s3_is_imported_by_dvc_and_read(tmp_path, s3):  # noqa: F811
+    """The guide's lines, from a server of this machine."""
+    import botocore.session
+
+    path = zip_with_foreign_paths(write(tmp_path / "web", {"x": b""})).path
+    assert isinstance(path, Path)
+    keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+    keys |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": s3, "NO_PROXY": "127.0.0.1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        client = botocore.session.get_session().create_client("s3")
+        client.put_object(Bucket="shared", Key="dpo.zip", Body=path.read_bytes())
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        (tmp_path / "project").mkdir()
+        for words in (
+            ("git", "init", "-q"),
+            ("dvc", "init", "-q"),
+            ("dvc", "import-url", f"http://127.0.0.1:{web.server_port}/dpo.zip", "web.zip"),
+            ("dvc", "import-url", "s3://shared/dpo.zip", "s3.zip"),
+        ):
+            call(*words, folder=tmp_path / "project", **keys)
+        web.shutdown()
+    for name in ("web", "s3"):
+        assert "md5: " in (tmp_path / "project" / f"{name}.zip.dvc").read_text()
+        rows = fetched(tmp_path / "raw", **{name: entry(tmp_path / "project" / f"{name}.zip")})
+        assert [row.images for row in rows] == [(picture(i),) for i in range(6)]
 
 
 def test_two_sources_are_read_in_turn_and_name_their_rows(tmp_path):
