@@ -328,7 +328,7 @@ class Deadly:
 )
 def test_a_worker_that_dies_is_one_sentence(contents, work):
     rows = decoder.decode(records(*contents), refusals.text_refusal, work=work, workers=2)
-    with pytest.raises(UserError, match=r"died or had no memory.* row 1 .*preprocess\.workers"):
+    with pytest.raises(UserError, match=r"died or ran out of memory.* row 1 .*preprocess\.workers"):
         list(rows)
 
 

@@ -173,13 +173,13 @@ def missing(
     some = [f"{_quoted(name)} ({shown(values.get(name), 30)})" for name in names[:20]]
     some += [f"and {len(names) - 20:,} more"] * (len(names) > 20)
     text = f"has no column {', '.join(_quoted(name) for name in lacking.values())}; it has "
-    text += f"{', '.join(some)}: name those that hold them in `columns`"
-    if nullable := [part for part in lacking if part in ("image", "origin", "kind")]:
-        text += f", null for no {' or '.join(nullable)}"
+    text += f"{', '.join(some)}; name the right ones under `columns`"
     guesses = {part: _guess(part, names, columns, values) for part in lacking if part in _CALLED}
     if guesses and all(guesses.values()):
         pairs = ", ".join(f"{part}: {_quoted(name)}" for part, name in guesses.items())
-        text += f"; by their names {{{pairs}}}"
+        text += f", by their words {{{pairs}}}"
+    if nullable := [part for part in lacking if part in ("image", "origin", "kind")]:
+        text += f", or write null for {' and '.join(nullable)}"
     return text
 
 
