@@ -83,8 +83,10 @@ def open_table(path: Path) -> Table:
         if kind in _HEADER:
             names = [name for name in _HEADER[kind](path) if name]
         else:
-            first = itertools.islice(rows(()), PEEK)
+            first = list(itertools.islice(rows(()), PEEK))
             names = list(dict.fromkeys(n for row in first if isinstance(row, Mapping) for n in row))
+            if first and not names:
+                raise ValueError(getattr(first[0], "why", "its rows have no keys"))
     except _BROKEN as error:
         raise _damaged(path, error, "") from None
     if twice := {name for name in names if names.count(name) > 1}:
