@@ -131,8 +131,10 @@ def fill(
             )
     group_of = joined(shown)
     groups = [group_of[names[0]] for names in shown]
-    split = {"key": chosen.split_key, "validation": chosen.validation, "test": chosen.test}
-    side_of = sides(groups, published, functools.partial(split_of, **split))
+    drawn = functools.partial(
+        split_of, key=chosen.split_key, validation=chosen.validation, test=chosen.test
+    )
+    side_of = sides(groups, published, drawn)
     output.fill(folder / "pairs.parquet", {"group": groups, "split": side_of})
     by_split = Counter(side_of)
     split_of_image = {

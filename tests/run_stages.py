@@ -54,11 +54,13 @@ def stage_commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Name of each stage and the words of its command, with the parameters of ``folder``."""
     yaml = YAML(typ="safe")
     p = yaml.load(folder / "params.yaml")
-    task_files = p["evaluate"]["task_files"]
     for name, stage in yaml.load(ROOT / "dvc.yaml")["stages"].items():
         for key in p["data"]["sources"] if "foreach" in stage else [""]:
             line = stage.get("do", stage)["cmd"].replace("${key}", key)
-            yield name, shlex.split(line.replace("${evaluate.task_files}", task_files))
+            yield (
+                name,
+                shlex.split(line.replace("${evaluate.task_files}", p["evaluate"]["task_files"])),
+            )
 
 
 def main() -> None:

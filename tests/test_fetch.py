@@ -87,6 +87,7 @@ def model(**changes: bytes | None) -> Repo:
 
 def test_a_data_set_arrives_byte_for_byte_and_is_described(fetch, tmp_path):
     repo = topic_overwrite_repo(rows=21, shards=3)
+    assert isinstance(repo.files, dict)
     fetched = fetch(repo, files=("*.parquet",))
     arrived = content(tmp_path / "raw")
     written = json.loads(arrived.pop("SOURCE.json"))
@@ -217,6 +218,7 @@ def test_a_model_that_can_not_be_used_is_refused_before_its_weights(
     repo = model(**changes)
     assert told in refusal(repo)
     assert not any(kind.base_model.is_weights(str(asked.file)) for asked in repo.downloads())
+    assert isinstance(repo.files, dict)
     for name, data in repo.files.items():
         (tmp_path / "local").mkdir(exist_ok=True)
         (tmp_path / "local" / name).write_bytes(data)

@@ -107,9 +107,11 @@ def test_a_cell_without_an_image_says_why(cell, why):
 
 @pytest.mark.parametrize(
     "cell",
-    [5, 0.5, True, {"bytes": 5}, {"path": 5}, Unreadable("is broken")]
-    + ["https://a.example/b.png", "s3://a/b.png"],
+    [
+        *(5, 0.5, True, {"bytes": 5}, {"path": 5}, Unreadable("is broken")),
+        *("https://a.example/b.png", "s3://a/b.png"),
+    ],
 )
 def test_a_cell_that_can_be_no_image_is_odd(cell):
-    with pytest.raises(Odd, match="^the image "):
+    with pytest.raises(Odd, match=r"^the image "):
         cell_of(cell)

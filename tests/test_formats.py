@@ -19,7 +19,7 @@ import pytest
 
 from stages.core.errors import UserError
 from stages.pairs import formats, tables
-from stages.pairs.formats import SUFFIXES, ending
+from stages.pairs.files import SUFFIXES, ending
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("image", "question", "chosen", "rejected")
@@ -140,8 +140,10 @@ def test_a_damaged_file_is_named_in_a_sentence(folder, suffix, damage):
 
 @pytest.mark.parametrize(
     "text",
-    ["[{}", "[{}, {]", '[{"a": 1', "[[1]]", "[1]", '["a"]', "5", "[{}] {}", "[{}]]"]
-    + ["[" * 9999, '{"a":' * 9999, "{}\n{]\n", '{"a": "b\nc"}'],
+    [
+        *("[{}", "[{}, {]", '[{"a": 1', "[[1]]", "[1]", '["a"]', "5", "[{}] {}", "[{}]]"),
+        *("[" * 9999, '{"a":' * 9999, "{}\n{]\n", '{"a": "b\nc"}'),
+    ],
 )
 def test_broken_json_is_named(folder, text):
     (folder / "a.json").write_text(text)

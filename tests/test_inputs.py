@@ -95,6 +95,11 @@ def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert said == expected["prompt"]
 
 
+def fetched(asked: local.PathData, raw: Path) -> Path:
+    local.fetch_data(asked, raw)
+    return raw
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_input_is_read_as_expected(name, tmp_path, params_with, monkeypatch):
     expected = YAML(typ="safe").load((CASES / name / "expected.yaml").read_text())
@@ -115,10 +120,9 @@ def test_an_input_is_read_as_expected(name, tmp_path, params_with, monkeypatch):
         return
     with pytest.raises(UserError) as here:
         outcome(place, asked, p, tmp_path / "read")
-    with pytest.raises(UserError) as after_fetch:
-        local.fetch_data(asked, raw)
-        outcome(raw, asked, p, tmp_path / "fetched")
     told = str(here.value)
+    with pytest.raises(UserError) as after_fetch:
+        outcome(fetched(asked, raw), asked, p, tmp_path / "fetched")
     assert str(after_fetch.value).replace(str(raw), str(source)) == told
     assert "\n" not in told
     assert len(told) < 1500

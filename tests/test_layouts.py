@@ -61,7 +61,7 @@ def test_a_column_that_was_renamed_and_is_not_there_is_a_mistake_and_no_layout()
     ids=type,
 )
 def test_a_cell_that_is_no_text_is_odd(cell):
-    with pytest.raises(Odd, match="^prompt "):
+    with pytest.raises(Odd, match=r"^prompt "):
         read({"prompt": cell, "chosen": "a", "rejected": "b"})
 
 

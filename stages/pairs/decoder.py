@@ -105,9 +105,8 @@ def in_order(
     except (BrokenProcessPool, MemoryError):
         start = (waiting[0][0] if waiting else asked)[0][0].where
         raise UserError(
-            f"a worker process died or had no memory left, at {start} or up to "
-            f"{asked[-1][0].where}; lower preprocess.workers or preprocess.max_input_pixels, or "
-            "take the rows out"
+            f"a worker process died or ran out of memory between {start} and {asked[-1][0].where}; "
+            "lower preprocess.workers or preprocess.max_input_pixels, or take out those rows"
         ) from None
 
 

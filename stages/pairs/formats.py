@@ -83,8 +83,10 @@ def open_table(path: Path) -> Table:
         if kind in _HEADER:
             names = [name for name in _HEADER[kind](path) if name]
         else:
-            first = itertools.islice(rows(()), PEEK)
+            first = list(itertools.islice(rows(()), PEEK))
             names = list(dict.fromkeys(n for row in first if isinstance(row, Mapping) for n in row))
+            if first and not names:
+                raise ValueError(getattr(first[0], "why", "its rows have no keys"))
     except _BROKEN as error:
         raise _damaged(path, error, "") from None
     if twice := {name for name in names if names.count(name) > 1}:
@@ -102,8 +104,8 @@ def _damaged(path: Path, error: Exception, after: str) -> UserError:
             kind = _NO_TEXT.get(file.read(2), "not UTF-8 text")
         why = f"it is {kind}; text is saved as UTF-8 (in Excel: CSV UTF-8)"
     return UserError(
-        f"{path} can't be read{after} ({why}); if it is cut or damaged, get it again, and take out "
-        "of the folder what is no data"
+        f"{path} can't be read{after} ({why}); get it again if it is cut or damaged, or take it out "
+        "if it is no table"
     )
 
 

@@ -24,7 +24,6 @@ _MOST_SCANNED = 10  # times preprocess.max_input_pixels, pixels of all scans tog
 LONGEST_JPEG_SIDE = 65500  # libjpeg's own limit
 _ORIENTATION = 0x0112  # the EXIF tag
 _PNG = b"\x89PNG"
-_HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # of a TIFF
 # In a JPEG: what follows FF within a scan's data (a stuffed byte, restarts), and at its end.
 _DATA = frozenset({b"\0", *(bytes([0xD0 + i]) for i in range(8))})
@@ -115,7 +114,7 @@ def _normalise(data: bytes, limits: Limits) -> Normal | Refusal:
         what = f"{image.format} of {width} x {height} pixels"
         if width * height > limits.max_input_pixels:
             return Refusal("image_too_large", what)
-        # libtiff reads a tile whole: a file of 200 bytes, 100 x 100 pixels large, had one of 900 MB.
+        # libtiff reads a tile whole: a file of 200 bytes, of 100 x 100 pixels, had one of 900 MB.
         tags = getattr(image, "tag_v2", {})
         if int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_HEIGHT, 0)) > limits.max_input_pixels:
             return Refusal("image_too_large", f"{what}, with a larger tile")
@@ -136,7 +135,7 @@ def _normalise(data: bytes, limits: Limits) -> Normal | Refusal:
             return Normal(data, width, height)
         picture = _decoded(image, size)
     except UnidentifiedImageError:  # its own message holds a memory address
-        needs = "HEIC, for which `make extras` brings a package; " if data[4:12] in _HEIC else ""
+        needs = "HEIC, for which `make extras` brings a package; " if _is_heic(data) else ""
         detail = f"{needs}{len(data)} bytes that begin with {data[:20]!r}"
         return Refusal("undecodable_image", f"{detail}; read are {', '.join(FORMATS)}")
     except MemoryError:
@@ -163,9 +162,13 @@ def _without_metadata(png: bytes) -> bytes:
     return b"".join(kept)
 
 
+def _is_heic(data: bytes) -> bool:
+    return data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1") and b"avif" not in data[:40]
+
+
 def _formats(data: bytes) -> tuple[str, ...]:
     """The formats that the file may be of: HEIC as well, if pillow-heif is installed."""
-    if data[4:12] in _HEIC and b"avif" not in data[:40]:
+    if _is_heic(data):
         with contextlib.suppress(ImportError):
             import pillow_heif  # type: ignore[import-not-found, import-untyped, unused-ignore]
 

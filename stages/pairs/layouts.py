@@ -60,7 +60,7 @@ _CALLED = {
     | {"loser", "lose", "worse", "worst", "negative", "bad"},
 }
 # Where a text says that an image, or else a video or a sound, belongs, in any tool's spelling.
-_IMAGE_PLACEHOLDERS = re.compile(
+_IMAGE_MARKS = re.compile(
     r"<img>\s*(?P<name>[^<>\n]{1,1000}?)\s*</img>|(<\|vision_start\|>)?(<\|image_pad\|>)+"
     r"(<\|vision_end\|>)?|<image(_?\d+)?>|<\|image(_\d+)?\|>|<image_placeholder>|<imagehere>"
     r"|<start_of_image>|<img_context>",
@@ -173,13 +173,13 @@ def missing(
     some = [f"{_quoted(name)} ({shown(values.get(name), 30)})" for name in names[:20]]
     some += [f"and {len(names) - 20:,} more"] * (len(names) > 20)
     text = f"has no column {', '.join(_quoted(name) for name in lacking.values())}; it has "
-    text += f"{', '.join(some)}: name those that hold them in `columns`"
-    if nullable := [part for part in lacking if part in ("image", "origin", "kind")]:
-        text += f", null for no {' or '.join(nullable)}"
+    text += f"{', '.join(some)}; name the right ones under `columns`"
     guesses = {part: _guess(part, names, columns, values) for part in lacking if part in _CALLED}
     if guesses and all(guesses.values()):
         pairs = ", ".join(f"{part}: {_quoted(name)}" for part, name in guesses.items())
-        text += f"; by their names {{{pairs}}}"
+        text += f", by their words {{{pairs}}}"
+    if nullable := [part for part in lacking if part in ("image", "origin", "kind")]:
+        text += f", or write null for {' and '.join(nullable)}"
     return text
 
 
@@ -233,7 +233,7 @@ def record(
     if more := _text(row.get(layout.more), layout.more):
         asked = [*asked[:-1], ("user", f"{asked[-1][1]}\n{more}" if asked else more)]
     better, images = _said(row, layout.chosen, layout, "assistant")
-    if not layout.chosen:
+    if not layout.chosen or asked == better:  # the prompt's column holds the chosen answer as well
         asked, better = [], asked
     inside = inside or images
     worse, images = _said(row, layout.rejected, layout, "assistant")
@@ -252,7 +252,9 @@ def record(
     system = _text(row.get(layout.system), layout.system) or system
     history = _history(row.get(layout.history), layout.history) + history
     cells = _cells(row.get(layout.image), layout) or inside
-    texts, cells = _marked([system, *(user for user, _ in history), question or ""], cells)
+    if _IMAGE_MARKS.search(system):
+        raise Odd("its system prompt marks the place of an image", "other_media")
+    texts, cells = _marked([*(user for user, _ in history), question or ""], cells)
     found = [encoded(cell) for cell in cells]
     notes = [each for each in found if isinstance(each, str)]
     if not found and layout.needs_image and not isinstance(row.get(layout.image), list):
@@ -266,8 +268,8 @@ def record(
         origin=_label(row.get(layout.origin)) or layout.dataset,
         kind=_label(row.get(layout.kind)),
         note=next(iter(notes), ""),
-        system=texts[0],
-        history=tuple(zip(texts[1:-1], (said for _, said in history), strict=True)),
+        system=system,
+        history=tuple(zip(texts[:-1], (said for _, said in history), strict=True)),
         split=split,
         ended=any(turns and turns[-1][1].rstrip().endswith(_ENDS) for turns in (better, worse)),
     )
@@ -275,8 +277,15 @@ def record(
 
 def _refuse_unread(said: Mapping[str, Any], read: Collection[str]) -> None:
     for name in UNREAD.keys() & said.keys():
-        if name not in read and said[name] and said[name] != "[]":
+        if name not in read and _says(said[name]):
             raise Odd(f"it holds {UNREAD[name]} ({name}), which is not read", "not_read")
+
+
+def _says(value: object) -> bool:
+    """Whether a value is more than one of the many ways to say nothing."""
+    if isinstance(value, Mapping | list):
+        return any(map(_says, value.values() if isinstance(value, Mapping) else value))
+    return str(value).strip().lower() not in ("", "none", "null", "nan", "[]", "{}", "false")
 
 
 def _text(value: object, name: str) -> str | None:
@@ -414,7 +423,7 @@ def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:
     Raises:
         Odd: there are marks, and not as many as images.
     """
-    found = [mark for text in texts for mark in _IMAGE_PLACEHOLDERS.finditer(text)]
+    found = [mark for text in texts for mark in _IMAGE_MARKS.finditer(text)]
     others = sum(len(_OTHER_MARKS.findall(text)) for text in texts)
     if others:
         raise Odd(f"its texts mark a video or a sound {others} times", "other_media")
@@ -424,4 +433,4 @@ def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:
             f"places of images in its texts: {len(found)}, images that it brings: {len(cells)}"
         )
         raise Odd(numbers, "other_media")
-    return [_IMAGE_PLACEHOLDERS.sub(IMAGE_PLACEHOLDER, text) for text in texts], cells
+    return [_IMAGE_MARKS.sub(IMAGE_PLACEHOLDER, text) for text in texts], cells

@@ -9,8 +9,9 @@ that is wrong, and the run stops.
 import itertools
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -19,16 +20,7 @@ import pyarrow.parquet as pq
 from stages.core.errors import UserError
 from stages.core.text import shown
 from stages.pairs import dataset_info, formats, layouts, pictures
-from stages.pairs.files import (
-    CODE,
-    FETCHED,
-    PICKLES,
-    SUFFIXES,
-    Folder,
-    ending,
-    suffix,
-    walk,
-)
+from stages.pairs.files import CODE, FETCHED, PICKLES, SUFFIXES, Folder, ending, suffix, walk
 from stages.pairs.formats import PEEK, Table
 from stages.pairs.layouts import UNREAD, Layout, Odd
 from stages.pairs.pairs import Record
@@ -80,25 +72,22 @@ def contents(path: Path, reading: Reading) -> Contents:
     if not path.exists():
         raise UserError(f"{path} does not exist; name a file or a folder")
     if path.is_file() and ending(path.name):
-        folder = Folder(path.parent, reading.remap)
-        found = {folder.find(name) for name in named_files(path, reading)}
-        images = (each.relative_to(path.parent) for each in found if isinstance(each, Path))
-        return Contents(path.parent, (path.name,), tuple(sorted(i.as_posix() for i in images)))
+        return _with_images(Contents(path.parent, (path.name,)), reading)
     names = [name for name in (walk(path) if path.is_dir() else ()) if name != FETCHED]
     left_out = {name: "it can run code" for name in names if suffix(name) in PICKLES | CODE}
     tables = [name for name in names if ending(name) and PurePosixPath(name).name not in _NOT_DATA]
-    described = _described(path, names, tables, reading)
+    infos = [name for name in names if PurePosixPath(name).name == dataset_info.NAME]
+    described = dataset_info.described(path, infos, tables, reading.datasets)
     archives = [name for name in tables if ending(name) == ".tar"]
-    objects = [name for name in tables if _is_no_table(path / name, reading)]
     lists = [name for name in tables if name.removesuffix(".parquet") + ".tar" in archives]
     for few, why in (
         ([name for name in tables if PurePosixPath(name).match("cache-*.arrow")], "a cache"),
         ([name for name in tables if name not in described], f"not in {dataset_info.NAME}"),
         (lists, "img2dataset's list of what is in the tar of that name"),
-        (objects, "one JSON object, and not rows"),
-        (archives, "a tar beside tables, which may be of images"),
+        ([name for name in tables if _is_no_table(path / name, reading)], "an object, not rows"),
+        (archives, "a tar beside tables, perhaps of images"),
     ):
-        if few and len(few) < len(tables):
+        if len(few) < len(tables):
             left_out |= dict.fromkeys(few, why)
             tables = [name for name in tables if name not in left_out]
     if not tables:
@@ -109,16 +98,19 @@ def contents(path: Path, reading: Reading) -> Contents:
     return Contents(path, tuple(tables), others, left_out, described)
 
 
-def _described(
-    root: Path, names: list[str], tables: list[str], reading: Reading
-) -> dict[str, Layout]:
-    infos = [name for name in names if PurePosixPath(name).name == dataset_info.NAME]
-    if reading.datasets is not None and not infos:
-        raise UserError(f"{root} holds no {dataset_info.NAME}, whose entries `datasets` names")
-    found: dict[str, Layout] = {}
-    for info in infos:
-        found |= dataset_info.described(root, info, tables, reading.datasets)
-    return found
+def _with_images(there: Contents, reading: Reading) -> Contents:
+    """A table alone, and the files that its rows name."""
+    folder = Folder(there.root, reading.remap)
+    found: set[str] = set()
+
+    def noted(name: str) -> str:
+        path = folder.find(name)
+        found.update([path.relative_to(there.root).as_posix()] if isinstance(path, Path) else [])
+        return "not read here"
+
+    for table in opened(there, reading):
+        deque(table.records(noted), maxlen=0)
+    return replace(there, others=tuple(sorted(found)))
 
 
 def _is_no_table(path: Path, reading: Reading) -> bool:
@@ -138,24 +130,6 @@ def count(raw: Path) -> int | None:
     if any(ending(name) != ".parquet" for name in tables):
         return None
     return sum(pq.read_metadata(raw / name).num_rows for name in tables)
-
-
-def named_files(table: Path, reading: Reading) -> Iterator[str]:
-    """The names that a table's rows give their image files, as they are written there.
-
-    Raises:
-        UserError: the table is damaged, or holds no pairs.
-    """
-    names: list[str] = []
-
-    def noted(name: str) -> str:
-        names.append(name)
-        return "not looked for"
-
-    opened = Opened(table.name, *_with_layout(table, None, reading))
-    for _ in opened.records(noted):
-        yield from names
-        names.clear()
 
 
 def records(raw: Path, reading: Reading) -> Iterator[Record]:
@@ -208,14 +182,13 @@ def opened(there: Contents, reading: Reading) -> list[Opened]:
     found, problems = [], []
     sides = {name: published_split(name) for name in there.tables}
     divided = len({*sides.values()}) > 1 and "" not in sides.values()
-    folder = Folder(there.root, reading.remap)
     for name in there.tables:
         try:
-            table, layout = _with_layout(there.root / name, there.described.get(name), reading)
-            one = Opened(name, table, layout, sides[name] if divided else "")
-            find = partial(folder.find, beside=os.path.dirname(name))
-            _refuse_odd(table.path, list(itertools.islice(one.records(find), PEEK)))
-            found += [one] * bool(table.names)
+            table = formats.open_table(there.root / name)
+            if table.names:
+                layout = _layout(table, there.described.get(name), reading)
+                found.append(Opened(name, table, layout, sides[name] if divided else ""))
+                _refuse_odd(found[-1], Folder(there.root, reading.remap))
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -224,26 +197,25 @@ def opened(there: Contents, reading: Reading) -> list[Opened]:
     return found
 
 
-def _with_layout(path: Path, described: Layout | None, reading: Reading) -> tuple[Table, Layout]:
-    """A table and its layout; an empty one has any."""
-    table = formats.open_table(path)
+def _layout(table: Table, described: Layout | None, reading: Reading) -> Layout:
+    """Raises ``UserError`` where the table lacks a column."""
     layout = described or layouts.choose(table.names, reading.columns)
     wanted = reading.columns if layout is None or layout.name == layouts.OWN else {}
     if described:
-        parts = {"question": described.prompt, "chosen": described.chosen}
-        wanted = {**parts, "rejected": described.rejected}
+        wanted = {part: getattr(described, part) for part in ("prompt", "chosen", "rejected")}
     first = list(itertools.islice(table.rows(table.names), PEEK))
-    lacking = layouts.missing(table.names, wanted, first) if table.names else None
-    if lacking:
-        raise UserError(f"{path} {lacking}")
-    return table, layout or Layout("an empty table")
+    lacking = layouts.missing(table.names, wanted, first)
+    if layout is None or lacking:
+        raise UserError(f"{table.path} {lacking}")
+    return layout
 
 
-def _refuse_odd(path: Path, first: list[Record]) -> None:
+def _refuse_odd(table: Opened, folder: Folder) -> None:
     """Refuse a table most of whose first rows can't be read: the column is wrong, not the cell."""
+    first = list(itertools.islice(table.records(folder.find), PEEK))
     odd = [row for row in first if row.question is row.chosen is row.rejected is None and row.note]
     if sum(row.reason == "missing_field" for row in odd) * 2 > len(first):
         raise UserError(
-            f"{path} row {first.index(odd[0]) + 1}: {odd[0].note} (so {len(odd)} of its first "
-            f"{len(first)} rows can't be used); name other columns in `columns`"
+            f"{table.table.path} row {first.index(odd[0]) + 1}: {odd[0].note} (so {len(odd)} of "
+            f"its first {len(first)} rows can't be used); name other columns in `columns`"
         )
