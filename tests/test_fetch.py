@@ -152,7 +152,7 @@ def test_after_a_kill_what_was_complete_is_not_asked_for_again(fetch, tmp_path):
     code = (
         "from pathlib import Path; from stages.sources import hub;"
         "asked = hub.HubData(kind='hub', repo='owner/data', revision='main', files=['*']);"
-        "hub.fetch_data(asked, Path('raw'))"
+        "hub.fetch(asked, Path('raw'), 'dataset')"
     )
     with serve([repo]) as url:
         child = subprocess.Popen(
