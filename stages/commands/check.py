@@ -116,7 +116,7 @@ def _print_outcome(counted: dict[str, Any], folder: Path) -> None:
     for reason, number in counted["left_out"].items():
         if number:
             first = next(row for row in rows if row["reason"] == reason)
-            print(f"  {number:,} {reason}: {REASONS[reason].meaning}")
+            print(f"  {number:,} {reason}: {REASONS[reason]}")
             print(f"    the first, {shown(first['where'])}: {shown(first['detail'], 300)}")
     pairs = pq.read_table(folder / "pairs.parquet")
     for field in ("question", "chosen", "rejected") if pairs.num_rows else ():
