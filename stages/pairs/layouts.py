@@ -233,8 +233,9 @@ def record(
     if more := _text(row.get(layout.more), layout.more):
         asked = [*asked[:-1], ("user", f"{asked[-1][1]}\n{more}" if asked else more)]
     better, images = _said(row, layout.chosen, layout, "assistant")
-    if not layout.chosen or asked == better:  # the prompt's column holds the chosen answer as well
-        asked, better = [], asked
+    better = better if layout.chosen else asked
+    if better and asked[-1:] == better[-1:]:  # the prompt's column holds the chosen answer as well
+        asked = asked[:-1]
     inside = inside or images
     worse, images = _said(row, layout.rejected, layout, "assistant")
     if images and images != inside:
