@@ -103,10 +103,11 @@ def _printed(rows: Iterable[Record]) -> Iterator[Record]:
         if number < _SHOWN:
             images = [readable(len(image)) for image in row.images or ()]
             print(f"  {shown(row.where)}: images: {', '.join(images) or row.note or 'none'}")
-            said = {"system": row.system, "question": row.question}
+            said = {"system": row.system} if row.system else {}
             said |= {f"turn {i}": " / ".join(turn) for i, turn in enumerate(row.history, start=1)}
-            for field, text in (said | {"chosen": row.chosen, "rejected": row.rejected}).items():
-                print(f"    {field}: {shown(text)}" if text else f"    {field}: none")
+            texts = {name: getattr(row, name) for name in ("question", "chosen", "rejected")}
+            for name, text in {**said, **texts}.items():
+                print(f"    {name}: {shown(text)}")
         yield row
 
 
