@@ -6,6 +6,7 @@ column holds what ``layouts``', which file a name means ``files``', and what ima
 that is wrong, and the run stops.
 """
 
+import contextlib
 import itertools
 import os
 import sys
@@ -118,11 +119,12 @@ def _with_images(there: Contents, reading: Reading) -> Contents:
 
 def _is_no_table(path: Path, reading: Reading) -> bool:
     """Whether a JSON file is one object that is no pair: annotations, or a description."""
-    if suffix(path.name) != ".json":
-        return False
-    table = formats.open_table(path)
-    few = list(itertools.islice(table.rows(()), 2))
-    return len(few) == 1 and layouts.choose(table.names, reading.columns) is None
+    if suffix(path.name) == ".json":
+        with contextlib.suppress(UserError):  # what is wrong is said where the table is opened
+            table = formats.open_table(path)
+            few = list(itertools.islice(table.rows(()), 2))
+            return len(few) == 1 and layouts.choose(table.names, reading.columns) is None
+    return False
 
 
 def count(raw: Path) -> int | None:
