@@ -24,7 +24,10 @@ def main(item: str, out: Path) -> None:
     ``out``."""
     p = params.load()
     if item == "model.source":
-        fetched = fetch_model(p.model.source, p.model.trust, out)
+        fetch, trust = KINDS[p.model.source.kind].fetch_model, p.model.trust
+        assert fetch is not None  # else params refuses it as a source of models
+        allowed = {"allow_pickle": trust.pickle, "allow_code": trust.remote_code}
+        fetched = fetch(p.model.source, out, **allowed)
     else:
         name = item.removeprefix("data.sources.")
         if name not in p.data.sources:
@@ -33,13 +36,6 @@ def main(item: str, out: Path) -> None:
         with of(name):
             fetched = KINDS[asked.kind].fetch_data(asked, out)
     print(summary(item, fetched))
-
-
-def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> Source:
-    """Weights are safetensors, unless a parameter allows more."""
-    fetch = KINDS[source.kind].fetch_model
-    assert fetch is not None  # else params refuses it as a source of models
-    return fetch(source, out, allow_pickle=trust.pickle, allow_code=trust.remote_code)
 
 
 def summary(item: str, source: Source) -> str:

@@ -260,7 +260,7 @@ def inputs_with(**changed: Any) -> Inputs:
         },
         test_pairs=pair_rows(),
         image=lambda name: picture_of(int(name.partition(".")[0], 16)),
-        data=Origin("easy-vqa", "easy-vqa", "1.0", "MIT"),
+        data=[Origin("easy-vqa", "easy-vqa", "1.0", "MIT")],
         model=Origin(
             "hub", "Qwen/Qwen3-VL-4B-Instruct", "ebb281ec70b0", "apache-2.0", 4_437_815_808
         ),

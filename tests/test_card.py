@@ -19,7 +19,7 @@ from stages.params import params
 from stages.reporting import card
 from stages.reporting.card import Licence
 from stages.sources.kinds import KINDS
-from stages.sources.manifest import Source
+from stages.sources.source import File, Source
 
 ROOT = Path(__file__).parent.parent
 EASY_VQA = {
@@ -110,6 +110,11 @@ HEADINGS = [
 Render = Callable[..., str]
 
 
+def fetched(values: Mapping[str, Any]) -> Source:
+    """What a SOURCE.json says."""
+    return Source(**{**values, "files": tuple(File(**file) for file in values["files"])})
+
+
 @pytest.fixture
 def rendered(params_with: Callable[..., params.Params]) -> Render:
     """``rendered(parameters, metrics=…)``: the demo's card with other inputs."""
@@ -125,7 +130,10 @@ def rendered(params_with: Callable[..., params.Params]) -> Render:
             "adapter": ADAPTER,
             "family": qwen3_vl.FAMILY,
         }
-        return card.render(params_with(**(parameters or {})), **(plain | inputs))
+        plain |= inputs
+        data = plain["data"] if isinstance(plain["data"], list) else [plain["data"]]
+        plain |= {"data": list(map(fetched, data)), "model": fetched(plain["model"])}
+        return card.render(params_with(**(parameters or {})), **plain)
 
     return render
 
@@ -432,37 +440,26 @@ NASTY = (
 
 
 def test_a_card_of_several_sources_describes_each_and_takes_the_strictest_licence(four_b):
-    def part(name: str, kind: str, repo: str | None, licence: str) -> dict[str, Any]:
-        columns = None if kind == "sharegpt" else {"image": "picture"}
-        pinned = {"revision": "main", "commit": "8" * 40} if kind == "hub" else {}
-        return (
-            dict.fromkeys(("revision", "commit"))
-            | pinned
-            | {
-                "name": name,
-                "kind": kind,
-                "repo": repo,
-                "licence": licence,
-                "columns": columns,
-            }
-        )
-
-    data = EASY_VQA | {
-        "kind": "several",
-        "repo": "helehan/topic-overwrite, mine",
-        "commit": None,
-        "licence": "CC BY-NC 4.0",
-        "files": [],
-        "parts": [
-            part("tpo", "hub", "helehan/topic-overwrite", "CC BY-NC 4.0"),
-            part("mine", "sharegpt", None, "MIT"),
-        ],
-    }
-    text = four_b(data=data)
+    mine = LOCAL | {"licence": "MIT", "files": []}
+    text = four_b(data=[TOPICS | {"licence": "CC BY-NC 4.0"}, mine])
     assert "license: cc-by-nc-4.0" in text
-    assert "`helehan/topic-overwrite` on the Hugging Face Hub (CC BY-NC 4.0); `mine`, " in text
-    assert "prepared for LLaMA-Factory (0, 0 bytes), published nowhere" in text
+    assert "`helehan/topic-overwrite` on the Hugging Face Hub (CC BY-NC 4.0); local files (" in text
+    assert "published nowhere" in text
     assert "2411.17265" in text
+
+
+@pytest.mark.parametrize(
+    ("licences", "expected"),
+    [
+        (["MIT", "Apache-2.0"], "Apache-2.0"),
+        (["cc-by-nc-4.0", "CC BY 4.0"], "cc-by-nc-4.0"),
+        (["MIT", None], None),
+        (["MIT", "openrail"], "MIT and openrail"),
+        (["openrail"], "openrail"),
+    ],
+)
+def test_the_strictest_licence_holds_for_all(licences, expected):
+    assert card.strictest(licences) == expected
 
 
 def test_no_text_of_a_source_adds_a_heading_a_row_or_a_line_of_metadata(four_b):
@@ -563,11 +560,10 @@ def test_the_paper_behind_the_data_is_cited_only_with_the_data(four_b, rendered)
 
 def test_the_data_of_every_preset_are_known():
     for preset in sorted((ROOT / "params").glob("*.yaml")):
-        source = params.load(preset).data.source
-        if source.kind == "path":  # one's own, of which nothing is known
-            continue
-        fetched = Source(source.kind, getattr(source, "repo", None), None, None, None, ())
-        assert KINDS[source.kind].about(fetched)
+        for source in params.load(preset).data.sources.values():
+            there = Source(source.kind, getattr(source, "repo", None), None, None, None, ())
+            # Of one's own nothing is known.
+            assert source.kind == "path" or KINDS[source.kind].about(there)
 
 
 # the code on the page

@@ -87,6 +87,7 @@ def model(**changes: bytes | None) -> Repo:
 
 def test_a_data_set_arrives_byte_for_byte_and_is_described(fetch, tmp_path):
     repo = topic_overwrite_repo(rows=21, shards=3)
+    assert isinstance(repo.files, dict)
     fetched = fetch(repo, files=("*.parquet",))
     arrived = content(tmp_path / "raw")
     written = json.loads(arrived.pop("SOURCE.json"))
@@ -151,7 +152,7 @@ def test_after_a_kill_what_was_complete_is_not_asked_for_again(fetch, tmp_path):
     code = (
         "from pathlib import Path; from stages.sources import hub;"
         "asked = hub.HubData(kind='hub', repo='owner/data', revision='main', files=['*']);"
-        "hub.fetch_data(asked, Path('raw'))"
+        "hub.fetch(asked, Path('raw'), 'dataset')"
     )
     with serve([repo]) as url:
         child = subprocess.Popen(
@@ -217,6 +218,7 @@ def test_a_model_that_can_not_be_used_is_refused_before_its_weights(
     repo = model(**changes)
     assert told in refusal(repo)
     assert not any(kind.base_model.is_weights(str(asked.file)) for asked in repo.downloads())
+    assert isinstance(repo.files, dict)
     for name, data in repo.files.items():
         (tmp_path / "local").mkdir(exist_ok=True)
         (tmp_path / "local" / name).write_bytes(data)
@@ -324,7 +326,7 @@ def test_the_stage_fetches_what_a_preset_names_from_hf_endpoint(tmp_path):
                     "HF_ENDPOINT": url,
                     "HF_HOME": str(tmp_path / f"home-{item}"),
                     "HF_HUB_OFFLINE": "1" if item == "offline" else "0",
-                    "NO_PROXY": "127.0.0.1",
+                    "NO_PROXY": "127.0.0.1,localhost",
                 },
                 capture_output=True,
                 text=True,

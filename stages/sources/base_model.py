@@ -38,17 +38,18 @@ def check_weights_exist(
     suffixes = {suffix(path) for path in wanted}
     if ".safetensors" in suffixes or (allow_pickle and suffixes & PICKLES):
         return
-    if any(suffix(path) == ".safetensors" for path in there):
+    weights = sorted(filter(is_weights, there), key=suffix, reverse=True)  # safetensors first
+    if not weights:
+        raise UserError(f"{name}: it holds no safetensors weights; is it a base model?")
+    if suffix(weights[0]) == ".safetensors":
         raise UserError(
             f'{name}: model.source.files leaves out the weights; add "*.safetensors" to it'
         )
-    if pickled := [path for path in there if suffix(path) in PICKLES]:
-        raise UserError(
-            f"{name}: the weights exist only as {pickled[0]}, a pickle, which can run any code "
-            "when loaded. Use a revision that has safetensors (the Hub's conversion bot offers "
-            "one as refs/pr/N), or set model.trust.pickle: true if you trust its author"
-        )
-    raise UserError(f"{name}: it holds no safetensors weights; is it a base model?")
+    raise UserError(
+        f"{name}: the weights exist only as {weights[0]}, a pickle, which can run any code when "
+        "loaded. Use a revision that has safetensors (the Hub's conversion bot offers one as "
+        "refs/pr/N), or set model.trust.pickle: true if you trust its author"
+    )
 
 
 def check_model(folder: Path, names: Sequence[str], *, name: str, allow_pickle: bool) -> None:
@@ -58,48 +59,50 @@ def check_model(folder: Path, names: Sequence[str], *, name: str, allow_pickle: 
     Raises:
         UserError: naming what is missing, or what the model is instead.
     """
+    for problem in _problems(folder, set(names), name, allow_pickle):
+        raise UserError(f"{name}: {problem}")
+
+
+def _problems(folder: Path, names: set[str], name: str, allow_pickle: bool) -> Iterator[str]:
     if "adapter_config.json" in names:
-        raise UserError(
-            f"{name}: a LoRA adapter lies in the folder (adapter_config.json), which would be "
-            "loaded on top of the base; take it out, narrow model.source.files, or merge it first"
+        yield (
+            "a LoRA adapter lies in the folder (adapter_config.json), which would be loaded on top "
+            "of the base; take it out, narrow model.source.files, or merge it first"
         )
     if "config.json" not in names:
-        raise UserError(
-            f"{name}: there is no config.json; name a base model's folder or repository"
-        )
+        yield "there is no config.json; name a base model's folder or repository"
     config = _json_object(folder / "config.json", name)
     known.of_type(config.get("model_type"), name=name)
     if "ForConditionalGeneration" not in str(config.get("architectures")):
-        raise UserError(
-            f"{name}: config.json describes {shown(config.get('architectures'))}, which writes no "
-            f"answers; set model.source to a model such as {known.FAMILIES[0].example}"
+        yield (
+            f"config.json describes {shown(config.get('architectures'))}, which writes no answers; "
+            f"set model.source to a model such as {known.FAMILIES[0].example}"
         )
     for key, value in _walk(config):
         if key == "quantization_config" and value:
-            raise UserError(
-                f"{name}: the weights are quantised already (quantization_config in config.json); "
-                "use the model they were made from, with model.quantization_bit: 4 or 8"
+            yield (
+                "the weights are quantised already (quantization_config in config.json); use the "
+                "model they were made from, with model.quantization_bit: 4 or 8"
             )
         if key.endswith("attn_implementation") and value not in (None, *ATTENTION):
-            raise UserError(
-                f"{name}: config.json asks for the attention kernel {shown(value)}, which would be "
+            yield (
+                f"config.json asks for the attention kernel {shown(value)}, which would be "
                 f"downloaded and run; remove {key} from it"
             )
-    for file in sorted({"tokenizer.json", "tokenizer_config.json"} & set(names)):
+    for file in sorted({"tokenizer.json", "tokenizer_config.json"} & names):
         for key, value in _walk(_json_object(folder / file, name)):
             # A space can't be broken up in the data, is in every text, and makes loading hang.
             if key.endswith(("_token", "_tokens", "_decoder")) and (blank := _blank(value)):
-                raise UserError(
-                    f"{name}: {file} has the special token {blank}, which any text may hold; get "
-                    "the tokenizer of this model"
+                yield (
+                    f"{file} has the special token {blank}, which any text may hold; get the "
+                    "tokenizer of this model"
                 )
     if INDEX in names and not (allow_pickle and not any(n.endswith(".safetensors") for n in names)):
         shards = _json_object(folder / INDEX, name).get("weight_map")
-        if not isinstance(shards, dict):
-            raise UserError(f"{name}: {INDEX} has no weight_map; get it again")
-        if absent := sorted(set(map(str, shards.values())) - set(names)):
-            raise UserError(
-                f"{name}: {INDEX} names {absent[0]}, which is missing; fetch all shards "
+        shards = shards if isinstance(shards, dict) else {"": "no shards"}
+        if absent := sorted(set(map(str, shards.values())) - names):
+            yield (
+                f"{INDEX} names {absent[0]}, which is missing; fetch all shards "
                 '("*.safetensors" in model.source.files)'
             )
 
@@ -111,40 +114,24 @@ def check_weights(folder: Path, names: Iterable[str], *, name: str) -> None:
     Raises:
         UserError: naming the file.
     """
-    from safetensors import SafetensorError
-
-    there: dict[str, set[str]] = {}  # names of tensors by file
+    there: dict[str, list[str]] = {}  # names of tensors by file
     for path in names:
-        if suffix(path) != ".safetensors" or "/" in path:  # transformers looks into no folder
-            continue
-        refuse_lfs_pointer(folder / path, f"{name}: {path}")
-        try:
-            tensors = dict(_tensors(folder / path))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(
-                f"{name}: {path} is truncated or not a safetensors file ({shown(error, 300)}); get "
-                "it again"
-            ) from None
-        there[path] = set(tensors)
-        if bad := next((tensor for tensor, is_finite in tensors.items() if not is_finite), None):
-            raise UserError(
-                f"{name}: {bad} in {path} holds values that are infinite or not numbers; get it "
-                "again, or another revision"
-            )
+        if suffix(path) == ".safetensors" and "/" not in path:  # transformers looks into no folder
+            there[path] = _tensors(folder / path, f"{name}: {path}")
     if "model.safetensors" in there:
         there = {"model.safetensors": there["model.safetensors"]}
-    elif (folder / INDEX).is_file():
+    elif there and not (folder / INDEX).is_file():
+        raise UserError(
+            f"{name}: the weights are in {min(there)}, and there is no {INDEX} that says what is "
+            "where; fetch it too, or name the file model.safetensors"
+        )
+    elif there:
         for tensor, path in _json_object(folder / INDEX, name)["weight_map"].items():
             if tensor not in there.get(path, ()):
                 raise UserError(
                     f"{name}: {INDEX} says that {shown(tensor)} is in {path}, which does not hold "
                     "it; get all files of one revision"
                 )
-    elif there:
-        raise UserError(
-            f"{name}: the weights are in {min(there)}, and there is no {INDEX} that says what is "
-            "where; fetch it too, or name the file model.safetensors"
-        )
     config = _json_object(folder / "config.json", name)
     for what, section, key in (
         ("layers", "text_config", "num_hidden_layers"),
@@ -160,19 +147,31 @@ def check_weights(folder: Path, names: Iterable[str], *, name: str) -> None:
             )
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, bool]]:
-    """The names of a safetensors file's tensors, and whether each holds finite numbers only.
+def _tensors(path: Path, name: str) -> list[str]:
+    """The names of a safetensors file's tensors, all of which hold finite numbers.
 
     Raises:
-        SafetensorError: the header does not fit itself or the file.
+        UserError: they don't, or the header does not fit itself or the file; ``name`` says whose.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118
-            tensor = opened.get_tensor(name)
-            is_number = tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel()
-            yield name, not is_number or all(each.isfinite() for each in tensor.aminmax())
+    refuse_lfs_pointer(path, name)
+    try:
+        with safe_open(path, framework="pt") as opened:
+            names: list[str] = list(opened.keys())
+            for each in names:
+                tensor = opened.get_tensor(each)
+                is_number = tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel()
+                if is_number and not all(bound.isfinite() for bound in tensor.aminmax()):
+                    raise UserError(
+                        f"{name}: {each} holds values that are infinite or not numbers; get it "
+                        "again, or another revision"
+                    )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{name} is truncated or not a safetensors file ({shown(error, 300)}); get it again"
+        ) from None
+    return names
 
 
 def _walk(section: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,23 +69,13 @@ class Announced:
         return digest.hexdigest() == self.digest
 
 
-def fetch_data(asked: HubData, out: Path) -> Source:
-    """Data are tables and images: pickles and code are never fetched with them."""
-    return fetch(asked, out, "dataset")
-
-
-def fetch_model(asked: HubModel, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
-    """Weights are safetensors, unless a parameter allows more."""
-    return fetch(asked, out, "model", allow_pickle=allow_pickle, allow_code=allow_code)
-
-
 def fetch(asked: HubModel, out: Path, repo_type: RepoType, **allowed: bool) -> Source:
     """Bring the files of a repository that match any pattern of ``asked.files`` into ``out``.
 
     A ``revision`` may be a branch, a tag or a commit. Of a commit that ``out`` holds already,
     nothing is asked; else only what is missing or wrong is downloaded. ``HF_ENDPOINT``,
-    ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and ``HF_HUB_DOWNLOAD_TIMEOUT`` hold. ``allowed`` may be
-    ``allow_pickle`` and ``allow_code``.
+    ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and ``HF_HUB_DOWNLOAD_TIMEOUT`` hold. ``allowed``, of a model
+    alone, may be ``allow_pickle`` and ``allow_code``.
 
     Raises:
         UserError: no access, no such repository, revision or file, no network, wrong content, no
@@ -211,8 +202,8 @@ def _bring(
     """
     from huggingface_hub import hf_hub_download
 
-    partial = out / PARTIAL
-    for abandoned in partial.rglob("*.incomplete"):  # which the library never resumes
+    unfinished = out / PARTIAL
+    for abandoned in unfinished.rglob("*.incomplete"):  # which the library never resumes
         abandoned.unlink()
 
     class Part(tqdm):
@@ -230,16 +221,16 @@ def _bring(
         set_transfer_postfix_str = update_transfer
 
     def bring(file: Announced) -> None:
-        place: Any = {"revision": commit, "repo_type": repo_type, "local_dir": partial}
+        place: Any = {"revision": commit, "repo_type": repo_type, "local_dir": unfinished}
         hf_hub_download(repo, file.path, tqdm_class=Part, **place)
-        if not file.is_right(partial / file.path):
-            (partial / file.path).unlink(missing_ok=True)
+        if not file.is_right(unfinished / file.path):
+            (unfinished / file.path).unlink(missing_ok=True)
             raise UserError(
                 f"{repo}: {file.path} does not have the content that the Hub announces for it "
                 f"({file.digest[:12]}…), so it was deleted. Run again; if that does not help, a "
                 "proxy or mirror (HF_ENDPOINT) alters files"
             )
-        source.place(partial / file.path, out, file.path)
+        source.place(unfinished / file.path, out, file.path)
 
     total = sum(file.size for file in missing)
     with (
@@ -288,8 +279,8 @@ _TOPIC_OVERWRITE = About(
 KIND = Kind(
     section=HubData,
     model_section=HubModel,
-    fetch_data=fetch_data,
-    fetch_model=fetch_model,
+    fetch_data=partial(fetch, repo_type="dataset"),
+    fetch_model=partial(fetch, repo_type="model"),
     name=lambda _, fetched: str(fetched.repo),
     words=lambda fetched: f"`{fetched.repo}` on the Hugging Face Hub",
     address=_address,

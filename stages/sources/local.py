@@ -87,7 +87,7 @@ def _belonging(place: Path, asked: PathData) -> dict[str, Path]:
     """The files of a folder, or of a table with the images that its rows name."""
     from stages.pairs.tables import contents
 
-    for each in [place / name for name in walk(place)] if place.is_dir() else [place]:
+    for each in (place, *(place / name for name in walk(place))):
         source.refuse_lfs_pointer(each, str(each))  # else its table is "not valid JSON"
     found = contents(place, asked.reading)
     if found.left_out:
@@ -134,25 +134,19 @@ def copy_all(
     """Bring files, by their names in ``out``, there, leaving alone those that are there already.
 
     Raises:
-        UserError: one can't be read or written, is a Git LFS pointer, or the disk has no room.
+        UserError: one is a Git LFS pointer, or the disk has no room.
     """
     source.begin(out)
-    try:
-        described, missing = [], []
-        for name, path in sorted(files.items()):
-            source.refuse_lfs_pointer(path, str(path))
-            described.append(file := source.described(path, name))
-            if not source.is_there(out / name, file):
-                missing.append(file)
-        source.check_room(out, sum(file.size for file in missing), what=f"the {kind} source")
-        for file in tqdm(missing, desc="copying", unit="file", disable=len(missing) < 100):
-            path = files[file.path]
-            if not path.is_relative_to(out / PARTIAL):
-                path = Path(shutil.copyfile(path, out / PARTIAL / "copying"))
-            source.place(path, out, file.path)
-    except OSError as error:
-        where = error.filename or "the source"
-        raise UserError(f"{where} can't be copied ({error.strerror})") from None
+    for path in files.values():
+        source.refuse_lfs_pointer(path, str(path))
+    described = [source.described(path, name) for name, path in sorted(files.items())]
+    missing = [file for file in described if not source.is_there(out / file.path, file)]
+    source.check_room(out, sum(file.size for file in missing), what=f"the {kind} source")
+    for file in tqdm(missing, desc="copying", unit="file", disable=len(missing) < 100):
+        path = files[file.path]
+        if not path.is_relative_to(out / PARTIAL):
+            path = Path(shutil.copyfile(path, out / PARTIAL / "copying"))
+        source.place(path, out, file.path)
     return source.finish(out, Source(kind, repo, None, commit, licence, tuple(described)))
 
 

@@ -78,18 +78,15 @@ def begin(out: Path) -> None:
     """Make ``out`` ready to be filled; a folder with other content is refused, not cleared.
 
     Raises:
-        UserError: it holds something else, or can't be written.
+        UserError: it holds something else.
     """
     ours = (out / FETCHED).exists() or (out / PARTIAL).exists()
     if out.is_dir() and any(out.iterdir()) and not ours:
         raise UserError(
             f"{out} holds files that fetch did not put there; move them away or delete the folder"
         )
-    try:
-        (out / PARTIAL).mkdir(parents=True, exist_ok=True)
-        (out / FETCHED).unlink(missing_ok=True)  # from here on the folder is incomplete
-    except OSError as error:
-        raise UserError(f"{out} can't be written ({error.strerror})") from None
+    (out / PARTIAL).mkdir(parents=True, exist_ok=True)
+    (out / FETCHED).unlink(missing_ok=True)  # from here on the folder is incomplete
 
 
 def check_room(out: Path, needed: int, *, what: str) -> None:

@@ -53,7 +53,7 @@ def provenance(root: Path = Path()) -> dict[str, str]:
     for path, digest in hashes.items():
         if path.startswith(("data/", "models/")):
             found[f"dvc.md5.{path}"] = digest
-    places = {"data": [f"data/raw/{name}" for name in _sources(root)], "model": ["models/base"]}
+    places = {"data": [f"data/raw/{name}" for name in source_names(root)], "model": ["models/base"]}
     for what, folders in places.items():
         files = [root / folder / "SOURCE.json" for folder in folders]
         fetched = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
@@ -62,7 +62,7 @@ def provenance(root: Path = Path()) -> dict[str, str]:
     return {k: redacted(v, root) for k, v in (found | _sweep(root, baseline)).items() if v}
 
 
-def _sources(root: Path) -> list[str]:
+def source_names(root: Path = Path()) -> list[str]:
     """The names in ``data.sources``."""
     if not (root / PARAMS_FILE).is_file():
         return []
