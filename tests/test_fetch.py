@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,6 +174,25 @@ def test_after_a_kill_what_was_complete_is_not_asked_for_again(fetch, tmp_path):
     fetch(repo)
     assert {asked.file for asked in repo.downloads()} == {"4.parquet"}
     assert content(tmp_path / "raw").keys() == {*files, "SOURCE.json"}
+
+
+def test_a_download_by_xet_moves_the_one_bar(fetch, monkeypatch, capsys):
+    """Its storage is not served here: the library's own reporter is used as the library does."""
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    def download(_: str, path: str, *, local_dir: Path, tqdm_class: Any, **more: Any) -> None:
+        (local_dir / path).write_bytes(table().files[path])  # type: ignore[index]
+        told = {"total_bytes": 18, "total_bytes_completed": 18, "total_bytes_completion_rate": 1.0}
+        told |= {"total_transfer_bytes_completed": 9, "total_transfer_bytes_completion_rate": 1.0}
+        bars = XetDownloadProgressReporter(
+            reconstruction_desc=path, total=18, log_level=20, tqdm_class=tqdm_class
+        )
+        with bars as progress:
+            progress.update_progress(SimpleNamespace(**told))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    fetch(table())
+    assert "18.0/18.0" in capsys.readouterr().err
 
 
 def test_the_token_reaches_the_hub_but_not_the_storage_it_leads_to(fetch):

@@ -104,8 +104,8 @@ def _damaged(path: Path, error: Exception, after: str) -> UserError:
             kind = _NO_TEXT.get(file.read(2), "not UTF-8 text")
         why = f"it is {kind}; text is saved as UTF-8 (in Excel: CSV UTF-8)"
     return UserError(
-        f"{path} can't be read{after} ({why}); get it again if it is cut or damaged, or take it out "
-        "if it is no table"
+        f"{path} can't be read{after} ({why}); get it again if it is cut or damaged, or take it "
+        "out if it is no table"
     )
 
 

@@ -172,8 +172,7 @@ def charts(inputs: Inputs) -> list[tuple[str, str, Any]]:
 
 def funnel(preprocess: Mapping[str, Any], formatted_: Mapping[str, Any]) -> list[dict[str, Any]]:
     """From the rows of the source to the pairs that were used: what stayed, what went and why."""
-    meanings = {name: reason.meaning for name, reason in REASONS.items()}
-    meanings["longer_than_cutoff_len"] = "prompt and answer exceed format.cutoff_len"
+    meanings = {**REASONS, "longer_than_cutoff_len": "prompt and answer exceed format.cutoff_len"}
     rows: list[dict[str, Any]] = []
 
     def kept(text: str, value: Any) -> None:
