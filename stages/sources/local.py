@@ -1,5 +1,7 @@
-"""Kind ``path``: files of this machine, copied as they are: tables and their images, an archive of
-these, or the folder of a base model."""
+"""Kind ``path``: files of this machine, copied as they are.
+
+They are tables with their images, an archive of these, or the folder of a base model.
+"""
 
 import re
 import shutil
@@ -67,7 +69,7 @@ def fetch_data(asked: PathData, out: Path) -> Source:
             found = {f"{name}/{each}": place / each for each in walk(place)}
         else:
             found = {name: place}
-            with suppress(UserError):  # preprocess says what is wrong: there, all are together
+            with suppress(UserError):  # preprocess tells what is wrong, when all are together
                 found |= _belonging(place, asked)
         for each, at in found.items():
             if files.setdefault(each, at) != at:
