@@ -229,8 +229,8 @@ def test_two_sources_are_read_in_turn_and_name_their_rows(tmp_path):
     easy = easyvqa.EasyVqaSource(kind="easy-vqa")
     easyvqa.fetch_data(easy, tmp_path / "raw" / "easy")
     places = {name: tmp_path / "raw" / name for name in ("easy", "one")}
-    rows, questions, _ = kinds.read(places, {"easy": easy, **sources})
-    assert (next(rows).origin, next(questions).where) == ("easy", "easy: test question 0")
+    records, questions, _ = kinds.read(places, {"easy": easy, **sources})
+    assert (next(records).origin, next(questions).where) == ("easy", "easy: test question 0")
 
 
 @pytest.mark.slow
@@ -332,6 +332,18 @@ def test_what_can_not_be_used_or_is_not_safe_is_refused(tmp_path, what, monkeypa
     assert told in text
     there = {path.name for path in tmp_path.rglob("rows.json") if "in" not in path.parts}
     assert not there
+
+
+def test_a_link_inside_an_archive_becomes_the_file_that_it_leads_to(tmp_path):
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as packed:
+        for name, content in {"rows.json": [plain(0, "a.png")], "z.png": picture(0)}.items():
+            path = write(tmp_path / "in", {name: content}) / name
+            packed.add(path, name)
+        (tmp_path / "in" / "a.png").symlink_to("z.png")
+        packed.add(tmp_path / "in" / "a.png", "a.png")
+    (row,) = fetched(tmp_path / "raw", mine=entry(tmp_path / "x.tar.gz"))
+    assert row.images == (picture(0),)
+    assert not any(path.is_symlink() for path in (tmp_path / "raw").rglob("*"))
 
 
 def test_a_source_that_holds_the_folder_to_be_filled_is_refused(tmp_path):
