@@ -61,16 +61,8 @@ setup: venv ## Create .venv with the locked requirements (the commands above do 
 extras: setup ## Install what single commands and formats need too: signing, HEIC, Google Drive, ...
 	.venv/bin/uv pip install --python .venv/bin/python --require-hashes --requirement requirements-extras.txt
 
-use: ## Switch to a preset: make use PRESET=name
-	$(DIE) names= there= known=; for file in params/*.yaml; do \
-	  name=$${file#params/}; name=$${name%.yaml}; names="$$names $$name"; \
-	  [ "$$name" != "$$PRESET" ] || there=yes; \
-	  ! cmp -s "$$file" params.yaml || known=yes; done; \
-	[ -n "$$there" ] || die "Which preset? make use PRESET=name, with one of:$$names"; \
-	[ -n "$$known$$FORCE" ] || [ ! -e params.yaml ] || \
-	  [ -z "$$(git status --porcelain -- params.yaml 2>&1)" ] || \
-	  die "params.yaml has edits that are neither committed nor a preset; FORCE=1 discards them."; \
-	cp "params/$$PRESET.yaml" params.yaml && echo "params.yaml is now params/$$PRESET.yaml."
+use: setup ## Switch to a preset: make use PRESET=name
+	$(IN_VENV) python -m stages use $${PRESET:+--preset "$$PRESET"} $${FORCE:+--force "$$FORCE"}
 
 # The server's job queues, seven more processes, serve functions that this project does not use.
 ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
@@ -159,6 +151,7 @@ venv:
 	$(DIE) found= python=; here=$$(pwd -P); \
 	[ "$$(cat .venv/made-in.txt 2>/dev/null)" = "$$here uv $(UV)" ] && \
 	  .venv/bin/python -c '' 2>/dev/null && exit 0; \
+	[ ! -L .venv ] || die ".venv is a link, and making it anew would empty what it leads to: remove the link."; \
 	command -v git >/dev/null || die "git was not found, and DVC needs it: install git."; \
 	[ -e .git ] || die "This folder is not a Git clone, which DVC needs: use git clone, or git init."; \
 	set -- python3.11 python3.12 python3.13 python3; [ -z "$$PYTHON" ] || set -- "$$PYTHON"; \

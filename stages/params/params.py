@@ -1,20 +1,16 @@
 """``params.yaml`` as frozen models: every knob of the pipeline, checked before any stage does any
 work.
 
-Unknown keys are refused with the nearest known name. Nothing has a hidden default: a key of ours
-that is missing is refused too, so ``params.yaml`` says all there is to say. (A source may lack what
-few need: without ``image_urls`` no image is downloaded.) What each key does is written where people
-meet it, in the comments of ``params/*.yaml``.
+Nothing has a hidden default: a key of ours that is missing is refused, as one that is unknown is,
+so ``params.yaml`` says all there is to say. What each key does is written where people meet it, in
+the comments of ``params/demo.yaml`` and ``params/qwen3-vl-4b.yaml``.
 
-The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss``, ``gpus``,
-``nodes``, ``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed
-through under LLaMA-Factory's name and checked against its argument classes
-(``stages.params.arguments``), without importing them: that takes 20 s, this 0.2 s. What does
-not go together is in ``stages.params.rules``.
+In the ``train`` section a few keys are ours (``Train``). Every other key is passed through under
+LLaMA-Factory's name, checked against its options without importing it (``arguments``). Keys that do
+not go together are in ``rules``.
 """
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
@@ -25,11 +21,11 @@ from ruamel.yaml.error import YAMLError
 
 from stages.core.errors import UserError, did_you_mean
 from stages.core.schema import Section, SourceSection
+from stages.core.text import shown
 from stages.params import arguments, rules
 from stages.sources import kinds
 
 PARAMS_FILE = Path("params.yaml")
-STRICT = ConfigDict(strict=True)  # 1 is not true, and "0.1" is not a number
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -39,8 +35,6 @@ REFERENCE_FREE: frozenset[str] = frozenset({"orpo", "simpo"})
 
 class Columns(Section):
     """Names of the columns in a tabular source; ``image``, ``origin`` and ``kind`` may be null."""
-
-    model_config = STRICT
 
     image: str | None
     question: str
@@ -66,8 +60,6 @@ class Data(Section):
 class Trust(Section):
     """What of a model's author is trusted: files that can run code when they are loaded."""
 
-    model_config = STRICT
-
     pickle: bool
     remote_code: bool
 
@@ -82,8 +74,6 @@ class Model(Section):
 class Wanted(Section):
     """Which pairs are wanted (``stages.pairs.refusals``)."""
 
-    model_config = STRICT
-
     text_only: bool
     images: Positive
     turns: Positive
@@ -91,8 +81,6 @@ class Wanted(Section):
 
 
 class Preprocess(Section):
-    model_config = STRICT
-
     split_key: Annotated[str, Field(min_length=1, max_length=64)]
     validation: Fraction
     test: Annotated[float, Field(gt=0, lt=1)]
@@ -106,17 +94,13 @@ class Preprocess(Section):
 
 
 class Format(Section):
-    model_config = STRICT
-
     cutoff_len: Positive
-    image_max_pixels: Positive
+    image_max_pixels: Annotated[int, Field(ge=28 * 28)]  # at least a token
     image_min_pixels: Positive
     allowed_tokens: list[str]
 
 
 class Scoring(Section):
-    model_config = STRICT
-
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["float32", "bfloat16", "float16"]
     batch_tokens: Positive
@@ -125,7 +109,7 @@ class Scoring(Section):
 class Train(Section):
     """Our own keys; the rest (``extra``) is LLaMA-Factory's, under its own names."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(extra="allow")
 
     beta: Annotated[float, Field(gt=0)]
     loss: Loss
@@ -146,27 +130,21 @@ class Train(Section):
 
 
 class Generation(Section):
-    model_config = STRICT
-
     prompts: Annotated[int, Field(ge=0)]
     questions: Annotated[int, Field(ge=0)]
     max_new_tokens: Positive
 
 
-def _none_is_empty(tasks: Any) -> Any:
-    return {} if tasks is None else tasks
-
-
 class Evaluate(Section):
-    model_config = STRICT
-
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     resamples: Annotated[int, Field(ge=100)]
     seed: Annotated[int, Field(ge=0)]
     controls: Annotated[int, Field(ge=0)]
     generation: Generation
     task_files: Annotated[Path, Field(strict=False)]
-    lm_eval: Annotated[dict[str, Positive | None], BeforeValidator(_none_is_empty)]
+    lm_eval: Annotated[
+        dict[str, Positive | None], BeforeValidator(lambda tasks: {} if tasks is None else tasks)
+    ]
 
 
 class Params(Section):
@@ -194,36 +172,42 @@ def load(path: Path = PARAMS_FILE) -> Params:
         raise UserError(
             f"{path} is missing; run from the project's root, or `make use PRESET=demo` makes it"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {_one_line(error)}") from None
-    except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path} must hold the sections {', '.join(Params.model_fields)}")
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
     return checked(document, str(path))
 
 
-def checked(document: Mapping[str, Any], name: str) -> Params:
+def checked(document: Any, name: str) -> Params:
     """The parameters in a document, by section and key, all of whose problems are told at once.
 
     Raises:
         UserError: a key is unknown, missing or out of range, or does not go with another one.
     """
-    problems, wrong, found = [], set(), None
+    if not isinstance(document, Mapping):
+        raise UserError(f"{name} must hold the sections {', '.join(Params.model_fields)}")
+    if moved := list(rules.moved(flattened(document))):
+        raise UserError("; ".join(f"{name}: {problem}" for problem in moved))
+    train = document.get("train")
+    given = {str(key): train[key] for key in train} if isinstance(train, Mapping) else {}
+    options = {key: given[key] for key in given if key not in Train.model_fields}
+    refused = {key: why for key in options if (why := arguments.refusal(key, options[key]))}
+    problems = {f"train.{key}": f"'train.{key}' {why}" for key, why in refused.items()}
+    found = None
     try:
         found = Params.model_validate(document)
     except ValidationError as error:
         for detail in error.errors():
-            problems.append(_explain(detail))
-            wrong.add(_key(detail["loc"]))
-    given = document.get("train")
-    for key, value in given.items() if isinstance(given, Mapping) else ():
-        if key not in Train.model_fields and (problem := arguments.problem_with(str(key), value)):
-            problems.append(f"'train.{key}' {problem}")
-            wrong.add(f"train.{key}")
-    problems += rules.problems(document, wrong)
-    if problems or found is None:
-        raise UserError("; ".join(f"{name}: {problem}" for problem in dict.fromkeys(problems)))
+            problems.setdefault(key := _key(detail["loc"]), _explain(key, detail, _known_names()))
+    try:
+        arguments.options().model_validate({k: v for k, v in options.items() if k not in refused})
+    except ValidationError as error:
+        known = {*arguments.options().model_fields, *Train.model_fields}
+        for detail in error.errors():
+            key = f"train.{detail['loc'][0]}"  # what follows is which of several types it is not
+            problems.setdefault(key, _explain(key, detail, known))
+    told = [*problems.values(), *rules.problems(document, problems)]
+    if told or found is None:
+        raise UserError("; ".join(f"{name}: {problem}" for problem in told))
     return found
 
 
@@ -238,62 +222,37 @@ def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _explain(detail: ErrorDetails) -> str:
-    """One clause for one of pydantic's errors, with the key as it is written in the file."""
-    key, name = _key(detail["loc"]), str(detail["loc"][-1])
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{did_you_mean(name, _siblings(detail['loc'][:-1]))}"
-    if detail["type"] == "union_tag_not_found":
-        return f"key '{key}.kind' is missing"
-    if detail["type"] == "union_tag_invalid":
-        context = detail["ctx"]
-        known = context["expected_tags"].replace("'", "").split(", ")
-        hint = did_you_mean(context["tag"], known)
-        return f"'{key}.kind' = {context['tag']!r}: must be one of {', '.join(known)}{hint}"
-    if detail["type"] == "model_attributes_type":
-        return f"'{key}' must hold keys, one of them kind"
-    if detail["type"] == "model_type":
-        return f"'{key}' must hold keys, such as {_siblings(detail['loc'])[0]}"
-    if detail["type"] == "missing":
-        given = [str(name) for name in detail["input"] if name not in _siblings(detail["loc"][:-1])]
-        misspelt = difflib.get_close_matches(name, given, n=1)
-        return f"key '{key}' is missing" + (
-            f"; is '{misspelt[0]}' meant for it?" if misspelt else ""
-        )
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    return (
-        f"'{key}' = {arguments.shown(detail['input'])}: {message}"
-        if _is_leaf(detail["input"])
-        else f"'{key}': {message}"
-    )
+def _explain(key: str, detail: ErrorDetails, known: Collection[str]) -> str:
+    """One clause for one of pydantic's errors."""
+    kind, given, message = detail["type"], detail["input"], detail["msg"]
+    if kind == "extra_forbidden":
+        name = key.rpartition(".")[2]
+        return f"unknown key '{key}'{did_you_mean(name, {*known} - {name})}"
+    if kind == "union_tag_invalid":
+        tag, tags = detail["ctx"]["tag"], detail["ctx"]["expected_tags"].replace("'", "")
+        hint = did_you_mean(tag, tags.split(", "))
+        return f"'{key}.kind' = {tag!r}: must be one of {tags}{hint}"
+    if kind in ("missing", "union_tag_not_found"):
+        return f"key '{key}{'.kind' * (kind != 'missing')}' is missing"
+    if kind.startswith("model_"):
+        return f"'{key}' must hold keys of its own"
+    shown_value = f" = {shown(repr(given))}" if not isinstance(given, dict | list) else ""
+    return f"'{key}'{shown_value}: {message[0].lower()}{message[1:]}"
 
 
 def _key(location: tuple[int | str, ...]) -> str:
     """A place as it is written in the file; pydantic's also names the kind of a source."""
-    return ".".join(str(part) for i, part in enumerate(location) if not _is_kind(location, i))
+    parts = [str(part) for part in location]
+    return ".".join(
+        part
+        for i, part in enumerate(parts)
+        if not (part in kinds.KINDS and (parts[i - 1] == "source" or parts[i - 2] == "sources"))
+    )
 
 
-def _is_kind(location: tuple[int | str, ...], index: int) -> bool:
-    return index > 0 and location[index - 1] == "source" and location[index] in kinds.KINDS
-
-
-def _is_leaf(value: object) -> bool:
-    return not isinstance(value, dict | list | BaseModel)
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    """The keys known at a place in the file."""
-    section: type[BaseModel] = Params
-    for i, part in enumerate(location):
-        if _is_kind(location, i):
-            kind = kinds.KINDS[str(part)]
-            section = (location[0] == "model" and kind.model_section) or kind.section
-        elif str(part) in section.model_fields:
-            annotation = section.model_fields[str(part)].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                section = annotation
-    return list(section.model_fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _known_names() -> set[str]:
+    """The names of all keys of ours, of every section and of every kind of source."""
+    sections: list[type[BaseModel]] = [Section]
+    for section in sections:
+        sections += section.__subclasses__()
+    return {name for section in sections for name in section.model_fields}
