@@ -40,7 +40,7 @@ SET_ELSEWHERE = {
     "use_cpu": "set train.gpus",
     "do_eval": "set train.eval_strategy and train.eval_steps",
     "predict_with_generate": "set evaluate.generation",
-    "ref_model": "the reference is the base model, model.source",
+    "ref_model*": "the reference is the base, by model.source and model.quantization_bit",
     "val_size": "set preprocess.validation",
     "report_to": "runs are tracked in MLflow: `make ui` shows them, and MLFLOW_TRACKING_URI names "
     "a server",
@@ -70,11 +70,9 @@ REFUSED = {
     "split_special_tokens": "breaks up the template's own special tokens too; remove it (in the "
     "data they are neutralised, see format.allowed_tokens)",
     **dict.fromkeys(
-        ("add_tokens", "add_special_tokens", "new_special_tokens_config", "resize_vocab"),
-        "changes the vocabulary in training alone; set model.source to a model that has the tokens",
+        ("add*_tokens", "new_special_tokens_config", "resize_vocab", "rope_scaling"),
+        "would change the model in training alone; set model.source to a model that has it",
     ),
-    "rope_scaling": "does nothing up to the length that the model was made for, and changes the "
-    "model in training alone beyond it; remove it",
     **dict.fromkeys(
         ("shift_attn", "crop_to_patches", "image_do_pan_and_scan", "use_audio_in_video"),
         "does nothing for the model families that this pipeline trains; remove it",
@@ -93,21 +91,14 @@ REFUSED = {
     "takes others than the parameters say; remove it",
     "max_steps: 0": "trains num_train_epochs; set it to -1 for that, or to 1 or more",
     # which model is trained
-    "ref_model_*": "does nothing without ref_model: the reference is the base model, the adapter "
-    "switched off; set model.source and model.quantization_bit, which are for both",
-    **dict.fromkeys(
-        ("finetuning_type: full", "finetuning_type: freeze"),
-        "makes no adapter, and an adapter is what the pipeline passes on; set it to lora or oft",
-    ),
+    "finetuning_type: f*": "makes no adapter, which is what the pipeline passes on; set it to lora "
+    "or oft",
     "train_from_scratch": "starts from random weights; remove it",
     "use_llama_pro": "is for a base that was expanded by layers; remove it (train.lora_target "
     "names what is trained)",
     "use_unsloth": "loads another implementation of the model, which the reference's log-probs "
     "were not made with, and its package asks for other versions than the lock; remove it",
-    **dict.fromkeys(
-        [f"quantization_method: {name}" for name in ("aqlm", "awq", "gptq", "*fp?", "quanto")],
-        "quantises nothing here; set it to bnb",
-    ),
+    "quantization_method: [!beh]*": "quantises nothing here; set it to bnb",
     "flash_attn: fa3": "can't be used with LLaMA-Factory 0.9.5; set it to auto",
     **dict.fromkeys(
         ("optim: galore_*", "optim: apollo_*"), "does not go with an adapter; remove it"

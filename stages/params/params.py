@@ -6,15 +6,15 @@ so ``params.yaml`` says all there is to say. What each key does is written where
 the comments of ``params/demo.yaml`` and ``params/qwen3-vl-4b.yaml``.
 
 In the ``train`` section a few keys are ours (``Train``). Every other key is passed through under
-LLaMA-Factory's name, checked against its options without importing it (``arguments``). Keys that do
-not go together are in ``rules``.
+LLaMA-Factory's name, checked against its options without importing it (``arguments``). A section
+refuses keys of its own that do not go together; tables of such options are in ``rules``.
 """
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -22,6 +22,7 @@ from ruamel.yaml.error import YAMLError
 from stages.core.errors import UserError, did_you_mean
 from stages.core.schema import Section, SourceSection
 from stages.core.text import shown
+from stages.families import known
 from stages.params import arguments, rules
 from stages.sources import kinds
 
@@ -43,13 +44,21 @@ class Columns(Section):
     origin: str | None
     kind: str | None
 
+    @model_validator(mode="after")
+    def _three(self) -> Self:
+        if len({self.question, self.chosen, self.rejected}) < 3:
+            raise ValueError("question, chosen and rejected must name three columns")
+        return self
+
 
 if TYPE_CHECKING:
     DataSource: TypeAlias = SourceSection
     ModelSource: TypeAlias = SourceSection
+    Template: TypeAlias = str
 else:  # one of the kinds of sources that are registered, told by ``kind``
     DataSource = Union[kinds.data_sections()]  # noqa: UP007
     ModelSource = Union[kinds.model_sections()]  # noqa: UP007
+    Template = Literal[tuple(name for family in known.FAMILIES for name in family.templates)]
 
 
 class Data(Section):
@@ -67,7 +76,7 @@ class Trust(Section):
 class Model(Section):
     source: Annotated[ModelSource, Field(discriminator="kind")]
     trust: Trust
-    template: str
+    template: Template
     quantization_bit: Literal[4, 8] | None
 
 
@@ -92,12 +101,26 @@ class Preprocess(Section):
     max_dropped: Annotated[float, Field(ge=0, le=1)]
     wanted: Wanted
 
+    @model_validator(mode="after")
+    def _leaves_some_to_train(self) -> Self:
+        if (total := self.validation + self.test) >= 1:
+            raise ValueError(
+                f"validation and test add up to {total:g}; leave something below 1 for train"
+            )
+        return self
+
 
 class Format(Section):
     cutoff_len: Positive
     image_max_pixels: Annotated[int, Field(ge=28 * 28)]  # at least a token
     image_min_pixels: Positive
     allowed_tokens: list[str]
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.image_min_pixels > self.image_max_pixels:
+            raise ValueError("image_min_pixels is larger than image_max_pixels")
+        return self
 
 
 class Scoring(Section):
@@ -128,6 +151,21 @@ class Train(Section):
         """The keys that go to LLaMA-Factory as they are."""
         return dict(self.__pydantic_extra__ or {})
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        problems = list(rules.problems(self.passed_through))
+        if self.keep_vision_features and not self.shared_prefix:
+            problems.append("keep_vision_features needs shared_prefix: true")
+        if self.loss in ("hinge", "ipo") and not self.shared_prefix:
+            # LLaMA-Factory 0.9.5 calls TRL's dpo_loss without the name.
+            problems.append(
+                f"loss is {self.loss}, and LLaMA-Factory's own trainer would train sigmoid under "
+                "that name; shared_prefix: true passes the name on"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
 
 class Generation(Section):
     prompts: Annotated[int, Field(ge=0)]
@@ -157,6 +195,15 @@ class Params(Section):
     scoring: Scoring
     train: Train
     evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _needs_a_gpu(self) -> Self:
+        given = self.train.passed_through
+        on = [f"train.{name}" for name in ("fp16", "pure_bf16", "tf32") if given.get(name)]
+        on += ["model.quantization_bit"] if self.model.quantization_bit else []
+        if on and self.train.gpus == 0:
+            raise ValueError(f"'{on[0]}' needs a GPU, and train.gpus is 0; remove one of them")
+        return self
 
 
 def load(path: Path = PARAMS_FILE) -> Params:
@@ -189,26 +236,28 @@ def checked(document: Any, name: str) -> Params:
         raise UserError("; ".join(f"{name}: {problem}" for problem in moved))
     train = document.get("train")
     given = {str(key): train[key] for key in train} if isinstance(train, Mapping) else {}
-    options = {key: given[key] for key in given if key not in Train.model_fields}
+    options = {key: value for key, value in given.items() if key not in Train.model_fields}
     refused = {key: why for key in options if (why := arguments.refusal(key, options[key]))}
     problems = {f"train.{key}": f"'train.{key}' {why}" for key, why in refused.items()}
-    found = None
+    passed = {key: value for key, value in options.items() if key not in refused}
+    known_options = {*arguments.options().model_fields, *Train.model_fields}
+    for error in _errors(Params, document):
+        key = _key(error["loc"])
+        problems.setdefault(key, _explain(key, error, _known_names()))
+    for error in _errors(arguments.options(), passed):
+        key = f"train.{error['loc'][0]}"  # what follows is which of several types it is not
+        problems.setdefault(key, _explain(key, error, known_options))
+    if problems:
+        raise UserError("; ".join(f"{name}: {problem}" for problem in problems.values()))
+    return Params.model_validate(document)
+
+
+def _errors(model: type[BaseModel], document: Any) -> list[ErrorDetails]:
     try:
-        found = Params.model_validate(document)
+        model.model_validate(document)
     except ValidationError as error:
-        for detail in error.errors():
-            problems.setdefault(key := _key(detail["loc"]), _explain(key, detail, _known_names()))
-    try:
-        arguments.options().model_validate({k: v for k, v in options.items() if k not in refused})
-    except ValidationError as error:
-        known = {*arguments.options().model_fields, *Train.model_fields}
-        for detail in error.errors():
-            key = f"train.{detail['loc'][0]}"  # what follows is which of several types it is not
-            problems.setdefault(key, _explain(key, detail, known))
-    told = [*problems.values(), *rules.problems(document, problems)]
-    if told or found is None:
-        raise UserError("; ".join(f"{name}: {problem}" for problem in told))
-    return found
+        return error.errors()
+    return []
 
 
 def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
@@ -228,14 +277,14 @@ def _explain(key: str, detail: ErrorDetails, known: Collection[str]) -> str:
     if kind == "extra_forbidden":
         name = key.rpartition(".")[2]
         return f"unknown key '{key}'{did_you_mean(name, {*known} - {name})}"
-    if kind == "union_tag_invalid":
-        tag, tags = detail["ctx"]["tag"], detail["ctx"]["expected_tags"].replace("'", "")
-        hint = did_you_mean(tag, tags.split(", "))
-        return f"'{key}.kind' = {tag!r}: must be one of {tags}{hint}"
     if kind in ("missing", "union_tag_not_found"):
         return f"key '{key}{'.kind' * (kind != 'missing')}' is missing"
     if kind.startswith("model_"):
         return f"'{key}' must hold keys of its own"
+    if kind == "value_error":  # one of ours, whole where it is about several sections
+        message = str(detail["ctx"]["error"])
+        if not key:
+            return message
     shown_value = f" = {shown(repr(given))}" if not isinstance(given, dict | list) else ""
     return f"'{key}'{shown_value}: {message[0].lower()}{message[1:]}"
 
