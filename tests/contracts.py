@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+from stages.commands import use
 from stages.params import params
 from stages.params.params import Params
 
@@ -41,7 +42,6 @@ WRITES = {
     "stages.core.command.write_diary": "reports/diary",
     "stages.core.console": "reports/diary",
     "stages.tracking": "reports/mlflow_pending",
-    "stages.params.arguments.main": "stages/params/arguments.json",
 }
 # Read by a program that a stage starts, so no import names it.
 LOADED_ELSEWHERE = {"stages.tuning.process": "stages/tuning/inside"}
@@ -138,7 +138,13 @@ def path_of(out: Any) -> str:
 
 @cache
 def yaml_of(file: str) -> Any:
-    return YAML(typ="safe").load((ROOT / file).read_text(encoding="utf-8"))
+    text = use.whole(ROOT / file) if file.startswith("params/") else (ROOT / file).read_text()
+    return YAML(typ="safe").load(text)
+
+
+def preset_of(path: Path) -> Params:
+    """The parameters of a file in ``params/``."""
+    return params.checked(yaml_of(path.relative_to(ROOT).as_posix()), path.name)
 
 
 # what the code imports and reads, from its syntax tree

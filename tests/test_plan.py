@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.commands import estimate, flops, plan
+from stages.commands import estimate, flops, plan, use
 from stages.commands.flops import Pair
 from stages.core.errors import UserError
 from stages.params import params
-from tests.contracts import PRESETS, ROOT
+from tests.contracts import PRESETS, ROOT, preset_of
 from tests.test_shortcuts import pair, scene
 
 DEMO = params.load(ROOT / "params" / "demo.yaml")
@@ -53,7 +53,7 @@ def test_memory_of_the_4b_model_by_hand():
         training(BIG, shared_prefix=False), flops.PUBLISHED[QWEN], pair, "bfloat16"
     )
     assert stock["logits"] == pytest.approx(3 * flops.logits_bytes(2, pair) / 1e9)
-    small = params.load(ROOT / "params" / "qwen3-vl-4b-24gb.yaml")
+    small = preset_of(ROOT / "params" / "qwen3-vl-4b-24gb.yaml")
     four_bits = estimate.memory(small, flops.PUBLISHED[QWEN], pair, "bfloat16")
     assert four_bits["weights"] == pytest.approx(0.56 * 3.633 + 2 * 0.800, abs=0.01)
 
@@ -80,9 +80,8 @@ def test_a_device_of_the_diary_is_known_by_its_name(device, name):
 
 def test_the_published_number_of_pairs_is_what_the_presets_say():
     for path in PRESETS:
-        p = params.load(path)
-        if (name := plan.named(p.data.source)) in plan.PUBLISHED:
-            assert f"{plan.PUBLISHED[name][0]:,} pairs" in path.read_text(encoding="utf-8")
+        if (name := plan.named(preset_of(path).data.source)) in plan.PUBLISHED:
+            assert f"{plan.PUBLISHED[name][0]:,} pairs" in use.whole(path)
 
 
 @pytest.fixture
@@ -92,10 +91,10 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "gpus_here", list)
 
-    def use(preset):
-        shutil.copy(ROOT / "params" / f"{preset}.yaml", "params.yaml")
+    def put(preset):
+        Path("params.yaml").write_text(use.whole(ROOT / "params" / f"{preset}.yaml"))
 
-    return use
+    return put
 
 
 def part(text, title):

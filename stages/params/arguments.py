@@ -101,7 +101,11 @@ REFUSED = {
     "quantization_method: [!beh]*": "quantises nothing here; set it to bnb",
     "flash_attn: fa3": "can't be used with LLaMA-Factory 0.9.5; set it to auto",
     **dict.fromkeys(
-        ("optim: galore_*", "optim: apollo_*"), "does not go with an adapter; remove it"
+        (
+            *("optim: galore_*", "optim: apollo_*", "use_galore", "use_apollo", "use_badam"),
+            *("pissa_init", "mixture_of_depths", "use_kt", "quantization_device_map"),
+        ),
+        "does not go with DPO of an adapter; remove it",
     ),
     # how it is saved and sent
     "save_only_model": "leaves the optimizer out of the checkpoints, so that an interrupted "
@@ -112,6 +116,7 @@ REFUSED = {
         (
             *("use_*_loss", "compute_accuracy", "use_hyper_parallel", "use_mca", "reward_model*"),
             *("ppo_*", "kto_*", "do_sample", "temperature", "top_[kp]", "max_new_tokens"),
+            *("train_on_prompt", "mask_history", "neat_packing"),
         ),
         "does nothing in DPO; remove it (evaluate.generation is for answers)",
     ),
@@ -149,7 +154,11 @@ def entry(table: Mapping[str, str], key: str, value: Any) -> str | None:
     """
     is_on = value not in (None, False, "")  # 0 is False
     for pattern, said in table.items():
-        if fnmatchcase(f"{key}: {value}", pattern) or (is_on and fnmatchcase(key, pattern)):
+        if ": " in pattern:
+            found = fnmatchcase(f"{key}: {value}", pattern)
+        else:
+            found = is_on and fnmatchcase(key, pattern)
+        if found:
             return said
     return None
 

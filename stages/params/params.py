@@ -153,7 +153,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
-        problems = list(rules.problems(self.passed_through))
+        problems = []
         if self.keep_vision_features and not self.shared_prefix:
             problems.append("keep_vision_features needs shared_prefix: true")
         if self.loss in ("hinge", "ipo") and not self.shared_prefix:
@@ -247,8 +247,9 @@ def checked(document: Any, name: str) -> Params:
     for error in _errors(arguments.options(), passed):
         key = f"train.{error['loc'][0]}"  # what follows is which of several types it is not
         problems.setdefault(key, _explain(key, error, known_options))
-    if problems:
-        raise UserError("; ".join(f"{name}: {problem}" for problem in problems.values()))
+    passed = {key: value for key, value in passed.items() if f"train.{key}" not in problems}
+    if told := [*problems.values(), *rules.problems(passed)]:
+        raise UserError("; ".join(f"{name}: {problem}" for problem in told))
     return Params.model_validate(document)
 
 

@@ -13,7 +13,9 @@ from stages.params import arguments
 
 # Keys (or keys with a value) of an earlier release, and the new way, told for one release;
 # * stands for any text.
-MOVED: dict[str, str] = {}
+MOVED: dict[str, str] = {
+    "base": "is for a preset; `make use PRESET=name` writes params.yaml from it",
+}
 
 # What an option (or one with a value) needs besides the lock.
 PACKAGES = {
@@ -45,7 +47,7 @@ FILES = ("deepspeed", "fsdp_config")  # of which the value is a path, if it is a
 
 def moved(flat: Mapping[str, Any]) -> list[str]:
     """What became of the keys of an earlier release that a document (flattened) has."""
-    found = {way: key for key in flat if (way := arguments.entry(MOVED, key, flat[key]))}
+    found = {way: key for key in flat if (way := arguments.entry(MOVED, key, flat[key] or True))}
     return [f"'{key}' {way}" for way, key in found.items()]
 
 
@@ -56,24 +58,24 @@ def problems(options: Mapping[str, Any]) -> Iterator[str]:
     for option, value in options.items():
         partner = arguments.entry(PARTNERS, option, value)
         if partner and not options.get(partner.partition(":")[0]):
-            yield f"{option} needs {partner} beside it"
+            yield f"'train.{option}' needs {partner} beside it"
         if package := arguments.entry(PACKAGES, option, value):
             try:
                 version(package)
             except PackageNotFoundError:
                 yield (
-                    f"{option} needs a package that is not in the lock: `{INSTALL} {package}` "
-                    "installs it beside the locked versions"
+                    f"'train.{option}' needs a package that is not in the lock: "
+                    f"`{INSTALL} {package}` installs it beside the locked versions"
                 )
         if option in FILES and isinstance(value, str) and not Path(value).is_file():
-            yield f"{option}: there is no file {value}"
+            yield f"'train.{option}': there is no file {value}"
     if options.get("bf16") and options.get("fp16"):
-        yield "bf16 and fp16 are both true; keep one"
+        yield "'train': bf16 and fp16 are both true; keep one"
     saved, evaluated = options.get("save_strategy"), options.get("eval_strategy")
     if options.get("load_best_model_at_end") and saved != "best":
         times = (options.get("save_steps") or 500) / (options.get("eval_steps") or 500)
         if saved != evaluated or (saved == "steps" and abs(times - round(times)) > 1e-9):
             yield (
-                "load_best_model_at_end needs a save_strategy like eval_strategy, and a save_steps "
-                "that is a multiple of eval_steps"
+                "'train.load_best_model_at_end' needs a save_strategy like eval_strategy, and a "
+                "save_steps that is a multiple of eval_steps"
             )
