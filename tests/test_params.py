@@ -93,8 +93,9 @@ def refusal(**values: Any) -> str:
     return text
 
 
-def test_every_key_of_ours_has_values_out_of_its_range_here():
+def test_every_key_of_ours_has_values_out_of_its_range_here_and_may_be_null_as_said():
     assert set(OURS) == set(OUT_OF_RANGE)
+    params.checked(changed(**dict.fromkeys(MAY_BE_NULL)), "mine.yaml")
 
 
 @pytest.mark.parametrize("key", OURS)
@@ -108,10 +109,6 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
     assert "did you mean" in said
 
 
-def test_the_keys_that_may_be_null_may():
-    params.checked(changed(**dict.fromkeys(MAY_BE_NULL)), "mine.yaml")
-
-
 @pytest.mark.parametrize(
     ("values", "told"),
     [
@@ -119,10 +116,8 @@ def test_the_keys_that_may_be_null_may():
         ({"train.learning_rte": 1}, "unknown key 'train.learning_rte'; did you mean 'learning_ra"),
         ({"scorring": {}}, "unknown key 'scorring'; did you mean 'scoring'?"),
         ({"evaluate": ...}, "key 'evaluate' is missing"),
-        ({"preprocess.test": 1.5}, "'preprocess.test' = 1.5: input should be less than 1"),
         ({"scoring.device": "gpu"}, "'scoring.device' = 'gpu': input should be 'auto', 'cpu' or"),
         ({"scoring.device": "z" * 9999}, "'scoring.device' = "),
-        ({"train.loss": "kto_pair"}, "'sigmoid', 'hinge', 'ipo', 'orpo' or 'simpo'"),
         ({"train.bf16": "no"}, "'train.bf16' = 'no': input should be a valid boolean"),
         ({"model.trust": "all"}, "'model.trust' must hold keys of its own"),
         ({"data.source": "easy-vqa"}, "'data.source' must hold keys of its own"),
