@@ -185,6 +185,16 @@ def test_the_users_shell_leaks_nothing_in_and_nothing_reports_home(project, path
     assert seen >= {"MLFLOW_DISABLE_TELEMETRY=true", "UV_CACHE_DIR=/scratch"}
 
 
+@pytest.mark.parametrize("module", ["stages", "stages.fetch", "stages.commands.plan"])
+def test_outside_of_the_environment_one_sentence_says_so(module):
+    words = [sys.executable, "-S", "-m", module]  # -S: without its packages
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"error: .* has not got the project's packages: use make, .*\n", done.stderr
+    )
+
+
 # facts that stand in two places
 
 
