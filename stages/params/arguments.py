@@ -42,8 +42,7 @@ SET_ELSEWHERE = {
     "predict_with_generate": "set evaluate.generation",
     "ref_model*": "the reference is the base, by model.source and model.quantization_bit",
     "val_size": "set preprocess.validation",
-    "report_to": "runs are tracked in MLflow: `make ui` shows them, and MLFLOW_TRACKING_URI names "
-    "a server",
+    "report_to": "runs are tracked in MLflow, and MLFLOW_TRACKING_URI names its server",
     "run_name": "name the experiment, `dvc exp run --name`",
     "ray_*": "set train.gpus, and RAY_ADDRESS and the like in the environment (docs/scaling.md)",
     "push_to_hub": "`make publish` uploads a release",
@@ -53,7 +52,7 @@ SET_ELSEWHERE = {
         (
             *("stage", "do_train", "do_predict", "dataset", "eval_dataset", "use_fast_tokenizer"),
             *("dataset_dir", "media_dir", "output_dir", "overwrite_output_dir", "master_*"),
-            *("resume_from_checkpoint", "logging_first_step", "infer_backend", "video_*_pixels"),
+            *("resume_from_checkpoint", "logging_first_step", "infer_backend"),
         ),
         "every run needs it as it is",
     ),
@@ -67,37 +66,33 @@ REFUSED = {
     "prompt of their own, which every stage keeps with preprocess.wanted.system_prompt: true",
     "preserve_thinking": "would keep the thoughts of earlier turns in training alone; remove it",
     "tool_format": "writes tools into the prompt, and pairs have none; remove it",
-    "split_special_tokens": "breaks up the template's own special tokens too; remove it (in the "
-    "data they are neutralised, see format.allowed_tokens)",
+    "split_special_tokens": "breaks up the template's own special tokens too; remove it",
     **dict.fromkeys(
         ("add*_tokens", "new_special_tokens_config", "resize_vocab", "rope_scaling"),
         "would change the model in training alone; set model.source to a model that has it",
     ),
     **dict.fromkeys(
-        ("shift_attn", "crop_to_patches", "image_do_pan_and_scan", "use_audio_in_video"),
+        ("shift_attn", "crop_to_patches", "image_do_*", "use_audio_*", "audio_*", "video_*"),
         "does nothing for the model families that this pipeline trains; remove it",
     ),
     # which pairs are trained on
-    "tokenized_path": "trains on the tokens that lie there, whatever the data are by now; remove "
-    "it (LLaMA-Factory keeps its tokens by their content anyway)",
-    "packing": "packs nothing in DPO, and takes one token off format.cutoff_len, so that pairs "
-    "which fit would be cut; remove it",
-    "streaming": "ends in a StopIteration: LLaMA-Factory 0.9.5 can't stream preference pairs with "
-    "images; remove it (rows are read from the disk as they are needed)",
-    "dataloader_drop_last": "leaves out the last pairs of each epoch without counting them, and "
-    "trains nothing where a batch is larger than the training split; remove it",
+    "tokenized_path": "trains on the tokens that lie there, whatever the data are; remove it",
+    "packing": "packs nothing in DPO, and cuts pairs of format.cutoff_len tokens; remove it",
+    "streaming": "ends in a StopIteration: LLaMA-Factory 0.9.5 can't stream images; remove it",
+    "dataloader_drop_last": "leaves out the last pairs of each epoch without counting them, which "
+    "are all where a batch is larger than the training split; remove it",
     "ignore_data_skip": "makes a resumed training see its first pairs again; remove it",
-    "accelerator_config": "deals the pairs out to the processes in another way, so that a step "
-    "takes others than the parameters say; remove it",
+    "accelerator_config": "deals the pairs out to the processes in another way; remove it",
+    "ignore_pad_token_for_loss: False": "trains on padding too; remove it",
     "max_steps: 0": "trains num_train_epochs; set it to -1 for that, or to 1 or more",
     # which model is trained
-    "finetuning_type: f*": "makes no adapter, which is what the pipeline passes on; set it to lora "
-    "or oft",
+    "finetuning_type: f*": "makes no adapter; set it to lora or oft",
     "train_from_scratch": "starts from random weights; remove it",
-    "use_llama_pro": "is for a base that was expanded by layers; remove it (train.lora_target "
-    "names what is trained)",
-    "use_unsloth": "loads another implementation of the model, which the reference's log-probs "
-    "were not made with, and its package asks for other versions than the lock; remove it",
+    "use_llama_pro": "is for a base that was expanded by layers; remove it",
+    **dict.fromkeys(
+        ("use_unsloth", "use_v1_kernels"),
+        "computes the model otherwise than the reference's log-probs were made; remove it",
+    ),
     "quantization_method: [!beh]*": "quantises nothing here; set it to bnb",
     "flash_attn: fa3": "can't be used with LLaMA-Factory 0.9.5; set it to auto",
     **dict.fromkeys(
@@ -108,15 +103,16 @@ REFUSED = {
         "does not go with DPO of an adapter; remove it",
     ),
     # how it is saved and sent
-    "save_only_model": "leaves the optimizer out of the checkpoints, so that an interrupted "
-    "training resumes with a new one; remove it",
+    "save_only_model": "makes an interrupted training resume with a new optimizer; remove it",
     "save_on_each_node": "lets several machines write the same files; remove it",
-    "use_swanlab": "sends runs to another service than MLflow; remove it",
+    "*swanlab*": "sends runs to another service than MLflow; remove it",
     **dict.fromkeys(
         (
             *("use_*_loss", "compute_accuracy", "use_hyper_parallel", "use_mca", "reward_model*"),
             *("ppo_*", "kto_*", "do_sample", "temperature", "top_[kp]", "max_new_tokens"),
-            *("train_on_prompt", "mask_history", "neat_packing"),
+            *("generation_*", "*num_beams", "max_length", "*_penalty", "export_*", "vllm_*"),
+            *("train_on_prompt", "mask_history", "neat_packing", "galore_*", "apollo_*"),
+            *("badam_*", "kt_*", "sglang_*"),
         ),
         "does nothing in DPO; remove it (evaluate.generation is for answers)",
     ),
@@ -129,7 +125,7 @@ MODULES = ("lora_target", "oft_target", "additional_target")
 # here are 0 or more. pydantic itself refuses what is not a finite number.
 BOUNDS: dict[tuple[str, ...], dict[str, Any]] = {
     MODULES: {"min_length": 1},
-    ("max_steps", "local_rank", "freeze_trainable_layers", "sglang_tp_size"): {"ge": -1},
+    ("max_steps", "local_rank", "freeze_trainable_layers"): {"ge": -1},
     ("learning_rate", "adam_epsilon", "num_train_epochs"): {"gt": 0},
     ("logging_steps", "eval_steps", "save_steps"): {"gt": 0},
     ("*_batch_size", "*accumulation_steps", "early_stopping_steps", "save_total_limit"): {"ge": 1},

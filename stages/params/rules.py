@@ -20,8 +20,7 @@ MOVED: dict[str, str] = {
 # What an option (or one with a value) needs besides the lock.
 PACKAGES = {
     "deepspeed": "deepspeed",
-    "enable_liger_kernel": "liger-kernel",
-    "use_liger_kernel": "liger-kernel",
+    "*_liger_kernel": "liger-kernel",
     "use_adam_mini": "adam-mini",
     "fp8": "torchao",
     "flash_attn: fa2": "flash-attn",
