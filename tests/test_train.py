@@ -82,8 +82,10 @@ def stage(tmp_path, monkeypatch, write_params):
         (tmp_path / f"{name}.json").write_text("[]")
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "SOURCE.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
     looked_up = reference_logps.made_with(tmp_path / "base", params.load(), dtype="float32")
-    reference_logps.write(tmp_path / "reference", pd.DataFrame(), looked_up)
+    nothing = scoring.to_table([], scoring.nothing())
+    reference_logps.write(tmp_path / "reference", nothing, looked_up)
     made = Stage(tmp_path)
     monkeypatch.setattr(process, "launch", made.launch)
     return made

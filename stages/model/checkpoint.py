@@ -23,15 +23,20 @@ import numpy as np
 import pandas as pd
 
 from stages.core.errors import UserError
+from stages.core.meaning import code
 from stages.core.project import is_forced, project_root
+from stages.families import known
 from stages.model import parallel, reference_logps, scoring
 from stages.params.params import Params
 
 KEPT = Path("models", "kept")
 MOST_KEPT = 2000  # pieces, the latest; 21,376 pairs, answers and 3 tasks make about 50
 CHUNK = 512  # pairs
-STAGES = Path(__file__).parent.parent
-CODE = ("families/*.py", "model/*.py")
+# The code that decides tokens and numbers, besides the family's.
+CODE = (
+    *("model/formatted.py", "model/lookup.py", "model/prefix.py", "model/scoring.py"),
+    "model/tokens.py",
+)
 # Of a formatted row; images are named by their content.
 DECISIVE = ("id", "messages", "chosen", "rejected", "images")
 
@@ -70,7 +75,7 @@ class Checkpoint:
             adapter={file.name: _sha256(file) for file in adapter},
             parameters=[self.p.scoring.model_dump(), self.p.format.model_dump()],
             device=torch.cuda.get_device_name() if device == "cuda" else device,
-            code=code(*CODE),
+            code=code(*CODE) | known.of_model(self.model).fingerprint,
             peft=version("peft") if adapter else None,
         )
 
@@ -185,14 +190,7 @@ class Checkpoint:
                     label=label,
                 )
             )
-            return pd.DataFrame(
-                {
-                    "id": pd.Series([row["id"] for row in rows], dtype="str"),
-                    "answer": pd.Series([answer.text for answer in answers], dtype="str"),
-                    "tokens": pd.Series([answer.tokens for answer in answers], dtype="int64"),
-                    "finished": pd.Series([answer.finished for answer in answers], dtype="bool"),
-                }
-            )
+            return scoring.answers_table(rows, answers)
 
         return self.kept_table(
             "answers",
@@ -234,12 +232,6 @@ def digest(**parts: Any) -> str:
     """16 hexadecimal digits of JSON values by name."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def code(*patterns: str) -> dict[str, str]:
-    """Hashes of source files in ``stages``: what other code computed is not taken up."""
-    files = sorted(file for pattern in patterns for file in STAGES.glob(pattern))
-    return {file.relative_to(STAGES).as_posix(): _sha256(file) for file in files}
 
 
 def decided_by(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError, did_you_mean
-from stages.model import reference_logps
+from stages.core.meaning import code
+from stages.families import known
+from stages.model import lookup, reference_logps
 from stages.params.params import REFERENCE_FREE, Params
 
 WORKSPACE = Path("models/training")  # a folder for each fingerprint; DVC leaves it alone
 
-TUNING = Path(__file__).parent
-INSIDE = TUNING / "inside"  # our code that runs in every training process
-# And what runs there besides where prompts are shared.
-MODEL = TUNING.parent / "model"
-SHARED_CODE = (TUNING / "trainer.py", MODEL / "prefix.py", MODEL / "reference_logps.py")
+INSIDE = Path(__file__).parent / "inside"
+# Our code in every training process, and what is there besides where prompts are shared.
+CODE = ("tuning/inside/sitecustomize.py",)
+SHARED_CODE = ("tuning/trainer.py", "model/prefix.py", "model/lookup.py")
 
 # Packages whose version decides what a training computes.
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
@@ -185,12 +186,10 @@ def fingerprint(
         },
         "model": sha256(model / "SOURCE.json"),
         "packages": {package: version(package) for package in PACKAGES},
-        "inside": {
-            path.name: sha256(path)
-            for path in (*INSIDE.glob("*.py"), *(SHARED_CODE if shared_prefix else ()))
-        },
+        "inside": code(*CODE)
+        | (code(*SHARED_CODE) | known.of_model(model).fingerprint if shared_prefix else {}),
         "keep_vision_features": keep_vision_features,
-        "reference": sha256(cached / reference_logps.TABLE) if cached else None,
+        "reference": sorted(lookup.by_pair(cached).items()) if cached else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -24,7 +24,7 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from PIL import Image
 
 from stages.core.errors import UserError
-from stages.model import prefix, reference_logps
+from stages.model import lookup, prefix
 from stages.tuning.history import FIRST_BATCH
 from stages.tuning.inside.sitecustomize import REFERENCE, VISION
 
@@ -66,7 +66,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if not finetuning_args.use_ref_model:
             self.reference = None
         elif self.reference is None and REFERENCE in os.environ:
-            self.reference = reference_logps.lookup(Path(os.environ[REFERENCE]))
+            self.reference = lookup.by_pair(Path(os.environ[REFERENCE]))
         if self.reference is not None:
             for split in ("train_dataset", "eval_dataset"):
                 require_reference(getattr(self, split, None) or (), self.reference)
@@ -220,7 +220,7 @@ def require_reference(
     features: Sequence[Mapping[str, Any]], cached: Mapping[str, tuple[float, float]]
 ) -> None:
     """Raise ``UserError`` if a pair has no log-probs of the reference."""
-    missing = sum(reference_logps.pair_key(feature) not in cached for feature in features)
+    missing = sum(lookup.pair_key(feature) not in cached for feature in features)
     if missing:
         raise UserError(
             f"data/reference has no log-probs of {missing} of {len(features)} pairs: it was made "
@@ -253,6 +253,6 @@ class SharedPrefixCollator:
         images = partial(prefix.process_images, self.stock.template, self.stock.processor)
         batch = prefix.pack(features, self.stock.model, images, always_look=self.placeholder)
         if self.reference is not None:
-            logps = [self.reference[reference_logps.pair_key(feature)] for feature in features]
+            logps = [self.reference[lookup.pair_key(feature)] for feature in features]
             batch["reference"] = torch.tensor(logps, dtype=torch.float32).T.contiguous()
         return batch
