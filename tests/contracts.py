@@ -40,11 +40,12 @@ EXEMPT = {
 WRITES = {
     "stages.core.command.write_diary": "reports/diary",
     "stages.core.console": "reports/diary",
+    "stages.core.parallel.each": "a temporary folder",
     "stages.tracking": "reports/mlflow_pending",
     "stages.params.arguments.main": "stages/params/arguments.json",
 }
-# Read by a program that a stage starts, so no import names it.
-LOADED_ELSEWHERE = {"stages.tuning.process": "stages/tuning/inside"}
+# Imported by a program that a stage starts, so by no module that the stage imports.
+LOADED_ELSEWHERE = {"stages.tuning.process": {"stages.tuning.trainer"}}
 
 
 # dvc.yaml, read with its templates filled in
@@ -178,7 +179,7 @@ def closure(module: str) -> frozenset[str]:
         name = waiting.pop()
         found.add(name)
         if not exempt(name):
-            waiting |= imported(name) - found
+            waiting |= (imported(name) | LOADED_ELSEWHERE.get(name, set())) - found
     return frozenset(found)
 
 
@@ -196,8 +197,6 @@ def files_of(module: str) -> set[str]:
     for name in closure(module):
         if not exempt(name):
             files |= beside(source_of(name))
-            if folder := LOADED_ELSEWHERE.get(name):
-                files |= set((ROOT / folder).rglob("*.py"))
     return {file.relative_to(ROOT).as_posix() for file in files if not is_docstring(file)}
 
 

@@ -12,7 +12,7 @@ import pytest
 from stages.answers import controls, lm_eval, prompts
 from stages.core import meaning, project
 from stages.core.errors import UserError
-from stages.model import checkpoint, formatted, parallel, reference_logps, scoring
+from stages.model import checkpoint, formatted, reference_logps, scoring
 from stages.model.checkpoint import Checkpoint
 
 PAIRS = [
@@ -525,7 +525,7 @@ def test_two_processes_give_the_file_of_one(
     shutil.rmtree(folder / "models" / "kept")
     shutil.copytree(model_dir, folder / "base", dirs_exist_ok=True)
     monkeypatch.setenv("PYTHONPATH", "" if fails else str(Path(__file__).parent.parent))
-    monkeypatch.setattr(parallel, "processes", lambda p: 2)
+    monkeypatch.setattr(checkpoint, "processes", lambda p: 2)
     made = made_of()
     if fails:
         made.policy = base  # else it must not be loaded here
@@ -535,6 +535,6 @@ def test_two_processes_give_the_file_of_one(
     assert made.scored == len(pairs)
     said = capfd.readouterr().out
     assert "taken up from" not in said
-    assert ("one goes on with what is missing" in said) is fails
+    assert ("one computes what is missing" in said) is fails
     assert made_of().log_probs(pairs, images, label="test").equals(found)
     assert capfd.readouterr().out.count("taken up from") == len(pieces(folder))

@@ -46,7 +46,7 @@ def base(tmp_path, model_dir):
         ("model/lookup.py", CODE, (SCORES, TRAINING)),
         ("model/reference_logps.py", CODE, ()),  # how log-probs lie on disk
         ("model/checkpoint.py", CODE, ()),
-        ("model/parallel.py", CODE, ()),
+        ("core/parallel.py", CODE, ()),
         ("families/qwen3_vl.py", COMMENT, ()),
         ("families/qwen3_vl.py", "citation", ()),
         ("families/qwen3_vl.py", CODE, (SCORES, TRAINING)),

@@ -16,7 +16,7 @@ from stages.core.errors import UserError
 from stages.core.processes import ended_with_the_stage
 from stages.tuning.config import INSIDE, sha256
 from stages.tuning.history import STATE
-from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, VISION
+from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, TRAINER, VISION
 
 # What a failed training prints, and what most likely helps; the first match is told.
 FIXES = (
@@ -187,7 +187,8 @@ def with_shared_prefix(
     """What the environment ``base`` needs for the training to use the trainer on shared prompts,
     with the reference's log-probs where they are ``cached``.
     """
-    found = {**base, PROJECT: str(Path(__file__).parents[2])}
+    project = str(Path(__file__).parents[2])
+    found = {**base, PROJECT: project, TRAINER: "stages.tuning.trainer:SharedPrefixTrainer"}
     found |= {VISION: "1"} if keep_vision_features else {}
     return found | ({REFERENCE: str(cached.absolute())} if cached else {})
 

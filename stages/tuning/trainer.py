@@ -25,8 +25,7 @@ from PIL import Image
 
 from stages.core.errors import UserError
 from stages.model import lookup, prefix
-from stages.tuning.history import FIRST_BATCH
-from stages.tuning.inside.sitecustomize import REFERENCE, VISION
+from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE, VISION
 
 BY_LENGTH = ("ipo", "orpo", "simpo")  # losses that take mean log-probs, as in stock
 SIDES = ("chosen_logps", "rejected_logps")
