@@ -229,6 +229,31 @@ def test_every_option_that_changes_the_reference_is_llamafactorys():
 
 
 @pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("NNODES", "2", r"NNODES is set, and several machines train by Ray.*docs/scaling\.md"),
+        ("RDZV_ID", "7", r"RDZV_ID is set, and several machines train by Ray"),
+        ("USE_RAY", "1", r"USE_RAY is set, and Ray is not installed: `make extras`"),
+        ("USE_V1", "true", r"USE_V1 is set.*unset it"),
+    ],
+)
+def test_what_would_start_other_processes_is_refused(variable, value, told, monkeypatch):
+    monkeypatch.setattr(tuning, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=told):
+        tuning.check_environment({variable: value})
+    tuning.check_environment({"NNODES": "1", "NODE_RANK": "0", "USE_RAY": "0"})
+
+
+def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody():
+    given = {"USE_RAY": "1", "FORCE_TORCHRUN": "1", "PATH": "/usr/bin"}
+    made = tuning.environment(16, given)
+    assert not {"FORCE_TORCHRUN", "CUDA_VISIBLE_DEVICES", "NPROC_PER_NODE"} & set(made)
+    assert made["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert made["TRAINING_FOLDER"] == str(Path.cwd())
+    assert tuning.environment(0, given)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
     ("gpus", "given", "visible"),
     [
         (0, None, ""),

@@ -34,7 +34,6 @@ OUT_OF_RANGE = {
     "train.beta": (0, -1, math.inf, math.nan, "0.1"),
     "train.loss": ("dpo", "kto_pair"),
     "train.gpus": (-1, 1.5, True),
-    "train.nodes": (0, -1, 1.5, True),
     "train.shared_prefix": ("no", 1, 0),
     "train.keep_vision_features": ("no", 1),
     "evaluate.confidence": (0.5, 1, 95),

@@ -7,7 +7,7 @@ few need: without ``image_urls`` no image is downloaded.) What each key does is 
 meet it, in the comments of ``params/*.yaml``.
 
 The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss``, ``gpus``,
-``nodes``, ``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed
+``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed
 through under LLaMA-Factory's name and checked against its argument classes
 (``stages.params.arguments``), without importing them: that takes 20 s, this 0.2 s. What does
 not go together is in ``stages.params.rules``.
@@ -130,14 +130,13 @@ class Train(Section):
     beta: Annotated[float, Field(gt=0)]
     loss: Loss
     gpus: Annotated[int, Field(ge=0)]
-    nodes: Annotated[int, Field(ge=1)]
     shared_prefix: bool
     keep_vision_features: bool
 
     @property
     def processes(self) -> int:
-        """Over all machines; the pairs of a step are so many times those of one process."""
-        return max(self.gpus, 1) * self.nodes
+        """Of the training; the pairs of a step are so many times those of one."""
+        return max(self.gpus, 1)
 
     @property
     def passed_through(self) -> dict[str, Any]:

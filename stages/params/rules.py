@@ -219,8 +219,7 @@ def _distributed(get: Get) -> Iterator[str]:
     for key in ("deepspeed", "fsdp"):
         if not get(f"train.{key}", None):
             continue
-        alone = get("train.gpus") < 2 and get("train.nodes") < 2
-        if alone and "FORCE_TORCHRUN" not in os.environ:
+        if get("train.gpus") < 2 and "FORCE_TORCHRUN" not in os.environ:
             yield (
                 f"'train.{key}' is for several processes, and train.gpus is {get('train.gpus')}; "
                 "raise that, or remove it"

@@ -148,7 +148,7 @@ def render(
         parameters={
             "beta": p.train.beta,
             "loss": p.train.loss,
-            "gpus": p.train.gpus * p.train.nodes,
+            "gpus": p.train.gpus,
             "template": p.model.template,
             "once_merged": bits and other_once_merged(bits),
             "image_min_pixels": p.format.image_min_pixels,

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stages.core.meaning import code
 from stages.families import known
 from stages.model import lookup, reference_logps
 from stages.params.params import REFERENCE_FREE, Params
+from stages.tuning.inside.sitecustomize import FOLDER
 
 WORKSPACE = Path("models/training")  # a folder for each fingerprint; DVC leaves it alone
 
@@ -170,8 +172,8 @@ def fingerprint(
 ) -> str:
     """A name for everything that decides what a training produces: 16 hex digits.
 
-    It covers the LLaMA-Factory configuration (not where it writes), the number of ``processes`` of
-    all machines (the effective batch follows from it), the formatted train and validation pairs
+    It covers the LLaMA-Factory configuration (not where it writes), the number of ``processes``
+    (the effective batch follows from it), the formatted train and validation pairs
     (which name their images by content), the base model's files (by the hashes in its
     ``SOURCE.json``), the versions of the packages that compute, our code inside the training
     process, and the reference's log-probs where they are ``cached``.
@@ -218,23 +220,65 @@ def require_gpus(wanted: int, *, bf16: bool = False, tf32: bool = False) -> None
         raise UserError(f"train.tf32 is true, and the {torch.cuda.get_device_name(0)} has none")
 
 
+def on_ray(environment: Mapping[str, str]) -> bool:
+    """Whether Ray starts the processes, on one machine or several."""
+    return _is_on(environment, "USE_RAY")
+
+
+def _is_on(environment: Mapping[str, str], name: str) -> bool:
+    """Whether a variable says yes, as LLaMA-Factory reads it."""
+    return environment.get(name, "0").lower() in ("1", "true", "y")
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Refuse what would make LLaMA-Factory train by other processes than ``train.gpus`` says, by
+    which a training is named.
+
+    Raises:
+        UserError: which variable, and what to do.
+    """
+    if on_ray(environment) and find_spec("ray") is None:
+        raise UserError(
+            "USE_RAY is set, and Ray is not installed: `make extras` installs it; unset USE_RAY to "
+            "train on this machine alone"
+        )
+    for name in ("USE_V1", "USE_MCA", "USE_KT"):
+        if _is_on(environment, name):
+            raise UserError(
+                f"{name} is set, with which LLaMA-Factory trains by other code, whose options and "
+                "results this pipeline does not know: unset it"
+            )
+    for name in ("NNODES", "NODE_RANK", "RDZV_ID", "MIN_NNODES"):
+        if environment.get(name, "") not in ("", "0", "1"):
+            raise UserError(
+                f"{name} is set, and several machines train by Ray here, not by torchrun: unset "
+                "it, start Ray on the machines, and set USE_RAY=1 (docs/scaling.md)"
+            )
+
+
 def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:
     """Environment in which ``llamafactory-cli`` uses exactly ``gpus`` GPUs (0: the CPU).
 
     One GPU of several must be chosen here, since LLaMA-Factory turns to torchrun wherever it sees
     more than one. A choice the user already made (``CUDA_VISIBLE_DEVICES``) is narrowed, never
-    widened.
+    widened. On Ray they may be other machines' GPUs, and Ray chooses.
     """
-    visible = base.get("CUDA_VISIBLE_DEVICES", "")
-    devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
     # Else every file and argument is listed, and the progress bar is hard to find.
     result = {"LLAMAFACTORY_VERBOSITY": "WARN"} | dict(base)
-    result["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:gpus])
     # LLaMA-Factory looks for torchrun on the path, also where .venv was never activated.
     tools = [str(Path(sys.executable).parent), *filter(None, [base.get("PATH")])]
     result["PATH"] = os.pathsep.join(tools)
-    if gpus > 1:
-        result |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(gpus)}
+    if gpus == 0 or not on_ray(base):
+        visible = base.get("CUDA_VISIBLE_DEVICES", "")
+        devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
+        result["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:gpus])
+    if on_ray(base):
+        result.pop("FORCE_TORCHRUN", None)
+        result |= {"RAY_USAGE_STATS_ENABLED": "0", FOLDER: os.getcwd()}
+    else:
+        result["NPROC_PER_NODE"] = str(max(gpus, 1))
+        if gpus > 1:
+            result["FORCE_TORCHRUN"] = "1"
     return result
 
 
