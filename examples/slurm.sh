@@ -70,7 +70,7 @@ if [ -n "$SET" ]; then
 elif [ "$NODES" -gt 1 ]; then
   # This script runs on node 0. Ray runs on every node for as long as the experiment does.
   run make extras                          # Ray is one of them
-  export USE_RAY=1 RAY_AUTH_MODE=token
+  export USE_RAY=1 RAY_AUTH_MODE=token RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
   RAY_ADDRESS="$(hostname):$((20000 + ${SLURM_JOB_ID:-0} % 10000))"
   export RAY_ADDRESS
   # shellcheck disable=SC2016  # the number is that of the node
@@ -84,7 +84,7 @@ elif [ "$NODES" -gt 1 ]; then
     export RAY_AUTH_TOKEN
     "${cluster[@]}" &
     ray=$!
-    trap 'kill "$ray" 2>/dev/null && wait "$ray"' EXIT
+    trap 'kill "$ray" 2>/dev/null && wait "$ray" || true' EXIT
     until ray health-check "--address=$RAY_ADDRESS" >/dev/null 2>&1; do kill -0 "$ray"; sleep 2; done
   fi
   long dvc exp run --name "$NAME" --set-param "train.gpus=$((NODES * ${SLURM_GPUS_ON_NODE:-8}))"

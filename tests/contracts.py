@@ -37,6 +37,8 @@ EXEMPT = {
     "stages.params": "checks parameters; their values are DVC's to watch, under params",
     "stages.tracking": "mirrors results to MLflow; no stage reads them there",
 }
+# What of these folders decides numbers all the same.
+DECIDES = {"stages.params.losses"}
 WRITES = {
     "stages.core.command.write_diary": "reports/diary",
     "stages.core.console": "reports/diary",
@@ -185,6 +187,8 @@ def closure(module: str) -> frozenset[str]:
 
 def exempt(module: str) -> str | None:
     """Under which entry of EXEMPT a module is plumbing, if it is."""
+    if module in DECIDES:
+        return None
     inside = (name for name in EXEMPT if name != "stages" and f"{module}.".startswith(f"{name}."))
     return "stages" if module == "stages" else next(inside, None)
 

@@ -53,6 +53,8 @@ def base(tmp_path, model_dir):
         ("families/family.py", CODE, (SCORES, TRAINING)),
         ("families/known.py", CODE, ()),
         ("families/qwen2_5_vl.py", CODE, ()),  # of another family
+        ("params/losses.py", "citation", ()),
+        ("params/losses.py", CODE, (TRAINING,)),
         ("tuning/trainer.py", "docstring", ()),
         ("tuning/trainer.py", CODE, (TRAINING,)),
         ("tuning/inside/sitecustomize.py", COMMENT, ()),

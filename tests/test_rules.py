@@ -241,7 +241,7 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ({"data.columns.chosen": "rejected"}, "must name three columns"),
     ({"train.finetuning_type": "full"}, "makes no adapter"),
     ({"train.loss": "ipo", "train.shared_prefix": False}, "would train sigmoid under that name"),
-    ({"train.dpo_label_smoothing": 0.1, "train.loss": "ipo"}, "only for the loss sigmoid"),
+    ({"train.dpo_label_smoothing": 0.1, "train.loss": "ipo"}, "does not go with train.loss: ipo"),
     ({"train.bf16": True, "train.fp16": True}, "'train.fp16' and train.bf16 are both true"),
     ({"train.fp16": True}, "'train.fp16' needs a GPU, and train.gpus is 0"),
     ({"train.pure_bf16": True}, "'train.pure_bf16' needs a GPU"),

@@ -26,6 +26,7 @@ from ruamel.yaml.error import YAMLError
 from stages.core.errors import UserError, did_you_mean
 from stages.core.schema import Section, SourceSection
 from stages.params import arguments, rules
+from stages.params.losses import LOSSES
 from stages.sources import kinds
 
 PARAMS_FILE = Path("params.yaml")
@@ -33,8 +34,6 @@ STRICT = ConfigDict(strict=True)  # 1 is not true, and "0.1" is not a number
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
-Loss = Literal["sigmoid", "hinge", "ipo", "orpo", "simpo"]
-REFERENCE_FREE: frozenset[str] = frozenset({"orpo", "simpo"})
 
 
 class Columns(Section):
@@ -53,7 +52,9 @@ class Columns(Section):
 if TYPE_CHECKING:
     DataSource: TypeAlias = SourceSection
     ModelSource: TypeAlias = SourceSection
-else:  # one of the kinds of sources that are registered, told by ``kind``
+    LossName: TypeAlias = str
+else:  # one of the kinds of sources that are registered, told by ``kind``; one of the losses
+    LossName = Literal[tuple(LOSSES)]
     DataSource = Union[kinds.data_sections()]  # noqa: UP007
     ModelSource = Union[kinds.model_sections()]  # noqa: UP007
 
@@ -128,7 +129,7 @@ class Train(Section):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, strict=True)
 
     beta: Annotated[float, Field(gt=0)]
-    loss: Loss
+    loss: LossName
     gpus: Annotated[int, Field(ge=0)]
     shared_prefix: bool
     keep_vision_features: bool

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.families import known
+from stages.params.losses import LOSSES
 
 # What an option needs besides the lock: the module that tells, and the package that brings it.
 PACKAGES = {
@@ -170,8 +171,7 @@ def _stock_trainer(get: Get) -> Iterator[str]:
             "'train.keep_vision_features' is true, and LLaMA-Factory's own trainer keeps none; it "
             "needs train.shared_prefix: true"
         )
-    # LLaMA-Factory 0.9.5 calls TRL's dpo_loss without the name: its trainer takes sigmoid.
-    if (loss := get("train.loss")) in ("hinge", "ipo"):
+    if not LOSSES[loss := get("train.loss")].stock:
         yield (
             f"'train.loss' is {loss}, and LLaMA-Factory's own trainer would train sigmoid under "
             "that name; train.shared_prefix: true passes the name on"
@@ -179,11 +179,9 @@ def _stock_trainer(get: Get) -> Iterator[str]:
 
 
 def _label_smoothing(get: Get) -> Iterator[str]:
-    if get("train.dpo_label_smoothing", 0) and (loss := get("train.loss")) != "sigmoid":
-        yield (
-            f"'train.dpo_label_smoothing' is only for the loss sigmoid, and train.loss is {loss}; "
-            "remove it"
-        )
+    loss = get("train.loss")
+    if get("train.dpo_label_smoothing", 0) and not LOSSES[loss].smoothed:
+        yield f"'train.dpo_label_smoothing' does not go with train.loss: {loss}; remove it"
 
 
 def _precision(get: Get) -> Iterator[str]:

@@ -14,7 +14,9 @@ from stages.core.errors import UserError, did_you_mean
 from stages.core.meaning import code
 from stages.families import known
 from stages.model import lookup, reference_logps
-from stages.params.params import REFERENCE_FREE, Params
+from stages.params import losses
+from stages.params.losses import LOSSES
+from stages.params.params import Params
 from stages.tuning.inside.sitecustomize import FOLDER
 
 WORKSPACE = Path("models/training")  # a folder for each fingerprint; DVC leaves it alone
@@ -127,7 +129,7 @@ def starts_at_reference(p: Params) -> bool:
     NEFTune adds noise to what the policy reads (``train.neftune_noise_alpha``).
     """
     noise = p.train.passed_through.get("neftune_noise_alpha")
-    return p.train.loss not in REFERENCE_FREE and not noise
+    return LOSSES[p.train.loss].reference and not noise
 
 
 def dtype(p: Params) -> str:
@@ -145,7 +147,7 @@ def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
     Raises:
         UserError: the folder does not say how it was made.
     """
-    if not p.train.shared_prefix or p.train.loss in REFERENCE_FREE:
+    if not p.train.shared_prefix or not LOSSES[p.train.loss].reference:
         return None
     given = p.train.passed_through
     more = {f"train.{name}": given[name] for name in CHANGE_THE_REFERENCE if given.get(name)}
@@ -188,12 +190,17 @@ def fingerprint(
         },
         "model": sha256(model / "SOURCE.json"),
         "packages": {package: version(package) for package in PACKAGES},
-        "inside": code(*CODE)
-        | (code(*SHARED_CODE) | known.of_model(model).fingerprint if shared_prefix else {}),
+        "inside": code(*CODE) | (shared_code(model) if shared_prefix else {}),
         "keep_vision_features": keep_vision_features,
         "reference": sorted(lookup.by_pair(cached).items()) if cached else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def shared_code(model: Path) -> dict[str, str]:
+    """Hashes of what runs in a training besides ``CODE`` where prompts are shared."""
+    loss = code("params/losses.py", without=losses.WORDS)
+    return code(*SHARED_CODE) | loss | known.of_model(model).fingerprint
 
 
 def require_gpus(wanted: int, *, bf16: bool = False, tf32: bool = False) -> None:
