@@ -2,7 +2,6 @@
 it."""
 
 import re
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from stages.evaluation.catalogue import KEYS
 from stages.evaluation.catalogue import METRICS as CATALOGUE
 from stages.families import known, qwen2_5_vl, qwen3_vl
 from stages.params import params
+from stages.params.losses import LOSSES
 from stages.reporting import card
 from stages.reporting.card import Licence
 from stages.sources.kinds import KINDS
@@ -260,23 +260,20 @@ def test_a_model_of_the_hub_is_not_called_local(four_b):
     assert "`Qwen/Qwen3-VL-4B-Instruct` on the Hugging Face Hub, at commit `eeee" in text
 
 
-@pytest.mark.parametrize("loss", typing.get_args(params.Loss))
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_has_its_name_and_tag(rendered, loss):
     text = rendered({"train.loss": loss})
-    assert metadata(text)["tags"][0] == card.METHODS[loss][1]
-    assert card.METHODS[loss][0] in text
+    assert metadata(text)["tags"][0] == LOSSES[loss].tag
+    assert LOSSES[loss].words in text
+    assert LOSSES[loss].citation in text
 
 
-@pytest.mark.parametrize("loss", typing.get_args(params.Loss))
+@pytest.mark.parametrize("loss", LOSSES)
 def test_losses_without_a_reference_and_no_others_say_what_the_win_rate_compares(rendered, loss):
     text = rendered({"train.loss": loss})
-    assert (card.NO_REFERENCE in text) == (loss in params.REFERENCE_FREE)
-    if loss in params.REFERENCE_FREE:
+    assert (card.NO_REFERENCE in text) == (not LOSSES[loss].reference)
+    if not LOSSES[loss].reference:
         assert text.index(card.NO_REFERENCE) < text.index("| measure | base |")
-
-
-def test_there_is_no_method_that_the_pipeline_lacks():
-    assert card.METHODS.keys() == set(typing.get_args(params.Loss))
 
 
 # licences
@@ -532,7 +529,8 @@ def test_the_template_reads_no_parameter_that_the_module_does_not_hand_it():
 
 def test_citations_are_those_of_the_citation_file():
     cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    entries = [*card.CITATIONS.values(), *(family.citation for family in known.FAMILIES)]
+    entries = [*card.CITATIONS.values(), LOSSES["sigmoid"].citation]
+    entries += [family.citation for family in known.FAMILIES]
     numbers = [reference["identifiers"][0]["value"] for reference in cited["references"]]
     assert all(any(number in text for number in numbers) for text in card.CITATIONS.values())
     for number, reference in zip(numbers, cited["references"], strict=True):

@@ -29,7 +29,6 @@ OUT_OF_RANGE = {
     "train.beta": (0, -1, math.inf, math.nan, "0.1"),
     "train.loss": ("dpo", "kto_pair"),
     "train.gpus": (-1, 1.5, True),
-    "train.nodes": (0, -1, 1.5, True),
     "train.shared_prefix": ("no", 1, 0),
     "train.keep_vision_features": ("no", 1),
     "evaluate.confidence": (0.5, 1, 95),
@@ -134,6 +133,10 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
         (
             {"train.loss": "ipo", "train.shared_prefix": False},
             "'train': loss is ipo, and LLaMA-Factory's own trainer would train sigmoid under that",
+        ),
+        (
+            {"train.loss": "ipo", "train.dpo_label_smoothing": 0.1},
+            "'train': dpo_label_smoothing does not go with loss: ipo",
         ),
         (
             {"train.keep_vision_features": True, "train.shared_prefix": False},

@@ -24,14 +24,13 @@ from stages.core.schema import Section, SourceSection
 from stages.core.text import shown
 from stages.families import known
 from stages.params import arguments, rules
+from stages.params.losses import LOSSES
 from stages.sources import kinds
 
 PARAMS_FILE = Path("params.yaml")
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
-Loss = Literal["sigmoid", "hinge", "ipo", "orpo", "simpo"]
-REFERENCE_FREE: frozenset[str] = frozenset({"orpo", "simpo"})
 
 
 class Columns(Section):
@@ -54,8 +53,10 @@ class Columns(Section):
 if TYPE_CHECKING:
     DataSource: TypeAlias = SourceSection
     ModelSource: TypeAlias = SourceSection
+    LossName: TypeAlias = str
     Template: TypeAlias = str
 else:  # one of the kinds of sources that are registered, told by ``kind``
+    LossName = Literal[tuple(LOSSES)]
     DataSource = Union[kinds.data_sections()]  # noqa: UP007
     ModelSource = Union[kinds.model_sections()]  # noqa: UP007
     Template = Literal[tuple(name for family in known.FAMILIES for name in family.templates)]
@@ -135,16 +136,15 @@ class Train(Section):
     model_config = ConfigDict(extra="allow")
 
     beta: Annotated[float, Field(gt=0)]
-    loss: Loss
+    loss: LossName
     gpus: Annotated[int, Field(ge=0)]
-    nodes: Annotated[int, Field(ge=1)]
     shared_prefix: bool
     keep_vision_features: bool
 
     @property
     def processes(self) -> int:
-        """Over all machines; the pairs of a step are so many times those of one process."""
-        return max(self.gpus, 1) * self.nodes
+        """Of the training; the pairs of a step are so many times those of one."""
+        return max(self.gpus, 1)
 
     @property
     def passed_through(self) -> dict[str, Any]:
@@ -156,12 +156,13 @@ class Train(Section):
         problems = []
         if self.keep_vision_features and not self.shared_prefix:
             problems.append("keep_vision_features needs shared_prefix: true")
-        if self.loss in ("hinge", "ipo") and not self.shared_prefix:
-            # LLaMA-Factory 0.9.5 calls TRL's dpo_loss without the name.
+        if not LOSSES[self.loss].stock and not self.shared_prefix:
             problems.append(
                 f"loss is {self.loss}, and LLaMA-Factory's own trainer would train sigmoid under "
                 "that name; shared_prefix: true passes the name on"
             )
+        if self.passed_through.get("dpo_label_smoothing") and not LOSSES[self.loss].smoothed:
+            problems.append(f"dpo_label_smoothing does not go with loss: {self.loss}; remove it")
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -14,6 +14,7 @@ from stages.params import arguments
 # Keys (or keys with a value) of an earlier release, and the new way, told for one release;
 # * stands for any text.
 MOVED: dict[str, str] = {
+    "train.nodes": "is gone; Ray reaches the GPUs of other machines, see docs/scaling.md",
     "base": "is for a preset; `make use PRESET=name` writes params.yaml from it",
 }
 
