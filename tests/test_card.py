@@ -20,6 +20,7 @@ from stages.reporting import card
 from stages.reporting.card import Licence
 from stages.sources.kinds import KINDS
 from stages.sources.manifest import Source
+from tests.contracts import PRESETS, preset_of
 
 ROOT = Path(__file__).parent.parent
 EASY_VQA = {
@@ -560,8 +561,8 @@ def test_the_paper_behind_the_data_is_cited_only_with_the_data(four_b, rendered)
 
 
 def test_the_data_of_every_preset_are_known():
-    for preset in sorted((ROOT / "params").glob("*.yaml")):
-        source = params.load(preset).data.source
+    for path in PRESETS:
+        source = preset_of(path).data.source
         if source.kind == "path":  # one's own, of which nothing is known
             continue
         fetched = Source(source.kind, getattr(source, "repo", None), None, None, None, ())

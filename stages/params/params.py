@@ -197,14 +197,13 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
 
-    @model_validator(mode="after")
-    def _needs_a_gpu(self) -> Self:
+    @property
+    def needs_a_gpu(self) -> str | None:
+        """A key that asks for what a CPU can't do."""
         given = self.train.passed_through
         on = [f"train.{name}" for name in ("fp16", "pure_bf16", "tf32") if given.get(name)]
         on += ["model.quantization_bit"] if self.model.quantization_bit else []
-        if on and self.train.gpus == 0:
-            raise ValueError(f"'{on[0]}' needs a GPU, and train.gpus is 0; remove one of them")
-        return self
+        return next(iter(on), None)
 
 
 def load(path: Path = PARAMS_FILE) -> Params:
@@ -251,7 +250,10 @@ def checked(document: Any, name: str) -> Params:
     passed = {key: value for key, value in passed.items() if f"train.{key}" not in problems}
     if told := [*problems.values(), *rules.problems(passed)]:
         raise UserError("; ".join(f"{name}: {problem}" for problem in told))
-    return Params.model_validate(document)
+    found = Params.model_validate(document)
+    if found.needs_a_gpu and found.train.gpus == 0:
+        raise UserError(f"{name}: '{found.needs_a_gpu}' needs a GPU, and train.gpus is 0")
+    return found
 
 
 def _errors(model: type[BaseModel], document: Any) -> list[ErrorDetails]:
@@ -283,10 +285,8 @@ def _explain(key: str, detail: ErrorDetails, known: Collection[str]) -> str:
         return f"key '{key}{'.kind' * (kind != 'missing')}' is missing"
     if kind.startswith("model_"):
         return f"'{key}' must hold keys of its own"
-    if kind == "value_error":  # one of ours, whole where it is about several sections
+    if kind == "value_error":  # one of ours
         message = str(detail["ctx"]["error"])
-        if not key:
-            return message
     shown_value = f" = {shown(repr(given))}" if not isinstance(given, dict | list) else ""
     return f"'{key}'{shown_value}: {message[0].lower()}{message[1:]}"
 
