@@ -19,6 +19,7 @@ from stages.reporting import card as model_card
 from stages.reporting import figures, verdicts
 from stages.reporting import page as report
 from stages.reporting.page import contents, described, parameter_count, parsed, table, yaml
+from stages.sources import source as fetched
 from stages.tracking import runs
 
 
@@ -52,7 +53,7 @@ def main(
         format=parsed(format_report),
         test_pairs=formatted.read(formatted_data, "test"),
         image=lambda name: contents(images / name),
-        data=described(raw, p.data.source),
+        data=[described(raw / name, source) for name, source in p.data.sources.items()],
         model=described(model, p.model.source),
         training=yaml(adapter / "llamafactory.yaml"),
         adapter_parameters=parameter_count(adapter),
@@ -75,8 +76,8 @@ def main(
             metrics=inputs.metrics,
             preprocess=inputs.preprocess,
             formatted=inputs.format,
-            data=parsed(raw / "SOURCE.json"),
-            model=parsed(model / "SOURCE.json"),
+            data=[fetched.read(raw / name) for name in p.data.sources],
+            model=fetched.read(model),
             configuration=(adapter / "llamafactory.yaml").read_text(encoding="utf-8"),
             adapter=parsed(adapter / "adapter_config.json"),
             family=known.of_model(model),

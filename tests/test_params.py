@@ -58,13 +58,10 @@ OUT_OF_RANGE = {
         ),
         NOT_COUNTS,
     ),
-    **{f"data.columns.{name}": (7, ["image"], True) for name in params.Columns.model_fields},
 }
-MAY_BE_NULL = {
-    *("data.columns.image", "data.columns.origin", "data.columns.kind"),
-    *("model.quantization_bit", "evaluate.lm_eval"),
-}
-OURS = [key for key in leaves_of(params.Params) if not key.endswith(".source")]
+MAY_BE_NULL = {"model.quantization_bit", "evaluate.lm_eval"}
+OURS = [key for key in leaves_of(params.Params) if not key.startswith(("data.", "model.source"))]
+TABLE = {"kind": "path", "path": "a.csv", "licence": None, "columns": {"image": "image"}}
 
 
 def changed(**values: Any) -> dict[str, Any]:
@@ -119,15 +116,25 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
         ({"scoring.device": "z" * 9999}, "'scoring.device' = "),
         ({"train.bf16": "no"}, "'train.bf16' = 'no': input should be a valid boolean"),
         ({"model.trust": "all"}, "'model.trust' must hold keys of its own"),
-        ({"data.source": "easy-vqa"}, "'data.source' must hold keys of its own"),
-        ({"data.source": {}}, "key 'data.source.kind' is missing"),
-        ({"data.source.kind": "easyvqa"}, "'easyvqa' found using 'kind' does not match any of"),
+        ({"data.sources": {}}, "'data.sources': dictionary should have at least 1 item"),
+        ({"data.sources": {"a b": TABLE}}, "'data.sources.a b' = 'a b': string should match"),
+        ({"data.sources": {"a": TABLE, "A": TABLE}}, "two names of sources differ in case alone"),
+        ({"data.sources.mine": "easy-vqa"}, "'data.sources.mine' must hold keys of its own"),
+        ({"data.sources.mine": {}}, "key 'data.sources.mine.kind' is missing"),
+        ({"data.sources.mine": {"kind": "easyvqa"}}, "'easyvqa' found using 'kind' does not match"),
+        (
+            {"data.sources.mine": TABLE | {"licens": 1}},
+            "unknown key 'data.sources.mine.licens'",
+        ),
+        (
+            {"data.sources.mine": TABLE | {"columns": {"chosen": "rejected"}}},
+            "'data.sources.mine.columns': question, chosen and rejected must name three columns",
+        ),
         ({"model.source.kind": "easy-vqa"}, "expected tags: 'hub', 'path'"),
         ({"model.source.revision": "main"}, "unknown key 'model.source.revision'"),
         ({"preprocess.validation": 0.8}, "'preprocess': validation and test add up to 1; leave"),
         ({"format.image_min_pixels": 20_000}, "image_min_pixels is larger than image_max_pixels"),
         ({"model.template": "qwen"}, "'model.template' = 'qwen': input should be 'qwen3_vl_not"),
-        ({"data.columns.chosen": "rejected"}, "must name three columns"),
         ({"model.quantization_bit": 4}, "'model.quantization_bit' needs a GPU, and train.gpus is"),
         ({"train.fp16": True}, "'train.fp16' needs a GPU, and train.gpus is 0"),
         (
@@ -150,7 +157,7 @@ def test_a_mistake_is_told_with_what_is_right(values, told):
 
 def test_all_mistakes_of_all_sections_are_told_at_once():
     wrong = {
-        **{"data.columns.image": 7, "format.image_max_pixels": 1, "scoring.dtype": "half"},
+        **{"evaluate.controls": -7, "format.image_max_pixels": 1, "scoring.dtype": "half"},
         **{"train.beta": 0, "train.lora_rank": 0, "train.tokenized_path": "tokens"},
         **{"train.early_stopping": 3, "evaluate.seed": -1},
     }
@@ -163,9 +170,16 @@ def test_a_key_of_an_earlier_release_is_refused_with_the_new_way_alone(monkeypat
     for path in (ROOT / "params").glob("qwen3-vl-4b-*"):  # which somebody copied by hand
         with pytest.raises(UserError, match="'base' is for a preset; `make use PRESET=name`"):
             params.load(path)
-    monkeypatch.setattr(rules, "MOVED", {"data.old*": "is now data.source", "a.kind: b": "is gone"})
-    said = refusal(**{"data.older": {"x": None, "y": 2}, "a": {"kind": "b"}, "train.beta": 0})
-    assert said == "mine.yaml: 'data.older.y' is now data.source; mine.yaml: 'a.kind' is gone"
+    moved = {
+        "data.source": {"kind": "path", "path": "a.csv"},
+        "data.columns": {"image": None},
+        "data.sources.a": {"kind": "several"},
+        "data.sources.b": {"kind": "sharegpt", "image_urls": "urls"},
+        "data.sources.c": {"kind": "path", "path": "s3://bucket/a.csv"},
+        "data.sources.d": {"kind": "path", "path": ["a.csv", "gdrive:1234"]},
+        "train.nodes": 2,
+    }
+    assert len(refusal(**moved, **{"train.beta": 0}).split("; mine.yaml: ")) == len(rules.MOVED) - 2
 
 
 @pytest.mark.parametrize(

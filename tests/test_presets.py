@@ -61,17 +61,16 @@ def test_own_data_is_the_demos_model_and_says_first_of_all_where_to_name_the_dat
     p = params.load()
     assert p.model == preset_of(ROOT / "params" / "demo.yaml").model
     assert p.evaluate.lm_eval == {}
-    with pytest.raises(UserError, match=r"set/data\.source\.path/to/your/pairs"):
-        fetch.main("data", project / "raw")
+    with pytest.raises(UserError, match=r"set/data\.sources\.mine\.path/to/your/pairs"):
+        fetch.main("mine", project / "raw")
 
 
 BASE = """\
 # Preset a: what it is.
 
 data:
-  source:                     # where from
-    kind: hub                 # which kind
-    repo: a/b
+  sources:                    # where from
+    one: {kind: hub}          # which kind
 train:
   loss: sigmoid               # which loss
   beta: 0.1                   # how strong
@@ -85,7 +84,7 @@ OVER = """\
 base: a
 
 data:
-  source: {kind: path}
+  sources: {two: {kind: path}}
 train:
   loss: ipo
   gpus: 2                     # how many
@@ -97,7 +96,7 @@ MERGED = """\
 # This file is params/a.yaml with the changes of params/b.yaml.
 
 data:
-  source: {kind: path}        # where from
+  sources: {two: {kind: path}} # where from
 train:
   loss: ipo                   # which loss
   gpus: 2                     # how many
@@ -129,7 +128,7 @@ def test_use_never_overwrites_edits_unless_they_are_committed_or_it_is_forced(pr
     path.write_text(edited)
     commit(project)
     use.main("own-data")
-    assert YAML(typ="safe").load(path)["data"]["source"]["kind"] == "path"
+    assert YAML(typ="safe").load(path)["data"]["sources"]["mine"]["kind"] == "path"
     assert capsys.readouterr().out.count("params.yaml is now the preset") == 4
     path.unlink()
     use.main("demo")

@@ -16,7 +16,7 @@ from stages.core.errors import UserError
 from stages.params.params import PARAMS_FILE
 
 # Sections whose keys depend on each other: a preset's takes the place of its base's as it is.
-REPLACED_WHOLE = ("data.source", "model.source", "evaluate.lm_eval")
+REPLACED_WHOLE = ("data.sources", "model.source", "evaluate.lm_eval")
 
 
 def main(preset: str = "", force: str = "") -> None:

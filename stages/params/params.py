@@ -25,29 +25,12 @@ from stages.core.text import shown
 from stages.families import known
 from stages.params import arguments, rules
 from stages.params.losses import LOSSES
-from stages.sources import kinds
+from stages.sources.kinds import KINDS
 
 PARAMS_FILE = Path("params.yaml")
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
-
-
-class Columns(Section):
-    """Names of the columns in a tabular source; ``image``, ``origin`` and ``kind`` may be null."""
-
-    image: str | None
-    question: str
-    chosen: str
-    rejected: str
-    origin: str | None
-    kind: str | None
-
-    @model_validator(mode="after")
-    def _three(self) -> Self:
-        if len({self.question, self.chosen, self.rejected}) < 3:
-            raise ValueError("question, chosen and rejected must name three columns")
-        return self
 
 
 if TYPE_CHECKING:
@@ -57,14 +40,25 @@ if TYPE_CHECKING:
     Template: TypeAlias = str
 else:  # one of the kinds of sources that are registered, told by ``kind``
     LossName = Literal[tuple(LOSSES)]
-    DataSource = Union[kinds.data_sections()]  # noqa: UP007
-    ModelSource = Union[kinds.model_sections()]  # noqa: UP007
+    DataSource = Union[tuple(kind.section for kind in KINDS.values())]  # noqa: UP007
+    ModelSource = Union[tuple(k.model_section for k in KINDS.values() if k.model_section)]  # noqa: UP007
     Template = Literal[tuple(name for family in known.FAMILIES for name in family.templates)]
 
 
+# Of a source of data: DVC's item, a folder below data/raw, and the origin of its rows.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")]
+
+
 class Data(Section):
-    source: Annotated[DataSource, Field(discriminator="kind")]
-    columns: Columns
+    sources: Annotated[
+        dict[Name, Annotated[DataSource, Field(discriminator="kind")]], Field(min_length=1)
+    ]
+
+    @model_validator(mode="after")
+    def _one_folder_each(self) -> Self:
+        if len({name.lower() for name in self.sources}) < len(self.sources):
+            raise ValueError("two names of sources differ in case alone")
+        return self
 
 
 class Trust(Section):
@@ -293,12 +287,8 @@ def _explain(key: str, detail: ErrorDetails, known: Collection[str]) -> str:
 
 def _key(location: tuple[int | str, ...]) -> str:
     """A place as it is written in the file; pydantic's also names the kind of a source."""
-    parts = [str(part) for part in location]
-    return ".".join(
-        part
-        for i, part in enumerate(parts)
-        if not (part in kinds.KINDS and (parts[i - 1] == "source" or parts[i - 2] == "sources"))
-    )
+    kind = {"model.source": 2, "data.sources": 3}.get(".".join(map(str, location[:2])))
+    return ".".join(str(part) for i, part in enumerate(location) if i != kind)
 
 
 def _known_names() -> set[str]:

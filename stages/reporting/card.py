@@ -10,7 +10,7 @@ them.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,9 @@ from stages.params.losses import LOSSES
 from stages.params.params import Params
 from stages.reporting import tables
 from stages.reporting.text import capitalized, cell, code, fenced, literal, without_absolute_paths
-from stages.sources import manifest
-from stages.sources.kind import About
 from stages.sources.kinds import KINDS
-from stages.sources.licences import ORDER, identifier, strictest
-from stages.sources.local import LocalSource
+from stages.sources.local import PathModel
+from stages.sources.source import About, Source
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 
@@ -90,8 +88,8 @@ def render(
     metrics: Mapping[str, float],
     preprocess: Mapping[str, Any],
     formatted: Mapping[str, Any],
-    data: Mapping[str, Any],
-    model: Mapping[str, Any],
+    data: Sequence[Source],
+    model: Source,
     configuration: str,
     adapter: Mapping[str, Any],
     family: Family,
@@ -99,10 +97,9 @@ def render(
     """The card.
 
     ``metrics``, ``preprocess`` and ``formatted`` are ``metrics.json``, ``preprocess.json`` and
-    ``format.json`` of ``reports``; ``data`` and ``model`` the ``SOURCE.json`` of ``data/raw`` and
-    ``models/base``; ``configuration`` is the text of ``models/adapter/llamafactory.yaml`` and
-    ``adapter`` its ``adapter_config.json``; ``family`` is the base's. Groups of metrics that a run
-    lacks are left out.
+    ``format.json`` of ``reports``; ``data`` and ``model`` say what was fetched; ``configuration``
+    is the text of ``models/adapter/llamafactory.yaml`` and ``adapter`` its ``adapter_config.json``;
+    ``family`` is the base's. Groups of metrics that a run lacks are left out.
 
     Raises:
         ValueError: the Hub's library does not read back the metadata that it wrote.
@@ -110,10 +107,11 @@ def render(
     import jinja2
 
     base_name = _base_name(p, model)
-    licence = licence_of(data.get("licence"), model.get("licence"))
+    data_licence = strictest(source.licence for source in data)
+    licence = licence_of(data_licence, model.licence)
     known = _about(data)
     loss = LOSSES[p.train.loss]
-    parts = (("data", data), ("base model", model))
+    parts = (("data", data_licence), ("base model", model.licence))
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -159,25 +157,25 @@ def render(
             "local": _is_local(model),
             "family": family.name,
             "of_the_demo": _is_the_demos(p),
-            "commit": model.get("commit"),
+            "commit": model.commit,
             "revision": _revision(model),
-            "licence": model.get("licence"),
-            "files": len(model["files"]),
-            "size": readable(sum(file["size"] for file in model["files"])),
+            "licence": model.licence,
+            "files": len(model.files),
+            "size": readable(model.size),
         },
         data={
             "name": _data_name(data),
             "described": _described(data),
-            "commit": data.get("commit"),
-            "licence": data.get("licence"),
+            "commit": data[0].commit if len(data) == 1 else None,
+            "licence": data_licence,
             "note": known.note if known else "",
         },
         licence=licence,
-        unknown=" and of the ".join(what for what, source in parts if not source.get("licence")),
+        unknown=" and of the ".join(what for what, licence in parts if not licence),
         non_commercial=[
-            {"what": what, "licence": source["licence"]}
-            for what, source in parts
-            if is_non_commercial(source.get("licence"))
+            {"what": what, "licence": licence}
+            for what, licence in parts
+            if is_non_commercial(licence)
         ],
         both_models=tables.both_models(metrics),
         win_rate=tables.figure(metrics, "win_rate"),
@@ -216,6 +214,40 @@ def render(
 # --------------------------------------------------------------------------------------------------
 # Licences
 
+# Licences by the Hub's names, each more restrictive than those before it: what is made from works
+# under both may be passed on under the later one. Others (share-alike alone, no derivatives, a
+# model's own licence) fit into no such order: next to a different one, both are named.
+LICENCES = (
+    "cc0-1.0",
+    "unlicense",
+    "mit",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "apache-2.0",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+)
+
+
+def strictest(licences: Iterable[str | None]) -> str | None:
+    """The licence of several works taken together; ``None`` if one of them is unknown.
+
+    All in ``LICENCES``: the latest there. Else no rule says which holds, and all are named.
+    """
+    given = list(licences)
+    if not all(given):
+        return None
+    named = {identifier(str(licence)): str(licence) for licence in given}
+    if all(name in LICENCES for name in named):
+        return named[max(named, key=LICENCES.index)]
+    return " and ".join(named.values())
+
+
+def identifier(licence: str) -> str:
+    """Spelt as the Hub does: "CC BY-NC 4.0" is cc-by-nc-4.0."""
+    return "-".join(licence.lower().split())
+
 
 def licence_of(data: str | None, base: str | None) -> Licence:
     """The licence of an adapter of that base, trained on that data: the more restrictive one.
@@ -226,7 +258,7 @@ def licence_of(data: str | None, base: str | None) -> Licence:
     found = strictest(identifier(licence or "") for licence in (data, base))
     if found is None:
         return Licence("unknown")
-    return Licence(found) if found in ORDER else Licence("other", found)
+    return Licence(found) if found in LICENCES else Licence("other", found)
 
 
 def is_non_commercial(licence: str | None) -> bool:
@@ -241,8 +273,8 @@ def is_non_commercial(licence: str | None) -> bool:
 def _metadata(
     p: Params,
     metrics: Mapping[str, float],
-    data: Mapping[str, Any],
-    model: Mapping[str, Any],
+    data: Sequence[Source],
+    model: Source,
     adapter: Mapping[str, Any],
     family: Family,
     licence: Licence,
@@ -251,17 +283,17 @@ def _metadata(
 
     base_name = _base_name(p, model)
     known = _about(data)
-    on_hub = data["kind"] == "hub"
+    on_hub = all(source.kind == "hub" for source in data)
     measured = [
         EvalResult(
             task_type="image-text-to-text",
-            dataset_type=str(data["repo"] or "local"),
+            dataset_type=", ".join(str(source.repo or "local") for source in data),
             dataset_name=_data_name(data)
             + (", its own test questions" if METRICS[key].rows == "questions" else ""),
             # The pairs' split is the pipeline's, none of the source. The library makes one entry of
             # results that agree in type, split and revision, whatever their names.
             dataset_split=None if METRICS[key].rows == "questions" else "held out by image",
-            dataset_revision=data.get("commit") if on_hub else None,
+            dataset_revision=data[0].commit if on_hub and len(data) == 1 else None,
             metric_type=kind,
             metric_name=METRICS[key].title,
             metric_value=metrics[key],
@@ -287,7 +319,7 @@ def _metadata(
         pipeline_tag="image-text-to-text",
         license=licence.identifier,
         license_name=licence.name,
-        datasets=[data["repo"]] if on_hub else None,
+        datasets=[str(source.repo) for source in data] if on_hub else None,
         language=[known.language] if known else None,
         tags=[
             tag,
@@ -317,40 +349,51 @@ def _title(p: Params, base_name: str) -> str:
     return f"{name.replace('/', '-')}-{LOSSES[p.train.loss].tag}-adapter"
 
 
-def _base_name(p: Params, model: Mapping[str, Any]) -> str:
-    return KINDS[p.model.source.kind].name(p.model.source, manifest.parse(model))
+def _base_name(p: Params, model: Source) -> str:
+    return KINDS[p.model.source.kind].name(p.model.source, model)
 
 
-def _is_local(model: Mapping[str, Any]) -> bool:
+def _is_local(model: Source) -> bool:
     """Whether no repository of the Hub holds the base: its name there would be another model's."""
-    return KINDS[model["kind"]].address is None
+    return KINDS[model.kind].address is None
 
 
 def _is_the_demos(p: Params) -> bool:
     source = p.model.source
-    return isinstance(source, LocalSource) and source.path == DEMO_BASE
+    return isinstance(source, PathModel) and source.path == DEMO_BASE
 
 
-def _revision(model: Mapping[str, Any]) -> str:
+def _revision(model: Source) -> str:
     """What pins the base, to follow its name: its commit, else the digest of its first weights
     file, by name."""
     weights = sorted(
-        (file for file in model["files"] if file["path"].endswith(".safetensors")),
-        key=lambda file: str(file["path"]),
+        (file.path, file.sha256) for file in model.files if file.path.endswith(".safetensors")
     )
-    if not model.get("commit") and weights:
-        digest = code(weights[0]["sha256"][:12])
-        return f"whose {code(weights[0]['path'])} has a SHA-256 that begins with {digest}"
-    return f"at {code(model.get('commit') or 'unknown')}"
+    if not model.commit and weights:
+        path, digest = weights[0]
+        return f"whose {code(path)} has a SHA-256 that begins with {code(digest[:12])}"
+    return f"at {code(model.commit or 'unknown')}"
 
 
-def _data_name(data: Mapping[str, Any]) -> str:
-    return str(data["repo"] or "local files")
+def _data_name(data: Sequence[Source]) -> str:
+    return ", ".join(str(source.repo or "local files") for source in data)
 
 
-def _described(data: Mapping[str, Any]) -> str:
-    return KINDS[data["kind"]].words(manifest.parse(data))
+def _described(data: Sequence[Source]) -> str:
+    """The sources in words, each with its licence where there are several."""
+    words = [KINDS[source.kind].words(source) for source in data]
+    if len(data) == 1:
+        return words[0]
+    licences = (source.licence or "licence unknown" for source in data)
+    return "several sources: " + "; ".join(
+        f"{each} ({licence})" for each, licence in zip(words, licences, strict=True)
+    )
 
 
-def _about(data: Mapping[str, Any]) -> About | None:
-    return KINDS[data["kind"]].about(manifest.parse(data))
+def _about(data: Sequence[Source]) -> About | None:
+    known = [about for source in data if (about := KINDS[source.kind].about(source))]
+    if not known:
+        return None
+    notes = dict.fromkeys(about.note for about in known)
+    citations = dict.fromkeys(name for about in known for name in about.citations)
+    return About(known[0].language, " ".join(notes), tuple(citations))

@@ -26,7 +26,7 @@ from stages.params import params
 from stages.params.losses import LOSSES
 from stages.reporting import card, figures, gallery, tables, verdicts
 from stages.reporting.text import capitalized, rows_of, without_absolute_paths
-from stages.sources import manifest
+from stages.sources import source as fetched
 from stages.sources.kinds import KINDS
 
 TEMPLATE = "page.html"
@@ -75,7 +75,7 @@ class Inputs:
     format: Mapping[str, Any]
     test_pairs: Sequence[Mapping[str, Any]]
     image: Callable[[str], bytes | None]
-    data: Origin
+    data: Sequence[Origin]
     model: Origin
     training: Mapping[str, Any]
     confidence: float
@@ -325,13 +325,13 @@ def yaml(path: Path) -> dict[str, Any]:
 
 def described(folder: Path, source: params.DataSource | params.ModelSource) -> Origin:
     """Where a fetched folder came from, and what pins it."""
-    fetched = manifest.read(folder)
-    weights = next((file for file in fetched.files if file.path.endswith(".safetensors")), None)
+    found = fetched.read(folder)
+    weights = next((file for file in found.files if file.path.endswith(".safetensors")), None)
     return Origin(
-        fetched.kind,
-        KINDS[fetched.kind].name(source, fetched),
-        fetched.commit,
-        fetched.licence,
+        found.kind,
+        KINDS[found.kind].name(source, found),
+        found.commit,
+        found.licence,
         parameter_count(folder),
         weights.sha256 if weights else None,
     )

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Literal
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
-from stages.sources.kind import About, Kind
-from stages.sources.local import copy_all, walk
-from stages.sources.manifest import Source
+from stages.pairs.files import walk
+from stages.sources.local import copy_all
+from stages.sources.source import About, Kind, Source
 from stages.sources.topics import (
     COLOURS,
     DESCRIBE,
@@ -59,15 +59,13 @@ def fetch_data(_: EasyVqaSource, out: Path) -> Source:
     if spec is None or not spec.submodule_search_locations:
         raise UserError("the package easy-vqa is not installed; run `make setup`")
     root = Path(next(iter(spec.submodule_search_locations))) / "data"
-    names = [
-        name
+    files = {
+        name: root / name
         for name in walk(root)
         if name == "answers.txt" or name.endswith(("/questions.json", ".png"))
-    ]
+    }
     version = importlib.metadata.version("easy-vqa")
-    return copy_all(
-        root, names, out, kind="easy-vqa", repo="easy-vqa", commit=version, licence="MIT"
-    )
+    return copy_all(files, out, kind="easy-vqa", repo="easy-vqa", commit=version, licence="MIT")
 
 
 def read(raw: Path) -> "tuple[Iterator[Record], Iterator[Question]]":
@@ -191,14 +189,10 @@ def _rows(path: Path) -> list[tuple[str, str, int]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [(str(text), str(answer), int(number)) for text, answer, number in rows]
-    except FileNotFoundError:
+    except (OSError, ValueError, TypeError):
         raise UserError(
-            f"{path} is missing; `dvc repro -f fetch@data` copies easy-VQA again"
-        ) from None
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is not easy-VQA's list of [question, answer, image] ({error}); "
-            "`dvc repro -f fetch@data` copies it again"
+            f"{path} is missing, or not easy-VQA's list of [question, answer, image]; "
+            "`dvc repro -f fetch` copies it again"
         ) from None
 
 
@@ -206,9 +200,7 @@ def _image(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing; `dvc repro -f fetch@data` copies easy-VQA again"
-        ) from None
+        raise UserError(f"{path} is missing; `dvc repro -f fetch` copies it again") from None
 
 
 KIND = Kind(

@@ -100,7 +100,7 @@ def records(data: bytes) -> None:
         folder = Path(name)
         (folder / f"a{suffix}").write_bytes(data[1:])
         try:
-            for record in tables.records(folder, COLUMNS):
+            for record in tables.records(folder, tables.Reading(COLUMNS)):
                 for text in (record.question, record.chosen, record.rejected):
                     assert isinstance(text, str | None)
                 assert isinstance(record.images, tuple | None)
