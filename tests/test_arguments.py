@@ -207,4 +207,4 @@ def test_what_is_not_refused_passes_llamafactorys_own_checks(around, llamafactor
     of_the_gpu = {"pure_bf16", "tf32"}  # config.require_gpus asks it
     senseless = {"ddp_backend", "fsdp", "debug", "interleave_probs"}
     assert set(failed) <= of_the_gpu | senseless, failed
-    assert passed > 500
+    assert passed > 300

@@ -121,7 +121,7 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
         ({"data.sources": {"a": TABLE, "A": TABLE}}, "two names of sources differ in case alone"),
         ({"data.sources.mine": "easy-vqa"}, "'data.sources.mine' must hold keys of its own"),
         ({"data.sources.mine": {}}, "key 'data.sources.mine.kind' is missing"),
-        ({"data.sources.mine": {"kind": "easyvqa"}}, "'easyvqa' found using 'kind' does not match"),
+        ({"data.sources.mine": {"kind": "easyvqa"}}, "did you mean 'easy-vqa'?"),
         (
             {"data.sources.mine": TABLE | {"licens": 1}},
             "unknown key 'data.sources.mine.licens'",
@@ -130,7 +130,7 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
             {"data.sources.mine": TABLE | {"columns": {"chosen": "rejected"}}},
             "'data.sources.mine.columns': question, chosen and rejected must name three columns",
         ),
-        ({"model.source.kind": "easy-vqa"}, "expected tags: 'hub', 'path'"),
+        ({"model.source.kind": "easy-vqa"}, "'easy-vqa': must be one of hub, path"),
         ({"model.source.revision": "main"}, "unknown key 'model.source.revision'"),
         ({"preprocess.validation": 0.8}, "'preprocess': validation and test add up to 1; leave"),
         ({"format.image_min_pixels": 20_000}, "image_min_pixels is larger than image_max_pixels"),

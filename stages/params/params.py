@@ -10,7 +10,7 @@ LLaMA-Factory's name, checked against its options without importing it (``argume
 refuses keys of its own that do not go together; tables of such options are in ``rules``.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
@@ -234,13 +234,12 @@ def checked(document: Any, name: str) -> Params:
     refused = {key: why for key in options if (why := arguments.refusal(key, options[key]))}
     problems = {f"train.{key}": f"'train.{key}' {why}" for key, why in refused.items()}
     passed = {key: value for key, value in options.items() if key not in refused}
-    known_options = {*arguments.options().model_fields, *Train.model_fields}
     for error in _errors(Params, document):
         key = _key(error["loc"])
-        problems.setdefault(key, _explain(key, error, _known_names()))
+        problems.setdefault(key, _explain(key, error))
     for error in _errors(arguments.options(), passed):
         key = f"train.{error['loc'][0]}"  # what follows is which of several types it is not
-        problems.setdefault(key, _explain(key, error, known_options))
+        problems.setdefault(key, _explain(key, error))
     passed = {key: value for key, value in passed.items() if f"train.{key}" not in problems}
     if told := [*problems.values(), *rules.problems(passed)]:
         raise UserError("; ".join(f"{name}: {problem}" for problem in told))
@@ -269,12 +268,16 @@ def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _explain(key: str, detail: ErrorDetails, known: Collection[str]) -> str:
+def _explain(key: str, detail: ErrorDetails) -> str:
     """One clause for one of pydantic's errors."""
     kind, given, message = detail["type"], detail["input"], detail["msg"]
     if kind == "extra_forbidden":
         name = key.rpartition(".")[2]
-        return f"unknown key '{key}'{did_you_mean(name, {*known} - {name})}"
+        return f"unknown key '{key}'{did_you_mean(name, _known_names() - {name})}"
+    if kind == "union_tag_invalid":
+        tags = detail["ctx"]["expected_tags"].replace("'", "")
+        hint = did_you_mean(detail["ctx"]["tag"], tags.split(", "))
+        return f"'{key}.kind' = {detail['ctx']['tag']!r}: must be one of {tags}{hint}"
     if kind in ("missing", "union_tag_not_found"):
         return f"key '{key}{'.kind' * (kind != 'missing')}' is missing"
     if kind.startswith("model_"):
@@ -292,8 +295,8 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def _known_names() -> set[str]:
-    """The names of all keys of ours, of every section and of every kind of source."""
-    sections: list[type[BaseModel]] = [Section]
+    """The names of all keys, of every section and of every kind of source."""
+    sections: list[type[BaseModel]] = [Section, arguments.options()]
     for section in sections:
         sections += section.__subclasses__()
     return {name for section in sections for name in section.model_fields}
