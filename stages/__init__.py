@@ -7,6 +7,6 @@ from importlib.util import find_spec
 
 if find_spec("llamafactory") is None:
     raise SystemExit(
-        f"error: {sys.executable} has not got the project's packages: use make, or first activate "
+        f"error: {sys.executable} lacks the project's packages: use make, or first activate "
         "the environment (`. .venv/bin/activate`) that `make setup` creates"
     )

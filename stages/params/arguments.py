@@ -91,7 +91,7 @@ REFUSED = {
     "use_llama_pro": "is for a base that was expanded by layers; remove it",
     **dict.fromkeys(
         ("use_unsloth", "use_v1_kernels"),
-        "computes the model otherwise than the reference's log-probs were made; remove it",
+        "computes other log-probs than the reference was made with; remove it",
     ),
     "quantization_method: [!beh]*": "quantises nothing here; set it to bnb",
     "flash_attn: fa3": "can't be used with LLaMA-Factory 0.9.5; set it to auto",
