@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+from stages.commands import use
 from stages.params import params
 from stages.params.params import Params
 
@@ -32,19 +33,21 @@ FOLDERS = (
 # Plumbing, which no stage depends on: it decides whether a stage runs or who watches it, not what
 # it writes. What of it writes, and where, is in WRITES.
 EXEMPT = {
-    "stages": "a docstring",
+    "stages": "a docstring, and a sentence where the packages are missing",
     "stages.core": "the command line, errors and texts of numbers; where the project is",
     "stages.params": "checks parameters; their values are DVC's to watch, under params",
     "stages.tracking": "mirrors results to MLflow; no stage reads them there",
 }
+# What of these folders decides numbers all the same.
+DECIDES = {"stages.params.losses"}
 WRITES = {
     "stages.core.command.write_diary": "reports/diary",
     "stages.core.console": "reports/diary",
+    "stages.core.parallel.each": "a temporary folder",
     "stages.tracking": "reports/mlflow_pending",
-    "stages.params.arguments.main": "stages/params/arguments.json",
 }
-# Read by a program that a stage starts, so no import names it.
-LOADED_ELSEWHERE = {"stages.tuning.process": "stages/tuning/inside"}
+# Imported by a program that a stage starts, so by no module that the stage imports.
+LOADED_ELSEWHERE = {"stages.tuning.process": {"stages.tuning.trainer"}}
 
 
 # dvc.yaml, read with its templates filled in
@@ -138,7 +141,13 @@ def path_of(out: Any) -> str:
 
 @cache
 def yaml_of(file: str) -> Any:
-    return YAML(typ="safe").load((ROOT / file).read_text(encoding="utf-8"))
+    text = use.whole(ROOT / file) if file.startswith("params/") else (ROOT / file).read_text()
+    return YAML(typ="safe").load(text)
+
+
+def preset_of(path: Path) -> Params:
+    """The parameters of a file in ``params/``."""
+    return params.checked(yaml_of(path.relative_to(ROOT).as_posix()), path.name)
 
 
 # what the code imports and reads, from its syntax tree
@@ -178,12 +187,14 @@ def closure(module: str) -> frozenset[str]:
         name = waiting.pop()
         found.add(name)
         if not exempt(name):
-            waiting |= imported(name) - found
+            waiting |= (imported(name) | LOADED_ELSEWHERE.get(name, set())) - found
     return frozenset(found)
 
 
 def exempt(module: str) -> str | None:
     """Under which entry of EXEMPT a module is plumbing, if it is."""
+    if module in DECIDES:
+        return None
     inside = (name for name in EXEMPT if name != "stages" and f"{module}.".startswith(f"{name}."))
     return "stages" if module == "stages" else next(inside, None)
 
@@ -196,8 +207,6 @@ def files_of(module: str) -> set[str]:
     for name in closure(module):
         if not exempt(name):
             files |= beside(source_of(name))
-            if folder := LOADED_ELSEWHERE.get(name):
-                files |= set((ROOT / folder).rglob("*.py"))
     return {file.relative_to(ROOT).as_posix() for file in files if not is_docstring(file)}
 
 

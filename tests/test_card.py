@@ -2,7 +2,6 @@
 it."""
 
 import re
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ from stages.evaluation.catalogue import KEYS
 from stages.evaluation.catalogue import METRICS as CATALOGUE
 from stages.families import known, qwen2_5_vl, qwen3_vl
 from stages.params import params
+from stages.params.losses import LOSSES
 from stages.reporting import card
 from stages.reporting.card import Licence
 from stages.sources.kinds import KINDS
-from stages.sources.source import File, Source
+from stages.sources.manifest import Source
+from tests.contracts import PRESETS, preset_of
 
 ROOT = Path(__file__).parent.parent
 EASY_VQA = {
@@ -110,11 +111,6 @@ HEADINGS = [
 Render = Callable[..., str]
 
 
-def fetched(values: Mapping[str, Any]) -> Source:
-    """What a SOURCE.json says."""
-    return Source(**{**values, "files": tuple(File(**file) for file in values["files"])})
-
-
 @pytest.fixture
 def rendered(params_with: Callable[..., params.Params]) -> Render:
     """``rendered(parameters, metrics=…)``: the demo's card with other inputs."""
@@ -130,10 +126,7 @@ def rendered(params_with: Callable[..., params.Params]) -> Render:
             "adapter": ADAPTER,
             "family": qwen3_vl.FAMILY,
         }
-        plain |= inputs
-        data = plain["data"] if isinstance(plain["data"], list) else [plain["data"]]
-        plain |= {"data": list(map(fetched, data)), "model": fetched(plain["model"])}
-        return card.render(params_with(**(parameters or {})), **plain)
+        return card.render(params_with(**(parameters or {})), **(plain | inputs))
 
     return render
 
@@ -268,23 +261,20 @@ def test_a_model_of_the_hub_is_not_called_local(four_b):
     assert "`Qwen/Qwen3-VL-4B-Instruct` on the Hugging Face Hub, at commit `eeee" in text
 
 
-@pytest.mark.parametrize("loss", typing.get_args(params.Loss))
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_has_its_name_and_tag(rendered, loss):
     text = rendered({"train.loss": loss})
-    assert metadata(text)["tags"][0] == card.METHODS[loss][1]
-    assert card.METHODS[loss][0] in text
+    assert metadata(text)["tags"][0] == LOSSES[loss].tag
+    assert LOSSES[loss].words in text
+    assert LOSSES[loss].citation in text
 
 
-@pytest.mark.parametrize("loss", typing.get_args(params.Loss))
+@pytest.mark.parametrize("loss", LOSSES)
 def test_losses_without_a_reference_and_no_others_say_what_the_win_rate_compares(rendered, loss):
     text = rendered({"train.loss": loss})
-    assert (card.NO_REFERENCE in text) == (loss in params.REFERENCE_FREE)
-    if loss in params.REFERENCE_FREE:
+    assert (card.NO_REFERENCE in text) == (not LOSSES[loss].reference)
+    if not LOSSES[loss].reference:
         assert text.index(card.NO_REFERENCE) < text.index("| measure | base |")
-
-
-def test_there_is_no_method_that_the_pipeline_lacks():
-    assert card.METHODS.keys() == set(typing.get_args(params.Loss))
 
 
 # licences
@@ -440,26 +430,37 @@ NASTY = (
 
 
 def test_a_card_of_several_sources_describes_each_and_takes_the_strictest_licence(four_b):
-    mine = LOCAL | {"licence": "MIT", "files": []}
-    text = four_b(data=[TOPICS | {"licence": "CC BY-NC 4.0"}, mine])
+    def part(name: str, kind: str, repo: str | None, licence: str) -> dict[str, Any]:
+        columns = None if kind == "sharegpt" else {"image": "picture"}
+        pinned = {"revision": "main", "commit": "8" * 40} if kind == "hub" else {}
+        return (
+            dict.fromkeys(("revision", "commit"))
+            | pinned
+            | {
+                "name": name,
+                "kind": kind,
+                "repo": repo,
+                "licence": licence,
+                "columns": columns,
+            }
+        )
+
+    data = EASY_VQA | {
+        "kind": "several",
+        "repo": "helehan/topic-overwrite, mine",
+        "commit": None,
+        "licence": "CC BY-NC 4.0",
+        "files": [],
+        "parts": [
+            part("tpo", "hub", "helehan/topic-overwrite", "CC BY-NC 4.0"),
+            part("mine", "sharegpt", None, "MIT"),
+        ],
+    }
+    text = four_b(data=data)
     assert "license: cc-by-nc-4.0" in text
-    assert "`helehan/topic-overwrite` on the Hugging Face Hub (CC BY-NC 4.0); local files (" in text
-    assert "published nowhere" in text
+    assert "`helehan/topic-overwrite` on the Hugging Face Hub (CC BY-NC 4.0); `mine`, " in text
+    assert "prepared for LLaMA-Factory (0, 0 bytes), published nowhere" in text
     assert "2411.17265" in text
-
-
-@pytest.mark.parametrize(
-    ("licences", "expected"),
-    [
-        (["MIT", "Apache-2.0"], "Apache-2.0"),
-        (["cc-by-nc-4.0", "CC BY 4.0"], "cc-by-nc-4.0"),
-        (["MIT", None], None),
-        (["MIT", "openrail"], "MIT and openrail"),
-        (["openrail"], "openrail"),
-    ],
-)
-def test_the_strictest_licence_holds_for_all(licences, expected):
-    assert card.strictest(licences) == expected
 
 
 def test_no_text_of_a_source_adds_a_heading_a_row_or_a_line_of_metadata(four_b):
@@ -529,7 +530,8 @@ def test_the_template_reads_no_parameter_that_the_module_does_not_hand_it():
 
 def test_citations_are_those_of_the_citation_file():
     cited = YAML(typ="safe").load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    entries = [*card.CITATIONS.values(), *(family.citation for family in known.FAMILIES)]
+    entries = [*card.CITATIONS.values(), LOSSES["sigmoid"].citation]
+    entries += [family.citation for family in known.FAMILIES]
     numbers = [reference["identifiers"][0]["value"] for reference in cited["references"]]
     assert all(any(number in text for number in numbers) for text in card.CITATIONS.values())
     for number, reference in zip(numbers, cited["references"], strict=True):
@@ -559,11 +561,12 @@ def test_the_paper_behind_the_data_is_cited_only_with_the_data(four_b, rendered)
 
 
 def test_the_data_of_every_preset_are_known():
-    for preset in sorted((ROOT / "params").glob("*.yaml")):
-        for source in params.load(preset).data.sources.values():
-            there = Source(source.kind, getattr(source, "repo", None), None, None, None, ())
-            # Of one's own nothing is known.
-            assert source.kind == "path" or KINDS[source.kind].about(there)
+    for path in PRESETS:
+        source = preset_of(path).data.source
+        if source.kind == "path":  # one's own, of which nothing is known
+            continue
+        fetched = Source(source.kind, getattr(source, "repo", None), None, None, None, ())
+        assert KINDS[source.kind].about(fetched)
 
 
 # the code on the page

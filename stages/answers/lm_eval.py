@@ -25,8 +25,9 @@ from stages.answers import published
 from stages.answers.published import is_number
 from stages.core import hub_errors
 from stages.core.errors import UserError, did_you_mean
+from stages.core.meaning import code
 from stages.model import formatted
-from stages.model.checkpoint import Checkpoint, code, digest
+from stages.model.checkpoint import Checkpoint, digest
 from stages.model.scoring import Policy
 from stages.params.params import Params
 

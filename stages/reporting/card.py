@@ -19,7 +19,8 @@ from stages.core.text import readable
 from stages.evaluation import catalogue, regression
 from stages.evaluation.catalogue import METRICS, is_known
 from stages.families.family import Family
-from stages.params.params import REFERENCE_FREE, Params
+from stages.params.losses import LOSSES
+from stages.params.params import Params
 from stages.reporting import tables
 from stages.reporting.text import capitalized, cell, code, fenced, literal, without_absolute_paths
 from stages.sources.kinds import KINDS
@@ -30,14 +31,7 @@ TEMPLATE = Path(__file__).with_suffix(".md")
 
 _NON_COMMERCIAL = re.compile(r"(?:^|[-_ ])nc(?:$|[-_ ])|non-?commercial", re.IGNORECASE)
 
-METHODS = {  # train.loss: in words (the report's too), and the Hub's tag
-    "sigmoid": ("direct preference optimization (DPO)", "dpo"),
-    "hinge": ("direct preference optimization with a hinge loss", "dpo"),
-    "ipo": ("identity preference optimization (IPO)", "ipo"),
-    "orpo": ("odds ratio preference optimization (ORPO)", "orpo"),
-    "simpo": ("simple preference optimization (SimPO)", "simpo"),
-}
-# For the losses of params.REFERENCE_FREE, here and in the report.
+# For the losses that have no reference, here and in the report.
 NO_REFERENCE = (
     "This loss uses no reference; the win rate and reward margin below compare with the base all "
     "the same, on DPO's scale."
@@ -69,13 +63,6 @@ class Licence:
 
 # As in CITATION.cff.
 CITATIONS = {
-    "dpo": """@article{rafailov2023direct,
-  title  = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},
-  author = {Rafailov, Rafael and Sharma, Archit and Mitchell, Eric and Ermon, Stefano and
-            Manning, Christopher D. and Finn, Chelsea},
-  year   = {2023},
-  note   = {arXiv:2305.18290}
-}""",
     "llamafactory": """@article{zheng2024llamafactory,
   title  = {LlamaFactory: Unified Efficient Fine-Tuning of 100+ Language Models},
   author = {Zheng, Yaowei and Zhang, Richong and Zhang, Junhao and Ye, Yanhan and Luo, Zheyan and
@@ -123,7 +110,7 @@ def render(
     data_licence = strictest(source.licence for source in data)
     licence = licence_of(data_licence, model.licence)
     known = _about(data)
-    method, _ = METHODS[p.train.loss]
+    loss = LOSSES[p.train.loss]
     parts = (("data", data_licence), ("base model", model.licence))
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
@@ -146,7 +133,7 @@ def render(
         parameters={
             "beta": p.train.beta,
             "loss": p.train.loss,
-            "gpus": p.train.gpus * p.train.nodes,
+            "gpus": p.train.gpus,
             "template": p.model.template,
             "once_merged": bits and other_once_merged(bits),
             "image_min_pixels": p.format.image_min_pixels,
@@ -159,8 +146,8 @@ def render(
         preprocess=preprocess,
         used=formatted["kept_by_split"],
         left_out=preprocess["rows_left_out"] + sum(formatted["left_out"].values()),
-        method=method,
-        no_reference=NO_REFERENCE if p.train.loss in REFERENCE_FREE else "",
+        method=loss.words,
+        no_reference="" if loss.reference else NO_REFERENCE,
         adapter_kind=str(adapter.get("peft_type", "adapter")).replace("LORA", "LoRA"),
         rank=f" of rank {adapter['r']}" if "r" in adapter else "",
         adapter_base=str(adapter.get("base_model_name_or_path")),
@@ -212,7 +199,7 @@ def render(
         configuration=without_absolute_paths(configuration),
         citations="\n\n".join(
             [
-                *(CITATIONS[name] for name in ("dpo", "llamafactory")),
+                *(loss.citation, CITATIONS["llamafactory"]),
                 family.citation,
                 *(CITATIONS[name] for name in (known.citations if known else ())),
             ]
@@ -325,7 +312,7 @@ def _metadata(
         for one in regression.read(metrics)
         if is_known(one.change.after)
     ]
-    _, tag = METHODS[p.train.loss]
+    tag = LOSSES[p.train.loss].tag
     facts = ModelCardData(
         base_model=None if _is_local(model) else base_name,  # the field names a repository
         library_name="peft",
@@ -359,7 +346,7 @@ def _check_reads_back(text: str, licence: Licence) -> None:
 def _title(p: Params, base_name: str) -> str:
     published = KINDS[p.model.source.kind].address is not None
     name = base_name.rpartition("/")[2] if published else base_name
-    return f"{name.replace('/', '-')}-{METHODS[p.train.loss][1]}-adapter"
+    return f"{name.replace('/', '-')}-{LOSSES[p.train.loss].tag}-adapter"
 
 
 def _base_name(p: Params, model: Source) -> str:

@@ -23,6 +23,7 @@ from stages.evaluation.catalogue import COUNT, DASH, ENOUGH_IMAGES, is_known
 from stages.pairs.pairs import SPLITS
 from stages.pairs.refusals import REASONS
 from stages.params import params
+from stages.params.losses import LOSSES
 from stages.reporting import card, figures, gallery, tables, verdicts
 from stages.reporting.text import capitalized, rows_of, without_absolute_paths
 from stages.sources import source as fetched
@@ -237,11 +238,11 @@ def method(inputs: Inputs) -> list[tuple[str, str]]:
     if bits := training.get("quantization_bit"):
         tuning += f", base in {bits} bits"
     extra = training.get("pref_ftx")
-    words, _ = card.METHODS.get(str(training.get("pref_loss")), ("", ""))
+    method = LOSSES.get(str(training.get("pref_loss")))
     loss = f"{training.get('pref_loss', DASH)}, beta {training.get('pref_beta', DASH)}"
     if extra:
         loss += f", plus {extra} times the SFT loss on chosen"
-    reference = card.NO_REFERENCE if training.get("pref_loss") in params.REFERENCE_FREE else ""
+    reference = card.NO_REFERENCE if method and not method.reference else ""
     schedule = [
         f"{last:,} steps" if last else "",
         f"{training['num_train_epochs']} epochs" if "num_train_epochs" in training else "",
@@ -260,7 +261,7 @@ def method(inputs: Inputs) -> list[tuple[str, str]]:
     return [
         (name, text)
         for name, text in (
-            ("Method", capitalized(words)),
+            ("Method", capitalized(method.words if method else "")),
             ("Loss", loss),
             ("Reference", reference),
             ("Adapter", tuning),
