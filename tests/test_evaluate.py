@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from stages import evaluate
-from stages.answers import controls, lm_eval
+from stages.answers import controls, lm_eval, task_results
 from stages.core.errors import UserError
-from stages.evaluation import regression, shortcuts
+from stages.evaluation import paired, shortcuts
 from stages.evaluation.catalogue import KEYS
 from stages.model import scoring
 from stages.tracking import runs
@@ -39,9 +39,8 @@ QUESTIONS = [
 ]
 
 
-def test_the_histogram_holds_every_pair_once():
-    margins = np.array([-1.0, 0.0, 0.1, 0.1, 3.0])
-    table = evaluate.histogram(margins, bins=4)
+def test_the_histogram_by_hand():
+    table = evaluate.histogram(np.array([-1.0, 0.0, 0.1, 0.1, 3.0]), bins=4)
     assert list(table["margin"]) == [-0.5, 0.5, 1.5, 2.5, 3.5]
     assert list(table["pairs"]) == [1, 3, 0, 0, 1]
     assert evaluate.histogram(np.zeros(7))["pairs"].sum() == 7
@@ -107,14 +106,11 @@ def project(tmp_path, monkeypatch, write_params):
             ]
         ),
     )
-    monkeypatch.setattr(lm_eval, "check", lambda names, folder: None)
     monkeypatch.setattr(lm_eval, "run", lambda *_: "probed")
-    monkeypatch.setattr(lm_eval, "read", lambda folder: folder.name)
-    monkeypatch.setattr(lm_eval, "write", write_tasks)
+    monkeypatch.setattr(task_results, "read", lambda folder: folder.name)
+    monkeypatch.setattr(task_results, "write", write_tasks)
     monkeypatch.setattr(
-        regression,
-        "comparison",
-        lambda base, tuned, settings: {f"lm_eval/{base}/{tuned}/change": 0.25},
+        paired, "of_tasks", lambda base, tuned, _: {f"lm_eval/{base}/{tuned}/change": 0.25}
     )
     monkeypatch.setattr(
         evaluate.prompts, "answers", lambda checkpoint, asked, images, label: answers_of("tuned")
@@ -222,13 +218,6 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_baseline_that_was_shown_other_controls_is_told(project):
-    folder, _ = project
-    controls_of("b").to_parquet(folder / "baseline" / "controls.parquet")
-    with pytest.raises(UserError, match=r"1 of the 2 test pairs.*dvc repro -f reference baseline"):
-        run(folder)
-
-
 def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatch):
     folder, _ = project
     broken = scoring.PairLogProbs(
@@ -241,10 +230,17 @@ def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatc
         run(folder)
 
 
-def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project):
+@pytest.mark.parametrize(
+    ("file", "made", "said"),
+    [
+        ("baseline/controls.parquet", lambda: controls_of("b"), "1 of the 2 test pairs"),
+        ("reference/logps.parquet", lambda: table("abcx", -5.0, -5.0), "3 of the 4 test pairs"),
+    ],
+)
+def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project, file, made, said):
     folder, completed = project
-    table("abcx", -5.0, -5.0).to_parquet(folder / "reference" / "logps.parquet")
-    with pytest.raises(UserError, match=r"3 of the 4 test pairs.*dvc repro -f reference"):
+    made().to_parquet(folder / file)
+    with pytest.raises(UserError, match=rf"{said}.*dvc repro -f reference baseline"):
         run(folder)
     assert not (folder / "reports").exists()
     assert completed == []

@@ -20,10 +20,12 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.answers import lm_eval, published
+from stages.answers import lm_eval, published, task_results
+from stages.answers.grading import said
 from stages.answers.published import ratio
 from stages.core.errors import UserError
-from stages.evaluation import regression
+from stages.evaluation import paired
+from stages.model import formatted
 from tests.contracts import PRESETS, ROOT, table_under, yaml_of
 from tests.hub_server import TASKS, Repo, closed_port, pope_repo, serve
 
@@ -32,6 +34,7 @@ REVISIONS = {
     "hallusion_bench.yaml": "ea5fd49f1b711d12cc8b0ec75be0c0593e17befe",
     "mmstar.yaml": "bc98d668301da7b14f648724866e57302778ab27",
     "coco_chair.yaml": "4db1276663dfa5eb8ad16a52d24c31a09e470896",
+    "_pope_yaml": "4db1276663dfa5eb8ad16a52d24c31a09e470896",
 }
 
 
@@ -61,8 +64,13 @@ def parquet(rows):
     return stream.getvalue()
 
 
-def module(name):
-    return SimpleNamespace(**runpy.run_path(str(next(TASKS.rglob(name)))))
+def module(path):
+    """The functions of a task's own file, as lm-eval loads them: by path."""
+    return SimpleNamespace(**runpy.run_path(str(path)))
+
+
+def task(name):
+    return module(next(TASKS.rglob(name)))
 
 
 # golden answers
@@ -124,7 +132,7 @@ def amber(monkeypatch, tmp_path):
         return path
 
     monkeypatch.setattr(published, "pinned", held)
-    return module("amber.py")
+    return task("amber.py")
 
 
 def test_ambers_figures_of_descriptions_are_those_worked_out_by_hand(amber):
@@ -136,16 +144,11 @@ def test_ambers_figures_of_descriptions_are_those_worked_out_by_hand(amber):
     for metric in ("chair", "cover", "cog"):
         assert ratio([row[metric] for row in rows]) == pytest.approx(AMBER_BY_HAND[metric])
 
-
-def test_a_word_stands_for_the_first_object_that_lists_it_as_in_ambers_script(amber):
     # tree is on the list of forest, so it counts as forest where both are there.
     doc = {"truth": ["tree", "forest"], "hallu": []}
     assert amber.described(doc, ["A tree."])["cover"] == (1, 2)
     assert amber.meant("tree", doc["truth"], amber.lists()[0]) == "forest"
-
-
-def test_nothing_said_invents_nothing(amber):
-    found = amber.described({"truth": ["sky"], "hallu": ["dog"]}, [""])
+    found = amber.described({"truth": ["sky"], "hallu": ["dog"]}, [""])  # nothing is said
     assert found == {"chair": (0, 0), "cover": (0, 1), "hal": 0.0, "cog": (0, 1), "words": 0.0}
 
 
@@ -170,16 +173,13 @@ JUDGED_BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("name", ["chair", "hal", "cog", "chair_i", "chair_s", "unclear"])
-def test_fewer_hallucinations_are_better(name):
-    said = [
-        metric["higher_is_better"]
-        for path in TASKS.rglob("*.yaml")
-        for metric in YAML(typ="rt").load(path.read_text()).get("metric_list", ())
-        if metric["metric"] == name
-    ]
-    assert said
-    assert not any(said), name
+def test_fewer_hallucinations_are_better():
+    ways: dict[str, set[bool | None]] = {}
+    for path in TASKS.rglob("*.yaml"):
+        for metric in YAML(typ="rt").load(path.read_text()).get("metric_list", ()):
+            ways.setdefault(metric["metric"], set()).add(metric["higher_is_better"])
+    for name in ("chair", "hal", "cog", "chair_i", "chair_s", "unclear"):
+        assert ways[name] == {False}, name
 
 
 CAPTIONED = [  # of POPE's miniature: images 0 to 2
@@ -267,26 +267,22 @@ PROMPTS = {
 TOKENS = {"amber_generative": 512, "coco_chair": 512, "mmstar": 32}  # else 16
 
 
-@pytest.fixture
-def manager(monkeypatch, tmp_path):
-    return lm_eval._manager(TASKS, defaults=False)
-
-
 @pytest.mark.slow
-def test_prompts_and_decoding_stay_what_they_are(manager):
+def test_prompts_and_decoding_stay_what_they_are():
     """Another prompt is another benchmark: then the task's version goes up, and this changes."""
     from lm_eval.tasks._yaml_loader import load_yaml
     from lm_eval.utils import apply_template
 
-    for task, prompt in PROMPTS.items():
-        config = load_yaml(manager.task_index[task].yaml_path)
-        assert apply_template(config["doc_to_text"], {"question": "Is it so?"}) == prompt, task
+    manager = lm_eval._manager(PROMPTS, TASKS)
+    for name, prompt in PROMPTS.items():
+        config = load_yaml(manager.task_index[name].yaml_path)
+        assert apply_template(config["doc_to_text"], {"question": "Is it so?"}) == prompt, name
         assert config["generation_kwargs"] == {
             "until": [],
             "do_sample": False,
             "temperature": 0.0,
-            "max_gen_toks": TOKENS.get(task, 16),
-        }, task
+            "max_gen_toks": TOKENS.get(name, 16),
+        }, name
         assert config["metadata"]["version"] == 1.0
 
 
@@ -305,10 +301,13 @@ def test_the_4b_presets_ask_for_every_task_of_their_folder():
         evaluate = yaml_of(preset.relative_to(ROOT).as_posix())["evaluate"]
         if not evaluate["lm_eval"]:  # a preset for data of which nothing is known
             continue
-        members = lm_eval._local(ROOT / evaluate["task_files"])
-        asked = {leaf for name in evaluate["lm_eval"] for leaf in lm_eval._leaves(name, members)}
-        leaves = {leaf for name in members for leaf in lm_eval._leaves(name, members)}
-        assert leaves <= asked, preset.name
+        configs = [
+            YAML(typ="rt").load(path.read_text())
+            for path in (ROOT / evaluate["task_files"]).rglob("*.yaml")
+        ]
+        held = {part for c in configs if "group" in c for part in c["task"]}
+        names = {str(c.get("group") or c["task"]) for c in configs}
+        assert names - held <= evaluate["lm_eval"].keys(), preset.name
 
 
 def test_every_task_of_the_4b_preset_has_its_published_figure_or_that_there_is_none():
@@ -324,18 +323,17 @@ def test_every_task_of_the_4b_preset_has_its_published_figure_or_that_there_is_n
 
 
 def test_what_decides_a_task_are_the_files_next_to_it(tmp_path):
-    (tmp_path / "questions.json").write_text("[]")
-    shutil.copytree(TASKS, tmp_path / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TASKS, tmp_path, dirs_exist_ok=True)
 
-    def decides(*tasks):
-        return lm_eval._decides(tmp_path / "tasks", tasks, tmp_path)
+    def decides(*homes):
+        return lm_eval._decides(tmp_path, [tmp_path / home for home in homes], [])
 
-    before, others = decides("mmstar"), decides("coco_chair", "pope_random")
+    before, others = decides("mmstar"), decides("chair", "pope")
     assert {path.partition("/")[0] for path in before["files"]} == {"mmstar"}
     assert {path.partition("/")[0] for path in others["files"]} == {"chair", "pope"}
-    with (tmp_path / "tasks" / "mmstar" / "mmstar.py").open("a") as file:
+    with (tmp_path / "mmstar" / "mmstar.py").open("a") as file:
         file.write("# changed\n")
-    assert decides("coco_chair", "pope_random") == others
+    assert decides("chair", "pope") == others
     assert decides("mmstar") != before
 
 
@@ -349,35 +347,28 @@ def here(hub, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_pinned_file_is_downloaded_once_and_needs_no_network_then(here):
+def test_a_pinned_file_is_downloaded_once_or_is_one_clear_error(here):
     content, sha = b"words", hashlib.sha256(b"words").hexdigest()
     repo = Repo("a/lists", {"words.txt": content}, type="dataset")
+    fix = r"remove the task that needs it from evaluate\.lm_eval"
     with serve([repo]) as url:
         here(url)
         address = f"{url}/datasets/a/lists/resolve/main/words.txt"
+        for asked, pinned, message in (
+            (address, "0" * 64, "is not the file that is pinned"),
+            (address.replace("words", "no"), sha, r"can't be downloaded \(HTTPStatusError\)"),
+            (f"{closed_port()}/words.txt", sha, r"can't be downloaded \(ConnectError\)"),
+        ):
+            with pytest.raises(UserError, match=rf"{message}.*{fix}"):
+                published.pinned(asked, pinned)
+        before = len(repo.downloads("words.txt"))
         assert published.pinned(address, sha).read_bytes() == content
         assert published.pinned(address, sha).read_bytes() == content
-    assert len(repo.downloads("words.txt")) == 1
+        assert len(repo.downloads("words.txt")) == before + 1
     here(url, offline=True)
     assert published.pinned(address, sha).read_bytes() == content
-
-
-@pytest.mark.slow
-def test_a_file_that_cannot_be_had_or_is_another_is_one_clear_error(here):
-    fix = r"remove the task that needs it from evaluate\.lm_eval"
-    with serve([Repo("a/lists", {"words.txt": b"other"}, type="dataset")]) as url:
-        here(url)
-        address = f"{url}/datasets/a/lists/resolve/main/words.txt"
-        with pytest.raises(UserError, match=rf"is not the file that is pinned.*{fix}"):
-            published.pinned(address, "0" * 64)
-        with pytest.raises(UserError, match=rf"can't be downloaded .*{fix}"):
-            published.pinned(address.replace("words", "no"), "0" * 64)
-        here(url, offline=True)
-        with pytest.raises(UserError, match=rf"HF_HUB_OFFLINE is set.*{fix}"):
-            published.pinned(address, "0" * 64)
-    here(closed_port())
-    with pytest.raises(UserError, match=rf"can't be downloaded \(ConnectError\).*{fix}"):
-        published.pinned(f"{closed_port()}/words.txt", "0" * 64)
+    with pytest.raises(UserError, match=rf"HF_HUB_OFFLINE is set.*{fix}"):
+        published.pinned(address, "0" * 64)
 
 
 @pytest.mark.slow
@@ -398,7 +389,7 @@ def test_a_data_set_that_is_not_what_it_was_is_one_clear_error(name, columns, sa
     from datasets import Dataset
 
     with pytest.raises(UserError, match=said):
-        module(f"{name}.py").in_hash_order(Dataset.from_dict(columns))
+        task(f"{name}.py").in_hash_order(Dataset.from_dict(columns))
 
 
 # through lm-eval
@@ -423,6 +414,7 @@ def scripted(monkeypatch):
         def _answer(self, text, options, shown):
             (image,) = shown["visual"]
             assert image.mode == "RGB"
+            assert options["do_sample"] is False
             question = text.removeprefix("<image>").partition("\n")[0]
             return self.answers.get(question) or self.answers[image.width]
 
@@ -437,6 +429,7 @@ def scripted(monkeypatch):
 
     def answering(answers):
         model.answers = answers
+        return model
 
     return answering
 
@@ -519,12 +512,12 @@ def test_amber_through_lm_eval(here, scripted, run, tmp_path):
         discriminative = run(None, {"amber_discriminative": None}, folder)
         scripted({64: DESCRIPTIONS["AMBER_1"], 72: "A dog.", 80: DESCRIPTIONS["AMBER_3"]})
         generative = run(None, {"amber_generative": None}, folder)
-    found = lm_eval.figures(discriminative)["amber_discriminative"]
+    found = task_results.figures(discriminative)["amber_discriminative"]
     assert found.metrics == pytest.approx(JUDGED_BY_HAND)
     assert found.documents == 7
     assert len(set(found.clusters)) == 3
     assert found.higher_is_better["yes_ratio"] is None
-    found = lm_eval.figures(generative)["amber_generative"]
+    found = task_results.figures(generative)["amber_generative"]
     assert found.metrics == pytest.approx(AMBER_BY_HAND)
     assert found.higher_is_better == {
         **{"chair": False, "cover": True, "hal": False, "cog": False, "words": None}
@@ -582,7 +575,7 @@ def test_chair_through_lm_eval(here, scripted, run, tmp_path):
         files = {name: (f"{at}/{name}", content) for name, content in lists.items()}
         scripted({64 + 8 * at: caption for at, caption in enumerate(CAPTIONED)})
         results = run(None, {"coco_chair": None}, copied("chair", tmp_path, url, files))
-    found = lm_eval.figures(results)["coco_chair"]
+    found = task_results.figures(results)["coco_chair"]
     assert found.metrics == pytest.approx(CHAIR_BY_HAND)
     assert found.documents == 3  # POPE asks six questions of an image; here it is shown once
     assert {row["target"] for row in results.samples["coco_chair"]} == {
@@ -650,12 +643,12 @@ def test_hallusion_bench_through_lm_eval(here, scripted, run):
         scripted({f"{row[0]} {row[3]} {row[4]}?": row[6] for row in HALLUSION})
         results = run(None, {"hallusion_bench": None})
         cut = run(None, {"hallusion_bench": 4})
-    found = lm_eval.figures(results)["hallusion_bench"]
+    found = task_results.figures(results)["hallusion_bench"]
     assert found.metrics == pytest.approx(HALLUSION_BY_HAND)
     assert found.values.keys() == {"aAcc", "yes_ratio", "unclear"}  # the others are of groups
     rows = results.samples["hallusion_bench"]
     for metric, sets in (("fAcc", 5), ("qAcc", 2)):  # figures, sets
-        (_, right), labels = regression.of_groups(metric, rows, rows)
+        (_, right), labels = paired.of_groups(metric, rows, rows)
         assert right.mean() == pytest.approx(HALLUSION_BY_HAND[metric])
         assert len(set(labels)) == sets
     order = [row["arguments"][0][0][7:9] for row in results.samples["hallusion_bench"]]
@@ -673,7 +666,7 @@ def test_mmstar_through_lm_eval(here, scripted, run):
         here(url)
         scripted({f"Which {at}?": said for at, (_, said) in enumerate(MMSTAR)})
         results = run(None, {"mmstar": None})
-    assert lm_eval.figures(results)["mmstar"].metrics == pytest.approx(MMSTAR_BY_HAND)
+    assert task_results.figures(results)["mmstar"].metrics == pytest.approx(MMSTAR_BY_HAND)
     text = results.samples["mmstar"][0]["arguments"][0][0]
     assert re.fullmatch(
         r"<image>Which \d\?\nOptions: A: one, B: two, C: three, D: four\n"
@@ -682,17 +675,127 @@ def test_mmstar_through_lm_eval(here, scripted, run):
     )
 
 
+# POPE
+
+
+# Of each image, the objects 0, 2 and 4 are there; ``adversarial`` ones are always seen.
+SCRIPT = ("Yes", "Yes.", "No, there is not.", "no", "It could be.", "A dog.")
+POPE_SAID = {
+    f"Is there a {setting} object {i} in the image?": answer
+    for i, other in enumerate(SCRIPT)
+    for setting, answer in (("random", other), ("popular", other), ("adversarial", "yes"))
+}
+
+
+@pytest.fixture
+def pope(here, scripted):
+    """A miniature of POPE at the pinned revision: 18 questions of 3 images in each setting."""
+    with serve([pope_repo(commit=REVISIONS["_pope_yaml"])]) as url:
+        here(url)
+        yield scripted(POPE_SAID)
+
+
+@pytest.mark.slow
+def test_popes_figures_are_those_worked_out_by_hand(pope, run):
+    results = run(None, {"pope": None})
+    found = task_results.figures(results)
+    # Of six questions: 1 hit, 1 false alarm, 1 miss and 1 unclear of what is there, 1 rightly
+    # denied, and 1 unclear.
+    half = {"accuracy": 2 / 6, "precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5}
+    half |= {"yes_ratio": 2 / 6, "unclear": 2 / 6}
+    every = {"accuracy": 1 / 2, "precision": 1 / 2, "recall": 1.0, "f1": 2 / 3}
+    every |= {"yes_ratio": 1.0, "unclear": 0.0}
+    expected = {"pope_random": half, "pope_popular": half, "pope_adversarial": every}
+    expected["pope"] = {metric: (2 * half[metric] + every[metric]) / 3 for metric in half}
+    assert found.keys() == expected.keys()
+    for name, figures in expected.items():
+        assert found[name].metrics == pytest.approx(figures), name
+        # The mean of the settings' F1 is not that of all their questions, so it has no interval.
+        assert found[name].values.keys() == figures.keys() - ({"f1"} if name == "pope" else set())
+        assert found[name].documents == (54 if name == "pope" else 18)
+        assert len(set(found[name].clusters)) == 3
+        assert found[name].higher_is_better["unclear"] is False
+        assert found[name].higher_is_better["yes_ratio"] is None
+
+
+@pytest.mark.slow
+def test_limits_hold_for_each_task_and_documents_come_in_hash_order_as_pinned(pope, run):
+    limits = {"pope_random": 6, "pope_popular": None, "pope_adversarial": 4}
+    results = run(None, limits)
+    assert {name: len(rows) for name, rows in results.samples.items()} == {
+        **{"pope_random": 6, "pope_popular": 18, "pope_adversarial": 4}
+    }
+    assert results.document["limits"] == limits
+    group = run(None, {"pope": 6})
+    assert {len(rows) for rows in group.samples.values()} == {6}
+    samples = results.samples["pope_random"]
+    assert group.samples["pope_random"] == samples
+    assert results.document["datasets"]["pope_random"]["commit"] == REVISIONS["_pope_yaml"]
+    assert results.document["n-samples"]["pope_random"] == {"original": 18, "effective": 6}
+    assert len({row["images"][0] for row in samples}) > 1  # the first six rows are of one image
+    rows = [{"id": f"{i + 1} {i}", "object": i % 6} for i in range(18)]
+    expected = [row["object"] for row in formatted.sample(rows, 6)]
+    assert [int(row["arguments"][0][0].split(" in the")[0][-1]) for row in samples] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"commit": "0" * 40}, r"no such revision.*dataset_kwargs"),
+        ({"gated": True}, r"is gated.*HF_TOKEN"),
+        ({"private": True}, r"was not found, or needs a token"),
+        ({"name": "someone/else"}, r"was not found, or needs a token"),
+        ({"gone": ["Full/random-00000-of-00001.parquet"]}, r"lists a file that can't be"),
+        ({"status": 503}, r"can't be downloaded now .*HTTP 503"),
+        ({"offline": True}, r"is not here yet and HF_HUB_OFFLINE is set"),
+        ({"closed": True}, r"can't be reached or does not answer"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_data_set_that_cannot_be_loaded_is_one_clear_error(
+    here, scripted, run, monkeypatch, options, message
+):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between tries
+    options = {"commit": REVISIONS["_pope_yaml"]} | options
+    offline, closed = options.pop("offline", False), options.pop("closed", False)
+    with serve([pope_repo(images=1, **options)]) as url:
+        here(closed_port() if closed else url, offline=offline)
+        with pytest.raises(
+            UserError, match=rf"evaluate\.lm_eval\.pope: .*lmms-lab/POPE .*{message}"
+        ) as error:
+            run(None, {"pope": 2})
+    assert "remove the task from evaluate.lm_eval" in str(error.value)
+    known = ("http://127.0.0.1:", "https://huggingface.co/settings/tokens")  # of files: signed
+    for address in re.findall(r"https?://[^\s),;]+", str(error.value)):
+        assert address.startswith(known), address
+        assert "?" not in address
+
+
+@pytest.mark.slow
+def test_a_task_that_scores_given_answers_is_one_clear_error(pope, run, monkeypatch):
+    monkeypatch.setattr(pope, "generate_until", pope.loglikelihood)
+    with pytest.raises(UserError, match=r"pope_random compares log-probs .* choose tasks"):
+        run(None, {"pope_random": 1})
+
+
 @pytest.mark.slow
 def test_a_model_answers_them_all(here, base, run, tmp_path):
-    repos = [hallusion_repo(), mmstar_repo(), *amber_repos()]
-    with serve(repos) as url:
+    popes = pope_repo(commit=REVISIONS["_pope_yaml"])
+    with serve([hallusion_repo(), mmstar_repo(), popes, *amber_repos()]) as url:
         here(url)
-        found = run(base, {"hallusion_bench": 2, "mmstar": 2})
+        found = run(base, {"hallusion_bench": 2, "mmstar": 2, "pope": 3})
         described = run(base, {"amber_generative": 1}, amber_task(tmp_path, url))
-    lm_eval.write(found, tmp_path / "written")
-    assert lm_eval.read(tmp_path / "written") == found
-    assert found.document["results"].keys() == {"hallusion_bench", "mmstar"}
+    task_results.write(found, tmp_path / "written")
+    assert task_results.read(tmp_path / "written") == found
+    assert {"hallusion_bench", "mmstar", "pope_random"} <= found.document["results"].keys()
     assert described.document["results"]["amber_generative"]["hal,none"] in (0.0, 1.0)
+    rows = found.samples["pope_random"]
+    words = [said(row["resps"][0][0]) for row in rows]
+    right = [word == row["target"] for word, row in zip(words, rows, strict=True)]
+    figures = found.document["results"]["pope_random"]
+    assert figures["accuracy,none"] == pytest.approx(sum(right) / 3)
+    assert figures["unclear,none"] == pytest.approx(words.count(None) / 3)
 
 
 # change
@@ -718,7 +821,7 @@ def test_the_change_of_a_ratio_has_an_interval_by_image(params_with):
             for at, part in enumerate(pairs)
         ]
         figure = sum(pairs) / whole / len(pairs)
-        return lm_eval.Results(
+        return task_results.Results(
             {
                 "results": {"t": {"chair,none": figure, "mean,none": figure}},
                 "datasets": {"t": {"shown": ""}},
@@ -728,7 +831,7 @@ def test_the_change_of_a_ratio_has_an_interval_by_image(params_with):
         )
 
     before, after = [3, 1] * 20 + [2] * 40, [1, 1] * 20 + [2] * 40
-    found = regression.comparison(results(before, 4), results(after, 4), p.evaluate)
+    found = paired.of_tasks(results(before, 4), results(after, 4), p.evaluate)
     for what in ("base", "tuned", "change", "change_low", "change_high"):
         assert found[f"lm_eval/t/chair/{what}"] == pytest.approx(found[f"lm_eval/t/mean/{what}"])
     assert found["lm_eval/t/chair/change"] == pytest.approx(-40 / 4 / 80)
@@ -765,7 +868,7 @@ def groups_answered(right):
         group, told = row["metrics"]["all"]
         groups[group] = groups.get(group, True) and told
     figure = sum(groups.values()) / len(groups)
-    return lm_eval.Results(
+    return task_results.Results(
         {"results": {"t": {"all,none": figure}}, "datasets": {"t": {"shown": ""}}}, {"t": rows}
     )
 
@@ -781,7 +884,7 @@ def test_groups_that_are_all_right_change_by_set_with_an_interval_and_a_test(par
     ]
     before = groups_answered([(*row[:3], row[3] == 0) for row in asked])  # one figure wrong
     after = groups_answered([(*row[:3], row[3] == 0 or row[0] < 12) for row in asked])
-    found = regression.comparison(before, after, p.evaluate)
+    found = paired.of_tasks(before, after, p.evaluate)
     (base, tuned, change, low, high, gained, lost) = (
         found[f"lm_eval/t/all/{what}"]
         for what in ("base", "tuned", "change", "change_low", "change_high", "gained", "lost")
@@ -798,10 +901,10 @@ def test_groups_that_share_an_image_are_resampled_together():
 
     rows = [row("a", "1"), row("b", "2"), row("c", "3"), row("b", "1"), row("d", "4")]
     rows += [row("c", "5"), row("d", "2")]  # a, b and d are joined, c is not
-    (before, after), labels = regression.of_groups("all", rows, rows)
+    (before, after), labels = paired.of_groups("all", rows, rows)
     assert before.tolist() == after.tolist() == [1.0] * 4
     assert labels[0] == labels[1] == labels[3] != labels[2]
-    assert regression.of_groups("other", rows, rows)[1] == []
+    assert paired.of_groups("other", rows, rows)[1] == []
 
 
 def test_f1s_change_has_the_interval_of_resampling_f1_itself(params_with, amber):
@@ -826,12 +929,12 @@ def test_f1s_change_has_the_interval_of_resampling_f1_itself(params_with, amber)
                 {"doc_id": at, "images": [str(image)], "filter": "none", "metrics": {"f1": f1}}
             )
         figure = ratio([row["metrics"]["f1"] for row in rows])
-        return lm_eval.Results(
+        return task_results.Results(
             {"results": {"t": {"f1,none": figure}}, "datasets": {"t": {"shown": ""}}}, {"t": rows}
         )
 
     before, after = answered(0.6), answered(0.75)
-    found = regression.comparison(before, after, p.evaluate)
+    found = paired.of_tasks(before, after, p.evaluate)
     parts = [
         np.array(
             [

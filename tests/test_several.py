@@ -13,7 +13,6 @@ from PIL import Image
 from stages import preprocess
 from stages.core.errors import UserError
 from stages.params import params
-from stages.reporting import page
 from stages.sources import manifest, several
 from stages.sources.kinds import KINDS
 from stages.sources.licences import strictest
@@ -206,8 +205,6 @@ def test_page_and_card_describe_every_source(tmp_path, both):
     assert "`mine`, preference files prepared for LLaMA-Factory (33, " in words
     assert "(MIT)" in words
     assert str(tmp_path) not in words
-    described = page.described(tmp_path / "raw", chosen)
-    assert described.name == "rlaif (one.parquet), mine (prepared preference files)"
     about = KINDS["several"].about
     assert about(fetched) is None
     part = manifest.Part("tpo", "hub", "helehan/topic-overwrite", "main", None, None, None)

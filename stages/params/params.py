@@ -14,6 +14,7 @@ not go together is in ``stages.params.rules``.
 """
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
@@ -29,6 +30,7 @@ from stages.params import arguments, rules
 from stages.sources import kinds
 
 PARAMS_FILE = Path("params.yaml")
+SEED = "train.seed"  # runs that differ in it alone are of one setting
 STRICT = ConfigDict(strict=True)  # 1 is not true, and "0.1" is not a number
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -236,6 +238,21 @@ def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
         for name, section in document.items()
         for key, value in flattened(section, f"{prefix}{name}.").items()
     }
+
+
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[tuple[str, str, str], ...]:
+    """Keys whose values differ, with both values as JSON writes them; ``-`` where there is none."""
+
+    def shown(parameters: Mapping[str, Any], key: str) -> str:
+        return json.dumps(parameters[key], default=str) if key in parameters else "-"
+
+    return tuple(
+        (key, shown(before, key), shown(after, key))
+        for key in {**before, **after}
+        if key not in before or key not in after or before[key] != after[key]
+    )
 
 
 def _explain(detail: ErrorDetails) -> str:

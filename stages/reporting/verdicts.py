@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from stages.evaluation import regression, statistics
+from stages.evaluation import paired, statistics
 from stages.evaluation.catalogue import (
     ACCURACY,
     CORRECT,
@@ -147,11 +147,11 @@ def _change_warnings(values: Mapping[str, Any]) -> Iterable[str]:
     ):
         if verdict(values, both.change) == "worse":
             yield f"{what}: {with_interval(values, both.change)}."
-    for one in worse_tasks(regression.read(values)):
+    for one in worse_tasks(paired.read_tasks(values)):
         yield got_worse(one)
 
 
-def worse_tasks(found: Iterable[regression.TaskChange]) -> list[regression.TaskChange]:
+def worse_tasks(found: Iterable[paired.TaskChange]) -> list[paired.TaskChange]:
     """Those that got worse, by the ``RULES``."""
     tasks = [one for one in found if one.better]
     tested = sum(one.change.p_value is not None for one in tasks)
@@ -163,7 +163,7 @@ def worse_tasks(found: Iterable[regression.TaskChange]) -> list[regression.TaskC
     ]
 
 
-def got_worse(one: regression.TaskChange) -> str:
+def got_worse(one: paired.TaskChange) -> str:
     """A sentence on such a task."""
     change = one.change
     figure = FIGURE.difference.with_interval(change.difference, change.low, change.high)
