@@ -157,6 +157,7 @@ clean: ## Delete .venv and the tools' caches; data, models and results stay
 # A .venv made here, whose Python still runs, with the pinned uv; made anew if anything of that fails.
 venv:
 	$(DIE) found= python=; here=$$(pwd -P); \
+	[ ! -L .venv ] || die ".venv is a link, and what it leads to may be another project's: delete the link."; \
 	[ "$$(cat .venv/made-in.txt 2>/dev/null)" = "$$here uv $(UV)" ] && \
 	  .venv/bin/python -c '' 2>/dev/null && exit 0; \
 	command -v git >/dev/null || die "git was not found, and DVC needs it: install git."; \

@@ -12,7 +12,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from benchmarks import flops, memory
+from benchmarks import flops, memory, size
 from stages.evaluation.catalogue import (
     ACCURACY,
     CORRECT,
@@ -170,6 +170,7 @@ TABLES: dict[tuple[Path, str], Callable[[], str]] = {
     (PERFORMANCE, "flops"): flops.table,
     (LICENCES, "licences"): licences,
     (SCALING, "memory"): memory.table,
+    (Path("CONTRIBUTING.md"), "size"): size.table,
 }
 
 

@@ -39,6 +39,7 @@ EXEMPT = {
 }
 WRITES = {
     "stages.core.command.write_diary": "reports/diary",
+    "stages.core.console": "reports/diary",
     "stages.tracking": "reports/mlflow_pending",
     "stages.params.arguments.main": "stages/params/arguments.json",
 }

@@ -1,6 +1,8 @@
 """A stage's command line: a user's mistake is one message, anything else keeps its trace."""
 
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -143,7 +145,7 @@ def diary_of(stage, folder, body, name="train"):
         text=True,
         timeout=30,
     )
-    files = list((folder / "reports" / "diary").glob("*"))
+    files = list((folder / "reports" / "diary").glob("*.json"))
     return done, {file.name: json.loads(file.read_text()) for file in files}
 
 
@@ -166,4 +168,72 @@ def test_what_failed_or_was_not_run_by_dvc_leaves_no_note(stage, tmp_path):
 def test_a_diary_that_cannot_be_written_costs_nothing_else(stage, tmp_path):
     (tmp_path / "reports").write_text("a file in the way")
     done, notes = diary_of(stage, tmp_path, "print('done')")
-    assert (done.returncode, done.stdout, notes) == (0, "done\n", {})
+    assert (done.returncode, done.stdout, notes) == (0, "done\ntrain: 0.0 s\n", {})
+
+
+# what a stage shows
+
+NOISE = """
+    import os, subprocess
+    from stages.core import console
+    print("in words")
+    os.write(2, b"of a library\\n")
+    subprocess.run(["sh", "-c", "echo of a process >&2"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "shown"),
+    [
+        ("pass", 0, ()),
+        ("raise UserError('no')", 1, ("error: no",)),
+        ("{}['key']", 1, ("of a library", "of a process", "Traceback", "KeyError: 'key'")),
+    ],
+)
+def test_a_stage_shows_its_sentences_and_logs_what_libraries_say(
+    stage, tmp_path, end, status, shown
+):
+    done, _ = diary_of(stage, tmp_path, NOISE + f"    {end}\n")
+    assert done.returncode == status
+    assert done.stdout.splitlines() == ["in words", *(["train: 0.0 s"] if not status else [])]
+    assert [text for text in shown if text not in done.stderr] == []
+    assert bool(done.stderr) == bool(shown)
+    log = (tmp_path / "reports/diary/train.log").read_text()
+    assert log == "of a library\nof a process\n"
+
+
+def test_the_outermost_bar_counts_for_all_and_off_a_terminal_it_is_a_line_now_and_then(
+    stage, tmp_path
+):
+    body = """
+    from stages.core import console
+    console.PAUSE = 0
+    with console.bar(4, "pairs", "pairs"):
+        for _ in console.counted(range(2), 2, "inner", "things"):
+            time.sleep(0.001)
+        for _ in console.counted(range(2), 2, "other", "things"):
+            time.sleep(0.001)
+    """
+    done, _ = diary_of(stage, tmp_path, body)
+    assert done.stderr.splitlines() == [f"pairs: {number} of 4 pairs" for number in (1, 2, 3, 4)]
+
+
+def test_on_a_terminal_a_bar_fills_once_and_leaves_nothing(stage, tmp_path):
+    body = """
+    from stages.core import console
+    for _ in console.counted(range(100), 100, "preprocess", "rows"):
+        time.sleep(0.01)
+    """
+    script = shlex.join(stage(body, "--raw-data", "a"))
+    done = subprocess.run(
+        ["script", "--quiet", "--return", "--command", script, "/dev/null"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "DVC_STAGE": "preprocess", "TERM": "xterm"},
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=30,
+    )
+    shown = done.stdout.decode()
+    bars = [part for part in shown.split("\r") if part.startswith("preprocess:")]
+    assert len(bars) > 2
+    assert "100/100" not in shown.rpartition("\r")[2]
+    assert shown.rstrip().endswith(" s")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import size
 from stages.params import arguments, params
 from stages.params.params import Params
 from stages.tuning import config as tuning
@@ -28,6 +29,7 @@ from tests.contracts import (
     covers_path,
     exempt,
     files_of,
+    git,
     imported,
     interpolated,
     is_docstring,
@@ -61,6 +63,12 @@ def test_a_folder_imports_only_folders_before_it():
                 other = name.split(".")[1] if "." in name else folder
                 is_stage = source_of(name).parent == ROOT / "stages" and folder == "commands"
                 assert other in FOLDERS[: place + 1] or is_stage, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("measure", size.MEASURES, ids=lambda measure: measure.name)
+def test_the_project_is_no_larger_than_its_ceilings(measure):
+    """Take away elsewhere, or say in the change why the ceiling has to rise."""
+    assert measure.count() <= measure.ceiling
 
 
 def module_of(path: Path) -> str:
@@ -120,6 +128,26 @@ def test_every_module_has_a_place_in_the_table_of_costs():
         and not any(folder in told for folder in path.parents)
     ]
     assert not untold, f"CONTRIBUTING.md, What a change reruns: say what these cost: {untold}"
+
+
+def test_what_editors_leave_in_a_code_folder_is_no_dependency():
+    names = [".scoring.py.swp", "scoring.py~", "#scoring.py#", ".DS_Store", "Thumbs.db"]
+    names += [".ipynb_checkpoints/scoring.py", "__pycache__/scoring.pyc"]
+    paths = [f"stages/model/{name}" for name in names]
+    asked = [sys.executable, "-m", "dvc", "check-ignore", "stages/model/scoring.py", *paths]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == paths
+
+
+def test_code_keeps_its_line_ends_whatever_git_is_set_to():
+    """With ``core.autocrlf=true`` every stage would run again."""
+    code = [dep for stage in STAGES for dep in stage.code]
+    files = [name for name in tracked_files() if any(covers_path(dep, name) for dep in code)]
+    kept = git("check-attr", "eol", "text", "--", *files, "params.yaml", "demo/params.yaml")
+    for line in kept.splitlines():
+        name, attribute, value = line.split(": ")
+        assert value == "lf" or attribute == "text" or name.startswith("demo/"), line
+        assert not (name.startswith("demo/") and attribute == "text" and value != "unset"), line
 
 
 def stale(file: str) -> set[str]:

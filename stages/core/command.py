@@ -1,7 +1,8 @@
 """Turns a stage's ``main`` into a command line: one ``--option`` for each of its arguments.
 
-Each run of a stage leaves a note of what it cost in ``reports/diary/<stage>.json``. The diary is no
-output of the pipeline: it differs from run to run, so nothing that must be reproduced may read it.
+Each run of a stage leaves a note of what it cost in ``reports/diary/<stage>.json``, and what
+libraries said in ``<stage>.log`` beside it. The diary is no output of the pipeline: it differs from
+run to run, so nothing that must be reproduced may read it.
 """
 
 import argparse
@@ -16,10 +17,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from stages.core import console
 from stages.core.errors import UserError
 
 DIARY = Path("reports", "diary")
@@ -62,11 +64,15 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     given = [arguments.pop(name) for name in bare]
     # Being terminated unwinds like being interrupted, so that a subprocess is not left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # It asks for a package that it would take code from the Hub with, for weights in 4 bits.
+    # It warns that a package is missing, which would fetch code from the Hub for weights in 4 bits.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # DVC names the stage it runs; without it nobody asked for a stage.
+    stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
+    log = DIARY / f"{stage}.log"
     start = time.monotonic()
     try:
-        facts = main(*given, **arguments)
+        with console.logged(log) if stage else nullcontext():
+            facts = main(*given, **arguments)
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -91,9 +97,14 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept, run the same command again", file=sys.stderr)
         raise SystemExit(130) from None
-    # DVC names the stage it runs; without it nobody asked for a stage.
-    if stage := os.environ.get("DVC_STAGE"):
-        write_diary(stage.rpartition(":")[2], time.monotonic() - start, facts or {})
+    except Exception:
+        if stage and (said := console.last_lines(log)):
+            print(f"{said}\n({log} has all of it)", file=sys.stderr)
+        raise
+    if stage:
+        seconds = time.monotonic() - start
+        print(f"{stage}: {seconds:,.1f} s", flush=True)
+        write_diary(stage, seconds, facts or {})
 
 
 def write_diary(stage: str, seconds: float, facts: Mapping[str, Any]) -> None:
