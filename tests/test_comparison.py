@@ -129,7 +129,8 @@ def test_the_interval_is_the_bootstrap_of_the_difference_with_the_settings_of_th
     found = named(comparison.compare(before, after))[WIN_RATE]
     gap = statistics.outcomes(second) - statistics.outcomes(first)
     groups = [f"image{i}" for i in range(60)]
-    expected = statistics.bootstrap_intervals({"gap": gap}, groups, seed=0, resamples=500)["gap"]
+    how = before.settings
+    expected = statistics.bootstrap_intervals({"gap": gap}, groups, how)["gap"]
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     shuffled = dataclasses.replace(after, scores=after.scores.sample(frac=1, random_state=0))
     assert named(comparison.compare(before, shuffled))[WIN_RATE] == found

@@ -16,6 +16,7 @@ from stages.evaluation import paired, statistics
 from stages.model import formatted, scoring
 from stages.model.checkpoint import Checkpoint
 from tests.experiment import ROOT
+from tests.test_metrics import SETTINGS
 from tests.test_published import module
 
 TASKS = ROOT / "tasks"
@@ -233,14 +234,11 @@ def results_of(values, images, task="t", better=True, **more):
     return Results(document, {task: rows})
 
 
-@pytest.fixture
-def compare(params_with):
-    """``compare(base, tuned)`` with 500 resamples."""
-    p = params_with(**{"evaluate.resamples": 500, "evaluate.seed": 0, "evaluate.confidence": 0.95})
-    return lambda base, tuned: paired.of_tasks(base, tuned, p.evaluate)
+def compare(base, tuned):
+    return paired.of_tasks(base, tuned, SETTINGS)
 
 
-def test_a_comparison_by_hand(compare):
+def test_a_comparison_by_hand():
     # 40 images, two documents each; the first eight documents are gained, the next two lost.
     images = [f"image {i // 2}" for i in range(80)]
     before = [0.0] * 8 + [1.0] * 2 + [1.0] * 40 + [0.0] * 30
@@ -248,8 +246,8 @@ def test_a_comparison_by_hand(compare):
     base = results_of({"accuracy": before, "f1": [[1, 0]] * 80}, images, **{"f1,none": 0.25})
     tuned = results_of({"accuracy": after, "f1": [[1, 1]] * 80}, images, **{"f1,none": 1.0})
     found = compare(base, tuned)
-    change = {"change": np.array(after) - np.array(before)}
-    interval = statistics.bootstrap_intervals(change, images, seed=0, resamples=500)["change"]
+    columns = {"change": np.array(after) - np.array(before)}
+    interval = statistics.bootstrap_intervals(columns, images, SETTINGS)["change"]
     expected = {
         "lm_eval/t/accuracy/base": 42 / 80,
         "lm_eval/t/accuracy/tuned": 48 / 80,
@@ -274,9 +272,7 @@ def test_a_comparison_by_hand(compare):
 
 
 @pytest.mark.parametrize(("better", "written"), [(True, 1), (False, 0), (None, None)])
-def test_which_way_is_better_is_lm_evals_word_and_few_images_give_no_interval(
-    compare, better, written
-):
+def test_which_way_is_better_is_lm_evals_word_and_few_images_give_no_interval(better, written):
     base, tuned = (results_of({"m": v}, ["a", "a"], better=better) for v in ([0, 1], [1, 1]))
     expected = {"lm_eval/t/m/base": 0.5, "lm_eval/t/m/tuned": 1.0, "lm_eval/t/m/change": 0.5}
     expected |= {} if written is None else {"lm_eval/t/m/higher_is_better": written}
@@ -290,7 +286,7 @@ def test_documents_without_images_are_each_their_own_cluster_and_no_number_is_le
     assert found.metrics == {"acc": pytest.approx(2 / 3), "other_strict": 3.0}
 
 
-def test_other_documents_are_not_compared(compare):
+def test_other_documents_are_not_compared():
     base, tuned = (results_of({"acc": [0, 1]}, images) for images in (["a", "b"], ["a", "c"]))
     with pytest.raises(UserError, match=r"same documents of t; `dvc repro -f baseline`"):
         compare(base, tuned)
@@ -298,7 +294,7 @@ def test_other_documents_are_not_compared(compare):
         compare(base, results_of({"acc": [0, 1]}, ["a", "b"], task="u"))
 
 
-def test_what_is_written_is_read_back_and_broken_files_are_named(tmp_path, compare):
+def test_what_is_written_is_read_back_and_broken_files_are_named(tmp_path):
     results = results_of({"acc": [0, 1]}, ["a", "b"])
     results.samples["t"][0]["resps"] = [["two\nlines\u2028and \u00e9 \U0001f600"]]
     task_results.write(results, tmp_path)

@@ -7,10 +7,8 @@ file in the project's ``tasks`` folder.
 
 import hashlib
 import json
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +24,8 @@ from stages.sources import hub_errors
 
 KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
 # Of lm-eval's own results.
-SECTIONS = (
-    *("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better"),
-    "n-samples",
-)
+SECTIONS = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better")
+_COMMIT = re.compile(r"\b[0-9a-f]{40}(?=[/\\])")
 # What the project's own tasks import.
 OF_TASKS = (
     *("answers/grading.py", "answers/published.py", "sources/topics.py"),
@@ -95,14 +91,13 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
 def _manager(names: Iterable[str], folder: Path, **metadata: str) -> Any:
     """lm-eval's index of the project's tasks, and of its own if a name is none of the project's:
     building that takes 10 s."""
-    with _quiet():
-        from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager
 
-        own = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
-        members = _members(own)
-        if all(leaf in members for name in names for leaf in leaves(name, members)):
-            return own
-        return TaskManager(include_path=str(folder), metadata=metadata)
+    own = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
+    members = _members(own)
+    if all(leaf in members for name in names for leaf in leaves(name, members)):
+        return own
+    return TaskManager(include_path=str(folder), metadata=metadata)
 
 
 def _tasks(names: Iterable[str], manager: Any, folder: Path) -> dict[str, list[str]]:
@@ -146,16 +141,12 @@ def _decides(folder: Path, homes: Iterable[Path], questions: Any) -> dict[str, A
     """What decides the results of tasks of the project's own: the files next to theirs, graders
     included, and no other task's.
     """
-    files = sorted(
-        path
-        for home in homes
-        for path in home.rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
-    )
+    files = [path for home in homes for path in home.rglob("*") if path.suffix != ".pyc"]
     return {
         "files": {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in files
+            for path in sorted(files)
+            if path.is_file()
         },
         "questions": digest(rows=questions),
         "code": code(*OF_TASKS),
@@ -167,10 +158,9 @@ def _decides(folder: Path, homes: Iterable[Path], questions: Any) -> dict[str, A
 
 def _answered(checkpoint: Checkpoint, name: str, documents: int | None, manager: Any) -> bytes:
     """``document`` and ``samples`` of ``Results`` as JSON, from lm-eval's own output."""
-    with _quiet():
-        asked = _load(name, manager)
-        found = _evaluated(_model(checkpoint.policy, checkpoint.p), manager, asked, name, documents)
-    document = {section: found.get(section, {}) for section in SECTIONS}
+    asked = _load(name, manager)
+    found = _evaluated(_model(checkpoint.policy, checkpoint.p), manager, asked, name, documents)
+    document = {section: found.get(section, {}) for section in (*SECTIONS, "n-samples")}
     for section in ("results", "groups"):
         document[section] = {
             # Standard errors are not computed here ("N/A").
@@ -248,7 +238,7 @@ def _evaluated(
 
     group = asked["groups"].get(name)
     # Samples carry images, and lm-eval would encode each as PNG to hash it: half an hour for POPE.
-    hashes, evaluator.LMEVAL_HASHMM = evaluator.LMEVAL_HASHMM, False
+    evaluator.LMEVAL_HASHMM = False
     try:
         found: dict[str, Any] = evaluator.simple_evaluate(
             model=model,
@@ -264,21 +254,7 @@ def _evaluated(
             f"{KEY}: {name} compares log-probs of given answers to an image, which lm-eval can't "
             "do; choose tasks whose answers are generated"
         ) from None
-    finally:
-        evaluator.LMEVAL_HASHMM = hashes
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """lm-eval's warnings are about ways to call it that were chosen here on purpose."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 # plain values
@@ -286,61 +262,52 @@ def _quiet() -> Iterator[None]:
 
 def _rows(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """lm-eval's samples of a task without the documents, whose images can't be written."""
-    known: dict[int, str] = {}  # several documents may share an image
-
-    def hashed(image: Any) -> str:
-        if id(image) not in known:
-            known[id(image)] = _pixels(image)
-        return known[id(image)]
-
-    return [
-        {
-            "doc_id": sample["doc_id"],
-            "target": sample["target"],
-            "arguments": [
-                [part for part in request if isinstance(part, str)]
-                for request in sample["arguments"]
-            ],
-            "images": [
-                hashed(image)
-                for request in sample["arguments"][:1]
-                for part in request
-                if isinstance(part, dict)
-                for image in part.get("visual", ())
-            ],
-            "resps": sample["resps"],
-            "filtered_resps": sample["filtered_resps"],
-            "filter": sample["filter"],
-            "metrics": {metric: sample[metric] for metric in sample["metrics"]},
-        }
-        for sample in samples
-    ]
-
-
-def _pixels(image: Any) -> str:
-    content = hashlib.blake2b(f"{image.mode} {image.size} ".encode(), digest_size=16)
-    content.update(image.tobytes())
-    return content.hexdigest()
+    kept = ("doc_id", "target", "resps", "filtered_resps", "filter")
+    hashes: dict[int, str] = {}  # several documents may share an image
+    rows = []
+    for sample in samples:
+        shown = [
+            image
+            for part in sample["arguments"][0]
+            if isinstance(part, dict)
+            for image in part.get("visual", ())
+        ]
+        for image in shown:
+            if id(image) not in hashes:
+                content = hashlib.blake2b(f"{image.mode} {image.size} ".encode(), digest_size=16)
+                content.update(image.tobytes())
+                hashes[id(image)] = content.hexdigest()
+        rows.append(
+            {key: sample[key] for key in kept}
+            | {
+                "arguments": [
+                    [part for part in request if isinstance(part, str)]
+                    for request in sample["arguments"]
+                ],
+                "images": [hashes[id(image)] for image in shown],
+                "metrics": {metric: sample[metric] for metric in sample["metrics"]},
+            }
+        )
+    return rows
 
 
 def _config(task: Any) -> dict[str, Any]:
     """A task's configuration, functions by name, without the paths that were passed to it."""
     config: dict[str, Any] = task.config.to_dict(keep_callable=True)
     passed = ("config_source", "formatted_data", "images")
-    metadata = config.get("metadata") or {}
-    config["metadata"] = {key: metadata[key] for key in metadata if key not in passed}
-    return config
+    kept = {k: value for k, value in (config["metadata"] or {}).items() if k not in passed}
+    return config | {"metadata": kept}
 
 
 def _data_set(task: Any, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Which documents were answered: where they come from, and a hash of what was shown."""
     shown = hashlib.blake2b(digest_size=16)
-    pinned = (task.config.dataset_kwargs or {}).get("revision")
     for row in rows:
         shown.update(to_json([row[key] for key in ("doc_id", "target", "arguments", "images")]))
     # datasets keeps what it built from a Hub repository in a folder named by the commit.
     files = getattr(task.task_docs, "cache_files", [])
-    commits = {match[0] for file in files if (match := _COMMIT.search(file["filename"]))}
+    commits = {each for file in files for each in _COMMIT.findall(file["filename"])}
+    pinned = (task.config.dataset_kwargs or {}).get("revision")
     return {
         "path": task.config.dataset_path,
         "name": task.config.dataset_name,
@@ -348,6 +315,3 @@ def _data_set(task: Any, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "commit": commits.pop() if len(commits) == 1 else pinned,
         "shown": shown.hexdigest(),
     }
-
-
-_COMMIT = re.compile(r"\b[0-9a-f]{40}(?=[/\\])")

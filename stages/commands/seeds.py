@@ -48,9 +48,7 @@ def over_seeds(members: Sequence[Sequence[Experiment]], notes: Sequence[str] = (
     how = last.settings
 
     def interval(*tables: Any) -> SeedsInterval:
-        return statistics.seeds_interval(
-            tables, images, seed=how.seed, resamples=how.resamples, level=how.confidence
-        )
+        return statistics.seeds_interval(tables, images, how)
 
     rows, told = [], []
     for measure, (values, images) in measures.items():

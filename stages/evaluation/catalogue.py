@@ -158,10 +158,10 @@ class Both:
 
 _mean = partial(Metric, interval=True)
 _win_rate = partial(_mean, unit=SHARE, better="higher", null=0.5)
+_of_split = partial(Metric, needs="at least two images")
 
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
 _FIT = f"{ENOUGH_IMAGES} images, and differences in length on both sides of 0 or at 0"
-_TWO_IMAGES = "at least two images"
 _CONTROLS = "`evaluate.controls` above 0"
 _ANSWERS = "`evaluate.generation.prompts` above 0"
 _QUESTIONS = "a data set with known answers, `evaluate.generation.questions` above 0"
@@ -227,25 +227,21 @@ WAYS = {  # what the control pairs show in place of their image, and what a high
 def _of_length(name: str, words: str, alarm: str) -> tuple[Metric, ...]:
     """How many pairs there are of a kind by length, and their win rate."""
     needs, rows = f"such pairs of at least {ENOUGH_IMAGES} images", f"pairs_{name}"
+    rate, meaning = f"win_rate_{name}", f"win rate of pairs whose {words}"
     return (
         Metric(rows, f"pairs whose {words}"),
-        _win_rate(
-            f"win_rate_{name}",
-            f"win rate of pairs whose {words}",
-            needs=needs,
-            rows=rows,
-            alarm=alarm,
-        ),
+        _win_rate(rate, meaning, needs=needs, rows=rows, alarm=alarm),
     )
 
 
 def _of_images(way: str, image: str, as_high: str) -> tuple[Metric, ...]:
     """What the control pairs give with another image than their own."""
     mean = partial(_mean, needs=_CONTROLS, rows="control_pairs")
+    of = f"of the control pairs with {image}"
     return (
         mean(
             f"win_rate_{way}",
-            f"win rate of the control pairs with {image}",
+            f"win rate {of}",
             SHARE,
             null=0.5,
             alarm=f"As high as the win rate: {as_high}.",
@@ -260,7 +256,7 @@ def _of_images(way: str, image: str, as_high: str) -> tuple[Metric, ...]:
         *(
             mean(
                 f"{both}_{way}",
-                f"{both} of the control pairs with {image}",
+                f"{both} {of}",
                 SHARE,
                 alarm=f"As high as {both}: the text alone gives chosen away.",
             )
@@ -278,14 +274,8 @@ _ENTRIES = (
         "share of pairs whose reward margin is above 0, a tie counted half",
         title="Win rate over the base",
     ),
-    Metric(
-        "win_rate_wilson_low",
-        "lower end of Wilson's interval of win_rate, each image one trial",
-        SHARE,
-    ),
-    Metric(
-        "win_rate_wilson_high", "its upper end; the interval to read below some 30 images", SHARE
-    ),
+    Metric("win_rate_wilson_low", "lower end of Wilson's interval, each image one trial", SHARE),
+    Metric("win_rate_wilson_high", "its upper end; the one to read below some 30 images", SHARE),
     Metric("ties", "pairs whose reward margin is exactly 0"),
     _mean(
         "reward_margin",
@@ -295,13 +285,7 @@ _ENTRIES = (
         title="Reward margin",
     ),
     *(
-        Metric(
-            key,
-            "the median reward margin"
-            if quantile == 0.5
-            else f"{100 * quantile:.0f}% of the reward margins are below this",
-            MARGIN,
-        )
+        Metric(key, f"{100 * quantile:.0f}% of the reward margins are below this", MARGIN)
         for key, quantile in MARGIN_QUANTILES.items()
     ),
     _mean(
@@ -319,24 +303,20 @@ _ENTRIES = (
     *ACCURACY_SUMMED.metrics(),
     Metric("accuracy_p_value_summed", "McNemar's test of accuracy_change_summed", P_VALUE),
     # what the split can show, whatever was trained
-    Metric(
+    _of_split(
         "independent_pairs",
         "pairs of different images that would say as much as these, by how alike the base treats "
         "the pairs of an image",
-        needs=_TWO_IMAGES,
     ),
-    Metric(
+    _of_split(
         "win_rate_detectable",
-        "smallest distance of the win rate from one half that this split shows with a chance of "
-        "80%",
+        "smallest distance of the win rate from one half that this split shows in 4 of 5 cases",
         POINTS,
-        needs=_TWO_IMAGES,
     ),
-    Metric(
+    _of_split(
         "accuracy_detectable",
-        "smallest rise of the preference accuracy that it shows with a chance of 80%, at most",
+        "smallest rise of the preference accuracy that it shows in 4 of 5 cases, at most",
         POINTS,
-        needs=_TWO_IMAGES,
     ),
     # controls: length
     _mean(
@@ -366,12 +346,10 @@ _ENTRIES = (
         needs=_FIT,
         alarm=_LENGTH,
     ),
-    Metric(
+    _win_rate(
         "win_rate_at_equal_length",
         "win rate at equal length, by a logistic fit to the difference",
-        SHARE,
-        better="higher",
-        null=0.5,
+        interval=False,
         needs=_FIT,
         alarm=_LENGTH,
     ),
@@ -412,30 +390,16 @@ _ENTRIES = (
         alarm="Above 0: training saw something of what is tested.",
     ),
     # controls: the image
-    Metric(
-        "control_pairs",
-        "test pairs that were scored again with another image in place of their own",
-        needs=_CONTROLS,
-    ),
+    Metric("control_pairs", "test pairs scored again with another image", needs=_CONTROLS),
     *(metric for way, words in WAYS.items() for metric in _of_images(way, *words)),
     # generated answers
     Metric("answers", "questions of test pairs that both models answered greedily", needs=_ANSWERS),
     *ANSWER_TOKENS.metrics(),
     *REPETITION.metrics(),
     *UNFINISHED.metrics(),
-    Metric(
-        "same_answers",
-        "share of questions to which both gave the same answer",
-        SHARE,
-        needs=_ANSWERS,
-        rows="answers",
-    ),
+    Metric("same_answers", "share of equal answers", SHARE, needs=_ANSWERS, rows="answers"),
     # graded answers
-    Metric(
-        "questions",
-        "held-out questions with known answers that both models answered",
-        needs=_QUESTIONS,
-    ),
+    Metric("questions", "held-out questions that both models answered", needs=_QUESTIONS),
     Metric(
         "constant_correct",
         "share that always giving the most frequent true answer gets right",
@@ -444,10 +408,8 @@ _ENTRIES = (
         rows="questions",
     ),
     *CORRECT.metrics(),
-    Metric(
-        "correct_gained", "questions that only the tuned model answers correctly", needs=_QUESTIONS
-    ),
-    Metric("correct_lost", "questions that only the base answers correctly", needs=_QUESTIONS),
+    Metric("correct_gained", "questions that only the tuned model gets right", needs=_QUESTIONS),
+    Metric("correct_lost", "questions that only the base gets right", needs=_QUESTIONS),
     Metric("correct_p_value", _MCNEMAR, P_VALUE, needs=_QUESTIONS),
 )
 METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _ENTRIES}

@@ -12,15 +12,7 @@ import pandas as pd
 
 from stages.answers import grading
 from stages.evaluation import catalogue, paired, statistics
-from stages.evaluation.catalogue import (
-    ENOUGH_IMAGES,
-    HEADLINE,
-    KEYS,
-    MARGIN_QUANTILES,
-    METRICS,
-    SHARE,
-    WAYS,
-)
+from stages.evaluation.catalogue import ENOUGH_IMAGES, METRICS, SHARE, WAYS, Both
 from stages.params.params import Evaluate
 
 MODELS = ("base", "tuned")
@@ -91,19 +83,17 @@ def with_controls(scores: pd.DataFrame, controlled: Mapping[str, pd.DataFrame]) 
 
 def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     """Metrics of all scored pairs: the catalogue's keys up to those of length."""
-    accuracy = {model: statistics.outcomes(scores[f"{model}_margin"]) for model in MODELS}
-    summed = {
-        model: statistics.outcomes(
-            scores[f"{prefix}_chosen_logps"] - scores[f"{prefix}_rejected_logps"]
-        )
-        for model, prefix in zip(MODELS, ("reference", "policy"), strict=True)
-    }
+    policy, reference = (
+        {side: scores[f"{of}_{side}_logps"] for side in ("chosen", "rejected")}
+        for of in ("policy", "reference")
+    )
+    accuracy = [statistics.outcomes(scores[f"{model}_margin"]) for model in MODELS]
+    summed = [statistics.outcomes(of["chosen"] - of["rejected"]) for of in (reference, policy)]
     wins = statistics.outcomes(scores["reward_margin"])
     images = scores["group"].nunique()
     low, high = statistics.wilson_interval(wins.mean() * images, images, settings.confidence)
-    test = statistics.mcnemar(accuracy["base"], accuracy["tuned"])
-    test_summed = statistics.mcnemar(summed["base"], summed["tuned"])
-    quantiles = np.quantile(scores["reward_margin"], tuple(MARGIN_QUANTILES.values()))
+    test = statistics.mcnemar(*accuracy)
+    quantiles = np.quantile(scores["reward_margin"], tuple(catalogue.MARGIN_QUANTILES.values()))
     values: dict[str, float] = {
         "pairs": len(scores),
         "images": images,
@@ -113,22 +103,22 @@ def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         "accuracy_gained": test.gained,
         "accuracy_lost": test.lost,
         "accuracy_p_value": test.p_value,
-        "accuracy_p_value_summed": test_summed.p_value,
-    } | dict(zip(MARGIN_QUANTILES, quantiles.tolist(), strict=True))
+        "accuracy_p_value_summed": statistics.mcnemar(*summed).p_value,
+    } | dict(zip(catalogue.MARGIN_QUANTILES, quantiles.tolist(), strict=True))
     means = {
         "win_rate": wins,
         "reward_margin": scores["reward_margin"],
-        "chosen_logps_change": scores["policy_chosen_logps"] - scores["reference_chosen_logps"],
-        "rejected_logps_change": scores["policy_rejected_logps"]
-        - scores["reference_rejected_logps"],
-        "base_accuracy": accuracy["base"],
-        "tuned_accuracy": accuracy["tuned"],
-        "accuracy_change": accuracy["tuned"] - accuracy["base"],
-        "base_accuracy_summed": summed["base"],
-        "tuned_accuracy_summed": summed["tuned"],
-        "accuracy_change_summed": summed["tuned"] - summed["base"],
+        "chosen_logps_change": policy["chosen"] - reference["chosen"],
+        "rejected_logps_change": policy["rejected"] - reference["rejected"],
+        **_both(catalogue.ACCURACY, *accuracy),
+        **_both(catalogue.ACCURACY_SUMMED, *summed),
     }
     return _ordered(values | with_intervals(means, scores["group"], settings))
+
+
+def _both(both: Both, base: Any, tuned: Any) -> dict[str, Any]:
+    """Values of single rows of base, of tuned, and of their difference."""
+    return {both.base: base, both.tuned: tuned, both.change: tuned - base}
 
 
 def of_split(outcomes: Any, groups: "pd.Series[Any]", settings: Evaluate) -> dict[str, float]:
@@ -139,13 +129,9 @@ def of_split(outcomes: Any, groups: "pd.Series[Any]", settings: Evaluate) -> dic
     if groups.nunique() < 2:
         return {}
     found = statistics.detectable(outcomes, groups.to_numpy(), level=settings.confidence)
-    return _ordered(
-        {
-            "independent_pairs": round(found.independent_pairs),
-            "win_rate_detectable": found.win_rate,
-            "accuracy_detectable": found.accuracy,
-        }
-    )
+    win_rate, accuracy, pairs = found
+    values = {"win_rate_detectable": win_rate, "accuracy_detectable": accuracy}
+    return _ordered(values | {"independent_pairs": round(pairs)})
 
 
 def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
@@ -208,13 +194,12 @@ def of_answers(answers: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     if answers.empty:
         return {}
     means: dict[str, Any] = {}
-    for name, of_model in (
-        ("answer_tokens", lambda model: answers[f"{model}_tokens"].astype(float)),
-        ("repetition", lambda model: answers[f"{model}_answer"].map(grading.repetition)),
-        ("unfinished", lambda model: 1.0 - answers[f"{model}_finished"].astype(float)),
+    for both, of_model in (
+        (catalogue.ANSWER_TOKENS, lambda model: answers[f"{model}_tokens"].astype(float)),
+        (catalogue.REPETITION, lambda model: answers[f"{model}_answer"].map(grading.repetition)),
+        (catalogue.UNFINISHED, lambda model: 1.0 - answers[f"{model}_finished"].astype(float)),
     ):
-        base, tuned = (of_model(model) for model in MODELS)
-        means |= {f"base_{name}": base, f"tuned_{name}": tuned, f"{name}_change": tuned - base}
+        means |= _both(both, *map(of_model, MODELS))
     values: dict[str, float] = {"answers": len(answers)}
     values["same_answers"] = float((answers["base_answer"] == answers["tuned_answer"]).mean())
     return _ordered(values | with_intervals(means, answers["image"], settings))
@@ -230,7 +215,7 @@ def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         return {}
     base, tuned = (graded[f"{model}_correct"].astype(float) for model in MODELS)
     test = statistics.mcnemar(base, tuned)
-    means = {"base_correct": base, "tuned_correct": tuned, "correct_change": tuned - base}
+    means = _both(catalogue.CORRECT, base, tuned)
     values: dict[str, float] = {
         "questions": len(graded),
         "constant_correct": float(graded["truth"].value_counts(normalize=True).max()),
@@ -249,13 +234,7 @@ def with_intervals(
     """
     if groups.nunique() < 2:
         return {name: float(np.mean(values)) for name, values in means.items()}
-    found = statistics.bootstrap_intervals(
-        means,
-        groups.to_numpy(),
-        seed=settings.seed,
-        resamples=settings.resamples,
-        level=settings.confidence,
-    )
+    found = statistics.bootstrap_intervals(means, groups.to_numpy(), settings)
     flat: dict[str, float] = {}
     for name, interval in found.items():
         low, high = interval.low, interval.high
@@ -269,7 +248,7 @@ def _ordered(values: Mapping[str, float]) -> dict[str, float]:
     """The metrics in the catalogue's order, each followed by its interval; 6 digits."""
     return {
         key: float(f"{values[key]:.6g}") if isinstance(values[key], float) else values[key]
-        for key in KEYS
+        for key in catalogue.KEYS
         if key in values
     }
 
@@ -280,10 +259,10 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     ``correct`` is the tuned model's right answers to the data set's own questions; where there are
     none, what it has in the first metric of lm-eval's first task.
     """
-    values = {short: metrics[key] for short, key in HEADLINE.items() if key in metrics}
+    values = {short: metrics[key] for short, key in catalogue.HEADLINE.items() if key in metrics}
     if "correct" not in values and (first := next(paired.read_tasks(metrics), None)):
         values["correct"] = first.change.after
-    return {short: round(values[short], 4) for short in HEADLINE if short in values}
+    return {short: round(values[short], 4) for short in catalogue.HEADLINE if short in values}
 
 
 def in_words(metrics: Mapping[str, float]) -> str:

@@ -6,7 +6,7 @@ Rows are pairs, questions, or the documents of lm-eval's tasks, whose keys in
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from stages.answers.task_results import Results
 from stages.core.errors import UserError
 from stages.evaluation import statistics
 from stages.evaluation.catalogue import Better
-from stages.evaluation.statistics import Direction, Floats
+from stages.evaluation.statistics import Bootstrap, Direction, Floats
 
 _ROUNDING = 1e-12  # an end of an interval that is nearer to 0 than this is 0, and includes it
 PREFIX = "lm_eval"
@@ -29,17 +29,6 @@ _WHAT = {  # the last part of a key: what it is of a Change
     "lost": "lost",
     "p_value": "p_value",
 }
-
-
-class Bootstrap(Protocol):
-    """How intervals are made: the section ``evaluate`` of the parameters."""
-
-    @property
-    def confidence(self) -> float: ...
-    @property
-    def resamples(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -96,13 +85,8 @@ def changes(
     """
     intervals = {}
     if columns and len(set(images)) >= fewest:
-        intervals = statistics.bootstrap_intervals(
-            {name: after - before for name, (before, after) in columns.items()},
-            images,
-            seed=settings.seed,
-            resamples=settings.resamples,
-            level=settings.confidence,
-        )
+        differences = {name: after - before for name, (before, after) in columns.items()}
+        intervals = statistics.bootstrap_intervals(differences, images, settings)
     found = {}
     for name, (before, after) in columns.items():
         means = float(before.mean()), float(after.mean()), float((after - before).mean())

@@ -8,7 +8,7 @@ first bad position: a NaN compares as "not greater", and would pass for a loss.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,11 +17,21 @@ Floats = NDArray[np.float64]
 Direction = Literal["higher", "lower", "unclear"]
 
 LEVEL = 0.95
-RESAMPLES = 10_000
 POWER = 0.8  # the chance with which a change that is called detectable is found
 FEW_GROUPS = 30  # with fewer, percentile intervals are too narrow
 SURE = 0.05  # a change of what is right or wrong needs a p-value below this
 _CELLS = 2_000_000  # of a chunk of resamples times groups: 16 MB, which stays near the cache
+
+
+class Bootstrap(Protocol):
+    """How intervals are made: the section ``evaluate`` of the parameters."""
+
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def resamples(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -64,19 +74,6 @@ class SeedsInterval:
         """The share of the variance that seeds make; ½ where nothing varies."""
         seeds, images = self.seeds_error**2, self.images_error**2
         return seeds / (seeds + images) if seeds + images > 0 else 0.5
-
-
-@dataclass(frozen=True)
-class Detectable:
-    """The smallest changes that are found with a chance of ``POWER``, as fractions.
-
-    ``win_rate``: its distance from one half. ``accuracy``: a rise above the base's accuracy.
-    ``independent_pairs``: how many pairs of different images would say as much.
-    """
-
-    win_rate: float
-    accuracy: float
-    independent_pairs: float
 
 
 @dataclass(frozen=True)
@@ -157,20 +154,16 @@ def outcomes(margins: ArrayLike) -> Floats:
 def bootstrap_intervals(
     columns: Mapping[str, ArrayLike],
     groups: Sequence[object] | NDArray[np.generic],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
+    how: Bootstrap,
 ) -> dict[str, Interval]:
-    """Percentile intervals of the means of several columns, from the same resamples of
-    groups.
+    """Percentile intervals of the means of several columns, from the same resamples of groups.
 
     ``columns``: name to (n,) numbers, one a pair; ``groups``: (n,) labels, the pair's image. G
     groups are drawn with replacement from the G there are; a resample's mean is the ratio of sums
     Σ_g c_g S_g / Σ_g c_g N_g (c_g: times drawn, S_g: the group's sum, N_g: its pairs), and the
-    interval runs from the (1 - level)/2 to the (1 + level)/2 quantile of these. Pairs of one
-    image share what makes it hard, so resampling pairs instead would give intervals that are too
-    narrow.
+    interval runs from the (1 - c)/2 to the (1 + c)/2 quantile of these, c being the confidence.
+    Pairs of one image share what makes it hard, so resampling pairs instead would give intervals
+    that are too narrow.
 
     To compare two models pass the per-pair difference: what both find hard cancels. Below some 30
     groups a percentile interval is too narrow; where all pairs agree it has no width at all: show
@@ -180,7 +173,7 @@ def bootstrap_intervals(
     Source: Davison & Hinkley 1997, Bootstrap Methods, 3.8 and 5.3.1; Field & Welsh 2007 for
     clusters.
     """
-    _check_level(level)
+    resamples = how.resamples
     values = np.stack(_columns(**columns), axis=1)
     labels = np.asarray(groups)
     if labels.shape != (len(values),):
@@ -198,7 +191,7 @@ def bootstrap_intervals(
     np.add.at(sums[:, :-1], member, values - centre)
     sums[:, -1] = np.bincount(member, minlength=count)
     means = np.empty((resamples, values.shape[1]))
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = np.random.Generator(np.random.PCG64(how.seed))
     step = max(1, _CELLS // count)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
@@ -207,7 +200,7 @@ def bootstrap_intervals(
         times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
         totals = times.astype(np.float64) @ sums
         means[start : start + rows] = totals[:, :-1] / totals[:, -1:]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0) + centre
+    low, high = np.quantile(means, _tails(how), axis=0) + centre
     return {
         name: Interval(float(centre[i]), float(low[i]), float(high[i]), count)
         for i, name in enumerate(columns)
@@ -217,10 +210,7 @@ def bootstrap_intervals(
 def seeds_interval(
     settings: Sequence[ArrayLike],
     groups: Sequence[object] | NDArray[np.generic],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
+    how: Bootstrap,
 ) -> SeedsInterval:
     """What can be said of a setting, or of a second against a first, beyond the seeds that were
     trained and the images that were asked.
@@ -243,7 +233,7 @@ def seeds_interval(
     """
     from scipy.special import ndtri, stdtrit
 
-    _check_level(level)
+    resamples = how.resamples
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"groups: an interval needs at least two groups, not {len(names)}")
@@ -265,7 +255,7 @@ def seeds_interval(
     sizes = np.bincount(member, minlength=len(names)).astype(np.float64)
     rows = np.concatenate([t - m[:, None] for t, m in zip(tables, means, strict=True)])
     sums = np.stack([np.bincount(member, row, len(names)) for row in rows], axis=1)
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = np.random.Generator(np.random.PCG64(how.seed))
     moved, by_images = np.empty(resamples), np.empty(resamples)
     step = max(1, _CELLS // len(names))
     for start in range(0, resamples, step):
@@ -287,10 +277,9 @@ def seeds_interval(
     if total > 0:
         uncertain = images**2 / (len(names) - 1)
         uncertain += sum(v**2 / (len(m) - 1) for v, m in zip(variances, means, strict=True))
-        tail = (1 + level) / 2
         freedom = total**2 / uncertain if uncertain > 0 else np.inf
-        moved *= float(stdtrit(freedom, tail) / ndtri(tail))
-    low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2])
+        moved *= float(stdtrit(freedom, _tails(how)[1]) / ndtri(_tails(how)[1]))
+    low, high = np.quantile(moved, _tails(how))
     return SeedsInterval(
         estimate=estimate,
         low=estimate + float(low),
@@ -312,7 +301,6 @@ def wilson_interval(successes: float, n: int, level: float = LEVEL) -> tuple[flo
 
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes must be between 0 and n ≥ 1, not {successes} of {n}")
-    _check_level(level)
     z = float(ndtri((1 + level) / 2))
     p = successes / n
     middle = p + z * z / (2 * n)
@@ -382,8 +370,10 @@ def detectable(
     groups: Sequence[object] | NDArray[np.generic],
     *,
     level: float = LEVEL,
-) -> Detectable:
-    """What intervals at ``level`` over images tell from no change, with a chance of ``POWER``.
+) -> tuple[float, float, float]:
+    """The smallest distance of the win rate from one half, and the smallest rise above the base's
+    preference accuracy, that intervals at ``level`` over images tell from no change with a chance
+    of ``POWER``; and how many pairs of different images would say as much.
 
     Only the base's outcomes and the images of the pairs go in, so the numbers belong to the split:
     they are the same for every experiment on it. Power computed from the tuned model's own result
@@ -406,7 +396,6 @@ def detectable(
     values, images = np.asarray(outcomes, dtype=np.float64), len(set(map(str, groups)))
     if images < 2:
         raise ValueError(f"groups: there must be at least two images, not {images}")
-    _check_level(level)
     count = len(values) / design_effect(values, groups)
     quantile = float(np.sum(stdtrit(images - 1, [0.5 + level / 2, POWER])))
     k = quantile**2 / count
@@ -414,7 +403,7 @@ def detectable(
     spread = base * (1 - base)
     linear = k * (1 - 2 * base)
     rise = (linear + np.sqrt(linear**2 + 8 * k * (1 + k) * spread)) / (2 * (1 + k))
-    return Detectable(float(np.sqrt(k / 4 / (1 + k))), float(rise), count)
+    return float(np.sqrt(k / 4 / (1 + k))), float(rise), count
 
 
 def design_effect(outcomes: ArrayLike, groups: Sequence[object] | NDArray[np.generic]) -> float:
@@ -486,9 +475,9 @@ def _rate_at_0(margins: Floats, lengths: Floats) -> float:
     return float(expit(model.coef_[0, 0]))
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, not {level}")
+def _tails(how: Bootstrap) -> list[float]:
+    """The quantiles that an interval runs from and to."""
+    return [(1 - how.confidence) / 2, (1 + how.confidence) / 2]
 
 
 def _columns(**columns: ArrayLike) -> list[Floats]:
