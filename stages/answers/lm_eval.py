@@ -131,7 +131,7 @@ def _members(manager: Any) -> dict[str, list[str]]:
         held = {"GROUP": (entry.cfg or {}).get("task", []), "TAG": sorted(entry.tags)}
         parts = held.get(entry.kind.name, [])
         found[name] = [
-            str(part.get("group") or part["task"]) if isinstance(part, Mapping) else str(part)
+            str(part.get("group") or part.get("task")) if isinstance(part, Mapping) else str(part)
             for part in (parts if isinstance(parts, list) else [parts])
         ]
     return found

@@ -6,7 +6,7 @@ empty, wrongly shaped or non-finite input with a ``ValueError`` that names the a
 first bad position: a NaN compares as "not greater", and would pass for a loss.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -165,15 +165,13 @@ def bootstrap_intervals(
     Pairs of one image share what makes it hard, so resampling pairs instead would give intervals
     that are too narrow.
 
-    To compare two models pass the per-pair difference: what both find hard cancels. Below some 30
-    groups a percentile interval is too narrow; where all pairs agree it has no width at all: show
-    ``wilson_interval`` next to it. The order of rows does not matter, nor does the set of columns.
+    To compare two models pass the per-pair difference: what both find hard cancels. The order of
+    rows does not matter, nor does the set of columns. For shares see ``rate_bounds`` as well.
 
     Raises ``ValueError`` for fewer than two groups, since nothing then says how groups differ.
     Source: Davison & Hinkley 1997, Bootstrap Methods, 3.8 and 5.3.1; Field & Welsh 2007 for
     clusters.
     """
-    resamples = how.resamples
     values = np.stack(_columns(**columns), axis=1)
     labels = np.asarray(groups)
     if labels.shape != (len(values),):
@@ -190,16 +188,14 @@ def bootstrap_intervals(
     sums = np.zeros((count, values.shape[1] + 1))
     np.add.at(sums[:, :-1], member, values - centre)
     sums[:, -1] = np.bincount(member, minlength=count)
-    means = np.empty((resamples, values.shape[1]))
+    means = np.empty((how.resamples, values.shape[1]))
     generator = np.random.Generator(np.random.PCG64(how.seed))
-    step = max(1, _CELLS // count)
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = generator.integers(0, count, size=(rows, count))
-        drawn += np.arange(rows)[:, None] * count
-        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+    for rows in _chunks(how.resamples, count):
+        drawn = generator.integers(0, count, size=(len(means[rows]), count))
+        drawn += np.arange(len(drawn))[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         totals = times.astype(np.float64) @ sums
-        means[start : start + rows] = totals[:, :-1] / totals[:, -1:]
+        means[rows] = totals[:, :-1] / totals[:, -1:]
     low, high = np.quantile(means, _tails(how), axis=0) + centre
     return {
         name: Interval(float(centre[i]), float(low[i]), float(high[i]), count)
@@ -233,7 +229,6 @@ def seeds_interval(
     """
     from scipy.special import ndtri, stdtrit
 
-    resamples = how.resamples
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"groups: an interval needs at least two groups, not {len(names)}")
@@ -256,22 +251,19 @@ def seeds_interval(
     rows = np.concatenate([t - m[:, None] for t, m in zip(tables, means, strict=True)])
     sums = np.stack([np.bincount(member, row, len(names)) for row in rows], axis=1)
     generator = np.random.Generator(np.random.PCG64(how.seed))
-    moved, by_images = np.empty(resamples), np.empty(resamples)
-    step = max(1, _CELLS // len(names))
-    for start in range(0, resamples, step):
-        count = min(step, resamples - start)
+    moved, by_images = np.zeros(how.resamples), np.zeros(how.resamples)
+    for those in _chunks(how.resamples, len(names)):
+        count, first = len(moved[those]), 0
         times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
         found = (times @ sums) / (times @ sizes)[:, None]  # (count, all seeds)
-        both, alone, first = np.zeros(count), np.zeros(count), 0
         for sign, mean in zip(signs, means, strict=True):
             s = len(mean)
             drawn = generator.multinomial(s, np.full(s, 1 / s), size=count) / s
             weights = 1 / s + np.sqrt(s / (s - 1)) * (drawn - 1 / s)
             part = found[:, first : first + s]
-            both += sign * ((weights * part).sum(axis=1) + (weights - 1 / s) @ mean)
-            alone += sign * part.mean(axis=1)
+            moved[those] += sign * ((weights * part).sum(axis=1) + (weights - 1 / s) @ mean)
+            by_images[those] += sign * part.mean(axis=1)
             first += s
-        moved[start : start + count], by_images[start : start + count] = both, alone
     images = float(by_images.var())
     total = sum(variances) + images
     if total > 0:
@@ -329,8 +321,7 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
     after is above before, lost where below; under the null gained ~ Binomial(gained + lost, ½). A
     tie that becomes a win is a gain, and a tie that stays one is unchanged: with ties this is the
     sign test, without them McNemar's. No discordant pair gives p = 1. Pairs are taken as
-    independent, so where images repeat trust the clustered interval of the difference more.
-    Source: McNemar 1947; Conover 1999, 3.5.
+    independent (see ``direction``). Source: McNemar 1947; Conover 1999, 3.5.
     """
     from scipy.stats import binomtest
 
@@ -473,6 +464,13 @@ def _rate_at_0(margins: Floats, lengths: Floats) -> float:
         sample_weight=np.concatenate([wins, 1 - wins]),
     )
     return float(expit(model.coef_[0, 0]))
+
+
+def _chunks(resamples: int, groups: int) -> Iterator[slice]:
+    """Slices of the resamples, of at most ``_CELLS`` numbers for that many groups."""
+    step = max(1, _CELLS // groups)
+    for start in range(0, resamples, step):
+        yield slice(start, start + step)
 
 
 def _tails(how: Bootstrap) -> list[float]:

@@ -10,7 +10,7 @@ them.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from stages.evaluation.catalogue import FIGURE, METRICS, is_known
 from stages.families.family import Family
 from stages.params.params import REFERENCE_FREE
 from stages.reporting import metric_tables
-from stages.reporting.inputs import Inputs, Origin
+from stages.reporting.inputs import Inputs
 from stages.reporting.text import filled, without_absolute_paths
 from stages.sources.licences import ORDER, identifier, strictest
 
@@ -150,7 +150,8 @@ def _metadata(
     from huggingface_hub import ModelCardData
 
     adapter = str(inputs.adapter.get("peft_type", "adapter")).lower()
-    measured = [*_of_pairs(inputs.metrics, inputs.data), *_of_tasks(inputs.metrics)]
+    loss = METHODS[inputs.p.train.loss][1]
+    measured = _measured(inputs)
     on_hub = [each.name for each in inputs.data if each.kind == "hub"]
     facts = ModelCardData(
         # The field names a repository; a local base has none.
@@ -161,55 +162,48 @@ def _metadata(
         license_name=licence.name,
         datasets=on_hub or None,
         language=sorted({about.language for about in known}) or None,
-        tags=[
-            METHODS[inputs.p.train.loss][1],
-            *(adapter, "llama-factory", "preference-tuning", family.tag, "dvc"),
-        ],
+        tags=[loss, adapter, "llama-factory", "preference-tuning", family.tag, "dvc"],
         model_name=title if measured else None,
         eval_results=measured or None,
     )
     return facts.to_yaml()
 
 
-def _of_pairs(metrics: Mapping[str, Any], data: Sequence[Origin]) -> list[Any]:
-    """Results for the index on the pairs and on the data set's own questions.
+def _measured(inputs: Inputs) -> list[Any]:
+    """Results for the index: on the pairs, on the data set's own questions, of lm-eval's tasks.
 
     The pairs' split is the pipeline's, none of the source. The library makes one entry of results
     that agree in type, split and revision, whatever their names.
     """
     from huggingface_hub import EvalResult
 
+    metrics, data = inputs.metrics, inputs.data
     commits = [each.commit for each in data if each.kind == "hub"]
-    names = ", ".join(each.repo or "local files" for each in data)
-    return [
-        EvalResult(
-            task_type="image-text-to-text",
-            dataset_type=", ".join(each.repo or "local" for each in data),
-            dataset_name=f"{names}, its own test questions" if of_questions else names,
-            dataset_split=None if of_questions else "held out by image",
-            dataset_revision=commits[0] if len(commits) == len(data) == 1 else None,
-            metric_type=kind,
-            metric_name=METRICS[key].title,
-            metric_value=metrics[key],
+    name = ", ".join(each.repo or "local files" for each in data)
+    of_data = {
+        "dataset_type": ", ".join(each.repo or "local" for each in data),
+        "dataset_revision": commits[0] if len(commits) == len(data) == 1 else None,
+    }
+    pairs = of_data | {"dataset_name": name, "dataset_split": "held out by image"}
+    questions = of_data | {"dataset_name": f"{name}, its own test questions"}
+    found: list[tuple[dict[str, Any], str, str, Any]] = [
+        (
+            questions if METRICS[key].rows == "questions" else pairs,
+            *(kind, METRICS[key].title, metrics.get(key)),
         )
         for key, kind in INDEXED.items()
-        for of_questions in [METRICS[key].rows == "questions"]
-        if is_known(metrics.get(key))
     ]
-
-
-def _of_tasks(metrics: Mapping[str, Any]) -> list[Any]:
-    from huggingface_hub import EvalResult
-
+    for one in paired.read_tasks(metrics):
+        of_task = {"dataset_type": one.task, "dataset_name": f"{one.task} (lm-eval)"}
+        found.append((of_task, one.metric, f"{one.task} {one.metric}", one.change.after))
     return [
         EvalResult(
             task_type="image-text-to-text",
-            dataset_type=one.task,
-            dataset_name=f"{one.task} (lm-eval)",
-            metric_type=one.metric,
-            metric_name=f"{one.task} {one.metric}",
-            metric_value=one.change.after,
+            metric_type=kind,
+            metric_name=title,
+            metric_value=value,
+            **where,
         )
-        for one in paired.read_tasks(metrics)
-        if is_known(one.change.after)
+        for where, kind, title, value in found
+        if is_known(value)
     ]
