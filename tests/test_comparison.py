@@ -15,16 +15,17 @@ from stages.commands.comparison import (
     PREFERENCE,
     RIGHT,
     WIN_RATE,
+    Column,
     Comparison,
     Experiment,
     Measure,
-    Settings,
 )
 from stages.core.errors import UserError
 from stages.evaluation import statistics
 from stages.evaluation.catalogue import NATS, SHARE
 from stages.evaluation.paired import Change, changes
 from stages.params.params import flattened
+from tests.test_metrics import SETTINGS
 
 PARAMETERS = {
     "evaluate": {"confidence": 0.95, "resamples": 500, "seed": 0},
@@ -144,7 +145,7 @@ def test_another_beta_changes_neither_the_win_rate_nor_a_margin_that_is_shown():
         experiment(),
         experiment(margins=moved, parameters=stronger, scores=scores(list(moved), 0.4)),
     )
-    assert other.parameters == (("train.beta", "0.1", "0.4"),)
+    assert "train.beta  0.1 → 0.4" in comparison.render(other)
     assert other.measures == same.measures
     assert other.gained == same.gained == ((row(2), -1.0, 3.0),)
 
@@ -225,13 +226,11 @@ def test_a_difference_is_told_only_where_interval_and_test_tell_it(changed, word
     assert words in comparison.sentence(measure(**changed)).replace("\N{MINUS SIGN}", "-")
 
 
-SETTINGS = Settings(confidence=0.95, resamples=4000, seed=0)
-
-
 def test_four_pairs_lost_and_none_gained_are_no_difference_though_the_bootstrap_leaves_0_out():
     before, after = np.ones(400), np.ones(400)
     after[:4] = 0
-    (found,) = comparison.measured("wins", SHARE, [before, after], np.arange(400), SETTINGS)
+    column = Column(SHARE, [before, after], [str(i) for i in range(400)])
+    found = comparison.compared("wins", column, SETTINGS.model_copy(update={"resamples": 4000}))
     assert found.change.high is not None
     assert found.change.high < 0
     assert found.change.direction == "unclear"

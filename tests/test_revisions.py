@@ -116,11 +116,11 @@ def test_a_commit_a_tag_a_branch_and_an_experiment_are_read_though_only_the_cach
     }
     assert revisions.load("beta-0.2").commit == commit[:7]
     found = comparison.compare(revisions.load("main"), revisions.load("tuned"))
-    assert found.parameters == (("train.beta", "0.2", "0.4"),)
     assert len(found.gained) == 20
     text = comparison.render(found)
     assert "win rate over the base: higher after, +50.0 points" in text
     assert "t acc: higher after, +0.500" in text
+    assert "train.beta  0.2 → 0.4" in text
 
 
 @pytest.mark.slow
@@ -135,23 +135,15 @@ def test_the_workspace_is_the_files_as_they_are_and_the_command_writes_the_page(
 
 @pytest.mark.slow
 def test_a_revision_without_results_is_refused_with_how_to_get_them(here, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"experiment 'tuend'; `dvc exp list --all-commits`"):
-        revisions.load("tuend")
-    with pytest.raises(UserError, match=r"of empty is not in DVC's cache.*`dvc repro` there"):
-        revisions.load("empty")
+    how = r".*dvc exp list --all-commits.*dvc fetch --all-commits.*dvc exp pull.*dvc repro"
+    for name in ("tuend", "empty"):
+        with pytest.raises(UserError, match=f"^{name} can't be compared{how}"):
+            revisions.load(name)
     call("git", "clone", "--quiet", str(here), str(tmp_path / "clone"), folder=tmp_path)
-    monkeypatch.chdir(tmp_path / "clone")
-    with pytest.raises(UserError, match=r"test\.json of beta-0\.2 is not in DVC's.*dvc fetch"):
-        revisions.load("beta-0.2")
-    with pytest.raises(UserError, match=r"test\.json is missing here; `dvc repro`"):
-        revisions.load("workspace")
-    old = (here / "dvc.yaml").read_text(encoding="utf-8")
-    (tmp_path / "clone" / "dvc.yaml").write_text(old.replace("--results", "--metrics"))
-    with pytest.raises(UserError, match=r"workspace has no stage evaluate with.*--results"):
-        revisions.load("workspace")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="project's root"):
-        revisions.load("workspace")
+    for folder, name in (("clone", "beta-0.2"), ("clone", "workspace"), ("", "workspace")):
+        monkeypatch.chdir(tmp_path / folder)
+        with pytest.raises(UserError, match=f"^{name} can't be compared{how}"):
+            revisions.load(name)
 
 
 def test_where_results_are_is_read_from_the_command_of_the_stage():

@@ -15,7 +15,7 @@ from stages.evaluation.catalogue import ACCURACY, CORRECT, FIGURE, METRICS, NATS
 from stages.evaluation.paired import Change
 from stages.evaluation.statistics import Floats
 from stages.model import formatted
-from stages.params.params import differences
+from stages.params.params import Evaluate, differences
 from stages.reporting.text import cell, filled, one_line
 
 TEMPLATE = Path(__file__).with_suffix(".md")
@@ -32,17 +32,7 @@ _SAME_NATS, _SAME_SHARE = 1e-3, 1e-4
 _ROUNDED = 1e-4  # metrics.json has 6 digits
 _LINE = 200  # characters of a question or an answer shown
 
-Rows = tuple[list[Floats], Any]  # a value a row of each experiment, and the rows' images
 Flip = tuple[Mapping[str, Any], float, float]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How intervals are made; the names are those of the section ``evaluate``."""
-
-    confidence: float
-    resamples: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -64,9 +54,21 @@ class Experiment:
         return f"{self.name} ({self.commit or 'the files here'})"
 
     @property
-    def settings(self) -> Settings:
-        names = Settings.__annotations__
-        return Settings(**{name: self.parameters[f"evaluate.{name}"] for name in names})
+    def settings(self) -> Evaluate:
+        """How intervals are made, of the section ``evaluate`` alone."""
+        names = ("confidence", "resamples", "seed")
+        return Evaluate.model_construct(
+            **{name: self.parameters[f"evaluate.{name}"] for name in names}
+        )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A value a row of each experiment, and the image of each row."""
+
+    unit: catalogue.Unit
+    values: Sequence[Floats]
+    images: Any
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,13 @@ class Measure:
 class Comparison:
     """``gained`` and ``lost`` are (pair, ``margin`` before, after), by the sign of the margin."""
 
-    before: str
-    after: str
-    parameters: tuple[tuple[str, str, str], ...]
+    before: Experiment
+    after: Experiment
     measures: tuple[Measure, ...]
     tasks: tuple[Measure, ...]
     margin: str
     gained: tuple[Flip, ...]
     lost: tuple[Flip, ...]
-    settings: Settings
     notes: tuple[str, ...]
 
 
@@ -101,45 +101,39 @@ def compare(before: Experiment, after: Experiment) -> Comparison:
     Raises:
         UserError: a revision's files are of different runs, or the test pairs are not the same.
     """
-    settings = after.settings
-    rows, notes = shares([before, after])
-    first, second = by_id(before.scores), by_id(after.scores)
-    measures = [
-        measure
-        for name, (values, images) in rows.items()
-        for measure in measured(name, SHARE, values, images, settings)
-    ]
-    if WIN_RATE in rows:
-        margin, margins = "(log π - log π_ref)", reward_margins
-        changes = [
-            statistics.implicit_reward(t["policy_chosen_logps"], t["reference_chosen_logps"], 1.0)
-            for t in (first, second)
-        ]
-        measures += measured(CHOSEN, NATS, changes, second["group"].to_numpy(), settings)
-    else:
-        margin, margins = "tuned log-prob per token", _tuned_margins
+    columns, notes = measured([before, after])
     if apart := paired.different_documents(before.probed, after.probed):
         notes.append(f"{', '.join(apart)}: left out, the two did not answer the same documents")
+    first, second = by_id(before.scores), by_id(after.scores)
+    margin, margins = "tuned log-prob per token", _tuned_margins
+    if WIN_RATE in columns:
+        margin, margins = "(log π - log π_ref)", reward_margins
     gained, lost = flips(second["id"], margins(first), margins(second), after.pairs)
     return Comparison(
-        before=before.label,
-        after=after.label,
-        parameters=differences(before.parameters, after.parameters),
-        measures=tuple(measures),
+        before=before,
+        after=after,
+        measures=tuple(compared(name, one, after.settings) for name, one in columns.items()),
         tasks=tuple(
             Measure(f"{one.task} {one.metric}", FIGURE, one.change, one.documents)
-            for one in paired.task_changes(before.probed, after.probed, settings)
+            for one in paired.task_changes(before.probed, after.probed, after.settings)
         ),
         margin=f"{margin} of chosen - that of rejected, in nats",
         gained=gained,
         lost=lost,
-        settings=settings,
         notes=tuple(notes),
     )
 
 
-def shares(experiments: Sequence[Experiment]) -> tuple[dict[str, Rows], list[str]]:
-    """What is right or wrong of each experiment's rows, by measure; and why one is left out.
+def compared(name: str, column: Column, settings: Evaluate) -> Measure:
+    """The mean before and after with the paired difference; a share with McNemar's test."""
+    before, after = column.values
+    tested = [name] if column.unit is SHARE else []
+    found = paired.changes({name: (before, after)}, column.images, settings, tested=tested)
+    return Measure(name, column.unit, found[name], len(column.images))
+
+
+def measured(experiments: Sequence[Experiment]) -> tuple[dict[str, Column], list[str]]:
+    """What all experiments can be compared by, and why something is left out.
 
     Where the references differ, win rates are: each would be a comparison with another base model.
     The tuned models' own accuracies need no reference.
@@ -150,24 +144,30 @@ def shares(experiments: Sequence[Experiment]) -> tuple[dict[str, Rows], list[str
     check_comparable(experiments)
     tables = [by_id(one.scores) for one in experiments]
     images = tables[0]["group"].to_numpy()
-    found: dict[str, Rows] = {}
+    wins, order = (
+        Column(SHARE, [statistics.outcomes(margins(t)) for t in tables], images)
+        for margins in (reward_margins, _tuned_margins)
+    )
+    changes = [
+        statistics.implicit_reward(t["policy_chosen_logps"], t["reference_chosen_logps"], 1.0)
+        for t in tables
+    ]
+    found = {WIN_RATE: wins, PREFERENCE: order, CHOSEN: Column(NATS, changes, images)}
     notes = []
     if differ := max(reference_difference(tables[0], table) for table in tables):
+        found = {PREFERENCE: order}
         notes.append(
             f"win rates and changes of log-probs are left out, because the references differ, by "
             f"up to {differ:.3g} nats for one answer; the same model, format and scoring sections, "
             "on the same kind of machine, give one reference"
         )
-    else:
-        found[WIN_RATE] = [statistics.outcomes(reward_margins(t)) for t in tables], images
-    found[PREFERENCE] = [statistics.outcomes(_tuned_margins(t)) for t in tables], images
     asked = [by_id(one.answers[one.answers["of"] == "question"]) for one in experiments]
     same = ["id", "image", "question", "truth"]
     if not all(asked[0][same].equals(table[same]) for table in asked):
         notes.append(f"{RIGHT} are left out, because not all were asked the same questions")
     elif len(asked[0]):
-        right = [np.asarray(table["tuned_correct"], dtype=np.float64) for table in asked]
-        found[RIGHT] = right, asked[0]["image"].to_numpy()
+        right = [table["tuned_correct"].to_numpy(float) for table in asked]
+        found[RIGHT] = Column(SHARE, right, asked[0]["image"].to_numpy())
     return found, notes
 
 
@@ -209,16 +209,6 @@ def reference_difference(before: pd.DataFrame, after: pd.DataFrame) -> float:
     apart = np.abs(second - first)
     beyond = apart > _SAME_NATS + _SAME_SHARE * np.abs(first)
     return float(apart.max()) if beyond.any() else 0.0
-
-
-def measured(
-    name: str, unit: catalogue.Unit, values: Sequence[Floats], images: Any, settings: Settings
-) -> list[Measure]:
-    """The mean before and after with the paired difference; a share with McNemar's test."""
-    before, after = values
-    tested = [name] if unit is SHARE else []
-    found = paired.changes({name: (before, after)}, images, settings, tested=tested)
-    return [Measure(name, unit, found[name], len(images))]
 
 
 def flips(
@@ -284,8 +274,9 @@ def render(comparison: Comparison) -> str:
         table=table,
         sentence=sentence,
         question=formatted.question,
+        differences=differences(comparison.before.parameters, comparison.after.parameters),
         listed=LISTED,
-        confidence=f"{100 * comparison.settings.confidence:g}%",
+        confidence=f"{100 * comparison.after.settings.confidence:g}%",
     )
 
 

@@ -20,6 +20,7 @@ from stages.commands.seeds import seed_of
 from stages.core.errors import UserError
 from stages.model import formatted
 from stages.params.params import PARAMS_FILE, SEED, differences, flattened
+from stages.reporting.text import one_line
 from stages.tracking.tags import git
 
 WORKSPACE = "workspace"
@@ -31,62 +32,42 @@ def load(name: str) -> Experiment:
     """The results of a commit, branch, tag or experiment, or of the ``workspace``.
 
     Raises:
-        UserError: not a DVC project, no such revision, or it has no results that can be read.
+        UserError: there is no such revision, or it has no results that can be read.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
-    from dvc.scm import RevError
     from dvc_data.index.index import DataIndexError
+    from scmrepo.exceptions import SCMError
 
-    if not Path(".dvc").is_dir():
-        raise UserError("there is no DVC project in this folder; run from the project's root")
-    files = DVCFileSystem(rev=None if name == WORKSPACE else name)
-    try:
-        repo = files.repo
-    except RevError:
-        raise UserError(
-            f"there is no commit, branch, tag or experiment '{name}'; `dvc exp list --all-commits` "
-            f"lists experiments, {WORKSPACE} means the files here"
-        ) from None
-    try:
-        at = options(repo.stage.load_one(name=STAGE).cmd)
-    except (DvcException, FileNotFoundError):
-        at = {}
-    if not at.keys() >= {*NEEDED}:
-        raise UserError(
-            f"{name} has no stage {STAGE} with the options --{', --'.join(NEEDED)} in dvc.yaml; "
-            "run its parameters with this version of the pipeline to compare them"
-        )
     with tempfile.TemporaryDirectory() as folder:
-
-        def copied(path: str) -> Path:
-            """A file or folder of the revision, as it is on disk."""
-            try:
-                found = files.find(path)
-                for one in found:
-                    target = Path(folder, one)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(files.read_bytes(one))
-            except (OSError, DvcException, DataIndexError):
-                found = []
-            if not found:
-                raise UserError(_unreadable(name, path))
-            return Path(folder, path)
-
-        test = copied(f"{at['formatted-data']}/test.json")
-        metrics = copied(f"{at['results']}/metrics.json")
-        details = copied(at["details"])
-        parameters = copied(PARAMS_FILE.as_posix())
-        return Experiment(
-            name=name,
-            commit=None if name == WORKSPACE else repo.get_rev()[:7],
-            parameters=_flat(parameters.read_text(encoding="utf-8")),
-            metrics=json.loads(metrics.read_text(encoding="utf-8")),
-            scores=pd.read_parquet(details / "scores.parquet"),
-            answers=pd.read_parquet(details / "answers.parquet"),
-            probed=task_results.read(details / "lm_eval"),
-            pairs=formatted.read(test.parent, "test"),
-        )
+        at = Path(folder)
+        try:
+            files = DVCFileSystem(rev=None if name == WORKSPACE else name)
+            where = options(files.repo.stage.load_one(name=STAGE).cmd)
+            results, details, data = (where[key] for key in NEEDED)
+            wanted = (f"{results}/metrics.json", details, f"{data}/test.json", str(PARAMS_FILE))
+            for file in [file for path in wanted for file in files.find(path)]:
+                (at / file).parent.mkdir(parents=True, exist_ok=True)
+                (at / file).write_bytes(files.read_bytes(file))
+            return Experiment(
+                name=name,
+                commit=None if name == WORKSPACE else files.repo.get_rev()[:7],
+                parameters=_flat((at / PARAMS_FILE).read_text(encoding="utf-8")),
+                metrics=json.loads((at / wanted[0]).read_text(encoding="utf-8")),
+                scores=pd.read_parquet(at / details / "scores.parquet"),
+                answers=pd.read_parquet(at / details / "answers.parquet"),
+                probed=task_results.read(at / details / "lm_eval"),
+                pairs=formatted.read(at / data, "test"),
+            )
+        except (OSError, KeyError, DvcException, DataIndexError, SCMError) as error:
+            why = one_line(str(error).replace(folder, ""), 200)
+            raise UserError(
+                f"{name} can't be compared ({why}). Name a commit, branch, tag or experiment "
+                "(`dvc exp list --all-commits`) that was evaluated, or workspace for the files "
+                "here. `dvc fetch --all-commits` gets the results that were pushed for commits, "
+                "`dvc exp pull origin NAME` those of an experiment; else `dvc repro` there makes "
+                "them"
+            ) from None
 
 
 def seeds_of(name: str) -> tuple[list[Experiment], list[str]]:
@@ -129,12 +110,3 @@ def options(cmd: str) -> dict[str, str]:
 
 def _flat(text: str) -> dict[str, Any]:
     return flattened(YAML(typ="safe", pure=True).load(text) or {})
-
-
-def _unreadable(name: str, path: str) -> str:
-    if name == WORKSPACE:
-        return f"{path} is missing here; `dvc repro` makes it, or `dvc pull` gets it"
-    return (
-        f"{path} of {name} is not in DVC's cache; `dvc fetch --all-commits` gets what was pushed "
-        "for commits, `dvc exp pull origin NAME` an experiment; else `dvc repro` there makes it"
-    )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.commands.comparison import Experiment, block, shares
+from stages.commands.comparison import Experiment, block, measured
 from stages.core.errors import UserError
 from stages.evaluation import statistics
 from stages.evaluation.catalogue import SHARE
@@ -44,14 +44,17 @@ def over_seeds(members: Sequence[Sequence[Experiment]], notes: Sequence[str] = (
     apart = [each for each in differences(first.parameters, last.parameters) if each[0] != SEED]
     if len(members) == 2 and not apart:
         raise UserError(f"{first.label} and {last.label} differ in {SEED} alone: name one of them")
-    measures, left_out = shares([one for setting in members for one in setting])
+    columns, left_out = measured([one for setting in members for one in setting])
     how = last.settings
 
     def interval(*tables: Any) -> SeedsInterval:
         return statistics.seeds_interval(tables, images, how)
 
     rows, told = [], []
-    for measure, (values, images) in measures.items():
+    for measure, column in columns.items():
+        if column.unit is not SHARE:
+            continue
+        values, images = column.values, column.images
         tables = [np.stack(values[: len(members[0])]), np.stack(values[-len(members[-1]) :])]
         alone = [interval(table) for table in tables[: len(members)]]
         for name, one in zip(names, alone, strict=True):

@@ -124,7 +124,7 @@ def undefensible(at: Places, before: str | None) -> Iterator[str]:
     except UserError as error:
         yield f"it can't be compared with {before}: {error}"
         return
-    for one in verdicts.worse_tasks(paired.task_changes(old.probed, new.probed, found.settings)):
+    for one in verdicts.worse_tasks(paired.task_changes(old.probed, new.probed, new.settings)):
         yield f"Against {before}, {verdicts.got_worse(one)}"
     rates = [one for one in found.measures if one.name == comparison.WIN_RATE]
     if not rates:
