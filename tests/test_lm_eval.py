@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from stages.answers import lm_eval, task_results
+from stages.answers import lm_eval, published, task_results
 from stages.answers.grading import is_correct
 from stages.answers.task_results import Results
 from stages.core.errors import UserError
@@ -277,6 +277,64 @@ def test_which_way_is_better_is_lm_evals_word_and_few_images_give_no_interval(be
     expected = {"lm_eval/t/m/base": 0.5, "lm_eval/t/m/tuned": 1.0, "lm_eval/t/m/change": 0.5}
     expected |= {} if written is None else {"lm_eval/t/m/higher_is_better": written}
     assert compare(base, tuned) == expected
+
+
+def test_the_change_of_a_ratio_has_the_interval_of_its_mean_by_image():
+    """Where every whole is the same; the figure is the ratio's."""
+
+    def results(parts):
+        values = {"chair": [[part, 4] for part in parts], "mean": [part / 4 for part in parts]}
+        images = [f"image {at // 2}" for at in range(80)]
+        figure = {"chair,none": sum(parts) / 4 / 80}
+        return results_of(values, images, better=False, **figure)
+
+    found = compare(results([3, 1] * 20 + [2] * 40), results([1, 1] * 20 + [2] * 40))
+    for what in ("base", "tuned", "change", "change_low", "change_high"):
+        assert found[f"lm_eval/t/chair/{what}"] == pytest.approx(found[f"lm_eval/t/mean/{what}"])
+    assert found["lm_eval/t/chair/change"] == pytest.approx(-40 / 4 / 80)
+    assert found["lm_eval/t/chair/change_high"] < 0
+
+
+def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
+    """With wholes that differ, against resampling of the ratio itself."""
+    random = np.random.default_rng(0)
+    wholes = random.integers(1, 9, 400)
+    pairs = [(float(random.binomial(of, 0.3)), float(of)) for of in wholes]
+    values = np.array(published.linear([list(pair) for pair in pairs]))
+    assert values.mean() == pytest.approx(published.ratio(pairs))
+    assert published.ratio([(0, 0)]) == published.ratio([]) == 0
+    drawn = [published.ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]
+    assert values.std() / 20 == pytest.approx(np.std(drawn), rel=0.1)
+
+
+def test_groups_that_are_all_right_change_by_set_with_an_interval_and_a_test():
+    """Two questions of each of 40 sets, each asked of two figures. 12 sets are newly right."""
+    asked = [(of, question, at) for of in range(40) for question in range(2) for at in range(2)]
+    images = [f"image {of} {at}" for of, _, at in asked]
+
+    def results(right, figure):
+        values = [[f"{of} {question}", right(of, at)] for of, question, at in asked]
+        return results_of({"all": values}, images, better=None, **{"all,none": figure})
+
+    before = results(lambda of, at: at == 0, 0.0)  # one figure wrong
+    found = compare(before, results(lambda of, at: at == 0 or of < 12, 0.3))
+    names = ("base", "tuned", "change", "gained", "lost")
+    assert [found[f"lm_eval/t/all/{what}"] for what in names] == [0, 0.3, 0.3, 24, 0]
+    # Of a share of 40 sets, not of 80 questions: both questions of a set change together.
+    width = found["lm_eval/t/all/change_high"] - found["lm_eval/t/all/change_low"]
+    assert width == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 40) ** 0.5, rel=0.15)
+
+
+def test_groups_that_share_an_image_are_resampled_together():
+    def row(group, image):
+        return {"doc_id": 0, "images": [image], "metrics": {"all": [group, True]}}
+
+    rows = [row("a", "1"), row("b", "2"), row("c", "3"), row("b", "1"), row("d", "4")]
+    rows += [row("c", "5"), row("d", "2")]  # a, b and d are joined, c is not
+    (before, after), labels = paired.of_groups("all", rows, rows)
+    assert before.tolist() == after.tolist() == [1.0] * 4
+    assert labels[0] == labels[1] == labels[3] != labels[2]
+    assert paired.of_groups("other", rows, rows)[1] == []
 
 
 def test_documents_without_images_are_each_their_own_cluster_and_no_number_is_left_out():

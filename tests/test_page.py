@@ -5,10 +5,10 @@ import io
 import json
 import os
 import re
-import select
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
+from websockets.sync.client import connect
 
 from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, METRICS
@@ -46,95 +47,64 @@ from tests.experiment import (
 
 
 class Browser:
-    """Headless Chromium, spoken to through its debugging pipe (file descriptors 3 and 4)."""
+    """Headless Chromium, spoken to through its debugging port."""
 
     def __init__(self, program: str, profile: Path) -> None:
-        ours_in, theirs_out = os.pipe()
-        theirs_in, ours_out = os.pipe()
-
-        def place() -> None:
-            os.dup2(theirs_in, 203)  # out of the way first: a pipe may already be 3 or 4
-            os.dup2(theirs_out, 204)
-            os.dup2(203, 3)
-            os.dup2(204, 4)
-
         self.process = subprocess.Popen(
             [
                 *(program, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-                *("--disable-dev-shm-usage", "--disable-extensions", "--remote-debugging-pipe"),
+                *("--disable-dev-shm-usage", "--disable-extensions", "--remote-debugging-port=0"),
                 *("--disable-background-networking", "--disable-component-update"),
                 *(f"--user-data-dir={profile}", "about:blank"),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=(3, 4),
-            preexec_fn=place,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self.reading, self.writing = ours_in, ours_out
-        self.rest, self.last, self.session = b"", 0, ""
+        written = profile / "DevToolsActivePort"
+        until = time.monotonic() + 60
+        while not (written.exists() and written.read_text().count("\n")):
+            assert time.monotonic() < until, "the browser does not start"
+            time.sleep(0.1)
+        listing = f"http://127.0.0.1:{written.read_text().split()[0]}/json/list"
+        with urllib.request.urlopen(listing, timeout=60) as answer:
+            (tab,) = (each for each in json.load(answer) if each["type"] == "page")
+        self.socket = connect(tab["webSocketDebuggerUrl"], max_size=None)
+        self.last = 0
         self.events: list[dict[str, Any]] = []
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             self.ask(f"{domain}.enable")
 
     def ask(self, method: str, **parameters: Any) -> Any:
         self.last += 1
         message = {"id": self.last, "method": method, "params": parameters}
-        if self.session:
-            message["sessionId"] = self.session
-        os.write(self.writing, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self.next()
-            if answer.get("id") == self.last:
-                assert "error" not in answer, answer
-                return answer["result"]
+        self.socket.send(json.dumps(message))
+        while (answer := json.loads(self.socket.recv(timeout=60))).get("id") != self.last:
             self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
 
-    def next(self) -> Any:
-        until = time.monotonic() + 15
-        while b"\0" not in self.rest:
-            ready, _, _ = select.select([self.reading], [], [], until - time.monotonic())
-            assert ready, "the browser does not answer"
-            piece = os.read(self.reading, 1 << 20)
-            assert piece, "the browser has ended"
-            self.rest += piece
-        message, _, self.rest = self.rest.partition(b"\0")
-        return json.loads(message)
-
-    def show(self, page: Path, width: int, height: int = 800, scheme: str = "light") -> None:
+    def show(self, page: Path, width: int, scheme: str = "light") -> None:
         self.events.clear()
-        self.ask(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=2 if width < 500 else 1,
-            mobile=width < 500,
-        )
-        self.ask(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": scheme}],
-        )
+        phone = width < 500
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1 + phone, "mobile": phone}
+        self.ask("Emulation.setDeviceMetricsOverride", **size)
+        self.media("screen", scheme)
         self.ask("Page.navigate", url=page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self.next())
+            self.events.append(json.loads(self.socket.recv(timeout=60)))
+
+    def media(self, media: str, scheme: str) -> None:
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.ask("Emulation.setEmulatedMedia", media=media, features=features)
 
     def value(self, script: str) -> Any:
-        return self.ask("Runtime.evaluate", expression=script, returnByValue=True)["result"].get(
-            "value"
-        )
-
-    def picture(self, whole: bool = False) -> bytes:
-        shot = self.ask("Page.captureScreenshot", captureBeyondViewport=whole)
-        return base64.b64decode(shot["data"])
+        found = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+        return found["result"].get("value")
 
     def close(self) -> None:
+        self.socket.close()
         self.process.kill()
         self.process.wait()
-        os.close(self.reading)
-        os.close(self.writing)
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +145,12 @@ def test_the_page_is_dark_in_dark_mode_and_light_on_paper(browser, tmp_path):
     page = tmp_path / "report.html"
     page.write_text(render(inputs_with()), encoding="utf-8")
     background = "getComputedStyle(document.body).backgroundColor"
+    font = "getComputedStyle(document.querySelector('svg.chart text')).fontFamily"
     browser.show(page, 1280, scheme="dark")
     assert browser.value(background) == "rgb(17, 21, 26)"
-    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
-    browser.ask("Emulation.setEmulatedMedia", media="print", features=dark)
+    assert "DejaVu" not in browser.value(font)  # matplotlib's; the page has its own
+    browser.media("print", "dark")
     assert browser.value(background) == "rgb(255, 255, 255)"
-    browser.ask("Emulation.setEmulatedMedia", media="")
 
 
 # The page
