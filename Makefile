@@ -26,7 +26,7 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check check-data lint setup use ui exps sweep seeds join costs sync ask export serve chat release \
+.PHONY: help repro test check check-data lint setup use ui exps sweep seeds costs sync ask export serve chat release \
   publish plan doctor verify check-certificate extras lock clean venv
 .SILENT:
 
@@ -91,9 +91,6 @@ sweep: setup ## Run every combination: make sweep SET='train.beta=0.05,0.1' (GPU
 seeds: setup ## Train with N other seeds (N=3, GPUS=0,1, SET= what else differs, NAME=)
 	$(IN_VENV) python -m stages sweep --sets "$$SET train.seed=$$(seq -s , 1 "$$N")" \
 	  --gpus "$$GPUS" --name "$$NAME"
-
-join: setup ## Join a training that runs over several machines, as another: NODE_RANK=1 make join
-	$(IN_VENV) python -m stages join
 
 costs: setup ## What each stage took when it ran here
 	$(IN_VENV) python -m stages costs

@@ -37,16 +37,19 @@ EXEMPT = {
     "stages.params": "checks parameters; their values are DVC's to watch, under params",
     "stages.tracking": "mirrors results to MLflow; no stage reads them there",
 }
+# What of these folders decides numbers all the same.
+DECIDES = {"stages.params.losses"}
 WRITES = {
     "stages.core.command.write_diary": "reports/diary",
     "stages.core.console": "reports/diary",
+    "stages.core.parallel.each": "a temporary folder",
     "stages.tracking": "reports/mlflow_pending",
     "stages.params.arguments.main": "stages/params/arguments.json",
 }
 # Prints all parameters, so that each of them decides what it writes.
 PRINTS = "stages.reporting.page"
-# Read by a program that a stage starts, so no import names it.
-LOADED_ELSEWHERE = {"stages.tuning.process": "stages/tuning/inside"}
+# Imported by a program that a stage starts, so by no module that the stage imports.
+LOADED_ELSEWHERE = {"stages.tuning.process": {"stages.tuning.trainer"}}
 
 
 # dvc.yaml, read with its templates filled in
@@ -180,12 +183,14 @@ def closure(module: str) -> frozenset[str]:
         name = waiting.pop()
         found.add(name)
         if not exempt(name):
-            waiting |= imported(name) - found
+            waiting |= (imported(name) | LOADED_ELSEWHERE.get(name, set())) - found
     return frozenset(found)
 
 
 def exempt(module: str) -> str | None:
     """Under which entry of EXEMPT a module is plumbing, if it is."""
+    if module in DECIDES:
+        return None
     inside = (name for name in EXEMPT if name != "stages" and f"{module}.".startswith(f"{name}."))
     return "stages" if module == "stages" else next(inside, None)
 
@@ -198,8 +203,6 @@ def files_of(module: str) -> set[str]:
     for name in closure(module):
         if not exempt(name):
             files |= beside(source_of(name))
-            if folder := LOADED_ELSEWHERE.get(name):
-                files |= set((ROOT / folder).rglob("*.py"))
     return {file.relative_to(ROOT).as_posix() for file in files if not is_docstring(file)}
 
 

@@ -23,7 +23,7 @@ from websockets.sync.client import connect
 from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, METRICS
 from stages.pairs.refusals import REASONS
-from stages.params import params
+from stages.params.losses import LOSSES
 from stages.reporting import card, gallery
 from stages.reporting.inputs import origin, parameter_count
 from stages.reporting.page import funnel, render
@@ -316,10 +316,10 @@ def test_metrics_without_optional_groups_or_intervals_still_make_a_page():
 @pytest.mark.parametrize("loss", ["sigmoid", "orpo", "simpo"])
 def test_a_run_is_called_by_its_loss_and_says_where_the_loss_has_no_reference(loss):
     text = Page(render(uncharted({"train.loss": loss, "train.seed": 7}))).text
-    name = card.METHODS[loss][0]
+    name = LOSSES[loss].words
     assert f"Method {name[0].upper()}{name[1:]}" in text
     assert f"Loss {loss}, beta 0.1, plus 0.5 times the SFT loss on chosen" in text
-    assert (card.NO_REFERENCE in text) == (loss in params.REFERENCE_FREE)
+    assert (card.NO_REFERENCE in text) == (not LOSSES[loss].reference)
     assert "lora, rank 8, 12,345 trained parameters" in text
     steps = "0.75 epochs, 16 pairs a step and device, learning rate 0.001, cosine, seed 7"
     assert steps in text

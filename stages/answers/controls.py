@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from stages.core.meaning import code
 from stages.model import formatted
-from stages.model.checkpoint import Checkpoint, code, decisive
+from stages.model.checkpoint import Checkpoint, decisive
 
 GREY = (128, 128, 128)
 

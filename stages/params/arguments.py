@@ -36,7 +36,7 @@ _TYPES = {
 }
 
 # In the same section.
-OURS = ("beta", "loss", "gpus", "nodes", "shared_prefix", "keep_vision_features")
+OURS = ("beta", "loss", "gpus", "shared_prefix", "keep_vision_features")
 
 # Keys of LLaMA-Factory's that the pipeline sets, and the parameter (or path) that decides each.
 RESERVED = {
@@ -67,7 +67,7 @@ RESERVED = {
     "report_to": "MLFLOW_TRACKING_URI",
     "run_name": "DVC_EXP_NAME",
     "use_cpu": "train.gpus",
-    "ray_num_workers": "train.gpus and train.nodes",
+    "ray_num_workers": "train.gpus",
     "ray_init_kwargs": "RAY_ADDRESS and the like (docs/scaling.md)",
     "master_addr": "MASTER_ADDR",
     "master_port": "MASTER_PORT",

@@ -7,7 +7,7 @@ few need: without ``image_urls`` no image is downloaded.) What each key does is 
 meet it, in the comments of ``params/*.yaml``.
 
 The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss``, ``gpus``,
-``nodes``, ``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed
+``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed
 through under LLaMA-Factory's name and checked against its argument classes
 (``stages.params.arguments``), without importing them: that takes 20 s, this 0.2 s. What does
 not go together is in ``stages.params.rules``.
@@ -27,6 +27,7 @@ from ruamel.yaml.error import YAMLError
 from stages.core.errors import UserError, did_you_mean
 from stages.core.schema import Section, SourceSection
 from stages.params import arguments, rules
+from stages.params.losses import LOSSES
 from stages.sources import kinds
 
 PARAMS_FILE = Path("params.yaml")
@@ -35,8 +36,6 @@ STRICT = ConfigDict(strict=True)  # 1 is not true, and "0.1" is not a number
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
-Loss = Literal["sigmoid", "hinge", "ipo", "orpo", "simpo"]
-REFERENCE_FREE: frozenset[str] = frozenset({"orpo", "simpo"})
 
 
 class Columns(Section):
@@ -55,7 +54,9 @@ class Columns(Section):
 if TYPE_CHECKING:
     DataSource: TypeAlias = SourceSection
     ModelSource: TypeAlias = SourceSection
-else:  # one of the kinds of sources that are registered, told by ``kind``
+    LossName: TypeAlias = str
+else:  # one of the kinds of sources that are registered, told by ``kind``; one of the losses
+    LossName = Literal[tuple(LOSSES)]
     DataSource = Union[kinds.data_sections()]  # noqa: UP007
     ModelSource = Union[kinds.model_sections()]  # noqa: UP007
 
@@ -130,16 +131,15 @@ class Train(Section):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, strict=True)
 
     beta: Annotated[float, Field(gt=0)]
-    loss: Loss
+    loss: LossName
     gpus: Annotated[int, Field(ge=0)]
-    nodes: Annotated[int, Field(ge=1)]
     shared_prefix: bool
     keep_vision_features: bool
 
     @property
     def processes(self) -> int:
-        """Over all machines; the pairs of a step are so many times those of one process."""
-        return max(self.gpus, 1) * self.nodes
+        """Of the training; the pairs of a step are so many times those of one."""
+        return max(self.gpus, 1)
 
     @property
     def passed_through(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.families import known
+from stages.params.losses import LOSSES
 
 # What an option needs besides the lock: the module that tells, and the package that brings it.
 PACKAGES = {
@@ -41,7 +42,6 @@ PACKAGES = {
 INSTALL = ".venv/bin/uv pip install --python .venv/bin/python -c requirements.txt"
 
 ADAPTERS = ("lora", "oft")  # of finetuning_type: they leave the base as it is and train beside it
-SMALLEST_TOKEN = 28  # pixels of a side: Qwen2.5-VL's; Qwen3-VL's is 32
 
 Get = Callable[..., Any]
 
@@ -122,7 +122,7 @@ def _token_side(get: Get) -> int:
     for name in ("patch_size", "spatial_merge_size"):
         pixels = sizes.get(name)
         if not isinstance(pixels, int) or not 0 < pixels < 1000:
-            return SMALLEST_TOKEN
+            return min(family.token_side for family in known.FAMILIES)
         side *= pixels
     return side
 
@@ -171,8 +171,7 @@ def _stock_trainer(get: Get) -> Iterator[str]:
             "'train.keep_vision_features' is true, and LLaMA-Factory's own trainer keeps none; it "
             "needs train.shared_prefix: true"
         )
-    # LLaMA-Factory 0.9.5 calls TRL's dpo_loss without the name: its trainer takes sigmoid.
-    if (loss := get("train.loss")) in ("hinge", "ipo"):
+    if not LOSSES[loss := get("train.loss")].stock:
         yield (
             f"'train.loss' is {loss}, and LLaMA-Factory's own trainer would train sigmoid under "
             "that name; train.shared_prefix: true passes the name on"
@@ -180,11 +179,9 @@ def _stock_trainer(get: Get) -> Iterator[str]:
 
 
 def _label_smoothing(get: Get) -> Iterator[str]:
-    if get("train.dpo_label_smoothing", 0) and (loss := get("train.loss")) != "sigmoid":
-        yield (
-            f"'train.dpo_label_smoothing' is only for the loss sigmoid, and train.loss is {loss}; "
-            "remove it"
-        )
+    loss = get("train.loss")
+    if get("train.dpo_label_smoothing", 0) and not LOSSES[loss].smoothed:
+        yield f"'train.dpo_label_smoothing' does not go with train.loss: {loss}; remove it"
 
 
 def _precision(get: Get) -> Iterator[str]:
@@ -220,8 +217,7 @@ def _distributed(get: Get) -> Iterator[str]:
     for key in ("deepspeed", "fsdp"):
         if not get(f"train.{key}", None):
             continue
-        alone = get("train.gpus") < 2 and get("train.nodes") < 2
-        if alone and "FORCE_TORCHRUN" not in os.environ:
+        if get("train.gpus") < 2 and "FORCE_TORCHRUN" not in os.environ:
             yield (
                 f"'train.{key}' is for several processes, and train.gpus is {get('train.gpus')}; "
                 "raise that, or remove it"

@@ -18,7 +18,7 @@ from typing import Any
 from stages.evaluation import paired
 from stages.evaluation.catalogue import FIGURE, METRICS, is_known
 from stages.families.family import Family
-from stages.params.params import REFERENCE_FREE
+from stages.params.losses import LOSSES
 from stages.reporting import metric_tables
 from stages.reporting.inputs import Inputs
 from stages.reporting.text import filled, without_absolute_paths
@@ -28,14 +28,7 @@ TEMPLATE = Path(__file__).with_suffix(".md")
 
 _NON_COMMERCIAL = re.compile(r"(?:^|[-_ ])nc(?:$|[-_ ])|non-?commercial", re.IGNORECASE)
 
-METHODS = {  # train.loss: in words (the report's too), and the Hub's tag
-    "sigmoid": ("direct preference optimization (DPO)", "dpo"),
-    "hinge": ("direct preference optimization with a hinge loss", "dpo"),
-    "ipo": ("identity preference optimization (IPO)", "ipo"),
-    "orpo": ("odds ratio preference optimization (ORPO)", "orpo"),
-    "simpo": ("simple preference optimization (SimPO)", "simpo"),
-}
-# For the losses of params.REFERENCE_FREE, here and in the report.
+# For the losses that have no reference, here and in the report.
 NO_REFERENCE = (
     "This loss uses no reference. The win rate and reward margin below still compare with the "
     "base, on DPO's scale."
@@ -92,10 +85,10 @@ class Licence:
 def render(inputs: Inputs, family: Family) -> str:
     """The card. ``family`` is the base's. Groups of metrics that a run lacks are left out."""
     p, metrics, base = inputs.p, inputs.metrics, inputs.model
-    method, tag = METHODS[p.train.loss]
+    loss = LOSSES[p.train.loss]
     licence = licence_of(*(part.licence for part in (*inputs.data, base)))
     name = base.name.rpartition("/")[2] if base.kind == "hub" else base.name
-    title = f"{name.replace('/', '-')}-{tag}-adapter"
+    title = f"{name.replace('/', '-')}-{loss.tag}-adapter"
     known = [KNOWN[each.repo] for each in inputs.data if each.repo in KNOWN]
     return filled(
         TEMPLATE,
@@ -107,8 +100,8 @@ def render(inputs: Inputs, family: Family) -> str:
         preprocess=inputs.preprocess,
         used=inputs.format["kept_by_split"],
         left_out=inputs.preprocess["rows_left_out"] + sum(inputs.format["left_out"].values()),
-        method=method,
-        no_reference=NO_REFERENCE if p.train.loss in REFERENCE_FREE else "",
+        loss=loss,
+        no_reference="" if loss.reference else NO_REFERENCE,
         once_merged=other_once_merged(bits) if (bits := p.model.quantization_bit) else "",
         family=family,
         base=base,
@@ -150,7 +143,7 @@ def _metadata(
     from huggingface_hub import ModelCardData
 
     adapter = str(inputs.adapter.get("peft_type", "adapter")).lower()
-    loss = METHODS[inputs.p.train.loss][1]
+    loss = LOSSES[inputs.p.train.loss].tag
     measured = _measured(inputs)
     on_hub = [each.name for each in inputs.data if each.kind == "hub"]
     facts = ModelCardData(

@@ -17,7 +17,7 @@ from stages.evaluation import paired
 from stages.evaluation.catalogue import ENOUGH_IMAGES, FIGURE, is_known
 from stages.pairs.pairs import SPLITS
 from stages.pairs.refusals import REASONS
-from stages.params.params import REFERENCE_FREE
+from stages.params.losses import LOSSES
 from stages.reporting import card, figures, gallery, metric_tables, verdicts
 from stages.reporting.inputs import Inputs
 from stages.reporting.text import filled, rows_of, without_absolute_paths
@@ -35,7 +35,7 @@ def render(inputs: Inputs) -> str:
     p, values = inputs.p, dict(inputs.metrics)
     extremes = gallery.extremes(inputs.scores, inputs.answers, CARDS)
     by_id = {str(pair["id"]): pair for pair in inputs.test_pairs}
-    bits = p.model.quantization_bit
+    loss, bits = LOSSES[p.train.loss], p.model.quantization_bit
     return filled(
         TEMPLATE,
         p=p,
@@ -77,8 +77,8 @@ def render(inputs: Inputs) -> str:
         splits=split_rows(inputs.preprocess, inputs.format),
         audit=rows_of(inputs.audit)[:AUDITED],
         audited=None if inputs.audit is None else len(inputs.audit),
-        method=card.METHODS[p.train.loss][0],
-        no_reference=card.NO_REFERENCE if p.train.loss in REFERENCE_FREE else "",
+        method=loss.words,
+        no_reference="" if loss.reference else card.NO_REFERENCE,
         once_merged=card.other_once_merged(bits) if bits else "",
         train=p.train.passed_through,
         schedule=schedule(inputs),
