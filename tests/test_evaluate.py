@@ -11,10 +11,11 @@ from PIL import Image
 from stages import evaluate
 from stages.answers import controls, lm_eval, task_results
 from stages.core.errors import UserError
-from stages.evaluation import paired, shortcuts
+from stages.evaluation import shortcuts
 from stages.evaluation.catalogue import KEYS
 from stages.model import scoring
 from stages.tracking import runs
+from tests.test_lm_eval import results_of
 
 
 def row(name, kind="", **more):
@@ -107,12 +108,8 @@ def project(tmp_path, monkeypatch, write_params):
             ]
         ),
     )
-    monkeypatch.setattr(lm_eval, "run", lambda *_: "probed")
-    monkeypatch.setattr(task_results, "read", lambda folder: folder.name)
-    monkeypatch.setattr(task_results, "write", write_tasks)
-    monkeypatch.setattr(
-        paired, "of_tasks", lambda base, tuned, _: {f"lm_eval/{base}/{tuned}/change": 0.25}
-    )
+    task_results.write(results_of({"acc": [0, 1]}, "ab"), tmp_path / "baseline" / "lm_eval")
+    monkeypatch.setattr(lm_eval, "run", lambda *_: results_of({"acc": [1, 1]}, "ab"))
     monkeypatch.setattr(
         evaluate.prompts, "answers", lambda checkpoint, asked, images, label: answers_of("tuned")
     )
@@ -123,11 +120,6 @@ def project(tmp_path, monkeypatch, write_params):
         lambda fingerprint, **record: completed.append((fingerprint, record)),
     )
     return tmp_path, completed
-
-
-def write_tasks(probed, folder):
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(probed))
 
 
 def controls_of(names):
@@ -177,7 +169,7 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     # Own image: a and b win. Blank: a wins; shuffled: neither.
     assert (result["control_pairs"], result["win_rate_blank"]) == (2, 0.5)
     assert result["win_rate_over_shuffled"] == 1.0
-    assert list(result)[-1] == "lm_eval/lm_eval/probed/change"
+    assert result["lm_eval/t/acc/change"] == 0.5
     known = [key for key in result if not key.startswith("lm_eval/")]
     assert known == [key for key in KEYS if key in known]
     scores = pd.read_parquet(reports / "details" / "scores.parquet")
@@ -188,7 +180,7 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     assert (result["audited_images"], result["bag_of_words_wins"]) == (4, 0.5)  # nothing to learn
     assert "win_rate_detectable" in result
     assert set(pd.read_csv(reports / "results" / "slices.csv")["note"]) == {"too few pairs"}
-    assert json.loads((reports / "details" / "lm_eval" / "results.json").read_text()) == "probed"
+    assert task_results.read(reports / "details" / "lm_eval").document["results"]["t"]
     assert pd.read_csv(reports / "results" / "margins.csv")["pairs"].sum() == 4
     assert "win rate 75.0%" in capsys.readouterr().out
 

@@ -85,26 +85,14 @@ def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():
 
 def test_questions_show_each_grade_and_mark_right_and_wrong_in_words():
     asked = gallery.questions(answer_table(), lambda _: None, 2)
-    assert [row["grade"] for row in asked] == [
-        *["newly right"] * 2,
-        *["newly wrong"] * 2,
-        *["both wrong"] * 2,
-        *["both right"] * 2,
-    ]
+    grades = ("newly right", "newly wrong", "both wrong", "both right")
+    assert [row["grade"] for row in asked] == [grade for grade in grades for _ in range(2)]
     marks = [tuple(mark for _, _, mark in row["answers"]) for row in asked]
     assert marks[0] == ("wrong", "right")
     assert marks[2] == ("right", "wrong")
-    assert dict(gallery.grades(answer_table())) == {
-        "newly right": 4,
-        "newly wrong": 4,
-        "both wrong": 4,
-        "both right": 4,
-    }
-
-
-def test_questions_without_known_answers_are_shown_unmarked():
-    answers = answer_table(0, 4).assign(truth=None, base_correct=None, tuned_correct=None)
-    asked = gallery.questions(answers, lambda _: None, 3)
+    assert dict(gallery.grades(answer_table())) == dict.fromkeys(grades, 4)
+    unknown = answer_table(0, 4).assign(truth=None, base_correct=None, tuned_correct=None)
+    asked = gallery.questions(unknown, lambda _: None, 3)
     assert len(asked) == 4
     assert {mark for row in asked for _, _, mark in row["answers"]} == {""}
-    assert "not known" in Page(render(uncharted(answers=answers))).text
+    assert "not known" in Page(render(uncharted(answers=unknown))).text

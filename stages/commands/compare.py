@@ -30,9 +30,7 @@ def main(
     if bool(before and after) == bool(seeds) or bool(before) != bool(after) or len(seeds) > 2:
         raise UserError("give --before and --after, or --seeds with one or two revisions")
     if seeds:
-        loaded = [revisions.seeds_of(name) for name in seeds]
-        notes = [note for _, told in loaded for note in told]
-        text = over_seeds([found for found, _ in loaded], notes)
+        text = over_seeds([revisions.seeds_of(name) for name in seeds])
     else:
         both = revisions.load(before), revisions.load(after)
         text = comparison.render(comparison.compare(*both))

@@ -70,33 +70,26 @@ def load(name: str) -> Experiment:
             ) from None
 
 
-def seeds_of(name: str) -> tuple[list[Experiment], list[str]]:
+def seeds_of(name: str) -> list[Experiment]:
     """The revision ``name`` and every experiment, or commit that experiments start from, whose
-    parameters differ from its in ``train.seed`` alone: one for each seed. Also notes on those that
-    were left out.
+    parameters differ from its in ``train.seed`` alone: one for each seed.
 
     Raises:
         UserError: as ``load``.
     """
     from dvc.repo import Repo
 
-    found, notes = [load(name)], []
+    found = [load(name)]
     with Repo() as repo:
         listed = repo.experiments.ls(all_commits=True)
     experiments = dict(pair for each in listed.values() for pair in each)
     for candidate, rev in (experiments | dict.fromkeys(listed)).items():
         text = git(Path(), "show", f"{rev or candidate}:./{PARAMS_FILE}")
         given = _flat(text) if text else {}
-        seed = str(given.get(SEED))
-        if {key for key, _, _ in differences(found[0].parameters, given)} != {SEED}:
-            continue
-        if seed in map(seed_of, found):
-            continue
-        try:
+        apart = {key for key, _, _ in differences(found[0].parameters, given)}
+        if apart == {SEED} and str(given.get(SEED)) not in map(seed_of, found):
             found.append(load(candidate))
-        except UserError as error:
-            notes.append(f"{candidate} (seed {seed}) is left out: {error}")
-    return found, notes
+    return found
 
 
 def options(cmd: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ TEMPLATE = Path(__file__).with_suffix(".md")
 DOMINATES = 2 / 3  # of the variance; between this and the rest both matter
 
 
-def over_seeds(members: Sequence[Sequence[Experiment]], notes: Sequence[str] = ()) -> str:
+def over_seeds(members: Sequence[Sequence[Experiment]]) -> str:
     """One setting, or a second against a first, as Markdown that reads well unrendered; the
     bootstrap's settings are the last one's.
 
@@ -44,7 +44,7 @@ def over_seeds(members: Sequence[Sequence[Experiment]], notes: Sequence[str] = (
     apart = [each for each in differences(first.parameters, last.parameters) if each[0] != SEED]
     if len(members) == 2 and not apart:
         raise UserError(f"{first.label} and {last.label} differ in {SEED} alone: name one of them")
-    columns, left_out = measured([one for setting in members for one in setting])
+    columns, notes = measured([one for setting in members for one in setting])
     how = last.settings
 
     def interval(*tables: Any) -> SeedsInterval:
@@ -78,7 +78,7 @@ def over_seeds(members: Sequence[Sequence[Experiment]], notes: Sequence[str] = (
         apart=apart,
         table=tabulate(rows, header, tablefmt="pipe", disable_numparse=True),
         told=told,
-        notes=[*notes, *left_out],
+        notes=notes,
     )
 
 

@@ -7,11 +7,8 @@ from nothing else: no time, device, commit or path of a machine.
 """
 
 from collections.abc import Mapping
-from io import StringIO
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from stages.evaluation import paired
 from stages.evaluation.catalogue import ENOUGH_IMAGES, FIGURE, is_known
@@ -30,6 +27,7 @@ AUDITED = 20  # rows of the audit of pairs
 
 def render(inputs: Inputs) -> str:
     """The page. The same inputs give the same bytes."""
+    from huggingface_hub.utils import yaml_dump
     from markupsafe import Markup
 
     p, values = inputs.p, dict(inputs.metrics)
@@ -84,7 +82,7 @@ def render(inputs: Inputs) -> str:
         schedule=schedule(inputs),
         first_batch=inputs.first_batch,
         adapter_parameters=inputs.adapter_parameters,
-        parameters=without_absolute_paths(dumped(p.model_dump(mode="json"))),
+        parameters=without_absolute_paths(yaml_dump(p.model_dump(mode="json"))),
     )
 
 
@@ -160,12 +158,3 @@ def schedule(inputs: Inputs) -> list[str]:
     )
     words = [words.format(value) for words, value in known if value]
     return words + ([f"seed {train['seed']}"] if "seed" in train else [])
-
-
-def dumped(parameters: Mapping[str, Any]) -> str:
-    """The parameters as YAML, in their order."""
-    stream = StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.dump(dict(parameters), stream)
-    return stream.getvalue()

@@ -118,18 +118,15 @@ RULES = (
 
 def concerns(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> list[Concern]:
     """Warnings, then notes, by the ``RULES``."""
-    warnings = (
-        *_log_prob_warnings(values),
-        *_change_warnings(values),
-        *_image_warnings(values),
-        *_slice_warnings(slices),
-        *_answer_warnings(values),
-    )
-    notes = _notes(values)
-    return [Concern(True, text) for text in warnings] + [Concern(False, text) for text in notes]
+    warnings = (*_change_warnings(values), *_image_warnings(values), *_slice_warnings(slices))
+    return [
+        *(Concern(True, text) for text in (*warnings, *_answer_warnings(values))),
+        *(Concern(False, text) for text in (*_base_notes(values), *_data_notes(values))),
+        *(Concern(False, text) for text in _split_notes(values)),
+    ]
 
 
-def _log_prob_warnings(values: Mapping[str, Any]) -> Iterable[str]:
+def _change_warnings(values: Mapping[str, Any]) -> Iterable[str]:
     change = values.get("chosen_logps_change")
     if is_known(change) and change < 0:
         sure = "" if verdict(values, "chosen_logps_change") == "worse" else ", not clearly"
@@ -138,17 +135,13 @@ def _log_prob_warnings(values: Mapping[str, Any]) -> Iterable[str]:
             f"{with_interval(values, 'chosen_logps_change')} nats on average. DPO can widen the "
             "margin that way too; train.pref_ftx holds chosen up."
         )
-
-
-def _change_warnings(values: Mapping[str, Any]) -> Iterable[str]:
     for both, what in (
         (ACCURACY, "Preference accuracy fell"),
         (CORRECT, "Right answers became fewer"),
     ):
         if verdict(values, both.change) == "worse":
             yield f"{what}: {with_interval(values, both.change)}."
-    for one in worse_tasks(paired.read_tasks(values)):
-        yield got_worse(one)
+    yield from map(got_worse, worse_tasks(paired.read_tasks(values)))
 
 
 def worse_tasks(found: Iterable[paired.TaskChange]) -> list[paired.TaskChange]:
@@ -213,14 +206,17 @@ def _answer_warnings(values: Mapping[str, Any]) -> Iterable[str]:
         )
 
 
-def _notes(values: Mapping[str, Any]) -> Iterable[str]:
+def _base_notes(values: Mapping[str, Any]) -> Iterable[str]:
     base = values.get(ACCURACY.base)
     if is_known(base) and base >= HIGH_BASE:
         yield (
             f"The base already ordered {with_interval(values, ACCURACY.base)} of the pairs "
             "rightly: there was little to learn."
         )
-    yield from _data_notes(values)
+
+
+def _split_notes(values: Mapping[str, Any]) -> Iterable[str]:
+    """What so many test pairs can't show."""
     detectable = values.get("win_rate_detectable")
     if verdict(values, "win_rate") == "unclear" and is_known(detectable):
         yield (
@@ -232,7 +228,7 @@ def _notes(values: Mapping[str, Any]) -> Iterable[str]:
     if is_known(images) and images < FEW_IMAGES:
         yield f"Few test images ({images:,}): read every figure with great care."
     if values.get("ties"):
-        yield (f"{values['ties']:,} pairs are tied (margin exactly 0) and count as half a win.")
+        yield f"{values['ties']:,} pairs are tied (margin exactly 0) and count as half a win."
 
 
 def _data_notes(values: Mapping[str, Any]) -> Iterable[str]:
