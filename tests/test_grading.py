@@ -14,7 +14,7 @@ NO_RED = "is there not a red shape?"
 CIRCLE = "does the image contain a circle?"
 
 
-GRADED = {
+GRADED: dict[tuple[str, str], dict[bool, tuple[str, ...]]] = {
     # A colour or shape must be named, and no other.
     (WHICH_COLOUR, "red"): {
         True: ("The color of the shape is red.", "Red", "**red**", "The red shape is red."),
