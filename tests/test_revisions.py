@@ -4,59 +4,39 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from stages.answers import task_results
 from stages.commands import compare, comparison, revisions
 from stages.core.errors import UserError
 from tests.repository import call
+from tests.test_comparison import PARAMETERS, answered, experiment
 
-PARAMETERS: dict[str, Any] = {
-    "evaluate": {"confidence": 0.95, "resamples": 500, "seed": 0},
-    "train": {"beta": 0.1, "lora_rank": 8},
-}
-
-
-# Stands for the evaluate stage: results that follow from train.beta alone.
-STAGE = """
-import json, sys
-from pathlib import Path
-import pandas as pd
-from ruamel.yaml import YAML
-
-p = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())
-n, won = 40, int(100 * p["train"]["beta"])
-Path("data/formatted").mkdir(parents=True, exist_ok=True)
-for folder in ("results", "details/lm_eval/samples"):
-    Path("reports", folder).mkdir(parents=True, exist_ok=True)
-rows = [
-    {"id": f"id{i}", "group": f"g{i}", "messages": [{"content": f"<image>q{i}"}],
-     "chosen": {"content": "c"}, "rejected": {"content": "r"}, "images": [f"g{i}.jpg"]}
-    for i in range(n)
-]
-Path("data/formatted/test.json").write_text(json.dumps(rows))
-margins = [1.0 if i < won else -1.0 for i in range(n)]
-pd.DataFrame({
-    "id": [r["id"] for r in rows], "group": [r["group"] for r in rows],
-    "policy_chosen_logps": -9.0, "policy_rejected_logps": [-9.0 - m for m in margins],
-    "reference_chosen_logps": -10.0, "reference_rejected_logps": -10.0,
-    "chosen_tokens": 4, "rejected_tokens": 4, "tuned_margin": [m / 4 for m in margins],
-    "reward_margin": [p["train"]["beta"] * m for m in margins],
-}).to_parquet("reports/details/scores.parquet")
-pd.DataFrame({"id": ["a"], "of": ["pair"], "image": ["g0"], "question": ["q"], "truth": [None],
-              "tuned_correct": [None]}).to_parquet("reports/details/answers.parquet")
-Path("reports/results/metrics.json").write_text(json.dumps({"win_rate": won / n}))
-task = {"results": {"t": {"acc,none": won / n}}, "datasets": {"t": {"shown": "these"}},
-        "higher_is_better": {"t": {"acc": True}}}
-Path("reports/details/lm_eval/results.json").write_text(json.dumps(task))
-documents = [
-    {"doc_id": i, "images": [f"g{i}"], "filter": "none", "metrics": {"acc": float(i < won)}}
-    for i in range(n)
-]
-Path("reports/details/lm_eval/samples/t.jsonl").write_text("\\n".join(map(json.dumps, documents)))
+ROOT = Path(__file__).parent.parent
+STAGE = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests import test_revisions
+test_revisions.evaluate()
 """
+
+
+def evaluate() -> None:
+    """Stands for the evaluate stage: results that follow from train.beta alone."""
+    won = int(100 * YAML(typ="safe", pure=True).load(Path("params.yaml"))["train"]["beta"])
+    wins = [float(i < won) for i in range(40)]
+    made = experiment(margins=tuple(2 * win - 1 for win in wins), probed=answered(wins))
+    for folder in ("data/formatted", "reports/results", "reports/details"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    Path("data/formatted/test.json").write_text(json.dumps(made.pairs))
+    Path("reports/results/metrics.json").write_text(json.dumps(made.metrics))
+    made.scores.to_parquet("reports/details/scores.parquet")
+    made.answers.to_parquet("reports/details/answers.parquet")
+    task_results.write(made.probed, Path("reports/details/lm_eval"))
+
+
 PIPELINE = """
 stages:
   evaluate:
@@ -149,7 +129,7 @@ def test_a_revision_without_results_is_refused_with_how_to_get_them(here, tmp_pa
 def test_where_results_are_is_read_from_the_command_of_the_stage():
     cmd = "python -m stages.evaluate --results reports/r --formatted-data data/f"
     assert revisions.options(cmd) == {"results": "reports/r", "formatted-data": "data/f"}
-    pipeline = YAML(typ="safe").load((Path(__file__).parent.parent / "dvc.yaml").read_text())
+    pipeline = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
     given = revisions.options(pipeline["stages"][revisions.STAGE]["cmd"])
     assert set(revisions.NEEDED) <= given.keys()
 
