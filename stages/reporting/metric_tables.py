@@ -3,17 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stages.evaluation.catalogue import (
-    ACCURACY,
-    BOTH,
-    CORRECT,
-    ENDS,
-    METRICS,
-    Both,
-    Metric,
-    is_known,
-    shown,
-)
+from stages.evaluation import catalogue
+from stages.evaluation.catalogue import BOTH, METRICS, Both, Metric, is_known
 
 
 def both_models(values: Mapping[str, Any]) -> list[Both]:
@@ -44,7 +35,7 @@ def bars(values: Mapping[str, Any], both: Both) -> list[tuple[str, float, float,
     if both.unit.suffix != "%" or not all(is_known(values[key]) for key in keys.values()):
         return []
     return [
-        (model, values[key], *(values.get(f"{key}_{end}", values[key]) for end in ENDS))
+        (model, values[key], *(values.get(f"{key}_{end}", values[key]) for end in catalogue.ENDS))
         for model, key in keys.items()
     ]
 
@@ -54,7 +45,10 @@ def tiles(values: Mapping[str, Any]) -> list[tuple[Metric, str]]:
     the margin did; each with a note."""
     notes = {
         "win_rate": "50% if nothing was learnt",
-        **{b.tuned: f"base {shown(b.base, values.get(b.base))}" for b in (ACCURACY, CORRECT)},
+        **{
+            both.tuned: f"base {catalogue.shown(both.base, values.get(both.base))}"
+            for both in (catalogue.ACCURACY, catalogue.CORRECT)
+        },
         "chosen_logps_change": "change in nats; below 0 is a loss",
         "reward_margin": "mean; above 0 is a win",
     }

@@ -9,19 +9,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from stages.evaluation import paired, statistics
-from stages.evaluation.catalogue import (
-    ACCURACY,
-    CORRECT,
-    FIGURE,
-    METRICS,
-    REPETITION,
-    UNFINISHED,
-    Better,
-    is_known,
-    shown,
-    with_interval,
-)
+from stages.evaluation import catalogue, paired, statistics
+from stages.evaluation.catalogue import ACCURACY, CORRECT, METRICS, is_known, shown, with_interval
 from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
 from stages.evaluation.statistics import SURE, Direction
 from stages.reporting.text import rows_of
@@ -50,7 +39,7 @@ def direction(values: Mapping[str, Any], key: str) -> Direction:
     return statistics.direction(low, high, p_value, null=metric.null)
 
 
-def judged(found: Direction, better: Better | None) -> Verdict:
+def judged(found: Direction, better: catalogue.Better | None) -> Verdict:
     """Whether going that way is good; ``unclear`` where neither way is."""
     if found == "unclear" or better is None:
         return "unclear"
@@ -159,7 +148,7 @@ def worse_tasks(found: Iterable[paired.TaskChange]) -> list[paired.TaskChange]:
 def got_worse(one: paired.TaskChange) -> str:
     """A sentence on such a task."""
     change = one.change
-    figure = FIGURE.difference.with_interval(change.difference, change.low, change.high)
+    figure = catalogue.FIGURE.difference.with_interval(change.difference, change.low, change.high)
     return f"{one.task} got worse: {one.metric} {figure}."
 
 
@@ -193,17 +182,17 @@ def _slice_warnings(slices: pd.DataFrame | None) -> Iterable[str]:
 
 
 def _answer_warnings(values: Mapping[str, Any]) -> Iterable[str]:
-    if verdict(values, REPETITION.change) == "worse":
+    repeated = catalogue.REPETITION
+    if verdict(values, repeated.change) == "worse":
         yield (
-            f"Answers repeat themselves more: {with_interval(values, REPETITION.tuned)}, the "
-            f"base's {with_interval(values, REPETITION.base)}."
+            f"Answers repeat themselves more: {with_interval(values, repeated.tuned)}, the base's "
+            f"{with_interval(values, repeated.base)}."
         )
-    base, tuned = values.get(UNFINISHED.base), values.get(UNFINISHED.tuned)
+    keys = (catalogue.UNFINISHED.base, catalogue.UNFINISHED.tuned)
+    base, tuned = (values.get(key) for key in keys)
     if is_known(base) and is_known(tuned) and tuned - base > MORE_UNFINISHED:
-        yield (
-            f"More answers do not come to an end: {shown(UNFINISHED.tuned, tuned)}, the base's "
-            f"{shown(UNFINISHED.base, base)}."
-        )
+        before, after = (shown(key, values[key]) for key in keys)
+        yield f"More answers do not come to an end: {after}, the base's {before}."
 
 
 def _base_notes(values: Mapping[str, Any]) -> Iterable[str]:
