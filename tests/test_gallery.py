@@ -5,8 +5,8 @@ import pytest
 
 from stages.evaluation.catalogue import LOG_PROB
 from stages.reporting import gallery
+from stages.reporting.markup import rows_of
 from stages.reporting.page import render
-from stages.reporting.text import rows_of
 from tests.experiment import Page, answer_table, inputs_with, metrics_of, score_table, uncharted
 
 

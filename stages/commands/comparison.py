@@ -16,7 +16,7 @@ from stages.evaluation.paired import Change
 from stages.evaluation.statistics import Floats
 from stages.model import formatted
 from stages.params.params import Evaluate, differences
-from stages.reporting.text import cell, filled, one_line
+from stages.reporting.markup import cell, filled, one_line
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 LISTED = 10  # flipped pairs shown of each direction

@@ -20,7 +20,7 @@ from stages.commands.seeds import seed_of
 from stages.core.errors import UserError
 from stages.model import formatted
 from stages.params.params import PARAMS_FILE, SEED, differences, flattened
-from stages.reporting.text import one_line
+from stages.reporting.markup import one_line
 from stages.tracking.tags import git
 
 WORKSPACE = "workspace"

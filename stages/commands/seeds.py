@@ -17,7 +17,7 @@ from stages.evaluation import statistics
 from stages.evaluation.catalogue import SHARE
 from stages.evaluation.statistics import SeedsInterval
 from stages.params.params import SEED, differences
-from stages.reporting.text import cell, filled
+from stages.reporting.markup import cell, filled
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 DOMINATES = 2 / 3  # of the variance; between this and the rest both matter

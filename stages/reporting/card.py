@@ -21,7 +21,7 @@ from stages.families.family import Family
 from stages.params.losses import LOSSES
 from stages.reporting import metric_tables
 from stages.reporting.inputs import Inputs
-from stages.reporting.text import filled, without_absolute_paths
+from stages.reporting.markup import filled, without_absolute_paths
 from stages.sources.licences import ORDER, identifier, strictest
 
 TEMPLATE = Path(__file__).with_suffix(".md")

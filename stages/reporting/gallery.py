@@ -14,7 +14,7 @@ import pandas as pd
 
 from stages.evaluation.catalogue import LOG_PROB, MARGIN, is_known
 from stages.model import formatted
-from stages.reporting.text import rows_of, text_of
+from stages.reporting.markup import rows_of, text_of
 
 LONG_TEXT = 320  # characters; longer ones are folded
 LONGEST_SIDE = 320  # pixels of an image in the page

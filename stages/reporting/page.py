@@ -17,7 +17,7 @@ from stages.pairs.refusals import REASONS
 from stages.params.losses import LOSSES
 from stages.reporting import card, figures, gallery, metric_tables, verdicts
 from stages.reporting.inputs import Inputs
-from stages.reporting.text import filled, rows_of, without_absolute_paths
+from stages.reporting.markup import filled, rows_of, without_absolute_paths
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 CARDS = 6  # of each part of the gallery

@@ -13,7 +13,7 @@ from stages.evaluation import catalogue, paired, statistics
 from stages.evaluation.catalogue import ACCURACY, CORRECT, METRICS, is_known, shown, with_interval
 from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
 from stages.evaluation.statistics import SURE, Direction
-from stages.reporting.text import rows_of
+from stages.reporting.markup import rows_of
 
 Verdict = Literal["better", "worse", "unclear"]
 

@@ -103,7 +103,7 @@ def descriptions(repo: str, revision: str, **_: Any) -> dict[str, Any]:
             f"evaluate.lm_eval.amber_generative: {repo} has no image for {len(missing)} of "
             f"{len(annotated)} annotations, such as {missing[0]}; remove the task"
         )
-    lists()  # they are needed for grading, and may not be had
+    lists()  # grading needs them: a download that fails, fails here
     return documents([each | {"image": files[each["id"]]} for each in annotated])
 
 
