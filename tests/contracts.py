@@ -86,9 +86,9 @@ def stages_in(file: str) -> Iterator[Stage]:
         if "foreach" not in entry:
             yield stage(file, name, entry)
             continue
-        for key, item in entry["foreach"].items():
-            values = {"key": key} | {f"item.{field}": value for field, value in item.items()}
-            yield stage(file, f"{name}@{key}", filled(entry["do"], values))
+        assert entry["foreach"] == "${data.sources}"
+        for key in yaml_of("params.yaml")["data"]["sources"]:
+            yield stage(file, f"{name}@{key}", filled(entry["do"], {"key": key}))
 
 
 def stage(file: str, name: str, entry: dict[str, Any]) -> Stage:
@@ -383,7 +383,7 @@ def key_lines(path: Path) -> Iterator[tuple[str, str, str]]:
     """Dotted key, value and comment of every line of a preset that has a key."""
     above: list[tuple[int, str]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        found = re.fullmatch(r"( *)(\w+):(?: +([^#\s].*?))?(?: +# (.+))?", line)
+        found = re.fullmatch(r"( *)([\w-]+):(?: +([^#\s].*?))?(?: +# (.+))?", line)
         if not found:
             assert not line.strip() or line.lstrip().startswith("#"), f"{path.name}: {line}"
             continue

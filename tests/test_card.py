@@ -271,9 +271,9 @@ def test_a_card_of_several_sources_describes_each_and_takes_the_strictest_licenc
 
 def test_the_data_of_every_preset_are_known():
     for preset in sorted((ROOT / "params").glob("*.yaml")):
-        source = params.load(preset).data.source
-        if source.kind != "path":  # one's own, of which nothing is known
-            assert getattr(source, "repo", source.kind) in card.KNOWN
+        for source in params.load(preset).data.sources.values():
+            if source.kind != "path":  # one's own, of which nothing is known
+                assert getattr(source, "repo", source.kind) in card.KNOWN
 
 
 # texts that others wrote, and what must not be in it

@@ -296,7 +296,7 @@ def test_the_fingerprint_does_not_follow_what_does_not(made_of, folder, monkeypa
 
 def test_a_base_that_was_not_fetched_is_one_sentence(made_of, folder):
     (folder / "base" / "SOURCE.json").unlink()
-    with pytest.raises(UserError, match=r"SOURCE\.json is missing; `dvc repro fetch@model`"):
+    with pytest.raises(UserError, match=r"SOURCE\.json is missing; `dvc repro fetch-model`"):
         _ = made_of().fingerprint
 
 

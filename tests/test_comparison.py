@@ -27,7 +27,7 @@ from stages.evaluation.paired import Change
 from stages.params.params import flattened
 from tests.test_metrics import SETTINGS
 
-PARAMETERS = {
+PARAMETERS: dict[str, Any] = {
     "evaluate": {"confidence": 0.95, "resamples": 500, "seed": 0},
     "train": {"beta": 0.1, "lora_rank": 8},
 }

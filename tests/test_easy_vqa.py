@@ -11,7 +11,7 @@ import pytest
 from stages.answers import grading
 from stages.core.errors import UserError
 from stages.pairs.pairs import Record
-from stages.sources import easyvqa, topics
+from stages.sources import easyvqa, kinds, topics
 from stages.sources.topics import COLOURS, MISTAKEN, SHAPES, Scene
 
 
@@ -164,12 +164,19 @@ def test_answers_are_full_sentences_about_what_was_asked(question: str, answer: 
 
 
 def test_missing_or_broken_files_are_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"questions\.json is missing.*fetch@data"):
-        list(easyvqa.records(tmp_path))
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "questions.json").write_text('[["what?", "red"]]')
-    with pytest.raises(UserError, match=r"questions\.json is not easy-VQA's list"):
-        list(easyvqa.records(tmp_path))
-    (tmp_path / "train" / "questions.json").write_text('[["what color is it?", "red", 3]]')
-    with pytest.raises(UserError, match=r"3\.png is missing"):
-        list(easyvqa.records(tmp_path))
+    asked = {"mine": easyvqa.EasyVqaSource(kind="easy-vqa")}
+    questions = tmp_path / "train" / "questions.json"
+    questions.parent.mkdir()
+
+    def said() -> str:
+        rows, _, _ = kinds.read({"mine": tmp_path}, asked)
+        with pytest.raises(UserError) as caught:
+            list(rows)
+        return str(caught.value)
+
+    assert "questions.json is missing; `dvc repro -sf fetch@mine`" in said()
+    questions.write_text('[["what?", "red"]]')
+    assert "data.sources.mine: " in said()
+    assert "questions.json is not easy-VQA's list" in said()
+    questions.write_text('[["what color is it?", "red", 3]]')
+    assert "3.png is missing" in said()

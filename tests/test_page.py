@@ -25,7 +25,7 @@ from stages.evaluation.catalogue import BOTH, METRICS
 from stages.pairs.refusals import REASONS
 from stages.params.losses import LOSSES
 from stages.reporting import card, gallery
-from stages.reporting.inputs import origin, parameter_count
+from stages.reporting.inputs import folder_name, origin, parameter_count
 from stages.reporting.page import funnel, render
 from tests.experiment import (
     DEMO,
@@ -359,9 +359,11 @@ def test_the_funnel_accounts_for_every_row():
             assert left in (0, row["count"]), row
             left = row["count"]
     assert [row["count"] for row in rows if not row["left_out"]] == [60, 56, 55]
-    assert REASONS["missing_field"] in {row["detail"] for row in rows}
+    assert REASONS["missing_field"].meaning in {row["detail"] for row in rows}
     (none,) = [row["detail"] for row in rows if row["left_out"] and not row["count"]]
-    assert none.split(", ") == [name.replace("_", " ") for name in REASONS][2:]
+    assert none.split(", ") == [
+        name.replace("_", " ") for name in REASONS if name not in ("missing_field", "empty_answer")
+    ]
 
 
 def test_parameters_are_printed_without_paths_of_this_machine():
@@ -380,7 +382,7 @@ def test_a_model_of_a_folder_has_its_name_and_no_place_on_this_machine(tmp_path,
     save_file(arrays, tmp_path / "m.safetensors")
     source = {key: getattr(DEMO, key) for key in ("kind", "repo", "commit", "licence", "files")}
     (tmp_path / "SOURCE.json").write_text(json.dumps(source))
-    found = origin(tmp_path, SimpleNamespace(path=Path(path)))
+    found = origin(tmp_path, folder_name(SimpleNamespace(path=Path(path))))
     assert (found.name, found.parameters, found.size) == (name, 13, "2.9 MB")
     assert found.weights == DEMO.files[1]
     assert parameter_count(tmp_path / "none") is None

@@ -1,6 +1,8 @@
 """A mistake in params.yaml is refused at once, by file, by key, and with the nearest valid name."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -121,15 +123,72 @@ def test_a_text_that_llamafactory_would_take_for_true_is_refused(refusal):
         ("train.beta", "  beta:"),
         ("scoring.dtype", "  dtype:"),
         ("evaluate.generation.max_new_tokens", "    max_new_tokens:"),
-        ("data.source.kind", "    kind: easy-vqa"),
+        ("data.sources.easy-vqa.kind", "      kind: easy-vqa"),
     ],
 )
 def test_a_missing_key_is_refused_by_its_name(tmp_path, key, line):
     lines = DEMO.splitlines(keepends=True)
     kept = [text for text in lines if not text.startswith(line)]
     assert len(kept) == len(lines) - 1
-    text = "".join(kept).replace("  source:\n  columns", "  source: {}\n  columns")
+    text = re.sub(r"easy-vqa: .*\n\n", "easy-vqa: {}\n\n", "".join(kept))
     assert f"'{key}' is missing" in refusal_of(tmp_path, text)
+
+
+PATH = {"kind": "path", "path": "x", "licence": None}
+SOURCES: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": (
+        {"a": PATH | {"licens": None}},
+        "unknown key 'data.sources.a.licens'; did you mean 'licence'?",
+    ),
+    "missing key": ({"a": {"kind": "path", "path": "x"}}, "'data.sources.a.licence' is missing"),
+    "type": ({"a": PATH | {"path": 5}}, "'data.sources.a.path"),
+    "no path": ({"a": PATH | {"path": []}}, "'data.sources.a.path"),
+    "unknown column": (
+        {"a": PATH | {"columns": {"imag": "x"}}},
+        "unknown key 'data.sources.a.columns.imag'; did you mean 'image'?",
+    ),
+    "no text": ({"a": PATH | {"columns": {"chosen": 7}}}, "'data.sources.a.columns.chosen' = 7"),
+    "one column twice": (
+        {"a": PATH | {"columns": {"chosen": "rejected"}}},
+        "'data.sources.a.columns': question, chosen and rejected must name three columns",
+    ),
+    "half a rule": ({"a": PATH | {"remap": [{"from": "/x"}]}}, "'data.sources.a.remap.0"),
+    "columns of no table": (
+        {"a": {"kind": "easy-vqa", "columns": {}}},
+        "unknown key 'data.sources.a.columns'",
+    ),
+    "name": ({"../a": {"kind": "easy-vqa"}}, "'data.sources.../a"),
+    "names alike": ({name: {"kind": "easy-vqa"} for name in "aA"}, "differ in case alone"),
+    "none": ({}, "'data.sources'"),
+    "sharegpt": ({"a": {"kind": "sharegpt"}}, "kind sharegpt is gone: kind path reads these files"),
+    "several": ({"a": {"kind": "several"}}, "each of its sources is an entry of data.sources"),
+    "image_urls": ({"a": PATH | {"image_urls": None}}, "image_urls is gone: img2dataset"),
+    "address": (
+        {"a": PATH | {"path": "https://me:s3cret@host/x.json"}},
+        "an address is no path: `dvc import-url`",
+    ),
+    "drive": ({"a": PATH | {"path": ["x", "gdrive:abc"]}}, "gdown one from Google Drive"),
+}
+
+
+@pytest.mark.parametrize("what", SOURCES)
+def test_a_mistake_in_a_source_names_it_and_the_key(tmp_path, write_params, what):
+    sources, told = SOURCES[what]
+    write_params(tmp_path / "params.yaml", **{"data.sources": sources})
+    with pytest.raises(UserError) as caught:
+        params.load(tmp_path / "params.yaml")
+    assert told in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_keys_from_before_data_sources_are_answered_by_what_to_write_now(tmp_path, write_params):
+    old = {"source": {"kind": "easy-vqa"}, "columns": {"image": "image"}}
+    write_params(tmp_path / "params.yaml", **{"data": old})
+    with pytest.raises(UserError) as caught:
+        params.load(tmp_path / "params.yaml")
+    assert "'data.source' is now one entry of data.sources" in str(caught.value)
+    assert "'data.columns' is now a key of each source" in str(caught.value)
+    assert "missing" not in str(caught.value)
 
 
 def test_a_missing_section_is_refused_by_its_name(tmp_path):
@@ -138,8 +197,8 @@ def test_a_missing_section_is_refused_by_its_name(tmp_path):
 
 
 def test_a_section_without_keys_is_refused(refusal):
-    assert "'data.source' must hold keys, one of them kind" in refusal(
-        ("  source:\n    kind: easy-vqa", "  source: easy-vqa")
+    assert "'data.sources.mine' must hold keys, one of them kind" in refusal(
+        ("  sources: ", "  sources: {mine: easy-vqa}\n  ignored:")
     )
     assert "'model.trust' must hold keys, such as pickle" in refusal(
         ("  trust:\n", "  trust: all\n  ignored:\n")
@@ -148,7 +207,7 @@ def test_a_section_without_keys_is_refused(refusal):
 
 def test_an_unknown_kind_of_source_is_refused_with_those_there_are(refusal):
     message = refusal(("kind: easy-vqa", "kind: easyvqa"))
-    assert "'data.source.kind' = 'easyvqa'" in message
+    assert "'data.sources.easy-vqa.kind' = 'easyvqa'" in message
     assert f"{', '.join(KINDS)}; did you mean 'easy-vqa'?" in message
 
 
@@ -160,8 +219,6 @@ def test_a_data_set_is_no_model(refusal):
 def test_a_key_of_another_kind_of_source_is_refused(refusal):
     message = refusal(("    path: demo/model", "    path: demo/model\n    revision: main"))
     assert "unknown key 'model.source.revision'" in message
-    message = refusal(("    path: demo/model", "    path: demo/model\n    image_urls: image"))
-    assert "unknown key 'model.source.image_urls'" in message
 
 
 @pytest.mark.parametrize(

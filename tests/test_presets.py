@@ -26,9 +26,9 @@ def test_own_data_says_first_of_all_where_to_name_the_data(tmp_path, monkeypatch
     (tmp_path / "params.yaml").write_text((ROOT / "params" / "own-data.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UserError, match=r"data\.source\.path: set/data\.source\.path/to/your/pairs"
+        UserError, match=r"data\.sources\.mine: set/data\.sources\.mine\.path/to/your/pairs does"
     ):
-        fetch.main("data", tmp_path / "raw")
+        fetch.main("data.sources.mine", tmp_path / "raw")
 
 
 def test_own_data_has_the_demos_model_and_no_task_of_its_data():
@@ -45,7 +45,7 @@ def test_every_preset_has_the_keys_of_the_demo(preset):
         return {
             key
             for key, _, _ in key_lines(path)
-            if ".source." not in key and ".lm_eval." not in key and not is_passed_on(key)
+            if ".source" not in key and ".lm_eval." not in key and not is_passed_on(key)
         }
 
     assert ours(preset) == ours(ROOT / "params" / "demo.yaml")
@@ -71,7 +71,7 @@ def test_presets_explain_equal_settings_in_equal_words():
     said: dict[tuple[str, str], dict[str, str]] = {}
     for preset in PRESETS:
         for key, value, comment in key_lines(preset):
-            if ".source" not in key and not key.startswith(("train.", "data.columns")):
+            if ".source" not in key and not key.startswith(("train.", "data.sources")):
                 said.setdefault((key, value), {}).setdefault(comment, preset.name)
     differing = {setting: comments for setting, comments in said.items() if len(comments) > 1}
     assert not differing

@@ -63,13 +63,11 @@ OUT_OF_RANGE = {
         ),
         NOT_COUNTS,
     ),
-    **{f"data.columns.{name}": (7, ["image"], True) for name in params.Columns.model_fields},
 }
 MAY_BE_NULL = {
-    *("data.columns.image", "data.columns.origin", "data.columns.kind"),
     *("model.quantization_bit", "evaluate.lm_eval"),
 }
-OURS = [key for key in leaves_of(params.Params) if not key.endswith(".source")]
+OURS = [key for key in leaves_of(params.Params) if not key.endswith((".source", ".sources"))]
 KEYS = [(key, value) for key in OURS for value in OUT_OF_RANGE.get(key, ())]
 
 
@@ -238,7 +236,6 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ({"format.image_max_pixels": 1023, "format.image_min_pixels": 1}, "of 32 by 32 pixels"),
     ({"format.cutoff_len": 16}, "becomes 16 tokens, so no pair would fit"),
     ({"model.template": "qwen2_vl"}, "one of qwen3_vl_nothink, qwen3_vl, for Qwen3-VL"),
-    ({"data.columns.chosen": "rejected"}, "must name three columns"),
     ({"train.finetuning_type": "full"}, "makes no adapter"),
     ({"train.loss": "ipo", "train.shared_prefix": False}, "would train sigmoid under that name"),
     ({"train.dpo_label_smoothing": 0.1, "train.loss": "ipo"}, "does not go with train.loss: ipo"),
@@ -348,7 +345,7 @@ def test_every_rule_is_shown_here_to_refuse_something(monkeypatch):
 def test_all_problems_of_all_sections_are_told_at_once():
     said = refusal(
         **{
-            "data.columns.image": 7,
+            "data.sources": {"../x": {"kind": "easy-vqa"}},
             "preprocess.validation": 0.9,
             "format.image_max_pixels": 1,
             "scoring.dtype": "half",
@@ -360,7 +357,7 @@ def test_all_problems_of_all_sections_are_told_at_once():
         }
     )
     for key in (
-        *("data.columns.image", "preprocess'", "format", "scoring.dtype", "train.beta"),
+        *("data.sources", "preprocess'", "format", "scoring.dtype", "train.beta"),
         *("train.lora_rank", "train.tokenized_path", "train.early_stopping_steps"),
         "evaluate.seed",
     ):

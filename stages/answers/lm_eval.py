@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.answers.task_results import Results, leaves, to_json
+from stages.core import hub_errors
 from stages.core.errors import UserError, did_you_mean
 from stages.core.meaning import code
 from stages.model import formatted
 from stages.model.checkpoint import Checkpoint, digest
 from stages.model.scoring import Policy
 from stages.params.params import Params
-from stages.sources import hub_errors
 
 KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
 # Of lm-eval's own results.

@@ -3,8 +3,8 @@ work.
 
 Unknown keys are refused with the nearest known name. Nothing has a hidden default: a key of ours
 that is missing is refused too, so ``params.yaml`` says all there is to say. (A source may lack what
-few need: without ``image_urls`` no image is downloaded.) What each key does is written where people
-meet it, in the comments of ``params/*.yaml``.
+few need: without ``columns`` they have their usual names.) What each key does is written where
+people meet it, in the comments of ``params/*.yaml``.
 
 The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss``, ``gpus``,
 ``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed
@@ -15,12 +15,13 @@ not go together is in ``stages.params.rules``.
 
 import difflib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -28,27 +29,15 @@ from stages.core.errors import UserError, did_you_mean
 from stages.core.schema import Section, SourceSection
 from stages.params import arguments, rules
 from stages.params.losses import LOSSES
-from stages.sources import kinds
+from stages.sources.kinds import KINDS
 
 PARAMS_FILE = Path("params.yaml")
 SEED = "train.seed"  # runs that differ in it alone are of one setting
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|gdrive:", re.IGNORECASE)
 STRICT = ConfigDict(strict=True)  # 1 is not true, and "0.1" is not a number
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
-
-
-class Columns(Section):
-    """Names of the columns in a tabular source; ``image``, ``origin`` and ``kind`` may be null."""
-
-    model_config = STRICT
-
-    image: str | None
-    question: str
-    chosen: str
-    rejected: str
-    origin: str | None
-    kind: str | None
 
 
 if TYPE_CHECKING:
@@ -57,13 +46,24 @@ if TYPE_CHECKING:
     LossName: TypeAlias = str
 else:  # one of the kinds of sources that are registered, told by ``kind``; one of the losses
     LossName = Literal[tuple(LOSSES)]
-    DataSource = Union[kinds.data_sections()]  # noqa: UP007
-    ModelSource = Union[kinds.model_sections()]  # noqa: UP007
+    DataSource = Union[tuple(kind.section for kind in KINDS.values())]  # noqa: UP007
+    ModelSource = Union[tuple(k.model_section for k in KINDS.values() if k.model_section)]  # noqa: UP007
+
+# Of a source of data: DVC's item, a folder below data/raw, and the origin of its rows.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")]
 
 
 class Data(Section):
-    source: Annotated[DataSource, Field(discriminator="kind")]
-    columns: Columns
+    sources: Annotated[
+        dict[Name, Annotated[DataSource, Field(discriminator="kind")]], Field(min_length=1)
+    ]
+
+    @field_validator("sources")
+    @classmethod
+    def _one_folder_each(cls, sources: dict[str, Any]) -> dict[str, Any]:
+        if len({name.lower() for name in sources}) < len(sources):
+            raise PydanticCustomError("names", "two names differ in case alone")
+        return sources
 
 
 class Trust(Section):
@@ -211,6 +211,8 @@ def checked(document: Mapping[str, Any], name: str) -> Params:
     Raises:
         UserError: a key is unknown, missing or out of range, or does not go with another one.
     """
+    if told := list(dict.fromkeys(_gone(document))):
+        raise UserError("; ".join(f"{name}: {each}" for each in told))
     problems, wrong, found = [], set(), None
     try:
         found = Params.model_validate(document)
@@ -227,6 +229,41 @@ def checked(document: Mapping[str, Any], name: str) -> Params:
     if problems or found is None:
         raise UserError("; ".join(f"{name}: {problem}" for problem in dict.fromkeys(problems)))
     return found
+
+
+def _gone(document: Mapping[str, Any]) -> Iterator[str]:
+    """What the file has from before there was ``data.sources``, and what to write instead."""
+    data, model = document.get("data"), document.get("model")
+    data = data if isinstance(data, Mapping) else {}
+    entries = data.get("sources")
+    if "source" in data:
+        yield "'data.source' is now one entry of data.sources: data.sources.<a name>: {kind: …}"
+    if "columns" in data:
+        yield "'data.columns' is now a key of each source: data.sources.<name>.columns"
+    sources = [data.get("source"), *(entries.values() if isinstance(entries, Mapping) else ())]
+    sources.append(model.get("source") if isinstance(model, Mapping) else None)
+    for source in sources:
+        if not isinstance(source, Mapping):
+            continue
+        if source.get("kind") == "several":
+            yield "kind several is gone: each of its sources is an entry of data.sources"
+        if source.get("kind") == "sharegpt":
+            yield (
+                "kind sharegpt is gone: kind path reads these files; its path is a folder, an "
+                "archive or a list of files, and it takes remap and datasets too"
+            )
+        if "image_urls" in source:
+            yield (
+                "image_urls is gone: img2dataset downloads images by their addresses into tars, "
+                "which kind path reads (docs/guide.md)"
+            )
+        places = [source.get("path"), source.get("files")]
+        places += [each for place in places if isinstance(place, list) for each in place]
+        if any(isinstance(place, str) and _ADDRESS.match(place) for place in places):
+            yield (
+                "an address is no path: `dvc import-url` brings a file from https or S3, gdown one "
+                "from Google Drive, and kind path reads it (docs/guide.md)"
+            )
 
 
 def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
@@ -291,7 +328,7 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def _is_kind(location: tuple[int | str, ...], index: int) -> bool:
-    return index > 0 and location[index - 1] == "source" and location[index] in kinds.KINDS
+    return (*map(str, location[:2]), index) in (("model", "source", 2), ("data", "sources", 3))
 
 
 def _is_leaf(value: object) -> bool:
@@ -303,7 +340,7 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
     section: type[BaseModel] = Params
     for i, part in enumerate(location):
         if _is_kind(location, i):
-            kind = kinds.KINDS[str(part)]
+            kind = KINDS[str(part)]
             section = (location[0] == "model" and kind.model_section) or kind.section
         elif str(part) in section.model_fields:
             annotation = section.model_fields[str(part)].annotation

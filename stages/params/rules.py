@@ -148,13 +148,6 @@ def _template(get: Get) -> Iterator[str]:
         yield f"'model.template' = {template!r}: must be one of {', '.join(names)}{model}"
 
 
-def _columns(get: Get) -> Iterator[str]:
-    names = ("question", "chosen", "rejected")
-    given = [get(f"data.columns.{name}") for name in names]
-    if len(set(given)) < len(given):
-        yield "'data.columns': question, chosen and rejected must name three columns"
-
-
 def _adapter(get: Get) -> Iterator[str]:
     if (method := get("train.finetuning_type", "lora")) not in ADAPTERS:
         yield (
@@ -344,7 +337,7 @@ def _packages(get: Get) -> Iterator[str]:
 
 
 RULES: tuple[Callable[[Get], Iterator[str]], ...] = (
-    *(_columns, _template, _quantization, _splits, _image_limits),
+    *(_template, _quantization, _splits, _image_limits),
     *(_pixel_bounds, _a_token_of_image, _cutoff),
     *(_adapter, _stock_trainer, _label_smoothing, _precision, _distributed, _evaluated),
     *(_files, _loading, _resuming, _schedule, _optimizer, _attention, _packages),

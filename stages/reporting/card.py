@@ -22,7 +22,6 @@ from stages.params.losses import LOSSES
 from stages.reporting import metric_tables
 from stages.reporting.inputs import Inputs
 from stages.reporting.markup import filled, without_absolute_paths
-from stages.sources.licences import ORDER, identifier, strictest
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 
@@ -120,16 +119,27 @@ def render(inputs: Inputs, family: Family) -> str:
     )
 
 
+# Licences by the Hub's names, each more restrictive than those before it: what is made from works
+# under both may be passed on under the later one. Others (share-alike alone, no derivatives, a
+# model's own licence) fit into no such order: next to a different one, both are named.
+LICENCES = (
+    *("cc0-1.0", "unlicense", "mit", "bsd-2-clause", "bsd-3-clause", "apache-2.0", "cc-by-4.0"),
+    *("cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
+)
+
+
 def licence_of(*parts: str | None) -> Licence:
     """The licence of an adapter made from data and a base under these: the most restrictive one.
 
     Where no rule says which holds, it is ``other``, by the names that the sources give. Spelling is
     the Hub's: "CC BY-NC 4.0" is cc-by-nc-4.0.
     """
-    found = strictest(identifier(licence or "") for licence in parts)
-    if found is None:
+    if not all(parts):
         return Licence("unknown")
-    return Licence(found) if found in ORDER else Licence("other", found)
+    names = list(dict.fromkeys("-".join(str(part).lower().split()) for part in parts))
+    if all(name in LICENCES for name in names):
+        return Licence(max(names, key=LICENCES.index))
+    return Licence("other", " and ".join(names))
 
 
 def is_non_commercial(licence: str | None) -> bool:

@@ -122,23 +122,27 @@ def read(
         first_batch=parsed(first_batch) if first_batch.is_file() else {},
         test_pairs=formatted.read(formatted_data, "test"),
         image=lambda name: path.read_bytes() if (path := images / name).is_file() else None,
-        data=[origin(raw, p.data.source)],
-        model=origin(model, p.model.source),
+        data=[origin(raw / name, name) for name in p.data.sources],
+        model=origin(model, folder_name(p.model.source)),
         configuration=configuration.read_text(encoding="utf-8"),
         adapter=parsed(adapter / "adapter_config.json"),
         adapter_parameters=parameter_count(adapter),
     )
 
 
-def origin(folder: Path, source: Any) -> Origin:
-    """Where a fetched folder came from; ``source`` is its section of the parameters."""
+def origin(folder: Path, name: str) -> Origin:
+    """Where a fetched folder came from; ``name`` is that of a source without a repository."""
     found = parsed(folder / "SOURCE.json")
-    name = found["repo"]
-    if not name and (path := getattr(source, "path", None)):
-        outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
-        name = path.name if outside else path.as_posix()
     about = {key: found[key] for key in ("kind", "repo", "commit", "licence", "files")}
-    return Origin(name or "local files", **about, parameters=parameter_count(folder))
+    return Origin(found["repo"] or name, **about, parameters=parameter_count(folder))
+
+
+def folder_name(source: Any) -> str:
+    """The folder of a local model as the project knows it; of one outside, only its name: the way
+    there is a machine's own."""
+    path = Path(getattr(source, "path", "a local model"))
+    outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
+    return path.name if outside else path.as_posix()
 
 
 def parameter_count(folder: Path) -> int | None:

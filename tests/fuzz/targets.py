@@ -6,25 +6,22 @@ Seeds are made by code, one of each format, so that a mutation begins inside its
 import gzip
 import io
 import json
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from stages.core.errors import UserError
 from stages.pairs import images, refusals, tables
 from stages.pairs.refusals import REASONS, Refusal
-from stages.pairs.suffixes import SUFFIXES
-from stages.sources import archives
+from tests.test_formats import SUFFIXES, arrow, parquet, tar
+from tests.test_images import Limits
 
-LIMITS = images.Limits(min_side=8, max_pixels=10_000, max_input_pixels=1_000_000, jpeg_quality=90)
+LIMITS = Limits(min_side=8, max_pixels=10_000, max_input_pixels=1_000_000, jpeg_quality=90)
 COLUMNS = {name: name for name in ("image", "question", "chosen", "rejected")} | {
     "origin": "origin",
     "kind": None,
@@ -100,7 +97,7 @@ def records(data: bytes) -> None:
         folder = Path(name)
         (folder / f"a{suffix}").write_bytes(data[1:])
         try:
-            for record in tables.records(folder, COLUMNS):
+            for record in tables.records(folder, tables.Reading(COLUMNS)):
                 for text in (record.question, record.chosen, record.rejected):
                     assert isinstance(text, str | None)
                 assert isinstance(record.images, tuple | None)
@@ -126,9 +123,9 @@ def record_seeds() -> list[bytes]:
     names = list(rows[0])
     cells = [names, *([str(row[name]) for name in names] for row in rows)]
     content = {
-        ".parquet": [_parquet(table), _parquet(pa.Table.from_pylist([turns] * 2))],
-        ".arrow": [_arrow(table)],
-        ".tar": [_tar({"0.json": plain.split(b"\n")[0], "0.png": b"png"})],
+        ".parquet": [parquet(table), parquet(pa.Table.from_pylist([turns] * 2))],
+        ".arrow": [arrow(table)],
+        ".tar": [tar({"0.json": plain.split(b"\n")[0], "0.png": b"png"})],
         ".jsonl": [plain, json.dumps(turns).encode(), json.dumps(ranked).encode()],
         ".json": [json.dumps(rows, indent=1).encode(), json.dumps({"data": rows}).encode()],
         ".csv": ["\n".join(",".join(row) for row in cells).encode()],
@@ -140,62 +137,7 @@ def record_seeds() -> list[bytes]:
     ]
 
 
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _arrow(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _tar(files: dict[str, bytes]) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return sink.getvalue()
-
-
-# Archives
-
-
-def archive(data: bytes) -> None:
-    """Members are read into memory; none has a name that leads anywhere."""
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "a.zip"
-        path.write_bytes(data)
-        try:
-            with archives.opened(path, "a.zip") as found:
-                for member, size in found.sizes.items():
-                    assert not member.startswith("/")
-                    assert ".." not in member.split("/")
-                    assert len(found.read(member)) == size
-        except UserError as error:
-            check_message(error)
-        assert [entry.name for entry in Path(name).iterdir()] == ["a.zip"]
-
-
-def archive_seeds() -> list[bytes]:
-    files = {"a/0.png": b"png" * 20, "a/rows.json": b"[]" * 30}
-    found = [_tar(files), gzip.compress(_tar(files), mtime=0)]
-    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        sink = io.BytesIO()
-        with zipfile.ZipFile(sink, "w", method) as written:
-            for name, content in files.items():
-                written.writestr(zipfile.ZipInfo(name), content, method)
-        found.append(sink.getvalue())
-    return found
-
-
 TARGETS = {
     "image": Target(image, image_seeds),
     "records": Target(records, record_seeds),
-    "archive": Target(archive, archive_seeds),
 }
