@@ -127,22 +127,6 @@ def test_repetition_is_the_share_of_n_grams_that_came_before(text, n, share):
     assert repetition(text, n) == pytest.approx(share)
 
 
-@given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(1, 5))
-def test_repetition_counts_what_a_loop_over_the_n_grams_finds(words, n):
-    seen, repeated = [], 0
-    for i in range(len(words) - n + 1):
-        gram = words[i : i + n]
-        repeated += gram in seen
-        seen.append(gram)
-    expected = repeated / len(seen) if seen else 0
-    assert repetition(" ".join(words), n) == pytest.approx(expected)
-
-
-def test_repetition_of_no_words_is_refused():
-    with pytest.raises(ValueError, match="at least 1"):
-        repetition("a b", 0)
-
-
 # published benchmarks
 
 

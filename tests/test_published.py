@@ -341,27 +341,6 @@ def test_a_pinned_file_is_downloaded_once_or_is_one_clear_error(here):
         published.pinned(address, "0" * 64)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "columns", "said"),
-    [
-        ("mmstar", {"index": [0]}, r"mmstar: the data set has no column answer, image, question;"),
-        (
-            "mmstar",
-            {"index": [0], "question": ["?"], "answer": ["E"], "image": [""]},
-            r"mmstar: the data set has 'E' as answer, where the task knows A, B, C, D;",
-        ),
-        ("hallusion_bench", {"question": ["?"]}, r"hallusion_bench: .* no column category, "),
-        ("pope", {"question": ["?"]}, r"pope: .* no column answer, "),
-    ],
-)
-def test_a_data_set_that_is_not_what_it_was_is_one_clear_error(name, columns, said):
-    from datasets import Dataset
-
-    with pytest.raises(UserError, match=said):
-        task(f"{name}.py").in_hash_order(Dataset.from_dict(columns))
-
-
 # through lm-eval
 
 
@@ -544,29 +523,6 @@ def test_figures_through_lm_eval_are_those_worked_out_by_hand(here, scripted, ru
             assert len(set(labels)) == sets
         order = [row["arguments"][0][0][7:9] for row in rows]
         assert order in (["VD"] * 4 + ["VS"] * 6, ["VS"] * 6 + ["VD"] * 4)  # a limit cuts one set
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "changed", "message"),
-    [
-        ("amber_discriminative", {"answer": None}, r"has no column answer"),
-        ("amber_discriminative", {"answer": "maybe"}, r"row 7, has the answer 'maybe' in the cat"),
-        ("amber_generative", {}, r"has no image for 2 of 3 annotations, such as AMBER_2"),
-    ],
-)
-def test_a_table_that_is_not_ambers_is_one_clear_error(
-    here, scripted, run, tmp_path, name, changed, message
-):
-    row = {"index": "7", "image": "AAAA", "question": "Is it?", "answer": "yes"}
-    row |= {"category": "relation", "image_path": "AMBER_1.jpg"} | changed
-    (repo,) = amber_repos()
-    table = pd.DataFrame([{key: value for key, value in row.items() if value}])
-    repo.files = {"AMBER.tsv": table.to_csv(sep="\t", index=False).encode()}
-    with serve([repo, Repo("some/lists", AMBER_FILES, type="dataset")]) as url:
-        here(url)
-        with pytest.raises(UserError, match=message):
-            run(None, {name: None}, copied("amber", tmp_path, url, AMBER_FILES))
 
 
 # POPE

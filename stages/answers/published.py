@@ -8,7 +8,7 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +58,6 @@ def pinned(url: str, sha256: str) -> Path:
                 f"{url} is not the file that is pinned (SHA-256 {sha256}); try again, {fix}"
             )
     return part.replace(path)
-
-
-def checked(dataset: Any, task: str, **columns: Collection[str] | None) -> Any:
-    """The data set, which has these columns, and in them these values (None: any).
-
-    Raises:
-        UserError: it has not: another revision, or another data set.
-    """
-    key = f"evaluate.lm_eval.{task}: the data set has"
-    if missing := sorted(columns.keys() - set(dataset.column_names)):
-        raise UserError(f"{key} no column {', '.join(missing)}; remove the task")
-    for column, values in columns.items():
-        if values is not None and (other := {*map(str.strip, dataset[column])} - {*values}):
-            raise UserError(
-                f"{key} {min(other)!r} as {column}, where the task knows "
-                f"{', '.join(sorted(values))}; remove the task"
-            )
-    return dataset
 
 
 def in_hash_order(dataset: Any, *columns: str) -> Any:
