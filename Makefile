@@ -42,7 +42,7 @@ test: lint ## Lint, check types, run all tests (three processes)
 check: lint ## Lint, check types, run the fast tests (90 seconds)
 	$(TESTS) -m "not slow"
 
-check-data: setup ## Show what the first rows of data.source hold, and what would be left out
+check-data: setup ## Show what the first rows of data.sources hold, and what would be left out
 	$(IN_VENV) python -m stages check
 
 lint: setup ## Lint and check types only

@@ -112,7 +112,7 @@ def tried(model: Path, p: params.Params) -> tokens.Tokenization:
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """End what works longer: a template may loop."""
+    """Stop work that takes longer: a template may loop."""
 
     def end(*_: object) -> None:
         raise TimeoutError(f"it takes more than {seconds:g} s")

@@ -128,29 +128,21 @@ def closed_port() -> str:
 
 
 def topic_overwrite_rows(count: int) -> list[dict[str, Any]]:
-    """Rows with topic-overwrite's nine columns; ``image`` is an encoded JPEG.
-
-    Two rows share each image, as there. The rejected answer overwrites one topic of the chosen one.
-    """
+    """Rows with topic-overwrite's nine columns; two share each ``image``, an encoded JPEG."""
     colours = ["red", "green", "blue", "yellow", "black", "orange"]
     rows = []
     for i in range(count):
         picture = i // 2
         colour, other = colours[picture % 6], colours[(picture + 1 + i % 2) % 6]
-        questions = ["What do you see in the picture?", "What colour is the picture?"]
-        rows.append(
-            {
-                "ds_name": "TPO-Dataset",
-                "image": _jpeg(96 + 8 * (picture % 5), 96 + picture // 5, colour),
-                "question": questions[i % 2],
-                "chosen": f"The picture is {colour} from edge to edge.",
-                "rejected": f"The picture is {other} from edge to edge.",
-                "origin_dataset": ["LCS-558K", "VQAv2", "OK-VQA"][i % 3],
-                "origin_split": '{"split": "train"}',
-                "idx": str(i),
-                "image_path": f"images/{picture:06d}.jpg",
-            }
-        )
+        row = {"ds_name": "TPO-Dataset", "origin_split": '{"split": "train"}', "idx": str(i)}
+        row |= {
+            "question": ["What do you see?", "What colour is the picture?"][i % 2],
+            "chosen": f"The picture is {colour} from edge to edge.",
+            "rejected": f"The picture is {other} from edge to edge.",
+            "origin_dataset": ["LCS-558K", "VQAv2", "OK-VQA"][i % 3],
+            "image_path": f"images/{picture:06d}.jpg",
+        }
+        rows.append(row | {"image": _jpeg(96 + 8 * (picture % 5), 96 + picture // 5, colour)})
     return rows
 
 
@@ -168,8 +160,8 @@ def topic_overwrite_repo(
             for row in rows[shard * size : (shard + 1) * size]
         ]
         files[f"TPO-Dataset_{shard:03d}-{len(part)}.parquet"] = _parquet(part)
-    options = {"type": "dataset", "licence": "cc-by-nc-4.0", **options}
-    return Repo(options.pop("name", "helehan/topic-overwrite"), files, **options)
+    usual = {"name": "helehan/topic-overwrite", "type": "dataset", "licence": "cc-by-nc-4.0"}
+    return Repo(files=files, **(usual | options))
 
 
 def pope_repo(images: int = 3, **options: Any) -> Repo:
@@ -182,19 +174,17 @@ def pope_repo(images: int = 3, **options: Any) -> Repo:
     for category in settings:
         rows = [
             {
-                "id": str(i),
-                "question_id": str(i + 1),
+                **{"id": str(i), "question_id": str(i + 1), "category": category},
                 "question": f"Is there a {category} object {i % 6} in the image?",
                 "answer": ("yes", "no")[i % 2],
                 "image_source": f"COCO_val2014_{i // 6:012d}",
                 "image": {"bytes": _jpeg(64 + 8 * (i // 6), 48, (40 * (i // 6), 90, 150))},
-                "category": category,
             }
             for i in range(6 * images)
         ]
         files[f"Full/{category}-00000-of-00001.parquet"] = _parquet(rows)
-    options = {"name": "lmms-lab/POPE", "type": "dataset", "licence": None, **options}
-    return Repo(options.pop("name"), files, **options)
+    usual = {"name": "lmms-lab/POPE", "type": "dataset", "licence": None}
+    return Repo(files=files, **(usual | options))
 
 
 def preset_repos(p: Params, model: Path, rows: int | Sequence[Mapping[str, Any]]) -> list[Repo]:

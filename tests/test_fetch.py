@@ -4,15 +4,18 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from stages import fetch as stage
 from stages.core.errors import UserError
 from stages.params import params
 from stages.sources import hub as kind
@@ -20,7 +23,14 @@ from stages.sources import source
 from stages.sources.hub import HubModel
 from tests.contracts import ROOT
 from tests.copies import copied_model
-from tests.hub_server import DEMO, Repo, closed_port, serve, topic_overwrite_repo
+from tests.hub_server import (
+    DEMO,
+    Repo,
+    closed_port,
+    preset_repos,
+    serve,
+    topic_overwrite_repo,
+)
 
 TOKEN = "hf_" + "s3cret" * 6
 GONE = "0123456789abcdef0123456789abcdef01234567"
@@ -175,6 +185,25 @@ def test_after_a_kill_what_was_complete_is_not_asked_for_again(fetch, tmp_path):
     assert content(tmp_path / "raw").keys() == {*files, "SOURCE.json"}
 
 
+def test_a_download_by_xet_moves_the_one_bar(fetch, monkeypatch, capsys):
+    """Its storage is not served here: the library's own reporter is used as the library does."""
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    def download(_: str, path: str, *, local_dir: Path, tqdm_class: Any, **more: Any) -> None:
+        (local_dir / path).write_bytes(table().files[path])  # type: ignore[index]
+        told = {"total_bytes": 18, "total_bytes_completed": 18, "total_bytes_completion_rate": 1.0}
+        told |= {"total_transfer_bytes_completed": 9, "total_transfer_bytes_completion_rate": 1.0}
+        bars = XetDownloadProgressReporter(
+            reconstruction_desc=path, total=18, log_level=20, tqdm_class=tqdm_class
+        )
+        with bars as progress:
+            progress.update_progress(SimpleNamespace(**told))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    fetch(table())
+    assert "18.0/18.0" in capsys.readouterr().err
+
+
 def test_the_token_reaches_the_hub_but_not_the_storage_it_leads_to(fetch):
     repo = topic_overwrite_repo(rows=2, shards=1, gated=True, token=TOKEN)
     fetch(repo, files=("*.parquet",), token=TOKEN)
@@ -303,38 +332,17 @@ def test_too_little_room_is_said_before_anything_is_downloaded(refusal, monkeypa
 # The stage
 
 
-def test_the_stage_fetches_what_a_preset_names_from_hf_endpoint(tmp_path):
-    (tmp_path / "params.yaml").write_text((ROOT / "params" / "qwen3-vl-4b.yaml").read_text())
-    p = params.load(tmp_path / "params.yaml")
-    (name, data), base = next(iter(p.data.sources.items())), p.model.source
-    assert isinstance(data, HubModel)
-    assert isinstance(base, HubModel)
-    repos = [
-        topic_overwrite_repo(rows=4, name=data.repo, commit=data.revision),
-        Repo(base.repo, DEMO, commit=base.revision),
-    ]
-    said = {}
-    with serve(repos) as url:
-        for item in (f"data.sources.{name}", "model.source", "offline"):
-            key = f"data.sources.{name}" if item == "offline" else item
-            done = subprocess.run(
-                [sys.executable, "-m", "stages.fetch", "--item", key, "--out", item],
-                cwd=tmp_path,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(ROOT),
-                    "HF_ENDPOINT": url,
-                    "HF_HOME": str(tmp_path / f"home-{item}"),
-                    "HF_HUB_OFFLINE": "1" if item == "offline" else "0",
-                    "NO_PROXY": "127.0.0.1,localhost",
-                },
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            said[item] = (done.returncode, done.stdout + done.stderr)
-    assert [code for code, _ in said.values()] == [0, 0, 1], said
-    assert source.read(tmp_path / f"data.sources.{name}").commit == data.revision
-    assert source.read(tmp_path / "model.source").commit == base.revision
-    assert f"error: data.sources.{name}: {data.repo} is not here yet" in said["offline"][1]
-    assert "Traceback" not in said["offline"][1]
+def test_the_stage_fetches_what_a_preset_names(hub, tmp_path, monkeypatch):
+    shutil.copy(ROOT / "params" / "qwen3-vl-4b.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    p = params.load()
+    items = [*(f"data.sources.{name}" for name in p.data.sources), "model.source"]
+    with serve(preset_repos(p, DEMO, rows=6)) as url:
+        hub(monkeypatch, tmp_path / "home", url)
+        for item in items:
+            stage.main(item, Path(item))
+    for item, asked in zip(items, [*p.data.sources.values(), p.model.source], strict=True):
+        assert isinstance(asked, HubModel)
+        assert source.read(Path(item)).commit == asked.revision
+    with pytest.raises(UserError, match=r"no data\.sources\.topic-overwrit.*topic-overwrite'\?"):
+        stage.main("data.sources.topic-overwrit", Path("x"))

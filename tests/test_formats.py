@@ -19,7 +19,7 @@ import pytest
 
 from stages.core.errors import UserError
 from stages.pairs import formats, tables
-from stages.pairs.files import SUFFIXES, ending
+from stages.pairs.files import SUFFIXES
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("image", "question", "chosen", "rejected")
@@ -170,36 +170,6 @@ def test_line_ends_of_unicode_inside_json_are_data(folder, sign):
 # webdataset and Arrow
 
 
-def test_a_webdataset_takes_several_images_and_text_members(folder):
-    files = {
-        "./a.0.jpg": b"one",
-        "./a.1.jpg": b"two",
-        "./a.question.txt": b"What?",
-        "./a.chosen.txt": b"yes",
-        "./a.rejected.txt": b"no",
-        ".hidden": b"x",
-        "__MACOSX/._a.0.jpg": b"x",
-    }
-    (folder / "a.tar").write_bytes(tar(files))
-    (record,) = read(folder)
-    assert (record.images, record.question) == ((b"one", b"two"), "What?")
-
-
-def test_links_and_devices_in_a_tar_are_not_followed(folder):
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w") as archive:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
-            member = tarfile.TarInfo("0.png")
-            member.type, member.linkname = kind, "/etc/passwd"
-            archive.addfile(member)
-        content = json.dumps(ROWS[0]).encode()
-        member = tarfile.TarInfo("0.json")
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
-    (folder / "a.tar").write_bytes(sink.getvalue())
-    assert read(folder)[0].images == (b"png",)
-
-
 def test_every_flipped_header_of_a_tar_stops_the_run(folder):
     """Found in 60 of 150 damaged archives: tarfile ends quietly, and rows were missing."""
     whole = webdataset(ROWS)
@@ -208,18 +178,6 @@ def test_every_flipped_header_of_a_tar_stops_the_run(folder):
         damaged[start + 100] ^= 1
         (folder / "a.tar").write_bytes(damaged)
         assert "a.tar can't be read" in mistake(folder)
-
-
-def test_a_folder_that_datasets_saved_is_read(folder):
-    """As ``datasets.save_to_disk`` leaves it: images as structs, descriptions beside the data."""
-    rows = [row | {"image": {"bytes": b"png", "path": None}} for row in ROWS]
-    (folder / "train").mkdir()
-    (folder / "train" / "data-00000-of-00001.arrow").write_bytes(arrow(pa.Table.from_pylist(rows)))
-    (folder / "train" / "cache-1f.arrow").write_bytes(b"x")
-    (folder / "train" / "dataset_info.json").write_text('{\n "features": {}\n}')
-    (folder / "train" / "state.json").write_text('{\n "_data_files": []\n}')
-    (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
-    assert {record.images for record in read(folder)} == {(b"png",)}
 
 
 KINDS = {
@@ -391,13 +349,3 @@ def test_memory_is_bounded_whatever_the_file_unpacks_to(folder, kind):
     count, peak = map(int, done.stdout.split()[-2:])
     assert count in (1024, 2000)
     assert peak < 350 * 2**10
-
-
-@pytest.mark.parametrize("name", ["a.JSONL.GZ", "x/b.tar", "c.json", "d.tsv.zst"])
-def test_an_ending_is_told_whatever_its_case(name):
-    assert ending(name) in SUFFIXES
-
-
-@pytest.mark.parametrize("name", ["jsonl", "a.txt", "a.tar.gz", "a.gz", "a.parquet.gz"])
-def test_other_endings_are_none(name):
-    assert ending(name) == ""

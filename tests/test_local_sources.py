@@ -24,6 +24,7 @@ from stages.sources.local import PathData
 from tests.copies import copied_data, copied_model
 from tests.hub_server import DEMO, Repo, serve
 from tests.repository import call
+from tests.run_stages import fresh_clone
 from tests.test_sharing import s3  # noqa: F401
 
 COLAB = "/content/drive/MyDrive/dpo/images/"
@@ -225,6 +226,30 @@ def test_two_sources_are_read_in_turn_and_name_their_rows(tmp_path):
     assert [row.origin for row in rows] == ["two"] * 6 + ["one"] * 6
     del sources["two"]  # its folder stays, and nobody reads it
     assert len(fetched(tmp_path / "raw", **sources)) == 6
+    easy = easyvqa.EasyVqaSource(kind="easy-vqa")
+    easyvqa.fetch_data(easy, tmp_path / "raw" / "easy")
+    places = {name: tmp_path / "raw" / name for name in ("easy", "one")}
+    records, questions, _ = kinds.read(places, {"easy": easy, **sources})
+    assert (next(records).origin, next(questions).where) == ("easy", "easy: test question 0")
+
+
+@pytest.mark.slow
+def test_an_experiment_with_one_source_fetches_that_one_alone(tmp_path, write_params):
+    clone = fresh_clone(tmp_path)
+    for name in ("one", "two-2"):
+        write(clone / "in" / name, {"rows.json": [plain(0, None)]})
+    sources = {
+        name: {"kind": "path", "path": f"in/{name}", "licence": None} for name in ("one", "two-2")
+    }
+    write_params(clone / "params.yaml", **{"data.sources": sources})
+    call("dvc", "repro", "fetch@one", "fetch@two-2", folder=clone)
+    call("git", "add", ".", folder=clone)
+    call("git", "commit", "-qm", "two sources", folder=clone)
+    change = ("-S", "data.sources.two-2.licence=MIT")
+    said = call("dvc", "exp", "run", *change, "fetch@one", "fetch@two-2", folder=clone)
+    assert "Stage 'fetch@one' didn't change" in said
+    assert "Running stage 'fetch@two-2'" in said
+    assert source.read(clone / "data" / "raw" / "two-2").licence == "MIT"
 
 
 def test_what_is_wrong_with_a_source_names_it(tmp_path):
@@ -307,6 +332,18 @@ def test_what_can_not_be_used_or_is_not_safe_is_refused(tmp_path, what, monkeypa
     assert told in text
     there = {path.name for path in tmp_path.rglob("rows.json") if "in" not in path.parts}
     assert not there
+
+
+def test_a_link_inside_an_archive_becomes_the_file_that_it_leads_to(tmp_path):
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as packed:
+        for name, content in {"rows.json": [plain(0, "a.png")], "z.png": picture(0)}.items():
+            path = write(tmp_path / "in", {name: content}) / name
+            packed.add(path, name)
+        (tmp_path / "in" / "a.png").symlink_to("z.png")
+        packed.add(tmp_path / "in" / "a.png", "a.png")
+    (row,) = fetched(tmp_path / "raw", mine=entry(tmp_path / "x.tar.gz"))
+    assert row.images == (picture(0),)
+    assert not any(path.is_symlink() for path in (tmp_path / "raw").rglob("*"))
 
 
 def test_a_source_that_holds_the_folder_to_be_filled_is_refused(tmp_path):

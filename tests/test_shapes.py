@@ -34,38 +34,30 @@ def content(question, count=1, **more):
     return [message["content"] for message in row["messages"]]
 
 
+HISTORY = [("What is it?", "A cat.")]
+
+
 @pytest.mark.parametrize(
-    ("question", "expected"),
+    ("question", "count", "history", "expected"),
     [
-        ("What is it?", "<image>What is it?"),
-        ("<image>\nWhat is it?", "<image>What is it?"),
-        ("<image>What is it?", "<image>What is it?"),
-        ("What is it?\n<image>", "What is it?\n<image>"),
-        ("<image>", "<image>"),
-        ("What does <image> show?", "What does <image> show?"),
-        ("<image> or <image>?", "<image>< image> or < image>?"),
+        ("What is it?", 1, [], ["<image>What is it?"]),
+        ("<image>\nWhat is it?", 1, [], ["<image>What is it?"]),
+        ("What is it?\n<image>", 1, [], ["What is it?\n<image>"]),
+        ("<image>", 1, [], ["<image>"]),
+        ("What does <image> show?", 1, [], ["What does <image> show?"]),
+        ("<image> or <image>?", 1, [], ["<image>< image> or < image>?"]),
+        ("Is <image> older than <image>?", 2, [], ["Is <image> older than <image>?"]),
+        ("Which is older?", 2, [], ["<image><image>Which is older?"]),
+        ("What is <image>?", 0, [], ["What is < image>?"]),
+        ("Colour?", 1, HISTORY, ["<image>What is it?", "A cat.", "Colour?"]),
+        ("<image>\nColour?", 1, HISTORY, ["What is it?", "A cat.", "<image>Colour?"]),
     ],
 )
-def test_one_marker_is_the_images_place_and_more_are_text(question, expected):
+def test_as_many_markers_as_images_are_their_places_and_others_are_text(
+    question, count, history, expected
+):
     clean = functools.partial(formatted.neutralised, markers=("<image>",))
-    assert content(question, clean=clean) == [expected]
-
-
-def test_as_many_markers_as_images_are_their_places():
-    assert content("Is <image> older than <image>?", 2) == ["Is <image> older than <image>?"]
-    assert content("Which is older?", 2) == ["<image><image>Which is older?"]
-
-
-def test_images_come_with_the_first_question_unless_the_texts_say_otherwise():
-    history = [("What is it?", "A cat.")]
-    assert content("And its colour?", history=history)[0] == "<image>What is it?"
-    later = content("<image>\nAnd its colour?", history=history)
-    assert later == ["What is it?", "A cat.", "<image>And its colour?"]
-
-
-def test_a_text_alone_has_no_place_for_an_image():
-    clean = functools.partial(formatted.neutralised, markers=("<image>",))
-    assert content("What is <image>?", 0, clean=clean) == ["What is < image>?"]
+    assert content(question, count, history=history, clean=clean) == expected
 
 
 markers = st.lists(st.sampled_from(["<image>", "<video>", "a", "\n", "<", "image>"]), max_size=8)

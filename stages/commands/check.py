@@ -103,10 +103,11 @@ def _printed(rows: Iterable[Record]) -> Iterator[Record]:
         if number < _SHOWN:
             images = [readable(len(image)) for image in row.images or ()]
             print(f"  {shown(row.where)}: images: {', '.join(images) or row.note or 'none'}")
-            said = {"system": row.system, "question": row.question}
+            said = {"system": row.system} if row.system else {}
             said |= {f"turn {i}": " / ".join(turn) for i, turn in enumerate(row.history, start=1)}
-            for field, text in (said | {"chosen": row.chosen, "rejected": row.rejected}).items():
-                print(f"    {field}: {shown(text)}" if text else f"    {field}: none")
+            texts = {name: getattr(row, name) for name in ("question", "chosen", "rejected")}
+            for name, text in {**said, **texts}.items():
+                print(f"    {name}: {shown(text)}")
         yield row
 
 
@@ -116,7 +117,7 @@ def _print_outcome(counted: dict[str, Any], folder: Path) -> None:
     for reason, number in counted["left_out"].items():
         if number:
             first = next(row for row in rows if row["reason"] == reason)
-            print(f"  {number:,} {reason}: {REASONS[reason].meaning}")
+            print(f"  {number:,} {reason}: {REASONS[reason]}")
             print(f"    the first, {shown(first['where'])}: {shown(first['detail'], 300)}")
     pairs = pq.read_table(folder / "pairs.parquet")
     for field in ("question", "chosen", "rejected") if pairs.num_rows else ():

@@ -59,7 +59,7 @@ def check(counts: Mapping[str, Any], folder: Path, chosen: Any) -> None:
         most = max(found, key=lambda reason: found[reason])
         raise UserError(
             f"{what}; the first, {shown(first['where'])}: {shown(first['detail'], 300)}; "
-            f"{REASONS[most].advice}"
+            f"{most}: {REASONS[most]}"
         )
     wanted = ["train", "test", *(["validation"] if chosen.validation else [])]
     if empty := [name for name in wanted if not counts["pairs_by_split"][name]]:

@@ -174,24 +174,18 @@ def missing(
     some += [f"and {len(names) - 20:,} more"] * (len(names) > 20)
     text = f"has no column {', '.join(_quoted(name) for name in lacking.values())}; it has "
     text += f"{', '.join(some)}; name the right ones under `columns`"
-    guesses = {part: _guess(part, names, columns, values) for part in lacking if part in _CALLED}
-    if guesses and all(guesses.values()):
-        pairs = ", ".join(f"{part}: {_quoted(name)}" for part, name in guesses.items())
+    texts = [name for name in names if isinstance(values.get(name), str)]
+    images = [name for name in names if isinstance(values.get(name), str | bytes | Mapping | list)]
+    found = {
+        part: [n for n in (images if part == "image" else texts) if _part_of(n) == part]
+        for part in lacking.keys() & _CALLED.keys()
+    }
+    if found and all(len(few) == 1 for few in found.values()):  # else there is doubt
+        pairs = ", ".join(f"{part}: {found[part][0]}" for part in _CALLED if part in found)
         text += f", by their words {{{pairs}}}"
     if nullable := [part for part in lacking if part in ("image", "origin", "kind")]:
         text += f", or write null for {' and '.join(nullable)}"
     return text
-
-
-def _guess(
-    part: str, names: Sequence[str], columns: Mapping[str, str | None], values: Mapping[str, Any]
-) -> str:
-    """The one column that by the words of its name and by its value may be a part; else empty."""
-    kinds = (str, bytes, Mapping, list) if part == "image" else str
-    free = [n for n in names if n not in columns.values() and isinstance(values.get(n), kinds)]
-    found = [name for name in free if _part_of(name) == part]
-    exact = [name for name in found if name.lower() in _CALLED[part]]
-    return next((few[0] for few in (found, exact) if len(few) == 1), "")
 
 
 def _part_of(name: str) -> str:
@@ -233,8 +227,9 @@ def record(
     if more := _text(row.get(layout.more), layout.more):
         asked = [*asked[:-1], ("user", f"{asked[-1][1]}\n{more}" if asked else more)]
     better, images = _said(row, layout.chosen, layout, "assistant")
-    if not layout.chosen or asked == better:  # the prompt's column holds the chosen answer as well
-        asked, better = [], asked
+    better = better if layout.chosen else asked
+    if better and asked[-1:] == better[-1:]:  # the prompt's column holds the chosen answer as well
+        asked = asked[:-1]
     inside = inside or images
     worse, images = _said(row, layout.rejected, layout, "assistant")
     if images and images != inside:

@@ -8,62 +8,29 @@ import pyarrow as pa
 
 from stages.pairs.pairs import Question, Record
 
-
-@dataclass(frozen=True)
-class Reason:
-    """What a reason says of a row, and what helps where it is the most frequent one."""
-
-    meaning: str
-    advice: str = "check data.sources and the columns there"
-
-
-# Why a row can be left out, in the order of asking: a row counts under the first that holds.
+# Why a row can be left out, and what helps where that is the most frequent reason; in the order of
+# asking: a row counts under the first that holds.
 REASONS = {
-    "missing_field": Reason(
-        "a field is absent or no valid text, its image can't be found, or question is blank",
-        "check the columns in data.sources, and the images' names",
-    ),
-    "not_read": Reason(
-        "it holds what changes the pair and is not read: a video, tools, objects, …",
-        "take out these rows, or the column if it changes nothing",
-    ),
-    "other_media": Reason(
-        "its texts mark another number of images than it brings, or a video or a sound",
-        "give each row as many <image> as images, or none",
-    ),
-    "empty_answer": Reason("chosen or rejected is blank"),
-    "identical_answers": Reason("chosen and rejected are equal, white space at the ends aside"),
-    "text_only": Reason(
-        "it has no image, and preprocess.wanted.text_only is false",
-        "preprocess.wanted.text_only: true takes pairs without an image",
-    ),
-    "too_many_images": Reason(
-        "it has more images than preprocess.wanted.images", "raise preprocess.wanted.images"
-    ),
-    "too_many_turns": Reason(
-        "it has more turns than preprocess.wanted.turns", "raise preprocess.wanted.turns"
-    ),
-    "system_prompt": Reason(
-        "it has a system prompt, and preprocess.wanted.system_prompt is false",
-        "preprocess.wanted.system_prompt: true takes them",
-    ),
-    "undecodable_image": Reason(
-        "the image is truncated, damaged, or of no known format", "convert it to PNG or JPEG"
-    ),
-    "image_too_large": Reason(
-        "its header declares more than preprocess.max_input_pixels; not decoded",
-        "raise preprocess.max_input_pixels",
-    ),
-    "image_too_slow": Reason(
-        "a JPEG of more than 100 scans, or a JPEG 2000 of more than a quarter of "
-        "preprocess.max_input_pixels",
-        "write the images again as PNG or as JPEG with fewer scans",
-    ),
-    "image_too_small": Reason(
-        "its shorter side is below preprocess.min_side", "lower preprocess.min_side"
-    ),
-    "image_in_held_out_questions": Reason("it belongs to the questions kept for the evaluation"),
-    "exact_duplicate": Reason("images and texts all equal those of an earlier row"),
+    "missing_field": "a field is absent or no valid text, its image can't be found, or question "
+    "is blank; check the columns in data.sources, and the images' names",
+    "not_read": "it holds what changes the pair and is not read: a video, tools, objects, …; take "
+    "out these rows, or the column if it changes nothing",
+    "other_media": "its texts mark another number of images than it brings, or a video or a sound; "
+    "give each row as many <image> as images, or none",
+    "empty_answer": "chosen or rejected is blank; check the columns in data.sources",
+    "identical_answers": "chosen and rejected are equal, white space at the ends aside",
+    "text_only": "it has no image; preprocess.wanted.text_only: true takes it",
+    "too_many_images": "it has more images than preprocess.wanted.images",
+    "too_many_turns": "it has more turns than preprocess.wanted.turns",
+    "system_prompt": "it has a system prompt; preprocess.wanted.system_prompt: true takes it",
+    "undecodable_image": "the image is truncated, damaged, or of no known format; convert it to "
+    "PNG or JPEG",
+    "image_too_large": "its header declares more than preprocess.max_input_pixels; not decoded",
+    "image_too_slow": "a JPEG of more than 100 scans, or a JPEG 2000 of more than a quarter of "
+    "preprocess.max_input_pixels; write it again as PNG or as JPEG with fewer scans",
+    "image_too_small": "its shorter side is below preprocess.min_side",
+    "image_in_held_out_questions": "it belongs to the questions kept for the evaluation",
+    "exact_duplicate": "images and texts all equal those of an earlier row",
 }
 
 # Rows of data/pairs/left_out.parquet.

@@ -6,6 +6,7 @@ column holds what ``layouts``', which file a name means ``files``', and what ima
 that is wrong, and the run stops.
 """
 
+import contextlib
 import itertools
 import os
 import sys
@@ -26,6 +27,7 @@ from stages.pairs.layouts import UNREAD, Layout, Odd
 from stages.pairs.pairs import Record
 from stages.pairs.split import published_split
 
+_ARCHIVES = {".zip", ".tgz", ".tbz2", ".txz", ".7z", ".rar"}
 # Written beside the data by the tools that write it; they hold no rows.
 _NOT_DATA = {dataset_info.NAME, "dataset_infos.json", "dataset_dict.json", "state.json"}
 
@@ -75,6 +77,8 @@ def contents(path: Path, reading: Reading) -> Contents:
         return _with_images(Contents(path.parent, (path.name,)), reading)
     names = [name for name in (walk(path) if path.is_dir() else ()) if name != FETCHED]
     left_out = {name: "it can run code" for name in names if suffix(name) in PICKLES | CODE}
+    packed = [name for name in names if suffix(name) in _ARCHIVES]
+    left_out |= dict.fromkeys(packed, "an archive, which is unpacked if `path` names it as well")
     tables = [name for name in names if ending(name) and PurePosixPath(name).name not in _NOT_DATA]
     infos = [name for name in names if PurePosixPath(name).name == dataset_info.NAME]
     described = dataset_info.described(path, infos, tables, reading.datasets)
@@ -115,11 +119,12 @@ def _with_images(there: Contents, reading: Reading) -> Contents:
 
 def _is_no_table(path: Path, reading: Reading) -> bool:
     """Whether a JSON file is one object that is no pair: annotations, or a description."""
-    if suffix(path.name) != ".json":
-        return False
-    table = formats.open_table(path)
-    few = list(itertools.islice(table.rows(()), 2))
-    return len(few) == 1 and layouts.choose(table.names, reading.columns) is None
+    if suffix(path.name) == ".json":
+        with contextlib.suppress(UserError):  # what is wrong is said where the table is opened
+            table = formats.open_table(path)
+            few = list(itertools.islice(table.rows(()), 2))
+            return len(few) == 1 and layouts.choose(table.names, reading.columns) is None
+    return False
 
 
 def count(raw: Path) -> int | None:

@@ -1,7 +1,7 @@
-"""What would be silent or unsafe in a base model, refused before it is fetched, copied or loaded.
+"""Refuses a base model with a silent or unsafe fault before it is fetched, copied or loaded.
 
-Whether tokenizer, template and processor work, ``format`` tries; whether all tensors are there,
-loading tells. Nothing is loaded here, and nothing written.
+``format`` tries whether tokenizer, template and processor work, and loading tells whether all
+tensors are there. This module loads no model and writes nothing.
 """
 
 import json
@@ -53,8 +53,9 @@ def check_weights_exist(
 
 
 def check_model(folder: Path, names: Sequence[str], *, name: str, allow_pickle: bool) -> None:
-    """Refuse a model by its small files: one of no known family, or that something is wrong with
-    which loading would not tell. ``names`` are its files; weights may not be in ``folder`` yet.
+    """Refuse a model by its small files: an unknown family, or a fault that loading would not tell.
+
+    ``names`` are its files; weights may not be in ``folder`` yet.
 
     Raises:
         UserError: naming what is missing, or what the model is instead.

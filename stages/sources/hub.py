@@ -1,8 +1,8 @@
 """Kind ``hub``: a repository on the Hugging Face Hub at one commit.
 
-The Hub's own library downloads, by Xet where the repository has it. What is ours: the commit is
-resolved once, room on the disk is looked for first, what may run code stays there, and each file is
-held against the size and digest that the Hub announced.
+The Hub's own library downloads, by Xet where the repository has it. This module resolves the
+commit once, checks the room on the disk first, leaves out what may run code, and holds each file
+against the size and digest that the Hub announced.
 """
 
 import fnmatch
@@ -60,13 +60,10 @@ class Announced:
         """Whether the file at ``path`` has the announced size and content."""
         if not path.is_file() or path.stat().st_size != self.size:
             return False
-        large = len(self.digest) == 64
-        digest = hashlib.new("sha256" if large else "sha1", usedforsecurity=False)
-        digest.update(b"" if large else f"blob {self.size}\0".encode())
-        with path.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-        return digest.hexdigest() == self.digest
+        if len(self.digest) == 64:
+            return source.described(path, self.path).sha256 == self.digest
+        blob = b"blob %d\0" % self.size + path.read_bytes()
+        return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == self.digest
 
 
 def fetch(asked: HubModel, out: Path, repo_type: RepoType, **allowed: bool) -> Source:
@@ -194,11 +191,10 @@ def _select(asked: HubModel, files: Sequence[Announced], **allowed: bool) -> lis
 def _bring(
     missing: Sequence[Announced], out: Path, repo: str, repo_type: RepoType, commit: str
 ) -> None:
-    """Download files into ``out``, each complete and as announced. What an interrupted call had
-    completed is there already.
+    """Download files into ``out``, each complete and as announced.
 
-    File by file, not by ``snapshot_download``: it does the same, but where one fails, or Ctrl-C is
-    pressed, it waits for all that are under way. These threads are daemons, and nobody waits.
+    ``snapshot_download`` calls the same function for each file, but waits for all files under way
+    when one fails or Ctrl-C is pressed. The threads here are daemons: nobody waits for them.
     """
     from huggingface_hub import hf_hub_download
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
@@ -46,19 +46,20 @@ def read(
         total = None if total is None or count is None else total + count
         start = f"{name}: " if len(sources) > 1 else ""
         records.append(_named(rows, name, start))
-        questions.append(replace(one, where=start + one.where) for one in held_out)
+        questions.append(_named(held_out, name, start))
     return chain(*records), chain(*questions), total
 
 
-def _named(rows: "Iterator[Record]", name: str, start: str) -> "Iterator[Record]":
+def _named(rows: Iterator[Any], name: str, start: str) -> Iterator[Any]:
     with of(name):
         for row in rows:
-            yield replace(row, where=start + row.where, origin=row.origin or name)
+            origin = {"origin": row.origin or name} if hasattr(row, "origin") else {}
+            yield replace(row, where=start + row.where, **origin)
 
 
 @contextmanager
 def of(name: str) -> Iterator[None]:
-    """Says of which source it is what is wrong."""
+    """Put the name of a source before what is wrong with it."""
     try:
         yield
     except UserError as error:

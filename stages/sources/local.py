@@ -1,5 +1,7 @@
-"""Kind ``path``: files of this machine, copied as they are: tables and their images, an archive of
-these, or the folder of a base model."""
+"""Kind ``path``: files of this machine, copied as they are.
+
+They are tables with their images, an archive of these, or the folder of a base model.
+"""
 
 import re
 import shutil
@@ -67,7 +69,7 @@ def fetch_data(asked: PathData, out: Path) -> Source:
             found = {f"{name}/{each}": place / each for each in walk(place)}
         else:
             found = {name: place}
-            with suppress(UserError):  # preprocess says what is wrong: there, all are together
+            with suppress(UserError):  # preprocess tells what is wrong, when all are together
                 found |= _belonging(place, asked)
         for each, at in found.items():
             if files.setdefault(each, at) != at:
@@ -142,9 +144,11 @@ def copy_all(
     described = [source.described(path, name) for name, path in sorted(files.items())]
     missing = [file for file in described if not source.is_there(out / file.path, file)]
     source.check_room(out, sum(file.size for file in missing), what=f"the {kind} source")
+    # Links of an archive first, while what they lead to is still there.
+    missing.sort(key=lambda file: not files[file.path].is_symlink())
     for file in tqdm(missing, desc="copying", unit="file", disable=len(missing) < 100):
         path = files[file.path]
-        if not path.is_relative_to(out / PARTIAL):
+        if path.is_symlink() or not path.is_relative_to(out / PARTIAL):
             path = Path(shutil.copyfile(path, out / PARTIAL / "copying"))
         source.place(path, out, file.path)
     return source.finish(out, Source(kind, repo, None, commit, licence, tuple(described)))
