@@ -397,7 +397,9 @@ _ENTRIES = (
     *ANSWER_TOKENS.metrics(),
     *REPETITION.metrics(),
     *UNFINISHED.metrics(),
-    Metric("same_answers", "share of equal answers", SHARE, needs=_ANSWERS, rows="answers"),
+    Metric(
+        "same_answers", "share of answers that are equal", SHARE, needs=_ANSWERS, rows="answers"
+    ),
     # graded answers
     Metric("questions", "held-out questions that both models answered", needs=_QUESTIONS),
     Metric(
