@@ -46,6 +46,8 @@ WRITES = {
     "stages.core.parallel.each": "a temporary folder",
     "stages.tracking": "reports/mlflow_pending",
 }
+# Prints all parameters, so that each of them decides what it writes.
+PRINTS = "stages.reporting.page"
 # Imported by a program that a stage starts, so by no module that the stage imports.
 LOADED_ELSEWHERE = {"stages.tuning.process": {"stages.tuning.trainer"}}
 
@@ -246,11 +248,17 @@ def beside(source: Path) -> set[Path]:
 def parameters_read(module: str) -> set[str]:
     """Keys of params.yaml, such as ``train.beta``, that a module reads from a ``Params``.
 
-    Followed are names bound to ``params.load()`` and arguments annotated as ``Params``. All of it
-    together (``p.model_dump``) is no reading: MLflow mirrors every parameter whatever is read.
+    Followed are names bound to ``params.load()``, arguments annotated as ``Params``, and ``p`` in
+    the template beside it. All of it together (``p.model_dump``) is no reading, but for ``PRINTS``:
+    MLflow mirrors every parameter whatever is read.
     """
     functions = [n for n in ast.walk(tree(module)) if isinstance(n, ast.FunctionDef)]
-    return {key for function in functions for key in _keys_read_in(function)} - {""}
+    keys = {key for function in functions for key in _keys_read_in(function)}
+    for template in beside(source_of(module)):
+        if template.suffix in (".html", ".md"):
+            chains = re.findall(r"\bp\.([\w.]+)", template.read_text(encoding="utf-8"))
+            keys |= {key_of(chain.split(".")) for chain in chains}
+    return (keys | (set(Params.model_fields) if module == PRINTS else set())) - {""}
 
 
 def _keys_read_in(function: ast.FunctionDef) -> Iterator[str]:

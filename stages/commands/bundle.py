@@ -55,7 +55,7 @@ def write(
         shutil.copyfile(name, folder / name)
     config = json.loads((at.adapter / CONFIG).read_text(encoding="utf-8"))
     _write(folder / CONFIG, config | named(base))
-    licence = card.licence_of(card.strictest(each.licence for each in data), base.licence)
+    licence = card.licence_of(*(each.licence for each in data), base.licence)
     (folder / "LICENCES.md").write_text(licences(data, base, licence), encoding="utf-8")
     facts = {
         "version": version,

@@ -10,6 +10,7 @@ LLaMA-Factory's name, checked against its options without importing it (``argume
 refuses keys of its own that do not go together; tables of such options are in ``rules``.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
@@ -28,6 +29,7 @@ from stages.params.losses import LOSSES
 from stages.sources.kinds import KINDS
 
 PARAMS_FILE = Path("params.yaml")
+SEED = "train.seed"  # runs that differ in it alone are of one setting
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -266,6 +268,21 @@ def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
         for name, section in document.items()
         for key, value in flattened(section, f"{prefix}{name}.").items()
     }
+
+
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[tuple[str, str, str], ...]:
+    """Keys whose values differ, with both values as JSON writes them; ``-`` where there is none."""
+
+    def shown(parameters: Mapping[str, Any], key: str) -> str:
+        return json.dumps(parameters[key], default=str) if key in parameters else "-"
+
+    return tuple(
+        (key, shown(before, key), shown(after, key))
+        for key in {**before, **after}
+        if key not in before or key not in after or before[key] != after[key]
+    )
 
 
 def _explain(key: str, detail: ErrorDetails) -> str:
