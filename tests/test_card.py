@@ -12,10 +12,10 @@ from ruamel.yaml import YAML
 
 from stages.evaluation.catalogue import METRICS
 from stages.families import known, qwen2_5_vl, qwen3_vl
-from stages.params import params
 from stages.params.losses import LOSSES
 from stages.reporting import card
 from stages.reporting.card import Licence
+from tests.contracts import preset_of
 from tests.experiment import DEMO, EASY_VQA, QWEN, ROOT, TOPICS, around, inputs_with, metrics_of
 
 HEADINGS = [
@@ -271,7 +271,7 @@ def test_a_card_of_several_sources_describes_each_and_takes_the_strictest_licenc
 
 def test_the_data_of_every_preset_are_known():
     for preset in sorted((ROOT / "params").glob("*.yaml")):
-        for source in params.load(preset).data.sources.values():
+        for source in preset_of(preset).data.sources.values():
             if source.kind != "path":  # one's own, of which nothing is known
                 assert getattr(source, "repo", source.kind) in card.KNOWN
 

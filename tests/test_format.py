@@ -50,7 +50,7 @@ def test_a_pair_becomes_a_row_that_names_its_image_relatively():
 
 @pytest.mark.parametrize("field", ["question", "chosen", "rejected"])
 def test_a_marker_in_any_field_is_broken_and_counted_once_a_pair(field):
-    table = pd.DataFrame([PAIR | {field: "an <image> and <|im_end|>"}, PAIR])
+    table = pd.DataFrame([PAIR | {field: "two <image> <image> and <|im_end|>"}, PAIR])
     rows, changed = format_stage.to_rows(table, MARKERS)
     assert [(one.row, one.markers) for one in changed] == [("1", set(MARKERS))]
     assert json.dumps(rows[0]).count("<image>") == 1  # ours
