@@ -12,31 +12,37 @@ processor now, and a pair that would be cut is left out and counted.
 
 import csv
 import json
+import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from stages.core import command
 from stages.core.errors import UserError
+from stages.core.text import shown
+from stages.families.family import Family
 from stages.model import tokens
 from stages.model.formatted import PLACEHOLDERS, dataset_info, found, neutralised, prompt
 from stages.model.tokens import Lengths
 from stages.pairs.pairs import SPLITS
 from stages.params import params
 
+SECONDS = 20  # of work, for one prompt; it takes a hundredth of one
 FEW = 3  # altered rows that need no more than to be counted
 QUANTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
 
 
 def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> None:
     p = params.load()
-    tokenization = tokens.load(model, p)
+    tokenization = tried(model, p)
     table = pd.read_parquet(pairs / "pairs.parquet")
     rows, changed = to_rows(table, tokenization.markers)
     sizes = [
@@ -62,10 +68,61 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     write_json(out / "questions.json", questions)
     write_json(out / "dataset_info.json", dataset_info(system_prompts=any(table["system"])))
     write_left_out(out / "left_out.csv", rows, counted, kept, p.format.cutoff_len)
-    write_json(report, summary(table["split"], kept, counted, changed))
-    if told := altered_in_words(changed, len(table)):
+    told = altered_in_words(changed, len(table), tokenization.family)
+    write_json(report, summary(table["split"], kept, counted, changed, told))
+    if told:
         print(told, file=sys.stderr)
     write_quantiles(lengths, [length for length, ok in zip(counted, kept, strict=True) if ok])
+
+
+def tried(model: Path, p: params.Params) -> tokens.Tokenization:
+    """Tokenizer, processor and template of the model, tried on one prompt and one image.
+
+    Raises:
+        UserError: one of them is broken or another model's, which would be seen stages later.
+    """
+    try:
+        loaded = tokens.load(model, p)
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        if loaded.image_token_id != config.get("image_token_id", loaded.image_token_id):
+            raise ValueError(f"{loaded.family.image_token} has another number in config.json")
+        if len(loaded.tokenizer) > config.get("text_config", config)["vocab_size"]:
+            raise ValueError("the tokenizer has more tokens than the model")
+        content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+        with at_most(SECONDS):
+            if getattr(loaded.processor, "chat_template", None):  # lm-eval's tasks render it
+                loaded.processor.apply_chat_template([{"role": "user", "content": content}])
+        picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+        pixels = loaded.processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+        if not (pixels.isfinite().all() and pixels.std() > 0):
+            raise ValueError("the image processor makes nothing of an image")
+    except UserError:
+        raise
+    except BaseException as error:  # of the tokenizer's Rust, some are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise UserError(
+            f"{model}: tokenizer, chat template or image processor do not work "
+            f"({type(error).__name__}: {shown(error, 200)}); get all files of one revision "
+            "(model.source), or take another base model"
+        ) from None
+    return loaded
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Stop work that takes longer: a template may loop."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 @dataclass(frozen=True)
@@ -120,7 +177,7 @@ def altered(
     return Altered(row, broken, excerpt(one, other))
 
 
-def altered_in_words(changed: Sequence[Altered], rows: int) -> str | None:
+def altered_in_words(changed: Sequence[Altered], rows: int, family: Family) -> str | None:
     """What is said of altered rows when they are more than a few: how many, of what, an example,
     and the cure.
     """
@@ -133,7 +190,7 @@ def altered_in_words(changed: Sequence[Altered], rows: int) -> str | None:
         f"were broken up so that they are read as text ({named}).",
         f"For example in row {changed[0].row}: {changed[0].excerpt}",
     ]
-    possible = [m for m, _ in often.most_common() if not tokens.BUILDS_PROMPTS.match(m)]
+    possible = [m for m, _ in often.most_common() if not family.builds_prompt(m)]
     if names := [marker for marker in possible if marker not in PLACEHOLDERS][:5]:
         told.append(
             "If the task needs them as the tokens they are, name them: "
@@ -179,6 +236,7 @@ def summary(
     kept: Sequence[bool],
     counted: Sequence[Lengths],
     changed: Sequence[Altered],
+    altered: str | None,
 ) -> dict[str, Any]:
     """What went in, what was kept and why the rest was not; quantiles (tokens) of all pairs."""
     splits = list(splits)
@@ -191,7 +249,7 @@ def summary(
         "kept_by_split": {name: used[name] for name in SPLITS},
         "left_out_by_split": {name: cut[name] for name in SPLITS},
         "special_tokens_neutralised": len(changed),
-        **({"altered": altered_in_words(changed, len(counted))} if len(changed) > FEW else {}),
+        **({"altered": altered} if altered else {}),
         "tokens": {
             name: {
                 label: int(np.percentile([getattr(c, name) for c in counted], q, method="higher"))

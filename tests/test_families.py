@@ -239,7 +239,7 @@ def test_the_vision_tower_sees_each_image_once_and_gives_the_same_bits(each, pai
 
 @pytest.mark.slow
 def test_positions_go_on_after_the_longer_side_of_an_image(each):
-    """The rule in ``families/qwen.py``."""
+    """The rule in ``families/family.py``."""
     import torch
 
     grid = torch.tensor([[1, 6, 10]])  # patches: 3 by 5 tokens
@@ -286,8 +286,7 @@ def test_qwen2_5_vl_goes_through_every_stage(qwen2_5_dir, write_params, tmp_path
         **run_stages.SMALL,
         **QWEN2_5,
         **{
-            "data.source": {"kind": "path", "path": "mine", "licence": None},
-            "data.columns.origin": None,
+            "data.sources": {"mine": {"kind": "path", "path": "mine", "licence": None}},
             "model.source": {"kind": "path", "path": str(qwen2_5_dir), "licence": "Apache-2.0"},
             "format.image_max_pixels": 8192,
             "format.image_min_pixels": 784,

@@ -61,12 +61,11 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
     entries = [{"path": path, "md5": md5} for path, md5 in outs.items()]
     (project / "dvc.lock").write_text(json.dumps({"stages": {"all": {"outs": entries}}}))
     source = {"kind": "hub", "repo": "me/pairs", "commit": "f" * 40, "licence": None}
-    for name in ("raw", "raw/more"):
-        (project / "data" / name).mkdir(parents=True)
-        (project / "data" / name / "SOURCE.json").write_text(json.dumps(source))
+    (project / "data" / "raw" / "mine").mkdir(parents=True)
+    (project / "data" / "raw" / "mine" / "SOURCE.json").write_text(json.dumps(source))
     (project / "reports").mkdir()
     (project / "reports" / "metrics.json").write_text("{}")
-    (project / "params.yaml").write_text("beta: 0.1\n")
+    (project / "params.yaml").write_text("data: {sources: {mine: {}}}\nbeta: 0.1\n")
     committed(project)
     tags = tracking.provenance()
     assert len(tags["git.commit"]) == 40

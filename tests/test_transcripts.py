@@ -21,7 +21,6 @@ WITHOUT = {
     "use": "copies a file; tests/test_setup.py",
     "ui": "a server with a page; docs/comparing.md has its pictures",
     "log": "after a tracking server was away; tests/test_way_back.py",
-    "join": "needs a second machine; docs/scaling.md",
 }
 
 

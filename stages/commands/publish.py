@@ -17,9 +17,9 @@ from pathlib import Path
 
 from stages.commands import outputs
 from stages.commands.release import ARTIFACT
-from stages.core import command
+from stages.core import command, hub_errors
 from stages.core.errors import UserError
-from stages.sources import hub_errors, manifest
+from stages.sources import source
 from stages.tracking.tags import git
 
 
@@ -69,7 +69,7 @@ def bundle(tag: str, at: outputs.Places, folder: Path) -> None:
         at.card: "README.md",
         at.page: "report.html",
         at.results / "metrics.json": "metrics.json",
-        at.model / manifest.MANIFEST: "base.json",
+        at.model / source.FETCHED: source.FETCHED,
         **{Path(name): name for name in ("dvc.lock", "params.yaml", "requirements.txt")},
     }
     try:
@@ -79,8 +79,8 @@ def bundle(tag: str, at: outputs.Places, folder: Path) -> None:
     except Exception as error:  # DVC's and the remote's have no class in common
         told = " ".join(str(error).split())[:200]
         raise UserError(f"{tag}: its files can't be read ({told}); `dvc pull` gets them") from error
-    base = manifest.parse(json.loads((folder / "base.json").read_text(encoding="utf-8")))
-    (folder / "base.json").unlink()
+    base = source.read(folder)
+    (folder / source.FETCHED).unlink()
     if base.kind == "hub":
         path = folder / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -40,9 +40,9 @@ from stages.core.console import show
 from stages.core.project import project_root
 from stages.evaluation import catalogue
 from stages.evaluation.metrics import headline
-from stages.params.params import PARAMS_FILE
+from stages.params.params import PARAMS_FILE, SEED
 from stages.tracking import tags
-from stages.tracking.tags import SEED, experiment_name, redacted
+from stages.tracking.tags import experiment_name, redacted
 
 EXPERIMENT = "preference-tuning"
 DESCRIPTION, PARENT = "mlflow.note.content", "mlflow.parentRunId"

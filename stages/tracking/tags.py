@@ -11,10 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.core.project import project_root
-from stages.params.params import PARAMS_FILE, flattened
-
-SEED = "train.seed"
-SOURCES = ("data/raw/SOURCE.json", "data/raw/*/SOURCE.json", "models/base/SOURCE.json")
+from stages.params.params import PARAMS_FILE, SEED, differences, flattened
 
 
 def experiment_name(root: Path = Path()) -> str:
@@ -55,12 +52,15 @@ def provenance(root: Path = Path()) -> dict[str, str]:
     for path, digest in outputs(root).items():
         if path.startswith(("data/", "models/")):
             found[f"dvc.md5.{path}"] = digest
-    for source in (file for pattern in SOURCES for file in sorted(root.glob(pattern))):
-        described = json.loads(source.read_text(encoding="utf-8"))
-        folder = source.parent.name
-        name = {"raw": "data", "base": "model"}.get(folder, f"data.{folder}")
+    names = dict.fromkeys(
+        k.split(".")[2] for k in parameters(root) if k.startswith("data.sources.")
+    )
+    places = {"data": [f"data/raw/{name}" for name in names], "model": ["models/base"]}
+    for what, folders in places.items():
+        files = [root / folder / "SOURCE.json" for folder in folders]
+        fetched = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
         for key in ("kind", "repo", "commit", "licence"):
-            found[f"{name}.{key}"] = str(described.get(key) or "")
+            found[f"{what}.{key}"] = ", ".join(str(each[key]) for each in fetched if each.get(key))
     return {key: redacted(value, root) for key, value in (found | swept).items() if value}
 
 
@@ -70,11 +70,11 @@ def _sweep(root: Path, baseline: str) -> dict[str, str]:
         return {}
     text = git(root, "show", f"{baseline or 'HEAD'}:./{PARAMS_FILE}")
     before = flattened(YAML(typ="safe", pure=True).load(text)) if text else now
-    apart = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    apart = {key: value for key, _, value in differences(before, now)}
     alike = {key: value for key, value in now.items() if key != SEED}
     content = json.dumps([alike, outputs(root).get("data/formatted")], sort_keys=True, default=str)
     return {
-        "changed": ", ".join(f"{key}={json.dumps(now.get(key), default=str)}" for key in apart),
+        "changed": ", ".join(f"{key}={value}" for key, value in apart.items()),
         "sweep": f"{baseline[:7]} {', '.join(apart)}" if baseline and apart else "",
         "setting": hashlib.sha256(content.encode()).hexdigest()[:12],
     }
