@@ -80,9 +80,9 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
         "dvc.experiment": "brave-cat",
         "dvc.md5.data/pairs": "aa.dir",
         "dvc.md5.models/adapter": "bb.dir",
-        **{f"{name}.kind": "hub" for name in ("data", "data.more")},
-        **{f"{name}.repo": "me/pairs" for name in ("data", "data.more")},
-        **{f"{name}.commit": "f" * 40 for name in ("data", "data.more")},
+        "data.kind": "hub",
+        "data.repo": "me/pairs",
+        "data.commit": "f" * 40,
     }
     # What a run of the pipeline itself changes does not make it dirty; a parameter does.
     (project / "reports" / "metrics.json").write_text('{"win_rate": 1}')
