@@ -180,7 +180,7 @@ def test_a_locked_hash_that_does_not_come_out_is_named(project, capfd):
     cached = project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
     cached.parent.mkdir(parents=True, exist_ok=True)
     cached.write_text("7.0")
-    known = lockfile.read(lock)["second"].outs["second.json"].md5
+    known = lockfile.read(lock)["second"].outs["second.json"]
     lock.write_text(lock.read_text().replace(known, md5))
     subprocess.run(["git", "commit", "-qam", "wrong"], check=True)
     with pytest.raises(UserError, match="some outputs are different"):

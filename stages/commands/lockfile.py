@@ -15,24 +15,13 @@ LOCK = Path("dvc.lock")
 
 
 @dataclass(frozen=True)
-class Content:
-    """A file or folder by its content: DVC's md5 (of a folder with ``.dir``), size in bytes, and
-    the number of files of a folder."""
-
-    md5: str
-    size: int
-    files: int | None = None
-
-
-@dataclass(frozen=True)
 class Ran:
-    """A stage as it ran: its command, what it read, the parameters that it declares, by dotted key,
-    and what it wrote."""
+    """A stage as it ran: what it read, the parameters that it declares, by dotted key, and what it
+    wrote, with DVC's md5 (of a folder with ``.dir``)."""
 
-    cmd: str
-    deps: Mapping[str, Content]
+    deps: tuple[str, ...]
     params: Mapping[str, Any]
-    outs: Mapping[str, Content]
+    outs: Mapping[str, str]
 
     def had(self, parameters: Mapping[str, Any]) -> bool:
         """Whether it ran with the same values as these (nested sections of params.yaml)."""
@@ -53,15 +42,13 @@ def read(path: Path = LOCK) -> dict[str, Ran]:
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; `dvc repro` writes it")
-    document = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     stages = {
         name: Ran(
-            stage["cmd"],
-            _contents(stage.get("deps", [])),
+            tuple(dep["path"] for dep in stage.get("deps", [])),
             stage.get("params", {}).get(str(PARAMS_FILE), {}),
-            _contents(stage.get("outs", [])),
+            {out["path"]: out["md5"] for out in stage.get("outs", [])},
         )
-        for name, stage in document["stages"].items()
+        for name, stage in YAML(typ="safe").load(path.read_text(encoding="utf-8"))["stages"].items()
     }
     before = {
         name: [
@@ -75,11 +62,6 @@ def read(path: Path = LOCK) -> dict[str, Ran]:
     return {name: stages[name] for name in TopologicalSorter(before).static_order()}
 
 
-def outputs(stages: Mapping[str, Ran]) -> dict[str, Content]:
-    return {path: content for ran in stages.values() for path, content in ran.outs.items()}
-
-
-def _contents(entries: list[dict[str, Any]]) -> dict[str, Content]:
-    return {
-        each["path"]: Content(each["md5"], each["size"], each.get("nfiles")) for each in entries
-    }
+def outputs(stages: Mapping[str, Ran]) -> dict[str, str]:
+    """Path to md5 of all outputs."""
+    return {path: md5 for ran in stages.values() for path, md5 in ran.outs.items()}

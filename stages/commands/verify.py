@@ -48,7 +48,7 @@ def main(stages: str = "") -> None:
         sys.stdout.flush()
         run_again(clone, names)
         again = lockfile.outputs(lockfile.read(clone / lockfile.LOCK))
-        moved = [path for path, content in made.items() if again.get(path) != content]
+        moved = [path for path, md5 in made.items() if again.get(path) != md5]
         found = dict.fromkeys(made, (SAME, "")) | same_results.outputs(
             {path: committed / path for path in moved}, {path: clone / path for path in moved}
         )
