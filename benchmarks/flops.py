@@ -12,15 +12,14 @@ arithmetic (``stages.commands.estimate``), which a test holds against this.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks.throughput import SIZES
 from stages.commands import estimate
 from stages.commands.estimate import GIGA, PATCHES, TERA, VOCABULARY, Pair, Size
 from stages.core import command
-from stages.params import params
 from stages.tuning import config
+from tests.contracts import PRESETS, preset_of
 
 DEFAULT = Pair()
 
@@ -131,8 +130,10 @@ def memory() -> str:
     """What a process of each large preset holds on its GPU, at a batch of the longest pairs, as a
     Markdown table in GB of 10⁹ bytes."""
     rows: dict[str, dict[str, float]] = {}
-    for path in sorted(Path("params").glob("qwen3-vl-4b*.yaml")):
-        p = params.load(path)
+    for path in PRESETS:
+        if not path.stem.startswith("qwen3-vl-4b"):
+            continue
+        p = preset_of(path)
         stock = p.model_copy(update={"train": p.train.model_copy(update={"shared_prefix": False})})
         for name, each in ((f"`{path.stem}`", p), (f"`{path.stem}`, LLaMA-Factory's way", stock)):
             rows[name] = estimate.memory(each, SIZES["4b"], config.dtype(each))

@@ -22,9 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.tables import between_markers, rewrite
-from stages.tuning.nodes import free_port
 from tests.hub_server import serve
 from tests.repository import ROOT, call, environment
+from tests.test_runs import free_port
 
 DOCUMENT = Path("docs/transcripts.md")
 TOKEN = "hf_of_a_writer"
@@ -54,16 +54,9 @@ SESSIONS: dict[str, dict[str, Sequence[str]]] = {
     "start": {
         "pull": ["dvc pull | tail -n 1", "dvc status", "dvc repro | tail -n 1", "dvc push"],
         "costs": ["make costs"],
-        "sync": ["make sync"],
         "check-data": ["make check-data"],
         "plan-demo": ["make plan"],
         "verify": ["make verify STAGES=format"],
-        "certificate": [
-            "python -m stages certificate --write yes",
-            "make check-certificate",
-            "printf x >> models/adapter/README.md",
-            "make check-certificate",
-        ],
     },
     "release": {
         "release": ["make release VERSION=v1.0.0", "git push -q origin adapter@v1.0.0"],
@@ -73,7 +66,7 @@ SESSIONS: dict[str, dict[str, Sequence[str]]] = {
             "dvc get $URL models/adapter --rev adapter@v1.0.0 -o by-path",
             "cmp by-name/adapter_model.safetensors by-path/adapter_model.safetensors",
             "sha256sum by-name/adapter_model.safetensors",
-            "grep adapter_sha256 ../pipeline/releases/v1.0.0/release.json",
+            "git -C ../pipeline tag -n99 --list adapter@v1.0.0 | grep SHA",
         ],
         "publish": ["make publish REPO=owner/name"],
     },
@@ -98,7 +91,6 @@ SESSIONS: dict[str, dict[str, Sequence[str]]] = {
             "dvc exp pull -q origin beta-02",
             "dvc exp apply -q beta-02 && git status --short",
         ],
-        "restore": ["git stash -q", "python -m stages restore beta-02"],
         "alias": [
             "dvc repro -q report && git commit -qam 'Beta 0.2' && dvc push -q",
             "make release VERSION=v1.0.0 | grep MLflow",

@@ -4,7 +4,7 @@ In: the adapter, the base model, the test pairs, the reference's log-probs and t
 ``headline`` (the few numbers that people compare by), ``results/`` (every number, explained in
 ``evaluation.catalogue``, and the tables behind the plots), ``details/`` (every pair's scores, both
 models' answers, what lm-eval's tasks gave, and ``audit.csv``: pairs that contradict each other and
-images that look like one of another split); and the experiment's MLflow run, completed.
+images that look like one of another split).
 
 Why only the tuned model is run here: the base's log-probs and answers are there already.
 """
@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.answers import controls, lm_eval, prompts
+from stages.answers import controls, lm_eval, prompts, task_results
 from stages.core import command
 from stages.core.errors import UserError
-from stages.evaluation import metrics, regression, shortcuts, slices, statistics
+from stages.evaluation import metrics, paired, shortcuts, slices, statistics
 from stages.model import formatted
 from stages.model.checkpoint import Checkpoint
 from stages.pairs.pairs import SPLITS
 from stages.params import params
-from stages.tracking import failures, runs
 
 
 def main(
@@ -34,7 +33,6 @@ def main(
     adapter: Path,
     reference: Path,
     baseline: Path,
-    curves: Path,
     task_files: Path,
     headline: Path,
     results: Path,
@@ -43,7 +41,6 @@ def main(
     p = params.load()
     by_split = {split: formatted.read(formatted_data, split) for split in SPLITS}
     pairs = by_split["test"]
-    lm_eval.check(p.evaluate.lm_eval, task_files)
     tuned = Checkpoint(model, p, adapter)
     probed = lm_eval.run(tuned, task_files, formatted_data, images)
     own = tuned.log_probs(pairs, images, label="tuned")
@@ -65,29 +62,20 @@ def main(
         | metrics.of_images(scored, p.evaluate)
         | metrics.of_answers(answered[answered["of"] == "pair"], p.evaluate)
         | metrics.of_questions(answered[answered["of"] == "question"], p.evaluate)
-        | regression.comparison(lm_eval.read(baseline / "lm_eval"), probed, p.evaluate)
+        | paired.of_tasks(task_results.read(baseline / "lm_eval"), probed, p.evaluate)
     )
 
     for folder in (results, details, headline.parent):
         folder.mkdir(parents=True, exist_ok=True)
     scored.to_parquet(details / "scores.parquet", index=False)
     answered.to_parquet(details / "answers.parquet", index=False)
-    lm_eval.write(probed, details / "lm_eval")
+    task_results.write(probed, details / "lm_eval")
     audit.to_csv(details / "audit.csv", index=False)
     histogram(scored["reward_margin"].to_numpy()).to_csv(results / "margins.csv", index=False)
     slices.table(scored, p.evaluate).to_csv(results / "slices.csv", index=False)
     write(results / "metrics.json", measured)
     write(headline, metrics.headline(measured))
     print(metrics.in_words(measured))
-
-    runs.complete_run(
-        json.loads((adapter / "fingerprint.json").read_text())["fingerprint"],
-        parameters=p.model_dump(mode="json"),
-        metrics=measured,
-        curves=curves,
-        artifacts=(headline, results, details, curves, adapter / "llamafactory.yaml"),
-        datasets=[formatted_data / f"{split}.json" for split in SPLITS],
-    )
     return tuned.cost()
 
 
@@ -143,4 +131,4 @@ def histogram(margins: np.ndarray, bins: int = 40) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    command.run(failures.reported(main))
+    command.run(main)

@@ -17,7 +17,6 @@ from stages.model import formatted, reference_logps
 from stages.model.checkpoint import Checkpoint
 from stages.pairs.pairs import SPLITS
 from stages.params import params
-from stages.tracking import failures
 
 
 def main(formatted_data: Path, images: Path, model: Path, out: Path) -> dict[str, Any]:
@@ -35,4 +34,4 @@ def main(formatted_data: Path, images: Path, model: Path, out: Path) -> dict[str
 
 
 if __name__ == "__main__":
-    command.run(failures.reported(main))
+    command.run(main)

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from stages import evaluate
-from stages.answers import controls, lm_eval
+from stages.answers import controls, lm_eval, task_results
 from stages.core.errors import UserError
-from stages.evaluation import regression, shortcuts
+from stages.evaluation import shortcuts
 from stages.evaluation.catalogue import KEYS
 from stages.model import scoring
-from stages.tracking import runs
+from tests.test_lm_eval import results_of
 
 
 def row(name, kind="", **more):
@@ -39,9 +39,8 @@ QUESTIONS = [
 ]
 
 
-def test_the_histogram_holds_every_pair_once():
-    margins = np.array([-1.0, 0.0, 0.1, 0.1, 3.0])
-    table = evaluate.histogram(margins, bins=4)
+def test_the_histogram_by_hand():
+    table = evaluate.histogram(np.array([-1.0, 0.0, 0.1, 0.1, 3.0]), bins=4)
     assert list(table["margin"]) == [-0.5, 0.5, 1.5, 2.5, 3.5]
     assert list(table["pairs"]) == [1, 3, 0, 0, 1]
     assert evaluate.histogram(np.zeros(7))["pairs"].sum() == 7
@@ -65,10 +64,10 @@ def test_the_histograms_bins_are_round_and_none_holds_wins_and_losses(scale):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, write_params):
-    """What the stages before leave, and fakes of the model and of the tracker."""
+    """What the stages before leave, and fakes of the model."""
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path / "params.yaml", **{"train.beta": 0.5, "evaluate.resamples": 200})
-    for folder in ("formatted", "reference", "baseline", "base", "adapter", "curves", "images"):
+    for folder in ("formatted", "reference", "baseline", "base", "adapter", "images"):
         (tmp_path / folder).mkdir()
     for i, name in enumerate("abcd"):
         Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "images" / f"{name}.jpg")
@@ -79,6 +78,7 @@ def project(tmp_path, monkeypatch, write_params):
     (tmp_path / "adapter" / "llamafactory.yaml").write_text("stage: dpo\n")
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     (tmp_path / "base" / "SOURCE.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
     table("abcd", -5.0, -5.0).to_parquet(tmp_path / "reference" / "logps.parquet")
     controls_of("ab").to_parquet(tmp_path / "baseline" / "controls.parquet")
     answers_of("base").to_parquet(tmp_path / "baseline" / "answers.parquet")
@@ -107,30 +107,12 @@ def project(tmp_path, monkeypatch, write_params):
             ]
         ),
     )
-    monkeypatch.setattr(lm_eval, "check", lambda names, folder: None)
-    monkeypatch.setattr(lm_eval, "run", lambda *_: "probed")
-    monkeypatch.setattr(lm_eval, "read", lambda folder: folder.name)
-    monkeypatch.setattr(lm_eval, "write", write_tasks)
-    monkeypatch.setattr(
-        regression,
-        "comparison",
-        lambda base, tuned, settings: {f"lm_eval/{base}/{tuned}/change": 0.25},
-    )
+    task_results.write(results_of({"acc": [0, 1]}, "ab"), tmp_path / "baseline" / "lm_eval")
+    monkeypatch.setattr(lm_eval, "run", lambda *_: results_of({"acc": [1, 1]}, "ab"))
     monkeypatch.setattr(
         evaluate.prompts, "answers", lambda checkpoint, asked, images, label: answers_of("tuned")
     )
-    completed = []
-    monkeypatch.setattr(
-        runs,
-        "complete_run",
-        lambda fingerprint, **record: completed.append((fingerprint, record)),
-    )
-    return tmp_path, completed
-
-
-def write_tasks(probed, folder):
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(probed))
+    return tmp_path
 
 
 def controls_of(names):
@@ -161,7 +143,6 @@ def run(folder):
         adapter=folder / "adapter",
         reference=folder / "reference",
         baseline=folder / "baseline",
-        curves=folder / "curves",
         task_files=folder / "tasks",
         headline=folder / "reports" / "headline.json",
         results=folder / "reports" / "results",
@@ -169,8 +150,8 @@ def run(folder):
     )
 
 
-def test_everything_is_written_and_the_run_completed(project, capsys):
-    folder, completed = project
+def test_everything_is_written(project, capsys):
+    folder = project
     assert run(folder)["device"] == "cpu"
     reports = folder / "reports"
     result = json.loads((reports / "results" / "metrics.json").read_text())
@@ -180,7 +161,7 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     # Own image: a and b win. Blank: a wins; shuffled: neither.
     assert (result["control_pairs"], result["win_rate_blank"]) == (2, 0.5)
     assert result["win_rate_over_shuffled"] == 1.0
-    assert list(result)[-1] == "lm_eval/lm_eval/probed/change"
+    assert result["lm_eval/t/acc/change"] == 0.5
     known = [key for key in result if not key.startswith("lm_eval/")]
     assert known == [key for key in KEYS if key in known]
     scores = pd.read_parquet(reports / "details" / "scores.parquet")
@@ -191,26 +172,17 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     assert (result["audited_images"], result["bag_of_words_wins"]) == (4, 0.5)  # nothing to learn
     assert "win_rate_detectable" in result
     assert set(pd.read_csv(reports / "results" / "slices.csv")["note"]) == {"too few pairs"}
-    assert json.loads((reports / "details" / "lm_eval" / "results.json").read_text()) == "probed"
+    assert task_results.read(reports / "details" / "lm_eval").document["results"]["t"]
     assert pd.read_csv(reports / "results" / "margins.csv")["pairs"].sum() == 4
     assert "win rate 75.0%" in capsys.readouterr().out
 
-    ((fingerprint, record),) = completed
-    assert fingerprint == "0123abcd"
-    assert record["metrics"] == result
-    assert record["parameters"]["train"]["beta"] == 0.5
-    assert record["parameters"]["train"]["lora_rank"] == 8
-    assert record["curves"] == folder / "curves"
-    assert all(path.exists() for path in record["artifacts"])
-    assert {path.name for path in record["artifacts"]} >= {"results", "llamafactory.yaml"}
     headline = json.loads((reports / "headline.json").read_text())
     assert (headline["win_rate"], headline["correct"]) == (0.75, 1.0)
     assert len(headline) <= 8
-    assert [path.stem for path in record["datasets"]] == ["train", "validation", "test"]
 
 
 def test_metrics_hold_no_time_path_or_host(project):
-    folder, _ = project
+    folder = project
     run(folder)
     first = contents(folder / "reports")
     run(folder)
@@ -222,15 +194,8 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_baseline_that_was_shown_other_controls_is_told(project):
-    folder, _ = project
-    controls_of("b").to_parquet(folder / "baseline" / "controls.parquet")
-    with pytest.raises(UserError, match=r"1 of the 2 test pairs.*dvc repro -f reference baseline"):
-        run(folder)
-
-
 def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatch):
-    folder, _ = project
+    folder = project
     broken = scoring.PairLogProbs(
         np.array([-4.0, np.nan, -4.0, -6.0]),
         np.full(4, -5.0),
@@ -241,17 +206,23 @@ def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatc
         run(folder)
 
 
-def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project):
-    folder, completed = project
-    table("abcx", -5.0, -5.0).to_parquet(folder / "reference" / "logps.parquet")
-    with pytest.raises(UserError, match=r"3 of the 4 test pairs.*dvc repro -f reference"):
+@pytest.mark.parametrize(
+    ("file", "made", "said"),
+    [
+        ("baseline/controls.parquet", lambda: controls_of("b"), "1 of the 2 test pairs"),
+        ("reference/logps.parquet", lambda: table("abcx", -5.0, -5.0), "3 of the 4 test pairs"),
+    ],
+)
+def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project, file, made, said):
+    folder = project
+    made().to_parquet(folder / file)
+    with pytest.raises(UserError, match=rf"{said}.*dvc repro -f reference baseline"):
         run(folder)
     assert not (folder / "reports").exists()
-    assert completed == []
 
 
 def test_a_data_set_without_questions_has_no_metrics_of_them(project, monkeypatch):
-    folder, _ = project
+    folder = project
     (folder / "formatted" / "questions.json").write_text("[]")
     answers_of("base")[:4].to_parquet(folder / "baseline" / "answers.parquet")
     monkeypatch.setattr(evaluate.prompts, "answers", lambda *_, **__: answers_of("tuned")[:4])

@@ -1,25 +1,25 @@
 """``make exps``: experiments in a terminal of 120 columns, without a cell cut or wrapped."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 
 from stages.evaluation.catalogue import HEADLINE
 from tests.contracts import ROOT
+from tests.repository import PARAMS, PUT, call
 
-STAGE = """
-import json, pathlib, yaml
-beta = yaml.safe_load(pathlib.Path("params.yaml").read_text())["train"]["beta"]
-values = dict(zip(%r, [0.9837, 0.9737, 0.9925, 0.7247, 0.9837, 0.929, -7.9104, 0.8368]))
-values = {key: round(value + beta * (key != "base_acc"), 4) for key, value in values.items()}
-pathlib.Path("reports").mkdir(exist_ok=True)
-pathlib.Path("reports/headline.json").write_text(json.dumps(values))
+STAGE = (
+    PUT
+    + PARAMS
+    + f"keys = {list(HEADLINE)}\n"
+    + """
+values = dict(zip(keys, [0.9837, 0.9737, 0.9925, 0.7247, 0.9837, 0.929, -7.9104, 0.8368]))
+put("reports/headline.json", json.dumps(values))
 """
+)
 PIPELINE = """
 stages:
   evaluate:
@@ -28,39 +28,44 @@ stages:
     params: [train.beta]
     metrics: [{reports/headline.json: {cache: false}}]
 """
+SHOWN = [key for key in HEADLINE if key != "base_acc"]  # the base stays the same
 
 
 @pytest.mark.slow
-def test_every_headline_figure_and_the_changed_parameter_fit_a_terminal(tmp_path: Path):
-    (tmp_path / "evaluate.py").write_text(STAGE % list(HEADLINE))
+def test_the_headline_is_there_after_the_first_run_and_where_experiments_tie(tmp_path: Path):
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    (tmp_path / "evaluate.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     (tmp_path / "params.yaml").write_text(json.dumps({"train": {"beta": 0.1}}))
 
-    def run(*command: str) -> str:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        who = {
-            f"GIT_{role}_{what}": "x"
-            for role in ("AUTHOR", "COMMITTER")
-            for what in ("NAME", "EMAIL")
-        }
-        settings = {"PATH": path, "COLUMNS": "120", "DVC_NO_ANALYTICS": "1"}
-        done = subprocess.run(
-            command, cwd=tmp_path, env=os.environ | settings | who, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def exps(*settings: str) -> tuple[list[str], list[str]]:
+        """The table's columns, and the first words of its rows."""
+        recipe = call("make", "--dry-run", "exps", *settings, folder=tmp_path)
+        line = recipe[recipe.index("[ -t 1 ]") :].replace(".venv/bin", "none")
+        table = call("sh", "-c", line, folder=tmp_path, COLUMNS="120")
+        assert "…" not in table
+        assert max(map(len, table.splitlines())) <= 120
+        _, head, _, *rows, _ = table.strip("\n").splitlines()
+        return head.split(), [re.sub(r"^\W+", "", row).split("  ")[0] for row in rows]
 
-    run("git", "init", "-q")
-    run("dvc", "init", "-q")
-    run("dvc", "repro", "-q")
-    run("git", "add", "-A")
-    run("git", "commit", "-q", "-m", "main")
-    run("dvc", "exp", "run", "-q", "-n", "beta02", "-S", "train.beta=0.2")
-    (line,) = re.findall(r"dvc exp show.*", (ROOT / "Makefile").read_text())
-    shown = run("sh", "-c", line.replace("$(ARGS)", ""))
-    header = next(row for row in shown.splitlines() if "Experiment" in row)
-    differing = [key for key in HEADLINE if key != "base_acc"]  # the base is the same
-    assert header.split() == ["Experiment", *differing, "train.beta"]
-    assert "…" not in shown
-    assert max(map(len, shown.splitlines())) <= 120
-    assert "beta02" in shown
+    call("git", "init", "-q", "-b", "main", folder=tmp_path)
+    call("dvc", "init", "-q", folder=tmp_path)
+    call("dvc", "repro", "-q", folder=tmp_path)
+    call("git", "add", "-A", folder=tmp_path)
+    call("git", "commit", "-q", "-m", "main", folder=tmp_path)
+    first = call("git", "rev-parse", "--short=7", "HEAD", folder=tmp_path).strip()
+    assert exps() == (["Experiment", *SHOWN], ["workspace", "main"])
+    call("dvc", "exp", "run", "-q", "-n", "tied", "-S", "train.beta=0.2", folder=tmp_path)
+    columns, rows = exps()
+    assert columns == ["Experiment", *SHOWN, "train.beta"]
+    assert rows[:2] == ["workspace", "main"]
+    assert rows[2].endswith("[tied]")
+    for message in ("second", "third"):
+        call("git", "commit", "-q", "--allow-empty", "-m", message, folder=tmp_path)
+    assert exps()[1] == ["workspace", "main"]
+    _, rows = exps("ARGS=-A")
+    assert rows[:3] == ["workspace", "main", first]  # not the second commit
+    assert rows[3].endswith("[tied]")
+    call("dvc", "exp", "run", "-q", "-n", "here", "-S", "train.beta=0.3", folder=tmp_path)
+    _, rows = exps("ARGS=-A --hide-workspace")
+    assert [row.split()[-1] for row in rows] == ["main", "[here]", first, "[tied]"]

@@ -16,8 +16,16 @@ import pytest
 
 from benchmarks import endurance
 from tests.contracts import ROOT, files_of, stages_in, table_under, text_of
-from tests.repository import PUT, attempt, call, environment
-from tests.test_way_back import clone, commit_and_push, hashes, make
+from tests.repository import (
+    PUT,
+    attempt,
+    call,
+    clone,
+    commit_and_push,
+    environment,
+    hashes,
+    make,
+)
 
 FAULTS = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
 STAGE = (
@@ -181,7 +189,7 @@ def test_a_disk_that_can_not_be_written_is_one_message_with_its_file(tmp_path):
 @pytest.mark.parametrize("module", sorted({stage.module for stage in stages_in("dvc.yaml")}))
 def test_every_stage_ends_in_one_way_and_with_all_that_it_started(module):
     source = text_of(f"{module.replace('.', '/')}.py")
-    assert re.search(r"^    command\.run\((failures\.reported\()?main\)", source, re.MULTILINE)
+    assert re.search(r"^    command\.run\(main\)", source, re.MULTILINE)
     for file in sorted(files_of(module)):
         started = text_of(file).count("subprocess.Popen(")
         ended = text_of(file).count("        ended_with_the_stage(process),")

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.contracts import ROOT
-from tests.repository import environment
+from tests.repository import STAGES, environment, make
 from tests.test_report import write_inputs
-from tests.test_way_back import STAGES, make
 
 # $1 and $2: how the disk at $3 is mounted at first, and then; what follows runs on it twice.
 TWICE = """
@@ -79,7 +78,7 @@ def project(tmp_path_factory, pairs_dir, write_params):
     write_params(
         folder / "params.yaml",
         **{
-            "data.source": {"kind": "path", "path": "mine", "licence": None},
+            "data.sources": {"mine": {"kind": "path", "path": "mine", "licence": None}},
             "model.source.path": str(ROOT / "demo" / "model"),
             "preprocess.workers": 1,
         },
@@ -94,7 +93,7 @@ def project(tmp_path_factory, pairs_dir, write_params):
     table.assign(origin_dataset="mine").to_json(
         folder / "mine" / "pairs.jsonl", orient="records", lines=True
     )
-    fetch = ("-m", "stages.fetch", "--item", "data", "--out", "raw")
+    fetch = ("-m", "stages.fetch", "--item", "data.sources.mine", "--out", "raw/mine")
     subprocess.run(
         [sys.executable, *fetch], cwd=folder, env=environment(PYTHONPATH=str(ROOT)), check=True
     )
@@ -102,8 +101,8 @@ def project(tmp_path_factory, pairs_dir, write_params):
 
 
 CHEAP = {
-    "fetch data": "stages.fetch --item data --out disk/raw",
-    "fetch model": "stages.fetch --item model --out disk/base",
+    "fetch data": "stages.fetch --item data.sources.mine --out disk/raw",
+    "fetch model": "stages.fetch --item model.source --out disk/base",
     "preprocess": "stages.preprocess --raw raw --out disk/pairs --report disk/preprocess.json",
 }
 
@@ -126,8 +125,9 @@ WRITERS = {
         reference_logps.write(disk / "reference", table, {})
     """,
     "baseline": """
-        from stages.answers import lm_eval
-        lm_eval.write(lm_eval.Results({"a": content}, {"task": [{"b": content}]}), disk)
+        from stages.answers import task_results
+        found = task_results.Results({"a": content}, {"task": [{"b": content}]})
+        task_results.write(found, disk)
     """,
     "train, its adapter": """
         from stages.tuning import process
@@ -155,15 +155,6 @@ WRITERS = {
     "evaluate": """
         from stages import evaluate
         evaluate.write(disk / "metrics.json", {"a": content})
-    """,
-    "evaluate, what waits for MLflow": """
-        from stages.tracking import runs
-        runs.PENDING = disk / "pending"
-        curves = Path("curves")
-        curves.mkdir(exist_ok=True)
-        (curves / "train.csv").write_text("step,loss")
-        (curves / "more").write_text(content)
-        runs.complete_run("01", parameters={}, metrics={}, curves=curves, artifacts=[], datasets=[])
     """,
 }
 BODY = """
@@ -207,9 +198,9 @@ def test_the_report_is_stopped_by_one_message_and_completes_later(
 def test_a_cache_of_dvc_that_takes_nothing_is_one_message_and_the_next_repro_completes(
     tmp_path, disk
 ):
-    stage = f"TRACKED, KEPT = False, {str(tmp_path / 'kept')!r}\n{STAGES}"
-    large = "pathlib.Path('data/pairs/pairs.txt').write_text(str(p['preprocess']) * 99999)"
-    small = 'pathlib.Path("data/pairs/pairs.txt").write_text(str(p["preprocess"]))'
+    stage = f"TRACKED = False\n{STAGES}"
+    small = 'put("data/pairs/pairs.txt", str(p["preprocess"]))'
+    large = small.replace("]))", "]) * 99999)")
     assert small in stage
     project = make(tmp_path, stage.replace(small, large))
     _, second, said = twice(["dvc", "repro"], project, disk, at=".dvc/cache")

@@ -10,15 +10,15 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks import flops
-from stages.commands import estimate, plan
+from stages.commands import estimate, plan, use
 from stages.commands.estimate import Pair
 from stages.core.errors import UserError
 from stages.families import known
 from stages.params import machine, params
-from tests.contracts import PRESETS, ROOT
+from tests.contracts import PRESETS, ROOT, preset_of
 
 DEMO, BIG, SMALL = (
-    params.load(ROOT / "params" / f"{name}.yaml")
+    preset_of(ROOT / "params" / f"{name}.yaml")
     for name in ("demo", "qwen3-vl-4b", "qwen3-vl-4b-24gb")
 )
 QWEN = known.published()["Qwen/Qwen3-VL-4B-Instruct"]
@@ -73,16 +73,15 @@ def test_what_is_published_is_what_tasks_and_presets_say():
     for name, (most, data) in tasks.items():
         assert said[name][2] == most, name
         assert set(data) <= set(said[name][3]), name
-    named = {task for path in PRESETS for task in params.load(path).evaluate.lm_eval}
+    named = {task for path in PRESETS for task in preset_of(path).evaluate.lm_eval}
     assert named <= said.keys()
     assert {data for _, _, _, where in said.values() for data in where} == set(
         estimate.published()["benchmarks"]
     )
     for path in PRESETS:
-        name = plan.named(params.load(path).data.source)
-        if name in estimate.published()["pairs"]:
-            pairs = f"{estimate.published()['pairs'][name][0]:,} pairs"
-            assert pairs in path.read_text(encoding="utf-8")
+        for source in preset_of(path).data.sources.values():
+            if pairs := plan.published(source)[0]:
+                assert f"{pairs:,} pairs" in use.whole(path)
 
 
 # this machine
@@ -135,7 +134,7 @@ def test_the_first_command_refuses_a_machine_without_the_gpu_before_it_fetches(
     project("qwen3-vl-4b")
     monkeypatch.delenv(machine.ELSEWHERE, raising=False)
     with pytest.raises(UserError, match=r"torch finds no GPU here.*WITHOUT_GPU=1 dvc repro format"):
-        fetch.main("model", Path("models/base"))
+        fetch.main("model.source", Path("models/base"))
     monkeypatch.setenv(machine.ELSEWHERE, "1")
     machine.require(BIG)
 
@@ -149,10 +148,11 @@ def project(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
     monkeypatch.chdir(tmp_path)
 
-    def use(preset):
-        shutil.copy(ROOT / "params" / f"{preset}.yaml", "params.yaml")
+    def written(preset):
+        text = use.whole(ROOT / "params" / f"{preset}.yaml")
+        Path("params.yaml").write_text(text, encoding="utf-8")
 
-    return use
+    return written
 
 
 @pytest.mark.parametrize("preset", LARGE)
@@ -163,11 +163,11 @@ def test_a_preset_is_planned_on_a_laptop_before_anything_is_fetched(project, her
     text = capsys.readouterr().out
     for expected in (
         *(*estimate.published()["gpus"], "steps of", "answers to pope"),
-        *("helehan/topic-overwrite, 1.2 GB (fetch@data)", "AMBER_base64, 6.2 GB (lm-eval"),
+        *("topic-overwrite, 1.2 GB (fetch@topic-overwrite)", "AMBER_base64, 6.2 GB (lm-eval"),
         *("torch finds no GPU here", "21,376 pairs, all of them kept"),
     ):
         assert expected in text
-    assert re.search(r"Instruct, [78]\.\d GB \(fetch@model\)", text)
+    assert re.search(r"Instruct, [78]\.\d GB \(fetch-model\)", text)
 
 
 def test_what_is_not_known_is_refused_or_said(project, here, capsys):
@@ -197,7 +197,7 @@ def test_after_format_the_plan_counts_what_it_counted_with_these_parameters(proj
     lock = {
         name: {"cmd": "c", "params": {"params.yaml": {key: value}}}
         for name, key, value in (
-            ("fetch@model", "model.source", p["model"]["source"]),
+            ("fetch-model", "model.source", p["model"]["source"]),
             ("preprocess", "preprocess", p["preprocess"]),
             ("format", "format", p["format"]),
         )

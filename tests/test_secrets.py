@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,7 @@ import pytest
 from stages.core.errors import UserError
 from stages.params import params
 from stages.tracking import runs
-from tests.hub_server import Repo, serve, topic_overwrite_repo
-from tests.test_sharegpt import by_messages
+from tests.hub_server import serve, topic_overwrite_repo
 
 ROOT = Path(__file__).parent.parent
 PLANTED = {
@@ -36,7 +34,7 @@ def environment(**more: str) -> dict[str, str]:
         **os.environ,
         **PLANTED,
         "PYTHONPATH": str(ROOT),
-        "NO_PROXY": "127.0.0.1",
+        "NO_PROXY": "127.0.0.1,localhost",
         "HTTPS_PROXY": "http://me:PlantedProxyPassword@127.0.0.1:9",
         **more,
     }
@@ -52,38 +50,32 @@ def leaks(folder: Path, *said: str) -> list[str]:
 
 
 def test_fetch_writes_and_prints_no_secret_whether_it_ends_well_or_not(tmp_path, write_params):
-    """Of the Hub through an endpoint with a password, and by https; each refused in every way."""
-    files = {"pairs.json": json.dumps([by_messages(0, "a.png")]).encode(), "a.png": b"a"}
-    by_token, shard = {"token": PLANTED["HF_TOKEN"]}, "TPO-Dataset_000-2.parquet"
+    """Of the Hub through an endpoint with a password; refused in every way."""
+    shard = "TPO-Dataset_000-2.parquet"
     options: dict[str, dict[str, Any]] = {
-        "token": by_token,
+        "token": {"token": PLANTED["HF_TOKEN"]},
         "password": {"token": BASIC},
-        "cut": {"cut": {shard: 9}, "token": BASIC},
         "gated": {"gated": True, "token": "another"},
         "error": {"status": 500},
-        "busy": {"busy": 9, "retry_after": 1000},
+        "busy": {"status": 429},
         "wrong": {"wrong": [shard], "token": BASIC},
     }
     repos = {
         name: topic_overwrite_repo(rows=2, shards=1, name=f"owner/{name}", **given)
         for name, given in options.items()
     }
-    with serve([*repos.values(), Repo("owner/files", files, "dataset")]) as url:
-        place = f"{url}/datasets/owner/files/resolve/main"
-        files_of_it = [f"{place}/pairs.json", f"{place}/a.png"]
-        hub: dict[str, Any] = {"kind": "hub", "revision": "main", "files": ["*.parquet"]}
-        sources = {name: hub | {"repo": repo.name} for name, repo in repos.items()}
-        sources["https"] = {"kind": "sharegpt", "files": files_of_it, "remap": []}
-        sources["https"] |= {"datasets": None, "licence": None}
+    with serve(repos.values()) as url:
         children = {}
-        for name, source in sources.items():
+        for name, repo in repos.items():
+            source = {"kind": "hub", "repo": repo.name, "revision": "main", "files": ["*.parquet"]}
             folder = tmp_path / name
             folder.mkdir()
-            write_params(folder / "params.yaml", **{"data.source": source})
+            write_params(folder / "params.yaml", **{"data.sources": {"mine": source}})
             password = "" if name == "token" else "me:PlantedEndpointPassword@"
             endpoint = url.replace("://", f"://{password}")
+            words = ("-m", "stages.fetch", "--item", "data.sources.mine", "--out", "raw")
             children[name] = subprocess.Popen(
-                [sys.executable, "-m", "stages.fetch", "--item", "data", "--out", "raw"],
+                [sys.executable, *words],
                 cwd=folder,
                 env=environment(HF_ENDPOINT=endpoint, HF_HOME=str(folder / "home")),
                 stdout=subprocess.PIPE,
@@ -98,93 +90,53 @@ def test_fetch_writes_and_prints_no_secret_whether_it_ends_well_or_not(tmp_path,
     assert (tmp_path / "token" / "raw" / "SOURCE.json").exists()
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        {"kind": "path", "path": "https://me:PlantedServerPassword@host/x.json", "licence": None},
-        {
-            "kind": "sharegpt",
-            "files": ["https://me:PlantedServerPassword@host/x.json"],
-            "remap": [],
-            "datasets": None,
-            "licence": None,
-        },
-        {
-            "kind": "several",
-            "sources": {
-                "a": {
-                    "kind": "path",
-                    "path": "s3://key:PlantedServerPassword@bucket/x.json",
-                    "licence": None,
-                }
-            },
-        },
-    ],
-    ids=lambda source: source["kind"],
-)
-def test_a_password_in_params_is_refused_and_not_repeated(tmp_path, write_params, source):
+@pytest.mark.parametrize("scheme", ["https", "s3"])
+def test_a_password_in_params_is_refused_and_not_repeated(tmp_path, write_params, scheme):
     """What is in params.yaml is in dvc.lock, on the page and in MLflow too."""
-    write_params(tmp_path / "params.yaml", **{"data.source": source})
-    with pytest.raises(UserError, match=r"holds a user or password.*~/\.netrc") as caught:
+    place = f"{scheme}://me:PlantedServerPassword@host/x.json"
+    source = {"kind": "path", "path": place, "licence": None}
+    write_params(tmp_path / "params.yaml", **{"data.sources": {"mine": source}})
+    with pytest.raises(UserError, match="is an address: `dvc import-url`") as caught:
         params.load(tmp_path / "params.yaml")
     assert not any(secret in str(caught.value) for secret in SECRETS)
 
 
-def complete(folder: Path) -> None:
-    """A run with a secret in everything that goes into it: parameters, tags, names of files."""
-    (folder / "reports" / "curves").mkdir(parents=True)
-    (folder / "reports" / "curves" / "train.csv").write_text("step,epoch,loss\n1,0.1,0.69\n")
-    (folder / "reports" / "report.html").write_text("<p>report</p>")
-    (folder / "train.json").write_text("[]")
-    (folder / "data" / "raw").mkdir(parents=True)
-    described = {
-        "kind": "sharegpt",
-        "repo": "https://me:PlantedServerPassword@host/x.json",
-        "commit": PLANTED["HF_TOKEN"],
-    }
-    (folder / "data" / "raw" / "SOURCE.json").write_text(json.dumps(described))
-    runs.complete_run(
-        "0123456789abcdef",
-        parameters={
-            "data": {"source": {"path": "https://me:PlantedServerPassword@host/x.json"}},
-            "train": {"hub_token": PLANTED["HF_TOKEN"], "note": PLANTED["AWS_SECRET_ACCESS_KEY"]},
-        },
-        metrics={"win_rate": 0.9},
-        curves=Path("reports/curves"),
-        artifacts=[Path("reports/report.html")],
-        datasets=[Path("train.json")],
-        name="brave-cat",
-    )
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_mlflow_is_given_no_secret(tmp_path, monkeypatch, capfd):
+    """With one in everything that goes into a run: parameters, dvc.lock, tags, an address."""
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "DVC_")):
             monkeypatch.delenv(name)
     for name, value in {**PLANTED, **runs.QUIET, "MLFLOW_TRACKING_USERNAME": "me"}.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path / "project"
-
-
-def test_what_waits_for_a_tracking_server_holds_no_secret(project, monkeypatch, capfd):
-    address = "http://me:PlantedServerPassword@127.0.0.1:9/mlflow"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    complete(project)
-    shutil.rmtree(project / "data")  # the planted SOURCE.json itself
+    tracked, untracked = tmp_path / "tracked", tmp_path / "untracked"
+    (tracked / "reports" / "curves").mkdir(parents=True)
+    monkeypatch.chdir(tracked)
+    address = "https://me:PlantedServerPassword@host/x.json"
+    noted = {"hub_token": PLANTED["HF_TOKEN"], "note": PLANTED["AWS_SECRET_ACCESS_KEY"]}
+    parameters = {"data": {"source": {"path": address}}, "train": noted}
+    described = {"kind": "sharegpt", "repo": address, "commit": PLANTED["HF_TOKEN"]}
+    for name, values in {
+        "params.yaml": parameters,
+        "dvc.lock": {"stages": {"train": {"params": {"params.yaml": parameters}}}},
+        "data/raw/SOURCE.json": described,
+        "reports/metrics.json": {"win_rate": 0.9},
+        "adapter/fingerprint.json": {"fingerprint": "0123456789abcdef"},
+    }.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(json.dumps(values))
+    outcome = runs.Outcome(Path("reports"), Path("reports/curves"), Path("adapter"), [])
+    runs.complete_run(outcome)
+    with monkeypatch.context() as away:
+        server = "http://me:PlantedServerPassword@127.0.0.1:9/mlflow"
+        away.setenv("MLFLOW_TRACKING_URI", server)
+        runs.complete_run(outcome)
+    untracked.mkdir()
+    for name in ("params.yaml", "dvc.lock", "data"):
+        Path(name).rename(untracked / name)  # where the secrets were planted
     said = capfd.readouterr()
+    assert "MLflow: logged as workspace-" in said.err
     assert "MLflow: the run was not logged" in said.err
-    assert list((project / "reports" / "mlflow_pending").iterdir())
-    assert leaks(project, *said) == []
-
-
-@pytest.mark.slow
-def test_mlflows_database_holds_no_secret(project, capfd):
-    complete(project)
-    shutil.rmtree(project / "data")
-    said = capfd.readouterr()
-    assert "MLflow: logged as brave-cat" in said.err
-    assert (project / "mlflow.db").stat().st_size > 100_000
-    assert leaks(project, *said) == []
+    assert (tracked / "mlflow.db").stat().st_size > 100_000
+    assert "***" in next((tracked / "mlartifacts").rglob("params.yaml")).read_text()
+    assert leaks(tracked, *said) == []

@@ -9,29 +9,25 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import urllib.request
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stages.commands import sync
-from stages.core.errors import UserError
 from stages.tracking import runs
 from tests import test_runs
+from tests.repository import free_port, wait_for
 from tests.test_runs import (
     CURVES,
+    FILES,
     FINGERPRINT,
-    ROOT,
     complete,
-    curve,
-    free_port,
+    curves,
     logged,
-    wait_for,
-    wait_until_told,
+    outcome,
 )
 
 pytestmark = pytest.mark.slow
@@ -61,26 +57,14 @@ def postgresql():
         shutil.chown(folder, "nobody")
     started = None
     try:
-        make: list[Path | str] = [
-            programs / "initdb",
-            "--pgdata",
-            folder / "data",
-            "--username",
-            "mlflow",
-        ]
+        data = folder / "data"
+        make: list[Any] = [programs / "initdb", "--pgdata", data, "--username", "mlflow"]
         make += ["--auth", "trust", "--no-sync"]
         try:
             subprocess.run(make, cwd=folder, stdout=subprocess.DEVNULL, check=True, **other)
         except PermissionError:
             pytest.skip(f"root's other user, nobody, can't run {programs}")
-        run: list[Path | str] = [
-            programs / "postgres",
-            "-D",
-            folder / "data",
-            "-k",
-            folder,
-            f"-p{port}",
-        ]
+        run: list[Any] = [programs / "postgres", "-D", data, "-k", folder, f"-p{port}"]
         run += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         started = subprocess.Popen(run, cwd=folder, stderr=subprocess.DEVNULL, **other)
         address = f"postgresql://mlflow@127.0.0.1:{port}/postgres"
@@ -103,28 +87,22 @@ def ask(address, query):
 
 @pytest.fixture(scope="module")
 def team(postgresql, tmp_path_factory):
-    """A server in which ann and bob have accounts: what ends it, its address, its folder, and what
-    starts it, within the first of these."""
+    """The address and the folder of a server in which ann and bob have accounts."""
     folder, port = tmp_path_factory.mktemp("team"), free_port()
     accounts = f"default_permission = READ\ndatabase_uri = sqlite:///{folder}/accounts.db\n"
     accounts += "auth_cache_ttl_seconds = 60\n"  # else each request costs a third of a second
     (folder / "accounts.ini").write_text(f"[mlflow]\n{accounts}")
-
-    def start():
-        return test_runs.server(
-            *(postgresql, port, folder / "files", "--app-name", "basic-auth"),
-            MLFLOW_AUTH_CONFIG_PATH=str(folder / "accounts.ini"),
-            MLFLOW_AUTH_ADMIN_USERNAME="admin",
-            MLFLOW_AUTH_ADMIN_PASSWORD=ADMIN,
-            MLFLOW_FLASK_SERVER_SECRET_KEY="signs the forms of this test",
-        )
-
-    address = f"http://127.0.0.1:{port}"
-    with ExitStack() as running:
-        running.enter_context(start())
+    settings = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "accounts.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "signs the forms of this test",
+    }
+    address, files = f"http://127.0.0.1:{port}", folder / "files"
+    with test_runs.server(postgresql, port, files, "--app-name", "basic-auth", **settings):
         for name, password in (("ann", ANN), ("bob", BOB)):
             tell(address, "2.0/mlflow/users/create", username=name, password=password)
-        yield running, address, folder, start
+        yield address, folder
 
 
 def tell(address, what, **values):
@@ -143,7 +121,7 @@ def tell(address, what, **values):
 @pytest.fixture
 def log_in(team, project, monkeypatch):
     """``log_in(name, password)`` as this process, in an empty project."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", team[1])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", team[0])
 
     def log_in(name, password):
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
@@ -152,19 +130,16 @@ def log_in(team, project, monkeypatch):
     return log_in
 
 
-def written(*folders):
-    """Every byte below the folders."""
-    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
-    return b"".join(file.read_bytes() for file in files)
-
-
 def leaked(team, project, postgresql, said):
     """Passwords that were printed, or that the project, the database or the server keeps."""
     tables = ask(postgresql, "select tablename from pg_tables where schemaname = 'public'")
     rows = [ask(postgresql, f'select * from "{table}"') for (table,) in tables]
     assert sum(map(len, rows)) > 10
-    kept = written(project, team[2]) + repr(rows).encode() + said.encode()
-    return [secret for secret in SECRETS if secret.encode() in kept]
+    kept = [
+        file.read_bytes() for at in (project, team[1]) for file in at.rglob("*.*") if file.is_file()
+    ]
+    kept += [repr(rows).encode(), said.encode()]
+    return [secret for secret in SECRETS if secret.encode() in b"".join(kept)]
 
 
 def run_of(name):
@@ -172,122 +147,41 @@ def run_of(name):
     return run
 
 
-ALONE = """
-import sys
-from pathlib import Path
-from stages.tracking import runs
-from tests.test_runs import complete
-name, fingerprint = sys.argv[1:]
-with runs.Live(fingerprint, name) as live:
-    for step in (1, 2, 3):
-        live.log(step, "train", {"loss": 1 / step})
-complete(name, fingerprint)
-runs.attach(fingerprint, (Path("reports/figures"),), name)
-"""
-
-
-def test_two_processes_log_at_once_and_the_server_keeps_page_and_figures(
+def test_two_who_come_at_once_make_one_experiment_and_the_server_keeps_the_page(
     team, project, log_in, postgresql
 ):
-    folder = team[2]
-    figures = project / "reports" / "figures"
-    figures.mkdir()
-    (figures / "margins.svg").write_text("<svg/>")
-    names = {"ann-1": "a" * 16, "ann-2": "b" * 16}
     log_in("ann", ANN)
-    each = [
-        subprocess.Popen(
-            [sys.executable, "-c", ALONE, *words],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for words in names.items()
-    ]
-    said = [process.communicate(timeout=100)[1] for process in each]
-    if (
-        runs.pending()
-    ):  # MLflow gives the maker of an experiment its rights a moment after it is there
-        sync.main()
-    assert not runs.pending(), "".join(said)
-    for name in names:
-        run = run_of(name)
-        assert run.info.status == "FINISHED"
-        assert curve(run, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-        assert test_runs.files(run) == ["figures", "report.html", "way_back"]
-        assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
-        (kept,) = (folder / "files").rglob(f"{run.info.run_id}/artifacts/figures/margins.svg")
-        assert kept.read_text() == "<svg/>"
-    stored = ask(postgresql, "select name from runs where name like 'ann-%' order by name")
-    assert [name for (name,) in stored] == list(names)
-    assert leaked(team, project, postgresql, "".join(said)) == []
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(lambda _: runs.connect()[1], range(2))
+    assert first == second
+    complete("ann-1", "a" * 16)
+    run = run_of("ann-1")
+    assert test_runs.files(run) == FILES
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
+    kept = f"{run.info.run_id}/artifacts/reports/report.html"
+    assert [file.read_text() for file in (team[1] / "files").rglob(kept)] == ["<p>report</p>"]
+    assert ask(postgresql, "select name from runs where name like 'ann-%'") == [("ann-1",)]
 
 
-def test_a_wrong_password_is_one_message_and_the_run_waits_for_the_right_one(
-    team, project, log_in, postgresql, capfd
-):
+def test_who_is_refused_is_told_once_and_logs_later(team, project, log_in, postgresql, capfd):
     log_in("ann", "not-the-password")
     with runs.Live(FINGERPRINT, "brave-cat") as live:
         live.log(1, "train", {"loss": 0.69})
-    complete()
+    runs.complete_run(outcome())
     said = "".join(capfd.readouterr())
     assert said.count("set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") == 2
     assert len(said.splitlines()) == 2  # of the curves, and of the run
-    with pytest.raises(UserError, match="the server does not know this user") as raised:
-        sync.main()
-    (waits,) = runs.pending()
-    said += str(raised.value)
-    assert leaked(team, project, postgresql, said) == []
     log_in("ann", ANN)
-    sync.main()
-    assert not waits.exists()
-    assert {key: curve(run_of("brave-cat"), key) for key in CURVES} == CURVES
-    assert leaked(team, project, postgresql, said + "".join(capfd.readouterr())) == []
-
-
-def test_one_who_may_only_read_is_told_and_logs_once_it_is_granted(team, project, log_in, capfd):
-    log_in("ann", ANN)
+    complete("brave-cat")
+    assert curves(run_of("brave-cat")) == CURVES
     _, experiment = runs.connect()  # whoever makes it may write to it, and nobody else
     log_in("bob", BOB)
-    complete("calm-dog")
-    assert "has to grant EDIT" in capfd.readouterr().err
+    bobs = outcome(metrics={"win_rate": 0.5})
+    runs.complete_run(bobs)
+    said += capfd.readouterr().err
+    assert "has to grant EDIT" in said
     grant = {"resource_type": "experiment", "resource_id": experiment, "permission": "EDIT"}
-    tell(team[1], "3.0/mlflow/users/permissions/grant", username="bob", **grant)
-    sync.main()
+    tell(team[0], "3.0/mlflow/users/permissions/grant", username="bob", **grant)
+    runs.log_outcome(bobs, "calm-dog")
     assert run_of("calm-dog").info.status == "FINISHED"
-    assert not runs.pending()
-
-
-def test_a_server_that_is_killed_in_training_and_comes_back_has_one_run_with_every_point(
-    team, project, log_in, postgresql, monkeypatch, capfd
-):
-    monkeypatch.setattr(runs, "RETRY_SECONDS", 1.0)
-    log_in("ann", ANN)
-    name = "long-one"
-
-    def points():
-        found = ask(
-            postgresql,
-            "select step from metrics join runs using (run_uuid) "
-            f"where runs.name = '{name}' and key = 'train/loss' order by step",
-        )
-        return [step for (step,) in found]
-
-    running, _, _, start = team
-    with runs.Live("c" * 16, name) as live:
-        live.log(1, "train", {"loss": 0.69})
-        wait_for(lambda: points() == [1])
-        running.close()
-        live.log(2, "train", {"loss": 0.5})
-        said = wait_until_told(capfd, "Training goes on without it")
-        complete(name, "c" * 16)
-        assert len(runs.pending()) == 1
-        running.enter_context(start())
-        live.log(3, "train", {"loss": 0.4})
-        wait_for(lambda: points() == [1, 2, 3])
-        sync.main()
-        assert {key: curve(run_of(name), key) for key in CURVES} == CURVES
-        assert run_of(name).info.status == "FINISHED"
-    assert not runs.pending()
-    assert "`make sync` logs it later" in said + "".join(capfd.readouterr())
-    assert leaked(team, project, postgresql, said) == []
+    assert leaked(team, project, postgresql, said + "".join(capfd.readouterr())) == []

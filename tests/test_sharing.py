@@ -3,37 +3,30 @@
 Remotes are a folder, S3 by moto's server, and SSH by asyncssh's (with ``make extras``).
 """
 
-import hashlib
 import json
 import shutil
 import socket
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
 
 import pytest
 
 from tests.contracts import ROOT
-from tests.repository import PARAMS, PUT, attempt, call
-from tests.test_runs import free_port, wait_for
-from tests.test_secrets import PLANTED, leaks
-from tests.test_way_back import clone, commit_and_push, hashes, make
-
-STAGE = (
-    PUT
-    + PARAMS
-    + """
-if sys.argv[1] == "data":
-    for i in range(20):
-        put(f"data/pairs/{i}.txt", f"pair {i} of {p['preprocess']}")
-if sys.argv[1] == "train":
-    put("models/adapter/weights", json.dumps(p["train"]))
-    put("reports/curves/train.csv", "step,loss")
-if sys.argv[1] == "evaluate":
-    put("reports/results/metrics.json", json.dumps({"win_rate": p["train"]["beta"]}))
-"""
+from tests.repository import (
+    STAGES,
+    attempt,
+    call,
+    clone,
+    commit_and_push,
+    free_port,
+    make,
+    wait_for,
 )
+from tests.test_secrets import PLANTED, leaks
+
+pytestmark = pytest.mark.slow
+
+STAGE = f"TRACKED = False\n{STAGES}"
 ADVICE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").partition("## Share")[2]
 KEYS = {**PLANTED, "AWS_DEFAULT_REGION": "us-east-1"}
 SSH_SERVER = """
@@ -53,39 +46,20 @@ asyncio.run(main(*sys.argv[1:]))
 @pytest.fixture(scope="module")
 def s3():
     """The address of a real S3 server, with a bucket."""
+    import botocore.session
+
     port = free_port()
     words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        import botocore.session
-
-        client = botocore.session.get_session().create_client(
-            "s3",
-            endpoint_url=f"http://127.0.0.1:{port}",
-            aws_access_key_id="any",
-            aws_secret_access_key="any",
-            region_name="us-east-1",
-        )
-        for _ in range(100):
-            try:
-                client.create_bucket(Bucket="shared")
-                break
-            except Exception:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-@contextmanager
-def ssh_server(home, port):
-    """An SSH server of this machine's files, for who has the key in ``home``."""
-    words = [sys.executable, "-c", SSH_SERVER, str(port), str(home / ".ssh")]
-    server = subprocess.Popen(words, stdin=subprocess.DEVNULL)
-    try:
         wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
-        yield
+        keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
+        address = f"http://127.0.0.1:{port}"
+        client = botocore.session.get_session().create_client(
+            "s3", region_name="us-east-1", endpoint_url=address, **keys
+        )
+        client.create_bucket(Bucket="shared")
+        yield address
     finally:
         server.kill()
         server.wait()
@@ -95,20 +69,22 @@ def ssh_server(home, port):
 def ssh(tmp_path_factory):
     """The home folder of one who has an SSH key, and the port of a real SSH server."""
     pytest.importorskip("dvc_ssh", reason="dvc-ssh is not installed: make extras")
+    import asyncssh
+
     home, port = tmp_path_factory.mktemp("home"), free_port()
     (home / ".ssh").mkdir(mode=0o700)
     for name in ("host", "id_ed25519"):
-        make_key(home / ".ssh" / name)
-    with ssh_server(home, port):
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        key.write_private_key(home / ".ssh" / name)
+        key.write_public_key(home / ".ssh" / f"{name}.pub")
+    words = [sys.executable, "-c", SSH_SERVER, str(port), str(home / ".ssh")]
+    server = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
         yield home, port
-
-
-def make_key(file):
-    import asyncssh
-
-    key = asyncssh.generate_private_key("ssh-ed25519")
-    key.write_private_key(file)
-    key.write_public_key(f"{file}.pub")
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="module", params=["folder", "s3", "ssh"])
@@ -148,32 +124,22 @@ def fresh(shared, tmp_path):
     return clone(shared, tmp_path / "clone")
 
 
-@pytest.mark.slow
-def test_a_fresh_clone_pulls_and_has_nothing_left_to_do(shared, fresh):
+def test_a_fresh_clone_pulls_one_folder_or_all_or_an_experiment(shared, fresh):
+    def beta():
+        return json.loads((fresh / "models/adapter/weights").read_text())["beta"]
+
+    call("dvc", "pull", "--quiet", "models/adapter", folder=fresh)
+    assert beta() == 0.1
+    assert not (fresh / "data/pairs").exists()
     call("dvc", "pull", "--quiet", folder=fresh)
-    assert len(list((fresh / "data/pairs").iterdir())) == 20
-    assert "up to date" in call("dvc", "status", folder=fresh)
     assert "up to date" in call("dvc", "repro", folder=fresh)
     assert call("git", "status", "--porcelain", folder=fresh) == ""
-
-
-@pytest.mark.slow
-def test_one_folder_can_be_pulled_alone(shared, fresh):
-    call("dvc", "pull", "--quiet", "models/adapter", folder=fresh)
-    assert json.loads((fresh / "models/adapter/weights").read_text())["beta"] == 0.1
-    assert not (fresh / "data/pairs").exists()
-
-
-@pytest.mark.slow
-def test_an_experiment_is_pulled_with_its_adapter_and_applied(shared, fresh):
-    call("dvc", "pull", "--quiet", folder=fresh)
     call("dvc", "exp", "pull", "--quiet", "origin", "warm", folder=fresh)
     call("dvc", "exp", "apply", "--quiet", "warm", folder=fresh)
-    assert json.loads((fresh / "models/adapter/weights").read_text())["beta"] == 0.4
+    assert beta() == 0.4
     assert "up to date" in call("dvc", "status", folder=fresh)
 
 
-@pytest.mark.slow
 def test_no_password_or_token_is_in_what_dvc_leaves(shared, fresh, tmp_path):
     call("dvc", "pull", "--quiet", folder=fresh)
     said = attempt("dvc", "push", "--verbose", folder=fresh)
@@ -184,40 +150,6 @@ def test_no_password_or_token_is_in_what_dvc_leaves(shared, fresh, tmp_path):
     assert list((fresh / ".dvc/tmp").rglob("*.run"))
 
 
-@pytest.mark.slow
-def test_another_repository_gets_an_output_at_a_revision(shared, tmp_path):
-    origin = str(shared.parent / "origin.git")
-    call("dvc", "get", "-q", origin, "models/adapter", "-o", "got", folder=tmp_path)
-    assert json.loads((tmp_path / "got/weights").read_text())["beta"] == 0.1
-    read = (
-        "import dvc.api, sys; print(dvc.api.read('models/adapter/weights', repo=sys.argv[1], "
-        "rev='main'))"
-    )
-    assert '"beta": 0.1' in call("python", "-c", read, origin, folder=tmp_path)
-
-
-@pytest.mark.slow
-def test_another_repository_imports_an_output_and_updates_it(local, tmp_path):
-    origin = str(local.parent / "origin.git")
-    there = tmp_path / "there"
-    there.mkdir()
-    call("git", "init", "--quiet", folder=there)
-    call("dvc", "init", "--quiet", folder=there)
-    call("dvc", "import", "-q", origin, "models/adapter", "-o", "adapter", folder=there)
-    assert json.loads((there / "adapter/weights").read_text())["beta"] == 0.1
-    imported = (there / "adapter.dvc").read_text()
-    commit = call("git", "rev-parse", "HEAD", folder=local).strip()
-    assert f"rev_lock: {commit}" in imported
-    shutil.rmtree(there / "adapter")
-    call("dvc", "pull", "-q", folder=there)  # from the first one's remote
-    assert json.loads((there / "adapter/weights").read_text())["beta"] == 0.1
-    call("dvc", "update", "-q", "adapter.dvc", folder=there)
-    assert (there / "adapter.dvc").read_text() == imported
-    assert "weights" in call("dvc", "list", "--size", origin, "models/adapter", folder=there)
-    assert "models/adapter" in call("dvc", "du", origin, "models", folder=there)
-
-
-@pytest.mark.slow
 def test_what_the_guide_says_of_gc_deletes_nothing_that_a_commit_or_an_experiment_needs(
     tmp_path,
 ):
@@ -248,185 +180,3 @@ def test_what_the_guide_says_of_gc_deletes_nothing_that_a_commit_or_an_experimen
         if file.is_file() and file.suffix != ".dir"
     ]
     assert not any('"beta": 0.4' in content for content in objects)  # it does delete
-
-
-@pytest.mark.slow
-def test_what_was_never_pushed_is_named_and_made_by_repro(shared, fresh, tmp_path):
-    call(
-        "dvc",
-        "remote",
-        "add",
-        "-q",
-        "--local",
-        "-d",
-        "empty",
-        str(tmp_path / "empty"),
-        folder=fresh,
-    )
-    done = attempt("dvc", "pull", folder=fresh)
-    assert done.returncode
-    assert "data/pairs" in done.stderr
-    assert "Traceback" not in done.stderr
-    call("dvc", "repro", "--quiet", folder=fresh)
-    assert hashes(fresh) == hashes(shared)
-
-
-# SSH
-
-
-@pytest.fixture
-def by_ssh(ssh, local, tmp_path, monkeypatch):
-    """A clone whose remote is an SSH server, where everything was pushed, and who may get in."""
-    home, port = ssh
-    here = clone(local, tmp_path / "clone")
-    store = tmp_path / "storage"
-    shutil.copytree(local.parent / "storage", store)
-    settings = (("url", f"ssh://127.0.0.1{store}"), ("port", str(port)))
-    for name, value in settings:
-        call("dvc", "remote", "modify", "--local", "storage", name, value, folder=here)
-    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    monkeypatch.setenv("HOME", str(home))
-    return here
-
-
-def refused(here, *words):
-    done = attempt("dvc", "pull", *words, folder=here)
-    assert done.returncode
-    assert "Traceback" not in done.stderr
-    assert "failed to connect to ssh" in done.stderr
-    assert not (here / "data/pairs").exists()
-    return done.stderr
-
-
-@pytest.mark.slow
-def test_a_key_that_ssh_does_not_know_is_one_message(by_ssh, tmp_path):
-    make_key(tmp_path / "another")
-    modify = ("dvc", "remote", "modify", "--local", "storage", "keyfile")
-    call(*modify, str(tmp_path / "another"), folder=by_ssh)
-    assert "Permission denied for user" in refused(by_ssh)
-
-
-@pytest.mark.slow
-def test_an_ssh_server_that_is_gone_is_one_message(by_ssh):
-    modify = ("dvc", "remote", "modify", "--local", "storage", "port")
-    call(*modify, str(free_port()), folder=by_ssh)
-    assert "Connect call failed" in refused(by_ssh)
-
-
-@pytest.mark.slow
-def test_dvc_takes_any_host_for_the_right_one_and_verify_shows_what_was_changed(
-    by_ssh, ssh, tmp_path
-):
-    """As the guide says. If the first part fails, DVC checks keys of hosts now: mend the guide."""
-    assert "does not check the host's key" in ADVICE
-    home, _ = ssh
-    another, port = tmp_path / "home", free_port()
-    shutil.copytree(home, another)
-    make_key(another / ".ssh" / "host")
-    known = (home / ".ssh" / "host.pub").read_text()
-    (home / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{port} {known}")
-    modify = ("dvc", "remote", "modify", "--local", "storage")
-    call(*modify, "port", str(port), folder=by_ssh)
-    for file in (tmp_path / "storage").rglob("*"):
-        if file.is_file() and file.read_text() == "pair 3 of 1":
-            file.chmod(0o644)
-            file.write_text("something else")
-    with ssh_server(another, port):
-        call(*modify, "verify", "true", folder=by_ssh)
-        done = attempt("dvc", "pull", "data/pairs", folder=by_ssh)
-        assert done.returncode
-        assert "Traceback" not in done.stderr
-        call(*modify, "verify", "false", folder=by_ssh)
-        call("dvc", "pull", "-q", "data/pairs", folder=by_ssh)
-    assert (by_ssh / "data/pairs/3.txt").read_text() == "something else"
-
-
-# places and links
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory):
-    project = make(tmp_path_factory.mktemp("local"), STAGE)
-    call("dvc", "repro", "--quiet", folder=project)
-    commit_and_push(project)
-    return project
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("link", ["hardlink,copy", "symlink"])
-def test_a_linked_cache_stores_once_and_survives_another_experiment(local, tmp_path, link):
-    here = clone(local, tmp_path / "clone")
-    call("dvc", "config", "--local", "cache.type", link, folder=here)
-    call("dvc", "pull", "--quiet", folder=here)
-    file = here / "data/pairs/3.txt"
-    digest = hashlib.md5(file.read_bytes()).hexdigest()
-    kept = here / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
-    assert file.samefile(kept)  # one inode
-    assert file.is_symlink() == (link == "symlink")
-    before = hashes(here)
-    call("dvc", "exp", "run", "-q", "-S", "train.beta=0.3", folder=here)
-    call("git", "checkout", "--quiet", "--force", ".", folder=here)
-    call("dvc", "checkout", "--quiet", "--force", folder=here)
-    assert hashes(here) == before
-    assert json.loads((here / "models/adapter/weights").read_text())["beta"] == 0.1
-    assert "up to date" in call("dvc", "status", folder=here)
-
-
-@pytest.mark.slow
-def test_two_people_with_different_parameters_share_one_remote(local, tmp_path):
-    people = {"ann": "0.6", "bob": "0.7"}
-    for name, beta in people.items():
-        here = clone(local, tmp_path / name)
-        text = (here / "params.yaml").read_text()
-        (here / "params.yaml").write_text(text.replace("beta: 0.1", f"beta: {beta}"))
-        call("dvc", "repro", "-q", "--pull", folder=here)
-        call("git", "checkout", "-q", "-b", name, folder=here)
-        call("git", "commit", "-qam", f"As {name} wants it", folder=here)
-        call("dvc", "push", "-q", folder=here)
-        call("git", "push", "-q", "origin", name, folder=here)
-    for name, other in (("ann", "bob"), ("bob", "ann")):
-        here = tmp_path / name
-        assert "up to date" in call("dvc", "status", folder=here)
-        call("git", "fetch", "-q", folder=here)
-        call("git", "checkout", "-q", other, folder=here)
-        call("dvc", "pull", "-q", folder=here)
-        weights = json.loads((here / "models/adapter/weights").read_text())
-        assert weights["beta"] == float(people[other])
-        assert "up to date" in call("dvc", "repro", folder=here)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["moved", "worktree", "shallow", "detached", "shared cache"])
-def test_a_project_works_wherever_it_is(local, tmp_path, kind):
-    here = tmp_path / "here"
-    if kind == "moved":
-        clone(local, tmp_path / "before")
-        call("dvc", "pull", "--quiet", folder=tmp_path / "before")
-        (tmp_path / "before").rename(here)
-    elif kind == "worktree":
-        clone(local, tmp_path / "before")
-        call("git", "worktree", "add", "--quiet", str(here), folder=tmp_path / "before")
-    elif kind == "shallow":
-        origin = f"file://{local.parent / 'origin.git'}"
-        call("git", "clone", "--quiet", "--depth", "1", origin, str(here), folder=tmp_path)
-    else:
-        clone(local, here)
-        if kind == "detached":
-            call("git", "checkout", "--quiet", "--detach", folder=here)
-        if kind == "shared cache":
-            cache = str(tmp_path / "cache")
-            other = clone(local, tmp_path / "other")
-            for one in (here, other):
-                call("dvc", "cache", "dir", "--local", cache, folder=one)
-            call("dvc", "pull", "--quiet", folder=other)
-            shutil.move(local.parent / "storage", tmp_path / "away")  # the cache is enough
-            try:
-                call("dvc", "checkout", "--quiet", folder=here)
-            finally:
-                shutil.move(tmp_path / "away", local.parent / "storage")
-    if kind != "shared cache":
-        call("dvc", "pull", "--quiet", folder=here)
-    assert "up to date" in call("dvc", "status", folder=here)
-    call("dvc", "exp", "run", "-q", "-S", "train.beta=0.2", "-n", "here", folder=here)
-    assert "here" in call("dvc", "exp", "list", "--name-only", folder=here)
-    assert (here / "models/adapter/weights").exists()

@@ -26,6 +26,21 @@ def project(tmp_path, monkeypatch):
     return tmp_path / "project"
 
 
+def git(folder, *arguments):
+    subprocess.run(
+        ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments],
+        check=True,
+        capture_output=True,
+    )
+
+
+def committed(folder):
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "remote", "add", "origin", f"https://me:{PASSWORD}@host/us/pairs.git")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "first")
+
+
 def test_nothing_secret_and_no_home_path_is_shown(monkeypatch, tmp_path):
     home = tmp_path / "home" / "someone"
     project = home / "project"
@@ -40,41 +55,26 @@ def test_nothing_secret_and_no_home_path_is_shown(monkeypatch, tmp_path):
     assert shown == f"./data and ~/other and {home}2/x with *** at https://host/repo?x=1"
 
 
-def git(folder, *arguments):
-    subprocess.run(
-        ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments],
-        check=True,
-        capture_output=True,
-    )
-
-
 def test_provenance_says_what_a_result_came_from(project, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", "brave-cat")
-    lock = {
-        "schema": "2.0",
-        "stages": {
-            "preprocess": {"outs": [{"path": "data/pairs", "md5": "aa.dir"}]},
-            "train": {"outs": [{"path": "models/adapter", "md5": "bb.dir"}]},
-            "evaluate": {"outs": [{"path": "reports/metrics.json", "md5": "cc"}]},
-        },
-    }
-    (project / "dvc.lock").write_text(json.dumps(lock))
-    (project / "data" / "raw").mkdir(parents=True)
+    outs = {"data/pairs": "aa.dir", "models/adapter": "bb.dir", "reports/metrics.json": "cc"}
+    entries = [{"path": path, "md5": md5} for path, md5 in outs.items()]
+    (project / "dvc.lock").write_text(json.dumps({"stages": {"all": {"outs": entries}}}))
     source = {"kind": "hub", "repo": "me/pairs", "commit": "f" * 40, "licence": None}
-    (project / "data" / "raw" / "SOURCE.json").write_text(json.dumps(source))
+    (project / "data" / "raw" / "mine").mkdir(parents=True)
+    (project / "data" / "raw" / "mine" / "SOURCE.json").write_text(json.dumps(source))
     (project / "reports").mkdir()
     (project / "reports" / "metrics.json").write_text("{}")
-    (project / "params.yaml").write_text("beta: 0.1\n")
-    git(project, "init", "-q", "-b", "main")
-    git(project, "add", "dvc.lock", "reports/metrics.json", "params.yaml")
-    git(project, "commit", "-qm", "first")
+    (project / "params.yaml").write_text("data: {sources: {mine: {}}}\nbeta: 0.1\n")
+    committed(project)
     tags = tracking.provenance()
     assert len(tags["git.commit"]) == 40
     assert tags.pop("git.commit") == tags.pop("mlflow.source.git.commit")
-    assert tags.pop("mlflow.source.git.branch") == "main"
     assert len(tags.pop("setting")) == 12
     assert tags == {
         "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.branch": "main",
+        "mlflow.source.git.repoURL": "https://host/us/pairs.git",
         "git.branch": "main",
         "git.state": "clean",
         "dvc.experiment": "brave-cat",
@@ -86,7 +86,6 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
     }
     # What a run of the pipeline itself changes does not make it dirty; a parameter does.
     (project / "reports" / "metrics.json").write_text('{"win_rate": 1}')
-    (project / "dvc.lock").write_text(json.dumps(lock) + "\n")
     assert tracking.provenance()["git.state"] == "clean"
     (project / "params.yaml").write_text("beta: 0.2\n")
     assert tracking.provenance()["git.state"] == "dirty: params.yaml"
@@ -101,16 +100,10 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
 def test_a_run_says_which_parameters_changed_and_seeds_of_one_setting_share_a_tag(
     project, monkeypatch
 ):
-    (project / "dvc.yaml").write_text("stages: {}\n")
     (project / "params.yaml").write_text("train: {beta: 0.1, seed: 42}\n")
-    git(project, "init", "-q", "-b", "main")
-    git(project, "remote", "add", "origin", f"https://me:{PASSWORD}@host/us/pairs.git")
-    git(project, "add", ".")
-    git(project, "commit", "-qm", "first")
+    committed(project)
     plain = tracking.provenance()
     assert "changed" not in plain
-    assert plain["mlflow.source.name"] == "dvc.yaml"
-    assert plain["mlflow.source.git.repoURL"] == "https://host/us/pairs.git"
     commit = plain["git.commit"]
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", commit)
     found = []
@@ -126,13 +119,11 @@ def test_a_run_says_which_parameters_changed_and_seeds_of_one_setting_share_a_ta
     assert found[0]["setting"] == plain["setting"] != found[1]["setting"] == found[2]["setting"]
 
 
-def test_provenance_works_in_a_temporary_copy_and_in_a_project_below_the_repository(tmp_path):
+def test_provenance_works_in_a_project_below_the_repository_and_without_one(tmp_path, monkeypatch):
     origin = tmp_path / "repository"
     (origin / "sub").mkdir(parents=True)
     (origin / "sub" / "params.yaml").write_text("beta: 0.1\n")
-    git(origin, "init", "-q", "-b", "main")
-    git(origin, "add", ".")
-    git(origin, "commit", "-qm", "first")
+    committed(origin)
     copy = origin / "sub" / ".dvc" / "tmp" / "exps" / "tmp1"
     git(tmp_path, "clone", "-q", str(origin), str(copy))
     (copy / "sub" / "params.yaml").write_text("beta: 0.2\n")
@@ -140,12 +131,9 @@ def test_provenance_works_in_a_temporary_copy_and_in_a_project_below_the_reposit
     assert there["git.commit"] == here["git.commit"]
     assert there["git.state"] == "dirty: params.yaml"
     assert here["git.state"] == "clean"
-
-
-def test_provenance_without_a_repository_is_silent(project, monkeypatch):
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
-    assert tracking.provenance() == {"mlflow.source.type": "LOCAL"}
-    assert tracking.experiment_name() == "workspace-uncommitted"
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert tracking.provenance(tmp_path) == {"mlflow.source.type": "LOCAL"}
+    assert tracking.experiment_name(tmp_path) == "workspace-uncommitted"
 
 
 def test_a_project_that_lives_below_some_dvc_folder_is_its_own_root(tmp_path):

@@ -21,7 +21,7 @@ WITHOUT = {
     "doctor": "runs tests/test_doctor.py",
     "use": "copies a file; tests/test_setup.py",
     "ui": "a server with a page; docs/comparing.md has its pictures",
-    "join": "needs a second machine; docs/scaling.md",
+    "log": "after a tracking server was away; tests/test_way_back.py",
 }
 
 

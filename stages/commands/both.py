@@ -46,7 +46,7 @@ class Both:
         Raises:
             UserError: preprocess would leave it out.
         """
-        found = images.store(picture, folder=folder, limits=images.limits(self.p.preprocess))
+        found = images.store(picture, folder=folder, limits=self.p.preprocess)
         if isinstance(found, Refusal):
             raise UserError(f"the image can't be used ({found.detail})")
         return found.name

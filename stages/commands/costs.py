@@ -71,15 +71,9 @@ def stage_names(pipeline: Path) -> list[str]:
 
 
 def entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the stages that ran here wrote of themselves, by stage; damaged files are left out."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
-            found[str(entry["stage"])] = entry
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    """What the stages that ran here wrote of themselves, by stage."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return {entry["stage"]: entry for entry in found}
 
 
 if __name__ == "__main__":

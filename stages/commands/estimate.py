@@ -15,7 +15,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.params.params import REFERENCE_FREE, Params
+from stages.params.losses import LOSSES
+from stages.params.params import Params
 
 TERA, GIGA = 1e12, 1e9
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -105,7 +106,7 @@ def step(p: Params, size: Size, pair: Pair) -> float:
     if p.train.shared_prefix:
         tokens, looks = pair.prompt + 2 * pair.answer, int(not p.train.keep_vision_features)
         return forward(size, (2 + again) * tokens, looks * pair.image, 2 * 2 * pair.answer)
-    passes, tokens = 2 + (p.train.loss not in REFERENCE_FREE), 2 * (pair.prompt + pair.answer)
+    passes, tokens = 2 + LOSSES[p.train.loss].reference, 2 * (pair.prompt + pair.answer)
     return forward(size, (passes + again) * tokens, 2 * (passes - 1) * pair.image, passes * tokens)
 
 

@@ -26,7 +26,7 @@ from stages.pairs import output
 from stages.params import params
 from stages.params.params import Params
 from stages.reporting.card import other_once_merged
-from stages.sources import manifest
+from stages.sources import source
 
 OUT = Path("models", "merged")
 SAMPLE = 16  # test pairs
@@ -125,12 +125,12 @@ def per_token(one: scoring.PairLogProbs, other: scoring.PairLogProbs) -> float:
 
 def readme(at: Places, checked: str, bits: int | None) -> str:
     """What the folder is; ``bits`` of the base in training, if it was quantised."""
-    source = manifest.read(at.model)
+    base = source.read(at.model)
     made = json.loads((at.adapter / "fingerprint.json").read_text(encoding="utf-8"))
-    base = f"`{source.repo or at.model}`" + (f" at `{source.commit}`" if source.commit else "")
+    name = f"`{base.repo or at.model}`" + (f" at `{base.commit}`" if base.commit else "")
     warning = f"\n**Not the model that was evaluated.** {other_once_merged(bits)}\n" if bits else ""
     return (
-        f"# A merged model\n\n{base}, with the adapter merged whose weights have the SHA-256 "
+        f"# A merged model\n\n{name}, with the adapter merged whose weights have the SHA-256 "
         f"`{made['adapter_sha256']}`. The model card of that adapter says what it was trained on, "
         f"how it was measured, and under which licence it may be used.\n{warning}\n{checked}\n"
     )

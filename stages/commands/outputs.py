@@ -1,5 +1,6 @@
 """Where the pipeline keeps what the commands after it use, as ``dvc.yaml`` says."""
 
+import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class Places:
     images: Path
     model: Path
     adapter: Path
+    curves: Path
     results: Path
     details: Path
     page: Path
@@ -55,3 +57,12 @@ def require(*paths: Path) -> None:
             raise UserError(
                 f"{path} is missing; `dvc repro` makes it, `dvc pull` gets a shared one"
             )
+
+
+def stale() -> list[str]:
+    """The stages that ``dvc repro`` would run again."""
+    from dvc.repo import Repo
+
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # the caller says what DVC warns of
+    with Repo() as repo:
+        return sorted(repo.status())

@@ -62,7 +62,7 @@ def main(lock: Path = lockfile.LOCK) -> None:
 
 def sources(p: Params) -> dict[str, Any]:
     """Sources of data by DVC's item."""
-    return {"fetch@data": p.data.source}
+    return {f"fetch@{name}": source for name, source in p.data.sources.items()}
 
 
 def published(source: Any) -> tuple[int, float]:
@@ -83,7 +83,7 @@ def model_size(p: Params, here: set[str]) -> Size:
         UserError: neither is there.
     """
     name = named(p.model.source)
-    file = (MODEL if "fetch@model" in here else Path(name)) / "config.json"
+    file = (MODEL if "fetch-model" in here else Path(name)) / "config.json"
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
         text = found.get("text_config", found)
@@ -93,7 +93,7 @@ def model_size(p: Params, here: set[str]) -> Size:
     if name in known.published():
         return known.published()[name]
     raise UserError(
-        f"model.source is {name}, whose dimensions are not known here; `dvc repro fetch@model` "
+        f"model.source is {name}, whose dimensions are not known here; `dvc repro fetch-model` "
         "fetches it, then plan again"
     )
 
@@ -146,7 +146,7 @@ def hours(p: Params, size: Size, counts: Counts) -> str:
 def network(p: Params, here: set[str], size: Size, data_gb: Mapping[str, float]) -> list[str]:
     """What is fetched, and how much of it."""
     weights = 2 * sum(estimate.parameters(size).values()) / GIGA
-    items = {**sources(p), "fetch@model": p.model.source}
+    items = {**sources(p), "fetch-model": p.model.source}
     fetched = [
         f"{named(source)}, {data_gb.get(item, weights):.2g} GB ({item})"
         for item, source in items.items()

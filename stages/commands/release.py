@@ -1,91 +1,136 @@
 """Release: the adapter here as a version that others get by name.
 
-    python -m stages release --version v1.0.0             # make release VERSION=v1.0.0
-    python -m stages release --version v1.0.0 --force 1   # although something speaks against it
+    make release VERSION=v1.0.0
 
-In: the current commit with its outputs. Refused, unless forced: changes that are not committed; a
-``dvc.lock`` that is not current, or whose outputs no DVC remote has; a win rate that is not clearly
-above that of the champion (the version before, on the same pairs), or without one above one half; a
-task of lm-eval that got worse. Forced, all of that is written into the tag.
-
-Out: ``releases/v1.0.0``, a folder for people and for the Hub; an annotated tag of GTO's,
-``adapter@v1.0.0``; and a version in MLflow's registry with the alias ``champion``. A release that
-was interrupted is completed by the same command. Nothing is pushed: the last line says how.
+In: the current commit with its outputs. Refused: changes that are not committed, a ``dvc.lock``
+that is not current, and outputs that others could not get from the remote of the committed
+configuration. Out: an annotated tag in GTO's form, ``adapter@v1.0.0``, which ``dvc artifacts get``
+and DVC Studio read. Git itself makes it, so that it is signed where your Git signs tags
+(``tag.gpgSign``); the commit's dvc.lock has the hash of every output. MLflow's registry gets the
+version too, by reference. Nothing is pushed: the last line says how.
 """
 
 import json
-import shutil
+import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from stages.commands import bundle, outputs, versions
+from stages.commands import outputs
 from stages.core import command
 from stages.core.errors import UserError
+from stages.core.text import listed
 from stages.reporting import verdicts
-from stages.tracking import registered, runs
-from stages.tracking.tags import git, provenance
+from stages.tracking import runs
+from stages.tracking.tags import git
+
+ARTIFACT = "adapter"  # its name under `artifacts` in dvc.yaml
+CHAMPION = "champion"  # MLflow's alias of the version that was released last
 
 
-def main(version: str, force: str = "", out: Path = bundle.RELEASES) -> None:
-    at = outputs.read()
-    before = versions.champion(version)
-    metrics_file, made = at.results / "metrics.json", at.adapter / "fingerprint.json"
-    outputs.require(made, metrics_file, at.card, at.page, at.model, at.raw, Path("dvc.lock"))
-    tagged, head = versions.commit_of(version), git(Path(), "rev-parse", "HEAD")
+def main(version: str) -> None:
+    from gto.versions import SemVer
+
+    if not SemVer.is_valid(version or " "):
+        raise UserError(f"'{version}' is not a version; write it as VERSION=v1.0.0")
+    at, tag = outputs.read(), f"{ARTIFACT}@{version}"
+    outputs.require(at.adapter, at.results, Path("dvc.lock"))
+    if against := list(unready()):
+        raise UserError("\n  ".join([f"{version} is not released:", *against]))
+    head = git(Path(), "rev-parse", "HEAD")
+    tagged = git(Path(), "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}")
     if tagged and tagged != head:
-        raise UserError(
-            f"{versions.tag_of(version)} is the commit {tagged[:7]}, not this one; choose a higher "
-            "version"
-        )
-    against = [*versions.unready(), *versions.undefensible(at, before)]
-    if against and not force:
-        raise UserError(
-            "\n  ".join([f"{version} is not released:", *against])
-            + "\nFORCE=1 releases it all the same, and says so in the tag"
-        )
+        raise UserError(f"{tag} is the commit {tagged[:7]}, not this one; choose a higher version")
 
-    folder = out / version
-    out.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=f".{version}.") as place:
-        part = Path(place, version)
-        part.mkdir()
-        facts = bundle.write(part, at, version, provenance(), against)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
-    told = describe(version, verdicts.headline(metrics), facts["adapter_sha256"], against)
-    if not tagged:
-        versions.register(version, told)
-    print(f"{told}\n\n{folder}: the release, with its page, card and licences")
-    print(f"{versions.tag_of(version)}: the tag")
-    mirror(version, folder, facts, told)
-    print(f"others can get it after: git push origin {versions.tag_of(version)}")
-
-
-def describe(version: str, headline: str, digest: str, against: list[str]) -> str:
-    """The tag's message."""
-    lines = [f"{versions.ARTIFACT} {version}", "", headline, f"SHA-256 of the weights: {digest}"]
-    if against:
-        lines += ["", "Released by force, although:", *(f"- {each}" for each in against)]
-    return "\n".join(lines)
-
-
-def mirror(version: str, folder: Path, facts: dict[str, object], told: str) -> None:
-    """Tell MLflow's registry; never raises because of MLflow, which only mirrors Git."""
-    tags = {key: str(value) for key, value in facts.items() if isinstance(value, str) and value}
-    tags["git.tag"] = versions.tag_of(version)
+    made = json.loads((at.adapter / "fingerprint.json").read_text(encoding="utf-8"))
+    metrics = json.loads((at.results / "metrics.json").read_text(encoding="utf-8"))
+    message = f"{ARTIFACT} {version}\n\n{verdicts.headline(metrics)}\n"
+    message += f"SHA-256 of the weights: {made['adapter_sha256']}"
+    words = ["git", "tag", "--annotate", "--message", message, tag]
+    if not tagged and subprocess.run(words, check=False).returncode:
+        raise UserError(f"Git did not make the tag {tag}, for the reason above")
+    print(f"{message}\n\n{tag}: the tag of the commit {head[:7]}")
+    known = {
+        "version": version,
+        "git.tag": tag,
+        "git.commit": head,
+        "dvc.path": at.adapter.as_posix(),
+        "adapter_sha256": made["adapter_sha256"],
+    }
     try:
-        with tempfile.TemporaryDirectory() as place:
-            for name in bundle.DESCRIBING:
-                shutil.copyfile(folder / name, Path(place, name))
-            fingerprint = str(facts["fingerprint"])
-            print(f"MLflow: {registered.register(version, fingerprint, Path(place), tags, told)}")
+        print(f"MLflow: {register(made['fingerprint'], known, message)}")
     except Exception as error:  # whatever a tracker raises, the release is there
-        print(
-            f"MLflow: not registered, {runs.reason(error)}; the same command tries it again",
-            file=sys.stderr,
-        )
+        told = f"MLflow: not registered, {runs.reason(error)}; the same command tries it again"
+        print(told, file=sys.stderr)
+    print(f"others can get it after: git push origin {tag}")
+
+
+def unready() -> Iterator[str]:
+    """Why others would not get what is here by the current commit."""
+    from dvc.config_schema import RelPath
+    from dvc.repo import Repo
+
+    changed = [line[3:] for line in git(Path(), "status", "--porcelain").splitlines()]
+    if changed:
+        yield f"changes are not committed: {listed(changed, 5, longest=200)}"
+    if stale := outputs.stale():
+        yield f"dvc.lock is not current: {listed(stale, 5)} would run again (`dvc repro`)"
+    with Repo() as repo:
+        # Others have the configuration of the commit: not config.local, nor this user's own.
+        committed = repo.config.read("repo")
+        name = committed.get("core", {}).get("remote")
+        url = committed.get("remote", {}).get(name, {}).get("url")
+        if not url:
+            yield (
+                "the committed .dvc/config names no remote, so nobody else would get the outputs "
+                "(`dvc remote add -d storage …` without --local, commit it, `dvc push`)"
+            )
+        elif isinstance(url, RelPath):
+            yield (
+                f"the DVC remote {name} is a path relative to this clone, which others do not "
+                f"have (`dvc remote modify {name} url {url}`, commit it)"
+            )
+        elif missing := unpushed(repo, name):
+            yield f"the DVC remote lacks {listed(missing, 5, longest=200)} (`dvc push`)"
+
+
+def unpushed(repo: Any, remote: str) -> list[str]:
+    """Outputs of which this DVC remote lacks something.
+
+    DVC's own status says nothing of a folder whose list of files is neither in the cache nor in the
+    remote, so each output's hash is looked up as well.
+    """
+    store = repo.cloud.get_remote_odb(remote)
+    cached = [out for out in repo.index.outs if out.use_cache and out.hash_info]
+    found = {str(out) for out in cached if not store.exists(out.hash_info.value)}
+    states = repo.status(cloud=True, remote=remote)
+    found |= {name for name, state in states.items() if state != "deleted"}
+    return sorted(found)
+
+
+def register(fingerprint: str, known: Mapping[str, str], message: str) -> str:
+    """The version in MLflow's registry, by reference to Git and DVC, and where it is there.
+
+    It belongs to the newest run of the training that has results. Raises whatever MLflow does,
+    ``LookupError`` where there is no such run.
+    """
+    client, experiment = runs.connect()
+    name = client.get_experiment(experiment).name
+    found = client.search_runs([experiment], f"tags.fingerprint = '{fingerprint}'")
+    with_results = [run.info.run_id for run in found if "results" in run.data.tags]
+    if not with_results:
+        raise LookupError("no run has these results (`make log` logs them)")
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Adapters, by reference to Git and DVC.")
+    versions = client.search_model_versions(f"name = '{name}'")
+    number = next((v.version for v in versions if v.tags.get("version") == known["version"]), None)
+    if number is None:
+        source = f"runs:/{with_results[0]}/reports"
+        more = {"run_id": with_results[0], "tags": dict(known), "description": message}
+        number = client.create_model_version(name, source, await_creation_for=0, **more).version
+    client.set_registered_model_alias(name, CHAMPION, number)
+    return f"models:/{name}@{CHAMPION}"
 
 
 if __name__ == "__main__":

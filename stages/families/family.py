@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from stages.core.meaning import code
+
+WORDS = ("name", "example", "tag", "citation", "published")  # they decide no number
+
 
 @dataclass(frozen=True)
 class Family:
@@ -45,9 +49,9 @@ class Family:
     builds_prompts: str = r"<\|(im|vision|image|video)_\w+\|>|<\|endoftext\|>"
 
     @property
-    def code(self) -> tuple[str, ...]:
-        """The files in ``stages`` that say how this family computes."""
-        return "families/family.py", f"families/{self.model_types[0]}.py"
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of the code that says how this family computes."""
+        return code("families/family.py", f"families/{self.model_types[0]}.py", without=WORDS)
 
     def builds_prompt(self, token: str) -> bool:
         """Whether the templates build prompts of a token."""

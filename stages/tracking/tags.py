@@ -1,19 +1,17 @@
-"""What a result came from: commit, experiment, hashes and sources, in words fit to be shown."""
+"""What a result came from: commit, experiment, hashes and sources, without anything secret."""
 
 import hashlib
 import json
 import os
 import re
 import subprocess
-import tempfile
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from stages.core.project import project_root
-from stages.params.params import PARAMS_FILE, flattened
-from stages.reporting.comparison import differences
-from stages.reporting.seeds import SEED
+from stages.params.params import PARAMS_FILE, SEED, differences, flattened
 
 
 def experiment_name(root: Path = Path()) -> str:
@@ -32,12 +30,13 @@ def provenance(root: Path = Path()) -> dict[str, str]:
     commit's, with their values), ``sweep`` (commit and names of these) and ``setting`` (a hash of
     data and parameters, ``train.seed`` aside); and MLflow's own for source and commit.
     """
-    hashes = outputs(root)
     commit, branch = git(root, "rev-parse", "HEAD"), git(root, "branch", "--show-current")
-    edited = changed_files(root)
-    state = "dirty: " + ", ".join(edited) if edited else "clean"
     baseline = os.environ.get("DVC_EXP_BASELINE_REV", "")
     remote = git(root, "remote", "get-url", "origin")
+    swept = _sweep(root, baseline)
+    # In DVC's temporary copies, Git takes a params.yaml that DVC changed for unchanged.
+    edited = {*changed_files(root), *([str(PARAMS_FILE)] if swept.get("changed") else [])}
+    state = f"dirty: {', '.join(sorted(edited))}" if edited else "clean"
     found = {
         "git.commit": commit,
         "git.branch": branch,
@@ -50,34 +49,41 @@ def provenance(root: Path = Path()) -> dict[str, str]:
         "mlflow.source.git.branch": branch,
         "mlflow.source.git.repoURL": remote if ":" in remote else "",
     }
-    for path, digest in hashes.items():
+    for path, digest in outputs(root).items():
         if path.startswith(("data/", "models/")):
             found[f"dvc.md5.{path}"] = digest
-    for name, folder in (("data", "data/raw"), ("model", "models/base")):
-        source = root / folder / "SOURCE.json"
-        if source.is_file():
-            described = json.loads(source.read_text(encoding="utf-8"))
-            for key in ("kind", "repo", "commit", "licence"):
-                found[f"{name}.{key}"] = str(described.get(key) or "")
-    return {k: redacted(v, root) for k, v in (found | _sweep(root, baseline)).items() if v}
+    names = dict.fromkeys(
+        k.split(".")[2] for k in parameters(root) if k.startswith("data.sources.")
+    )
+    places = {"data": [f"data/raw/{name}" for name in names], "model": ["models/base"]}
+    for what, folders in places.items():
+        files = [root / folder / "SOURCE.json" for folder in folders]
+        fetched = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
+        for key in ("kind", "repo", "commit", "licence"):
+            found[f"{what}.{key}"] = ", ".join(str(each[key]) for each in fetched if each.get(key))
+    return {key: redacted(value, root) for key, value in (found | swept).items() if value}
 
 
 def _sweep(root: Path, baseline: str) -> dict[str, str]:
     """How the parameters differ from those of the commit that an experiment starts from."""
-    if not (root / PARAMS_FILE).is_file():
+    if not (now := parameters(root)):
         return {}
-    load = YAML(typ="safe", pure=True).load
-    now = flattened(load((root / PARAMS_FILE).read_text(encoding="utf-8")) or {})
-    before = git(root, "show", f"{baseline or 'HEAD'}:./{PARAMS_FILE}")
-    apart = differences(flattened(load(before) or {}), now) if before else ()
-    names = ", ".join(key for key, _, _ in apart)
+    text = git(root, "show", f"{baseline or 'HEAD'}:./{PARAMS_FILE}")
+    before = flattened(YAML(typ="safe", pure=True).load(text)) if text else now
+    apart = {key: value for key, _, value in differences(before, now)}
     alike = {key: value for key, value in now.items() if key != SEED}
     content = json.dumps([alike, outputs(root).get("data/formatted")], sort_keys=True, default=str)
     return {
-        "changed": ", ".join(f"{key}={new}" for key, _, new in apart),
-        "sweep": f"{baseline[:7]} {names}" if baseline and names else "",
+        "changed": ", ".join(f"{key}={value}" for key, value in apart.items()),
+        "sweep": f"{baseline[:7]} {', '.join(apart)}" if baseline and apart else "",
         "setting": hashlib.sha256(content.encode()).hexdigest()[:12],
     }
+
+
+def parameters(root: Path) -> dict[str, Any]:
+    """What params.yaml holds, by dotted key; nothing if there is no such file."""
+    file = root / PARAMS_FILE
+    return flattened(YAML(typ="safe", pure=True).load(file)) if file.is_file() else {}
 
 
 def redacted(text: str, root: Path = Path()) -> str:
@@ -103,35 +109,24 @@ def outputs(root: Path) -> dict[str, str]:
     return {out["path"]: str(out.get("md5", "")) for out in outs}
 
 
-def changed_files(root: Path, *, made: bool = False) -> list[str]:
-    """Tracked files that differ from the last commit, relative to ``root``; those that the pipeline
-    makes, ``dvc.lock`` included, only if ``made``.
-
-    Compared through an index made for this: in DVC's temporary copies the repository's own may hold
-    the times and sizes of files as DVC changed them, and a changed params.yaml then looks clean.
+def changed_files(root: Path) -> list[str]:
+    """Tracked files that differ from the last commit, relative to ``root``, aside from dvc.lock and
+    the outputs that it names.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        index = str(Path(folder, "index"))
-        git(root, "read-tree", "HEAD", index=index)
-        names = git(root, "diff", "--name-only", "--relative", "-z", index=index)
-    known = () if made else ("dvc.lock", *outputs(root))
+    names = git(root, "diff", "--name-only", "--relative", "-z", "HEAD").split("\0")
+    known = ("dvc.lock", *outputs(root))
     return sorted(
         name
-        for name in names.split("\0")
+        for name in names
         if name and not any(f"{name}/".startswith(f"{path}/") for path in known)
     )
 
 
-def git(root: Path, *arguments: str, index: str | None = None) -> str:
+def git(root: Path, *arguments: str) -> str:
     """What git prints, or nothing where there is no git or no repository."""
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments],
-            env={**os.environ, **({"GIT_INDEX_FILE": index} if index else {})},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        words = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
     except OSError:
         return ""
     return done.stdout.rstrip() if done.returncode == 0 else ""
