@@ -387,6 +387,7 @@ def configured(training: Training) -> tuple[dict[str, Any], Path]:
         training.processes,
         shared_prefix=training.ours,
         keep_vision_features=False,
+        portable=True,
         cached=REFERENCE if training.cached else None,
     )
     return configuration, RUNS / (name + "-resumed" * bool(training.resumed))
@@ -416,7 +417,7 @@ def run(training: Training, configuration: dict[str, Any], folder: Path) -> None
         shutil.copytree(other / middle, folder / middle)
     file = folder / "llamafactory.yaml"
     OmegaConf.save(OmegaConf.create(configuration), file)
-    environment = config.environment(0, os.environ)
+    environment = config.environment(0, os.environ, is_portable=True)
     if training.processes > 1:
         environment |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(training.processes)}
     if training.ours:

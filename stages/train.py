@@ -51,6 +51,7 @@ def main(
         p.train.processes,
         shared_prefix=p.train.shared_prefix,
         keep_vision_features=p.train.keep_vision_features,
+        portable=config.computes_portably(p),
         cached=cached,
     )
     # Experiments in DVC's temporary copies keep their checkpoints in the real project.
@@ -144,7 +145,7 @@ def train(
             if measured := history.point(entry):
                 live.log(entry["step"], *measured)
 
-        environment = config.environment(p.train.gpus, os.environ)
+        environment = config.environment(p.train.gpus, os.environ, is_portable=p.train.portable)
         if p.train.shared_prefix:
             environment = process.with_shared_prefix(
                 environment, cached, p.train.keep_vision_features

@@ -13,12 +13,16 @@ import pytest
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
+from stages.core import portable
 from stages.pairs.pairs import row_id
 from stages.params.params import Params
 
 ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
 
+
+# Before any test imports torch.
+os.environ |= portable.environment(portable=True)
 
 LONGEST = (
     "test_end_to_end.py",

@@ -244,7 +244,7 @@ def changed_code(name):
 
 
 def changed_device(folder, monkeypatch):
-    monkeypatch.setattr(scoring, "choose_device", lambda *_: "another")
+    monkeypatch.setattr(scoring, "device_name", lambda _: "another")
 
 
 @pytest.mark.parametrize(
@@ -261,6 +261,7 @@ def changed_device(folder, monkeypatch):
         {"format.image_max_pixels": 32768},
         {"format.image_min_pixels": 1024},
         {"scoring.dtype": "bfloat16"},
+        {"scoring.portable": False},
         {"scoring.batch_tokens": 512},
     ],
     ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",

@@ -96,6 +96,7 @@ def mark(p, inputs, gpus=0, cached=None, **changes):
         gpus,
         shared_prefix=p.train.shared_prefix,
         keep_vision_features=p.train.keep_vision_features,
+        portable=tuning.computes_portably(p),
         cached=cached,
     )
 
@@ -130,6 +131,7 @@ def test_the_fingerprint_changes_with_packages_and_processes(params_with, inputs
     "change",
     [
         {"train.keep_vision_features": True},
+        {"train.portable": False},
         {"train.beta": 0.11},
         {"train.seed": 7},
         {"train.lora_rank": 4},
@@ -246,11 +248,21 @@ def test_what_would_start_other_processes_is_refused(variable, value, told, monk
 
 def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody():
     given = {"USE_RAY": "1", "FORCE_TORCHRUN": "1", "PATH": "/usr/bin"}
-    made = tuning.environment(16, given)
+    made = tuning.environment(16, given, is_portable=True)
     assert not {"FORCE_TORCHRUN", "CUDA_VISIBLE_DEVICES", "NPROC_PER_NODE"} & set(made)
     assert made["RAY_USAGE_STATS_ENABLED"] == "0"
     assert made["TRAINING_FOLDER"] == str(Path.cwd())
-    assert tuning.environment(0, given)["CUDA_VISIBLE_DEVICES"] == ""
+    assert tuning.environment(0, given, is_portable=True)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_training_computes_portably_on_the_cpu_where_that_is_asked_for():
+    def of(gpus, is_portable):
+        made = tuning.environment(gpus, {"OMP_NUM_THREADS": "7"}, is_portable=is_portable)
+        return made["OMP_NUM_THREADS"], made.get("MKL_CBWR"), made.get("OMP_WAIT_POLICY")
+
+    assert of(0, True) == ("2", "COMPATIBLE", "PASSIVE")
+    assert of(0, False) == ("7", None, "PASSIVE")
+    assert of(1, True) == ("7", None, None)
 
 
 @pytest.mark.parametrize(
@@ -266,19 +278,20 @@ def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody():
 )
 def test_exactly_the_wanted_gpus_are_visible(gpus, given, visible):
     base = {"KEPT": "yes"} | ({} if given is None else {"CUDA_VISIBLE_DEVICES": given})
-    made = tuning.environment(gpus, base)
+    made = tuning.environment(gpus, base, is_portable=True)
     assert made["CUDA_VISIBLE_DEVICES"] == visible
     assert made["KEPT"] == "yes"
 
 
 def test_only_more_than_one_gpu_takes_torchrun():
-    assert "FORCE_TORCHRUN" not in tuning.environment(0, {}) | tuning.environment(1, {})
-    eight = tuning.environment(8, {})
+    for gpus in (0, 1):
+        assert "FORCE_TORCHRUN" not in tuning.environment(gpus, {}, is_portable=True)
+    eight = tuning.environment(8, {}, is_portable=True)
     assert (eight["FORCE_TORCHRUN"], eight["NPROC_PER_NODE"]) == ("1", "8")
 
 
 def test_the_tools_beside_the_interpreter_are_on_the_path():
-    path = tuning.environment(8, {"PATH": "/usr/bin"})["PATH"]
+    path = tuning.environment(8, {"PATH": "/usr/bin"}, is_portable=True)["PATH"]
     assert path.split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
 
 

@@ -79,6 +79,7 @@ def project(tmp_path, monkeypatch, write_params):
     (tmp_path / "adapter" / "llamafactory.yaml").write_text("stage: dpo\n")
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     (tmp_path / "base" / "SOURCE.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
     table("abcd", -5.0, -5.0).to_parquet(tmp_path / "reference" / "logps.parquet")
     controls_of("ab").to_parquet(tmp_path / "baseline" / "controls.parquet")
     answers_of("base").to_parquet(tmp_path / "baseline" / "answers.parquet")

@@ -47,7 +47,7 @@ def configuration(
 
 def environment(p: Params) -> dict[str, str]:
     """The environment of such a process: on the CPU where ``scoring.device`` says so."""
-    found = config.environment(0, os.environ)
+    found = config.environment(0, os.environ, is_portable=p.scoring.portable)
     if p.scoring.device != "cpu":
         import torch
 

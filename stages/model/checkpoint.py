@@ -71,15 +71,13 @@ class Checkpoint:
         Raises:
             UserError: the base model was not fetched.
         """
-        import torch
-
-        device = scoring.choose_device(self.p.scoring.device, torch.cuda.is_available())
+        device = scoring.device_of(self.p)
         adapter = sorted(self.adapter.glob("adapter_*")) if self.adapter else []
         return digest(
             base=reference_logps.made_with(self.model, self.p, dtype=self.p.scoring.dtype),
             adapter={file.name: _sha256(file) for file in adapter},
             parameters=[self.p.scoring.model_dump(), self.p.format.model_dump()],
-            device=torch.cuda.get_device_name() if device == "cuda" else device,
+            device=scoring.device_name(device),
             code=code(*CODE) | known.of_model(self.model).fingerprint,
             peft=version("peft") if adapter else None,
         )
@@ -212,7 +210,7 @@ class Checkpoint:
         """For the diary: the device, and pairs/s of what was not taken up."""
         found: dict[str, Any] = {}
         if "policy" in self.__dict__:
-            found["device"] = scoring.device_name(self.policy)
+            found["device"] = scoring.device_name(scoring.device_of(self.p))
         if self.fresh:
             found["processes"] = processes(self.p)
         if self.scored:
@@ -222,10 +220,11 @@ class Checkpoint:
 
 def processes(p: Params) -> int:
     """How many processes score: one for each visible GPU, or one on the CPU."""
+    if scoring.device_of(p) == "cpu":
+        return 1
     import torch
 
-    device = scoring.choose_device(p.scoring.device, torch.cuda.is_available())
-    return torch.cuda.device_count() if device == "cuda" else 1
+    return torch.cuda.device_count()
 
 
 def refuse_infinite(table: pd.DataFrame, *, is_tuned: bool) -> None:

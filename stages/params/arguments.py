@@ -36,7 +36,7 @@ _TYPES = {
 }
 
 # In the same section.
-OURS = ("beta", "loss", "gpus", "shared_prefix", "keep_vision_features")
+OURS = ("beta", "loss", "gpus", "portable", "shared_prefix", "keep_vision_features")
 
 # Keys of LLaMA-Factory's that the pipeline sets, and the parameter (or path) that decides each.
 RESERVED = {

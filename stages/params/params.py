@@ -7,7 +7,7 @@ few need: without ``image_urls`` no image is downloaded.) What each key does is 
 meet it, in the comments of ``params/*.yaml``.
 
 The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss``, ``gpus``,
-``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed
+``portable``, ``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed
 through under LLaMA-Factory's name and checked against its argument classes
 (``stages.params.arguments``), without importing them: that takes 20 s, this 0.2 s. What does
 not go together is in ``stages.params.rules``.
@@ -120,6 +120,7 @@ class Scoring(Section):
 
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["float32", "bfloat16", "float16"]
+    portable: bool
     batch_tokens: Positive
 
 
@@ -131,6 +132,7 @@ class Train(Section):
     beta: Annotated[float, Field(gt=0)]
     loss: LossName
     gpus: Annotated[int, Field(ge=0)]
+    portable: bool
     shared_prefix: bool
     keep_vision_features: bool
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from stages.core import portable
 from stages.core.errors import UserError, did_you_mean
 from stages.core.meaning import code
 from stages.families import known
@@ -170,6 +171,7 @@ def fingerprint(
     *,
     shared_prefix: bool,
     keep_vision_features: bool,
+    portable: bool,
     cached: Path | None,
 ) -> str:
     """A name for everything that decides what a training produces: 16 hex digits.
@@ -178,7 +180,8 @@ def fingerprint(
     (the effective batch follows from it), the formatted train and validation pairs
     (which name their images by content), the base model's files (by the hashes in its
     ``SOURCE.json``), the versions of the packages that compute, our code inside the training
-    process, and the reference's log-probs where they are ``cached``.
+    process, whether arithmetic is ``portable``, and the reference's log-probs where they are
+    ``cached``.
     """
     deciding = {key: value for key, value in config.items() if key != "output_dir"}
     parts = {
@@ -192,6 +195,7 @@ def fingerprint(
         "packages": {package: version(package) for package in PACKAGES},
         "inside": code(*CODE) | (shared_code(model) if shared_prefix else {}),
         "keep_vision_features": keep_vision_features,
+        "portable": portable,
         "reference": sorted(lookup.by_pair(cached).items()) if cached else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -263,7 +267,11 @@ def check_environment(environment: Mapping[str, str]) -> None:
             )
 
 
-def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:
+def computes_portably(p: Params) -> bool:
+    return p.train.portable and p.train.gpus == 0
+
+
+def environment(gpus: int, base: Mapping[str, str], *, is_portable: bool) -> dict[str, str]:
     """Environment in which ``llamafactory-cli`` uses exactly ``gpus`` GPUs (0: the CPU).
 
     One GPU of several must be chosen here, since LLaMA-Factory turns to torchrun wherever it sees
@@ -272,6 +280,8 @@ def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:
     """
     # Else every file and argument is listed, and the progress bar is hard to find.
     result = {"LLAMAFACTORY_VERBOSITY": "WARN"} | dict(base)
+    if gpus == 0:
+        result |= portable.environment(portable=is_portable)
     # LLaMA-Factory looks for torchrun on the path, also where .venv was never activated.
     tools = [str(Path(sys.executable).parent), *filter(None, [base.get("PATH")])]
     result["PATH"] = os.pathsep.join(tools)
