@@ -385,9 +385,7 @@ def configured(training: Training) -> tuple[dict[str, Any], Path]:
         DATA,
         MODEL,
         training.processes,
-        shared_prefix=training.ours,
-        keep_vision_features=False,
-        portable=True,
+        ours=config.ours(p) | {"shared_prefix": training.ours},
         cached=REFERENCE if training.cached else None,
     )
     return configuration, RUNS / (name + "-resumed" * bool(training.resumed))

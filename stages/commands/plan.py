@@ -370,8 +370,6 @@ def refused(p: Params, size: Size, counts: Counts, known: Known) -> list[str]:
         for name, memory in gpus[: p.train.gpus]
         if memory < needed
     ]
-    if "fetch@model" in known and (said := config.without_effect(p, MODEL)):
-        lines.append(said)
     return lines
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core import portable
+from stages.core import console, portable
 from stages.core.errors import UserError
 from stages.families.family import Family
 from stages.model import formatted, lookup, prefix, tokens
@@ -357,7 +357,6 @@ def _batches(
     images are decoded, resized and put together. On the CPU they would take the model's cores.
     """
     from torch.utils.data import DataLoader
-    from tqdm import tqdm
 
     order = by_length(pairs)
     groups: Any = [order[start : start + GROUP] for start in range(0, len(order), GROUP)]
@@ -369,7 +368,7 @@ def _batches(
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # nothing is imported again
     )
-    with tqdm(total=len(pairs), desc=label, unit="pair") as progress:
+    with console.bar(len(pairs), label, "pairs") as progress:
         for group in loader:
             for batch in group:
                 yield batch
@@ -463,7 +462,6 @@ def answer(
     key-value cache; its default, which grows, was no slower than ``static`` here (RESULTS.md).
     """
     import torch
-    from tqdm import tqdm
     from transformers import GenerationConfig
 
     model, tokenizer = policy.model, policy.tokenizer
@@ -477,7 +475,7 @@ def answer(
     )
     asked = [_prompt_tokens(policy, prompt, images) for prompt in prompts]
     answers: dict[int, Answer] = {}
-    with tqdm(total=len(prompts), desc=label, unit="answer") as progress:
+    with console.bar(len(prompts), label, "answers") as progress:
         for places in _of_like_length([len(ids) + max_new_tokens for ids in asked], batch_tokens):
             batch = _left_padded(
                 policy, [prompts[i] for i in places], [asked[i] for i in places], images
