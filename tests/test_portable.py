@@ -50,7 +50,16 @@ def test_a_process_that_scores_computes_as_one_that_was_started_to(tmp_path):
     assert done.stdout.split()[-2:] == [rounding.COMMITTED, "2"]
 
 
-def test_only_waiting_is_set_where_portable_arithmetic_is_not_wanted():
-    assert portable.environment(portable=False) == portable.kernels(portable=False)
-    assert portable.environment(portable=False).keys() == {"OMP_WAIT_POLICY"}
-    assert portable.KERNELS.items() <= portable.kernels(portable=True).items()
+@pytest.mark.parametrize(
+    ("device", "wanted", "found"),
+    [
+        ("cpu", True, ("COMPATIBLE", "PASSIVE")),
+        ("auto", True, ("COMPATIBLE", "PASSIVE")),
+        ("cpu", False, (None, "PASSIVE")),
+        ("cuda", True, (None, None)),
+    ],
+)
+def test_what_is_set_before_torch_is_imported(monkeypatch, device, wanted, found):
+    monkeypatch.setattr(os, "environ", {})
+    portable.prepare(device, portable=wanted)
+    assert (os.environ.get("MKL_CBWR"), os.environ.get("OMP_WAIT_POLICY")) == found

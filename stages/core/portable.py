@@ -8,6 +8,8 @@ The libraries read these variables when they are loaded or first used, so they a
 is imported, or in the environment of a process that imports it.
 """
 
+import os
+
 THREADS = 2
 KERNELS = {
     "MKL_CBWR": "COMPATIBLE",  # products of matrices; MKL has no other path that AMD's CPUs share
@@ -19,9 +21,10 @@ KERNELS = {
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def kernels(*, portable: bool) -> dict[str, str]:
-    """Variables for a process that may compute on the CPU, whose threads torch sets."""
-    return WAITING | (KERNELS if portable else {})
+def prepare(device: str, *, portable: bool) -> None:
+    """Let this process compute so, unless on ``cuda``; torch's threads are set once it is there."""
+    if device != "cuda":
+        os.environ |= WAITING | (KERNELS if portable else {})
 
 
 def environment(*, portable: bool) -> dict[str, str]:

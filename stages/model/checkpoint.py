@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core import console, parallel
+from stages.core import console, parallel, portable
 from stages.core.errors import UserError
 from stages.core.meaning import code
 from stages.core.project import is_forced, project_root
@@ -53,6 +53,9 @@ class Checkpoint:
     scored: int = field(default=0, init=False)
     fresh: set[str] = field(default_factory=set, init=False)  # pieces that other processes made
     said: set[str] = field(default_factory=set, init=False)  # labels of pieces that were there
+
+    def __post_init__(self) -> None:
+        portable.prepare(self.p.scoring.device, portable=self.p.scoring.portable)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process the model is loaded again."""

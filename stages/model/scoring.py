@@ -187,8 +187,7 @@ def device_of(p: Params) -> str:
     Raises:
         UserError: a GPU is wanted and there is none.
     """
-    if p.scoring.device != "cuda":
-        os.environ |= portable.kernels(portable=p.scoring.portable)
+    portable.prepare(p.scoring.device, portable=p.scoring.portable)
     import torch
 
     device = choose_device(p.scoring.device, torch.cuda.is_available())
