@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.preprocess import ROOT, stage_command, write_params
+from benchmarks.preprocess import ROOT, SOURCE, stage_command, write_params
 from tests.repository import call, environment
 from tests.test_way_back import STAGES, commit_and_push, make
 
@@ -110,7 +110,7 @@ def images(folder: Path, count: int) -> Iterator[tuple[str, Held]]:
     temporary = folder / "temporary"
     temporary.mkdir()
     project = make(folder, "")
-    write_shards(project / "raw", count)
+    write_shards(project / "raw" / SOURCE, count)
     write_params(project / "params.yaml", workers=2)
     more = {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     pairs = project / "data" / "images"
@@ -125,7 +125,7 @@ def images(folder: Path, count: int) -> Iterator[tuple[str, Held]]:
 
 def write_shards(out: Path, count: int) -> None:
     """Tables of small JPEGs, no two alike: a comment of its own makes each file another one."""
-    out.mkdir()
+    out.mkdir(parents=True)
     file = io.BytesIO()
     Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(file, "JPEG")
     view = file.getvalue()

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCE = "topic-overwrite"  # the name of the preset's source
 SHARD = 2000  # rows
 VIEWS = 500  # encoded; making each image takes longer than the whole benchmark
 WIDTH, HEIGHT = 640, 480
@@ -60,13 +61,13 @@ def main() -> None:
         folder = Path(name)
         # By another process: what one holds when it starts a child counts as the child's peak.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-            size = other.submit(write_shards, folder / "raw", options.images).result()
+            size = other.submit(write_shards, folder / "raw" / SOURCE, options.images).result()
         write_params(folder / "params.yaml", options.workers)
         print(f"{options.images} photographs, {size / options.images / 1000:.1f} kB on average")
         loop, stage, memory = [], [], 0.0
         for turn in range(options.repeats):
             if not options.without_loop:
-                loop.append(run(["-c", LOOP, "raw", f"loop{turn}"], folder)[0])
+                loop.append(run(["-c", LOOP, f"raw/{SOURCE}", f"loop{turn}"], folder)[0])
             seconds, peak = run(stage_command(f"pairs{turn}"), folder)
             stage.append(seconds)
             memory = max(memory, peak)
@@ -79,7 +80,7 @@ def main() -> None:
 
 def write_shards(out: Path, count: int) -> int:
     """Shards of ``count`` rows in all; gives the bytes of their images."""
-    out.mkdir()
+    out.mkdir(parents=True)
     total = 0
     found = photographs()
     for start in range(0, count, SHARD):

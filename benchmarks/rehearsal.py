@@ -99,7 +99,11 @@ def rehearse(folder: Path, size: str, tiktoken: str) -> None:
     with serve(repos) as url:
         # The server computes the weights' digests once; the Hub has them at hand.
         HfApi(url).model_info(repos[1].name, files_metadata=True, timeout=600)
-        os.environ |= {"HF_ENDPOINT": url, "NO_PROXY": "127.0.0.1", "HF_HOME": str(folder / "hf")}
+        os.environ |= {
+            "HF_ENDPOINT": url,
+            "NO_PROXY": "127.0.0.1,localhost",
+            "HF_HOME": str(folder / "hf"),
+        }
         os.environ["MLFLOW_TRACKING_URI"] = ""
         start = time.monotonic()
         try:

@@ -120,9 +120,7 @@ def stages() -> str:
     rows = []
     for name, entry in yaml_of("dvc.yaml")["stages"].items():
         stage = entry.get("do", entry)
-        knobs = stage["params"]
-        if "foreach" in entry:
-            knobs = [item[key] for item in entry["foreach"].values() for key in ("source", "trust")]
+        knobs = [knob.removesuffix(".${key}") for knob in stage["params"]]  # of any item
         listed = ", ".join(f"`{knob}`" for knob in dict.fromkeys(knobs))
         rows.append(f"| `{name}` | {stage['desc']} | {listed} |")
     head = ["| stage | what it does | parameters it reads |", "|---|---|---|"]

@@ -1,41 +1,41 @@
-"""fetch: brings the data set or the base model of ``params.yaml`` here, as upstream published it.
+"""fetch: brings a data set or the base model of ``params.yaml`` here, as upstream published it.
 
-In: ``data.source`` or ``model.source``, of one of the kinds in ``stages.sources.kinds``.
-Out: a folder with upstream's files and ``SOURCE.json`` (commit, licence, each file's sha256).
+In: an entry of ``data.sources`` or ``model.source``, of one of the kinds in
+``stages.sources.kinds``. Out: a folder with upstream's files and ``SOURCE.json`` (commit, licence,
+each file's sha256).
 
-Two items, so that a change of the model does not fetch the data again. The folder persists between
-runs: what is there and right is not fetched again, and an interrupted download goes on where it
-stopped.
+One item for each source and one for the model, so that a change of one fetches no other. The
+folder persists between runs: what is there and right is not fetched again.
 """
 
 from pathlib import Path
 
 from stages.core import command
-from stages.core.errors import UserError
+from stages.core.errors import UserError, did_you_mean
 from stages.core.text import readable
 from stages.params import params
-from stages.sources.kinds import KINDS
-from stages.sources.manifest import Source
+from stages.sources.kinds import KINDS, of
+from stages.sources.source import Source
 from stages.tracking import failures
 
 
 def main(item: str, out: Path) -> None:
-    """Fetch ``item``, which is ``data`` or ``model``, into ``out``."""
+    """Fetch ``item``, a key of the parameters (``data.sources.<name>``, ``model.source``), into
+    ``out``."""
     p = params.load()
-    if item == "data":
-        fetched = KINDS[p.data.source.kind].fetch_data(p.data.source, out)
-    elif item == "model":
-        fetched = fetch_model(p.model.source, p.model.trust, out)
+    if item == "model.source":
+        fetch, trust = KINDS[p.model.source.kind].fetch_model, p.model.trust
+        assert fetch is not None  # else params refuses it as a source of models
+        allowed = {"allow_pickle": trust.pickle, "allow_code": trust.remote_code}
+        fetched = fetch(p.model.source, out, **allowed)
     else:
-        raise UserError(f"--item {item}: write data or model")
+        name = item.removeprefix("data.sources.")
+        if name not in p.data.sources:
+            raise UserError(f"params.yaml has no {item}{did_you_mean(name, p.data.sources)}")
+        asked = p.data.sources[name]
+        with of(name):
+            fetched = KINDS[asked.kind].fetch_data(asked, out)
     print(summary(item, fetched))
-
-
-def fetch_model(source: params.ModelSource, trust: params.Trust, out: Path) -> Source:
-    """Weights are safetensors, unless a parameter allows more."""
-    fetch = KINDS[source.kind].fetch_model
-    assert fetch is not None  # else params refuses it as a source of models
-    return fetch(source, out, allow_pickle=trust.pickle, allow_code=trust.remote_code)
 
 
 def summary(item: str, source: Source) -> str:

@@ -12,16 +12,20 @@ processor now, and a pair that would be cut is left out and counted.
 
 import csv
 import json
+import signal
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from stages.core import command, console
 from stages.core.errors import UserError
+from stages.core.text import shown
 from stages.families.family import Family
 from stages.model import tokens
 from stages.model.formatted import PLACEHOLDERS, dataset_info, found, neutralised, prompt
@@ -30,13 +34,14 @@ from stages.pairs.pairs import SPLITS
 from stages.params import params
 from stages.tracking import failures
 
+SECONDS = 20  # of work, for one prompt; it takes a hundredth of one
 FEW = 3  # altered rows that need no more than to be counted
 QUANTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
 
 
 def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> None:
     p = params.load()
-    tokenization = tokens.load(model, p)
+    tokenization = tried(model, p)
     table = pd.read_parquet(pairs / "pairs.parquet")
     rows, altered = to_rows(table, tokenization.markers)
     sizes = [
@@ -67,6 +72,56 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     if told:
         console.show(told)
     write_quantiles(lengths, [length for length, ok in zip(counted, kept, strict=True) if ok])
+
+
+def tried(model: Path, p: params.Params) -> tokens.Tokenization:
+    """Tokenizer, processor and template of the model, tried on one prompt and one image.
+
+    Raises:
+        UserError: one of them is broken or another model's, which would be seen stages later.
+    """
+    try:
+        loaded = tokens.load(model, p)
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        if loaded.image_token_id != config.get("image_token_id", loaded.image_token_id):
+            raise ValueError(f"{loaded.family.image_token} has another number in config.json")
+        if len(loaded.tokenizer) > config.get("text_config", config)["vocab_size"]:
+            raise ValueError("the tokenizer has more tokens than the model")
+        content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+        with at_most(SECONDS):
+            if getattr(loaded.processor, "chat_template", None):  # lm-eval's tasks render it
+                loaded.processor.apply_chat_template([{"role": "user", "content": content}])
+        picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+        pixels = loaded.processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+        if not (pixels.isfinite().all() and pixels.std() > 0):
+            raise ValueError("the image processor makes nothing of an image")
+    except UserError:
+        raise
+    except BaseException as error:  # of the tokenizer's Rust, some are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise UserError(
+            f"{model}: tokenizer, chat template or image processor do not work "
+            f"({type(error).__name__}: {shown(error, 200)}); get all files of one revision "
+            "(model.source), or take another base model"
+        ) from None
+    return loaded
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Stop work that takes longer: a template may loop."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 Altered = dict[str, set[str]]  # the markers that a row held, by its id

@@ -1,10 +1,11 @@
-"""Raw data, in whatever shape its source has it -> one table of checked pairs, and their images.
+"""Raw data, in whatever shape its sources have it -> one table of checked pairs, and their images.
 
-Reads ``data/raw/`` (see ``stages.fetch``). Writes into ``data/pairs/``:
+Reads ``data/raw/<name>/`` of each source that params.yaml names (see ``stages.fetch``). Writes into
+``data/pairs/``:
 
 - ``images/<32 digits of SHA-256>.jpg``: each image once, as an upright RGB JPEG within limits;
-- ``pairs.parquet`` (``pairs.PAIRS``): the pairs, in the order of the source, each with its split;
-- ``questions.parquet`` (``pairs.QUESTIONS``): held-out questions, where the data set has any;
+- ``pairs.parquet`` (``pairs.PAIRS``): the pairs, in the order of the sources, each with its split;
+- ``questions.parquet`` (``pairs.QUESTIONS``): held-out questions, where a data set has any;
 - ``left_out.parquet`` (``refusals.LEFT_OUT``): every row left out and why.
 
 ``reports/preprocess.json`` counts it all. The files are the same, byte for byte, however many
@@ -12,99 +13,60 @@ workers there are; a run that fails or is interrupted leaves nothing behind. Mem
 for each worker, and about 600 bytes for every row so far (the digests that find duplicates).
 """
 
-import contextlib
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from stages.core import command
-from stages.pairs import counts, images, output, pairs, refusals, tables
-from stages.pairs.decoder import Decoder, Outcomes
+from stages.pairs import counts, decoder, images, output, pairs, refusals
 from stages.pairs.pairs import Question, Record
 from stages.pairs.refusals import Refusal
 from stages.pairs.split import joined, sides, split_of
 from stages.params import params
-from stages.sources import manifest
-from stages.sources.kinds import KINDS
+from stages.sources import source
+from stages.sources.kinds import read
 from stages.tracking import failures
-
-Decode = Callable[[Iterable[Any], Callable[[Any], Refusal | None]], Iterator[tuple[Any, Outcomes]]]
 
 
 def main(raw: Path, out: Path, report: Path) -> None:
     settings = params.load()
-    rows, questions, total = source(raw, settings.data.columns.model_dump())
+    sources = settings.data.sources
+    for name in sources:
+        source.read(raw / name)  # refuses a folder that fetch has not completed
+    rows, questions, total = read({name: raw / name for name in sources}, sources)
     with output.all_or_nothing(out) as folder:
         shown = progress(rows, total, "preprocess")
         counted = fill(folder, shown, questions, settings.preprocess)
         counts.check(counted, folder, settings.preprocess)
     output.write_report(counted, report)
+    if ended := counted["end_tokens_taken_off"]:
+        print(f"{ended:,} rows had answers that ended with an end-of-turn token; it was taken off")
 
 
 def fill(
     folder: Path, rows: Iterable[Record], questions: Iterable[Question], chosen: params.Preprocess
 ) -> dict[str, Any]:
     """Write images and tables into an empty folder; gives the counts for the report."""
-    split = functools.partial(
-        split_of, key=chosen.split_key, validation=chosen.validation, test=chosen.test
-    )
     (folder / "images").mkdir()
-    work = functools.partial(images.store, folder=folder / "images", limits=images.limits(chosen))
-    with contextlib.closing(Decoder(work, workers=chosen.workers)) as decoder:
-        return write_tables(
-            rows,
-            questions,
-            folder,
-            decode=decoder.decode,
-            wanted=refusals.Wanted(**chosen.wanted.model_dump()),
-            split=split,
-        )
-
-
-def source(
-    raw: Path, columns: Mapping[str, str | None]
-) -> tuple[Iterator[Record], Iterator[Question], int | None]:
-    """Rows, held-out questions and, where it is known, the number of rows of what ``fetch`` left.
-
-    Raises:
-        UserError: ``raw`` is not what ``fetch`` leaves.
-    """
-    read = KINDS[manifest.read(raw).kind].read
-    if read is not None:
-        return *read(raw), None
-    return tables.records(raw, columns), iter(()), tables.count(raw)
-
-
-def write_tables(
-    rows: Iterable[Record],
-    questions: Iterable[Question],
-    folder: Path,
-    *,
-    decode: Decode,
-    wanted: refusals.Wanted,
-    split: Callable[[str], str],
-) -> dict[str, Any]:
-    """Write the three tables into ``folder``; gives the counts for the report.
-
-    ``decode`` pairs each row with its stored images or with the reason why there is none, in order.
-    """
+    work = functools.partial(images.store, folder=folder / "images", limits=chosen)
+    decode = functools.partial(decoder.decode, work=work, workers=chosen.workers)
+    count: Counter[str] = Counter()
     left_out: Counter[str] = Counter({reason: 0 for reason in refusals.REASONS})
-    by_origin: Counter[str] = Counter()
-    by_kind: Counter[str] = Counter()
+    origins: list[str] = []
+    kinds: list[str] = []
     shown: list[list[str]] = []  # for each pair, the groups of its images, or that of its text
     published: list[str] = []
     images_of: list[tuple[str, ...]] = []
     held_out: set[str] = set()
     seen: set[str] = set()
-    rows_in = questions_in = questions_kept = 0
 
     def refuse(row: Record) -> Refusal | None:
-        return refusals.text_refusal(row) or refusals.shape_refusal(row, wanted)
+        return refusals.text_refusal(row) or refusals.shape_refusal(row, chosen.wanted)
 
     with (
         output.table(folder / "pairs.parquet", pairs.PAIRS) as add_pair,
@@ -117,7 +79,7 @@ def write_tables(
             add_left_out({name: output.printable(text) for name, text in texts.items()})
 
         for question, found in decode(questions, refusals.text_refusal):
-            questions_in += 1
+            count["questions_in"] += 1
             if not isinstance(found, Refusal):
                 (image,) = found
                 row_id = pairs.row_id(image.name, question.question, question.answer)
@@ -128,19 +90,12 @@ def write_tables(
                 leave_out(question.where, found)
                 continue
             seen.add(row_id)
-            questions_kept += 1
-            add_question(
-                {
-                    "id": row_id,
-                    "image": image.name,
-                    "question": question.question,
-                    "answer": question.answer,
-                    "kind": question.kind,
-                }
-            )
+            count["questions_kept"] += 1
+            texts = {name: getattr(question, name) for name in ("question", "answer", "kind")}
+            add_question({"id": row_id, "image": image.name, **texts})
 
         for row, found in decode(rows, refuse):
-            rows_in += 1
+            count["rows_in"] += 1
             if not isinstance(found, Refusal):
                 names = [image.name for image in found]
                 row_id = pairs.pair_id(row, names)
@@ -153,29 +108,33 @@ def write_tables(
                 leave_out(row.where, found)
                 continue
             seen.add(row_id)
-            by_origin[row.origin] += 1
-            by_kind[row.kind] += 1
+            count["end_tokens_taken_off"] += row.ended
+            origins.append(row.origin)
+            kinds.append(row.kind)
             images_of.append(tuple(names))
             shown.append([image.group for image in found] or [pairs.prompt_id(row)])
             published.append(row.split)
+            texts = {
+                name: getattr(row, name) for name in ("system", "question", "chosen", "rejected")
+            }
             add_pair(
                 {
                     "id": row_id,
                     "images": names,
                     "widths": [image.width for image in found],
                     "heights": [image.height for image in found],
-                    "system": row.system,
                     "history": [{"user": u, "assistant": a} for u, a in row.history],
-                    "question": row.question,
-                    "chosen": row.chosen,
-                    "rejected": row.rejected,
                     "origin": row.origin,
                     "kind": row.kind,
+                    **texts,
                 }
             )
     group_of = joined(shown)
     groups = [group_of[names[0]] for names in shown]
-    side_of = sides(groups, published, split)
+    drawn = functools.partial(
+        split_of, key=chosen.split_key, validation=chosen.validation, test=chosen.test
+    )
+    side_of = sides(groups, published, drawn)
     output.fill(folder / "pairs.parquet", {"group": groups, "split": side_of})
     by_split = Counter(side_of)
     split_of_image = {
@@ -184,19 +143,20 @@ def write_tables(
     images_by_split = Counter(split_of_image.values())
     moved = sum(was not in ("", now) for was, now in zip(published, side_of, strict=True))
     return {
-        "rows_in": rows_in,
+        "rows_in": count["rows_in"],
         "rows_kept": len(groups),
         "rows_left_out": left_out.total(),
         "unique_images": len(split_of_image),
-        "questions_in": questions_in,
-        "questions_kept": questions_kept,
+        "questions_in": count["questions_in"],
+        "questions_kept": count["questions_kept"],
         "question_images": len(held_out),
         "left_out": dict(left_out),
+        "end_tokens_taken_off": count["end_tokens_taken_off"],
         "published_split_changed": moved,
         "pairs_by_split": {name: by_split[name] for name in pairs.SPLITS},
         "images_by_split": {name: images_by_split[name] for name in pairs.SPLITS},
-        "pairs_by_origin": counts.by_label(by_origin),
-        "pairs_by_kind": counts.by_label(by_kind),
+        "pairs_by_origin": counts.by_label(Counter(origins)),
+        "pairs_by_kind": counts.by_label(Counter(kinds)),
     }
 
 

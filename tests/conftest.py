@@ -274,7 +274,7 @@ def hub() -> Iterator[Callable[..., None]]:
         monkeypatch.delenv("HF_TOKEN", raising=False)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         huggingface_hub.close_session()
         yield become
     huggingface_hub.close_session()

@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+from stages.commands import use
 from stages.params import params
 from stages.params.params import Params
 
@@ -32,7 +33,7 @@ FOLDERS = (
 # Plumbing, which no stage depends on: it decides whether a stage runs or who watches it, not what
 # it writes. What of it writes, and where, is in WRITES.
 EXEMPT = {
-    "stages": "a docstring",
+    "stages": "a docstring, and a sentence where the packages are missing",
     "stages.core": "the command line, errors and texts of numbers; where the project is",
     "stages.params": "checks parameters; their values are DVC's to watch, under params",
     "stages.tracking": "mirrors results to MLflow; no stage reads them there",
@@ -44,8 +45,9 @@ WRITES = {
     "stages.core.console": "reports/diary",
     "stages.core.parallel.each": "a temporary folder",
     "stages.tracking": "reports/mlflow_pending",
-    "stages.params.arguments.main": "stages/params/arguments.json",
 }
+# Prints all parameters, so that each of them decides what it writes.
+PRINTS = "stages.reporting.page"
 # Imported by a program that a stage starts, so by no module that the stage imports.
 LOADED_ELSEWHERE = {"stages.tuning.process": {"stages.tuning.trainer"}}
 
@@ -84,9 +86,9 @@ def stages_in(file: str) -> Iterator[Stage]:
         if "foreach" not in entry:
             yield stage(file, name, entry)
             continue
-        for key, item in entry["foreach"].items():
-            values = {"key": key} | {f"item.{field}": value for field, value in item.items()}
-            yield stage(file, f"{name}@{key}", filled(entry["do"], values))
+        assert entry["foreach"] == "${data.sources}"
+        for key in yaml_of("params.yaml")["data"]["sources"]:
+            yield stage(file, f"{name}@{key}", filled(entry["do"], {"key": key}))
 
 
 def stage(file: str, name: str, entry: dict[str, Any]) -> Stage:
@@ -141,7 +143,13 @@ def path_of(out: Any) -> str:
 
 @cache
 def yaml_of(file: str) -> Any:
-    return YAML(typ="safe").load((ROOT / file).read_text(encoding="utf-8"))
+    text = use.whole(ROOT / file) if file.startswith("params/") else (ROOT / file).read_text()
+    return YAML(typ="safe").load(text)
+
+
+def preset_of(path: Path) -> Params:
+    """The parameters of a file in ``params/``."""
+    return params.checked(yaml_of(path.relative_to(ROOT).as_posix()), path.name)
 
 
 # what the code imports and reads, from its syntax tree
@@ -240,11 +248,17 @@ def beside(source: Path) -> set[Path]:
 def parameters_read(module: str) -> set[str]:
     """Keys of params.yaml, such as ``train.beta``, that a module reads from a ``Params``.
 
-    Followed are names bound to ``params.load()`` and arguments annotated as ``Params``. All of it
-    together (``p.model_dump``) is no reading: MLflow mirrors every parameter whatever is read.
+    Followed are names bound to ``params.load()``, arguments annotated as ``Params``, and ``p`` in
+    the template beside it. All of it together (``p.model_dump``) is no reading, but for ``PRINTS``:
+    MLflow mirrors every parameter whatever is read.
     """
     functions = [n for n in ast.walk(tree(module)) if isinstance(n, ast.FunctionDef)]
-    return {key for function in functions for key in _keys_read_in(function)} - {""}
+    keys = {key for function in functions for key in _keys_read_in(function)}
+    for template in beside(source_of(module)):
+        if template.suffix in (".html", ".md"):
+            chains = re.findall(r"\bp\.([\w.]+)", template.read_text(encoding="utf-8"))
+            keys |= {key_of(chain.split(".")) for chain in chains}
+    return (keys | (set(Params.model_fields) if module == PRINTS else set())) - {""}
 
 
 def _keys_read_in(function: ast.FunctionDef) -> Iterator[str]:
@@ -375,7 +389,7 @@ def key_lines(path: Path) -> Iterator[tuple[str, str, str]]:
     """Dotted key, value and comment of every line of a preset that has a key."""
     above: list[tuple[int, str]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        found = re.fullmatch(r"( *)(\w+):(?: +([^#\s].*?))?(?: +# (.+))?", line)
+        found = re.fullmatch(r"( *)([\w-]+):(?: +([^#\s].*?))?(?: +# (.+))?", line)
         if not found:
             assert not line.strip() or line.lstrip().startswith("#"), f"{path.name}: {line}"
             continue

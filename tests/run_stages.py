@@ -53,13 +53,14 @@ def fresh_clone(folder: Path) -> Path:
 def stage_commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Name of each stage and the words of its command, with the parameters of ``folder``."""
     yaml = YAML(typ="safe")
-    task_files = yaml.load(folder / "params.yaml")["evaluate"]["task_files"]
+    p = yaml.load(folder / "params.yaml")
     for name, stage in yaml.load(ROOT / "dvc.yaml")["stages"].items():
-        for key, item in stage.get("foreach", {None: {}}).items():
-            line = stage.get("do", stage)["cmd"]
-            if key:
-                line = line.replace("${key}", key).replace("${item.out}", item["out"])
-            yield name, shlex.split(line.replace("${evaluate.task_files}", task_files))
+        for key in p["data"]["sources"] if "foreach" in stage else [""]:
+            line = stage.get("do", stage)["cmd"].replace("${key}", key)
+            yield (
+                name,
+                shlex.split(line.replace("${evaluate.task_files}", p["evaluate"]["task_files"])),
+            )
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ def source(tmp_path, monkeypatch, write_params):
             (tmp_path / "mine" / f"{i}.png").write_bytes(png(i))
         (tmp_path / "mine" / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         path = {"kind": "path", "path": "mine", "licence": None}
-        values = {"data.source": path, "data.columns.origin": None} | values
+        values = {"data.sources": {"mine": path}} | values
         write_params(tmp_path / "params.yaml", **values)
 
     monkeypatch.chdir(tmp_path)
@@ -38,18 +38,20 @@ def row(i, **changes):
     return {"image": f"{i}.png", "question": f"q{i}", "chosen": "yes", "rejected": "no"} | changes
 
 
-def test_columns_rows_sizes_and_reasons_are_shown(source, capsys, tmp_path):
+def test_columns_rows_and_reasons_are_shown(source, capsys, tmp_path):
     source([*(row(i) for i in range(20)), row(20), row(1, chosen=3)])
+    (tmp_path / "mine" / "load.py").write_text("print(1)")
     check.main()
     said = capsys.readouterr().out
-    assert "data files: 1, " in said
-    assert "a.jsonl, read as data.columns" in said
+    assert "tables: 1, " in said
+    assert "left out: load.py (it can run code)" in said
+    assert "a.jsonl, read as the columns of its entry" in said
     assert "question: str  <-" in said
     assert "a.jsonl row 3: images: " in said
     assert "22 rows read, 20 kept" in said
     assert "2 missing_field" in said
     assert "the first, a.jsonl row 21: image ('20.png': no such file" in said
-    assert "20 distinct images, 40x32 to 59x32 pixels" in said
+    assert "distinct images: 20" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "params.yaml"]
 
 
@@ -71,40 +73,33 @@ def test_a_layout_is_named_and_a_history_is_shown(source, capsys):
     check.main()
     said = capsys.readouterr().out
     assert "read as LLaMA-Factory ranking" in said
-    assert "earlier: <image>first / said" in said
-
-
-def test_what_would_stop_the_run_ends_it_with_the_change_that_helps(source, capsys):
-    source([row(i % 2, question=f"q{i}") for i in range(9)])
-    with pytest.raises(UserError, match="3 are the fewest that make 3 splits"):
-        check.main()
-    assert "9 kept" in capsys.readouterr().out
-
-
-def test_other_columns_are_met_with_a_proposal(source):
-    source([{"picture": "1.png", "query": "q", "preferred": "a", "dispreferred": "b"}])
-    with pytest.raises(UserError, match=r"data\.columns\.chosen: preferred"):
-        check.main()
+    assert "turn 1: <image>first / said" in said
 
 
 def test_a_single_file_is_read_alone(source, tmp_path, capsys):
     path = {"kind": "path", "path": "mine/a.jsonl", "licence": None}
-    source([row(i) for i in range(20)], **{"data.source": path})
+    source([row(i) for i in range(20)], **{"data.sources": {"mine": path}})
     (tmp_path / "mine" / "b.jsonl").write_text("{]")
     check.main()
-    assert "20 kept" in capsys.readouterr().out
+    assert "other files: 20" in capsys.readouterr().out
 
 
-def test_a_repository_that_was_not_fetched_says_how(source):
-    hub = {"kind": "hub", "repo": "a/b", "revision": "c" * 40, "files": ["*"]}
-    source([], **{"data.source": hub})
-    with pytest.raises(UserError, match="dvc repro fetch@data"):
-        check.main()
+HUB = {"kind": "hub", "repo": "a/b", "revision": "c" * 40, "files": ["*"]}
+NOWHERE = {"kind": "path", "path": "nowhere", "licence": None}
 
 
-def test_a_path_that_does_not_exist_is_named(source):
-    source([], **{"data.source": {"kind": "path", "path": "nowhere", "licence": None}})
-    with pytest.raises(UserError, match="nowhere does not exist"):
+@pytest.mark.parametrize(
+    ("rows", "sources", "message"),
+    [
+        ([row(i % 2, question=f"q{i}") for i in range(9)], {}, "there are 2; add images"),
+        ([{"picture": "1.png", "query": "q"}], {}, r"data\.sources\.mine: .* has no column image"),
+        ([], {"b": HUB}, r"data\.sources\.b: .* run `dvc repro fetch@b`"),
+        ([], {"mine": NOWHERE}, "nowhere does not exist"),
+    ],
+)
+def test_what_would_stop_the_run_ends_it_with_what_helps(source, rows, sources, message):
+    source(rows, **({"data.sources": sources} if sources else {}))
+    with pytest.raises(UserError, match=message):
         check.main()
 
 

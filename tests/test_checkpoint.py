@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -252,7 +253,7 @@ def test_the_fingerprint_follows_what_decides(made_of, folder, monkeypatch, chan
 
 def test_a_base_that_was_not_fetched_is_one_sentence(made_of, folder):
     (folder / "base" / "SOURCE.json").unlink()
-    with pytest.raises(UserError, match=r"SOURCE\.json is missing; `dvc repro fetch@model`"):
+    with pytest.raises(UserError, match=r"SOURCE\.json is missing; `dvc repro fetch-model`"):
         _ = made_of().fingerprint
 
 
@@ -305,7 +306,8 @@ def test_reference_writes_nothing_where_a_log_prob_is_not_finite(
 
 
 def test_answers_do_not_depend_on_how_they_are_graded(model, made_of, folder, monkeypatch):
-    asked = prompts.Prompts(PAIRS[:3], [PAIRS[4] | {"answer": "red"}])
+    pairs = [row | {"of": "pair"} for row in PAIRS[:3]]
+    asked = [*pairs, PAIRS[4] | {"of": "question", "answer": "red"}]
 
     def ask(asked, **values):
         return prompts.answers(made_of(**values), asked, folder, label="answers")
@@ -314,7 +316,7 @@ def test_answers_do_not_depend_on_how_they_are_graded(model, made_of, folder, mo
     assert list(first["of"]) == ["pair"] * 3 + ["question"]
     assert list(first["answer"]) == list(first["id"])
     changed_code("answers/grading.py")(folder, monkeypatch)
-    other_truth = prompts.Prompts(PAIRS[:3], [PAIRS[4] | {"answer": "blue"}])
+    other_truth = [*pairs, PAIRS[4] | {"of": "question", "answer": "blue"}]
     pd.testing.assert_frame_equal(ask(other_truth), first)
     assert model.asked == 4
     ask(asked, **{"evaluate.generation": {"prompts": 3, "questions": 1, "max_new_tokens": 5}})
@@ -324,10 +326,13 @@ def test_answers_do_not_depend_on_how_they_are_graded(model, made_of, folder, mo
 @pytest.fixture
 def tasks(folder, monkeypatch):
     """``tasks(p)``: run lm-eval's wrapper, whose answers are scripted; which names it answered."""
-    for name in ("easy", "hard"):
-        (folder / "tasks" / name).mkdir(parents=True)
-        (folder / "tasks" / name / f"{name}.yaml").write_text(f"task: {name}\n")
-        (folder / "tasks" / name / "grader.py").write_text("")
+    index = {}
+    for place in ("tasks/easy", "tasks/hard", "elsewhere/of_lm_eval"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "grader.py").write_text("")
+        entry = {"kind": SimpleNamespace(name="TASK"), "yaml_path": folder / place / "x.yaml"}
+        index[Path(place).name] = SimpleNamespace(**entry, cfg={}, tags=())
+    monkeypatch.setattr(lm_eval, "_manager", lambda *_, **__: SimpleNamespace(task_index=index))
     (folder / "questions.json").write_text("[]")
     answered = []
 

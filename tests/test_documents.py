@@ -12,10 +12,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks import tables
-from stages import fetch, preprocess
+from stages import fetch
 from stages.commands.estimate import per_step
 from stages.evaluation.catalogue import KEYS, METRICS
 from stages.params import params
+from stages.sources import kinds
 from tests.contracts import (
     PACKAGES,
     PRESETS,
@@ -110,51 +111,39 @@ def test_every_target_and_preset_of_a_make_command_in_the_documents_exists():
     assert used >= {"repro", "test", "use", "ui"}
 
 
-def guides_yaml() -> dict[str, dict[str, Any]]:
-    """The blocks of YAML in the guide, by the kind of their source."""
+def guides_yaml() -> list[dict[str, Any]]:
+    """The blocks of YAML in the guide."""
     text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-    blocks = [YAML(typ="safe").load(b) for b in re.findall(r"(?s)```yaml\n(.*?)```", text)]
-    return {block["data"]["source"]["kind"]: block for block in blocks}
+    return [YAML(typ="safe").load(b) for b in re.findall(r"(?s)```yaml\n(.*?)```", text)]
 
 
-@pytest.mark.parametrize("kind", ["path", "sharegpt", "several"])
-def test_the_yaml_of_the_guide_fetches_and_reads_data_as_it_describes(tmp_path, monkeypatch, kind):
-    columns = {"image": "picture"}
-    block = guides_yaml()[kind]["data"]
-    document = YAML(typ="safe").load((ROOT / "params" / "demo.yaml").read_text(encoding="utf-8"))
-    document["data"]["source"] = block["source"]
-    document["data"]["columns"] |= block.get("columns", {}) | {"origin": None}
+def test_the_yaml_of_the_guide_fetches_and_reads_data_as_it_describes(tmp_path, monkeypatch):
     project, prepared, pairs = (tmp_path / name for name in ("project", "prepared", "my-pairs"))
     for folder in (project, prepared, pairs):
         folder.mkdir()
     foreign = "/content/drive/MyDrive/dpo/images/7.png"
     row = {"question": "Q", "chosen": "A", "rejected": "B"}
-    (pairs / "rows.jsonl").write_text(json.dumps(row | {columns["image"]: "7.png"}))
+    (pairs / "rows.jsonl").write_text(json.dumps(row | {"picture": "7.png"}))
     (pairs / "7.png").write_bytes(b"7")
     talk = {"messages": [{"role": "user", "content": "Q"}], "images": [foreign]}
     for split in ("train", "validation"):
         (prepared / f"{split}.json").write_text(json.dumps([row | talk]))
     with zipfile.ZipFile(prepared / "images.zip", "w") as packed:
         packed.writestr("images/7.png", b"7")
-    with (project / "params.yaml").open("w") as file:
-        YAML().dump(document, file)
     monkeypatch.chdir(project)
-    fetch.main("data", Path("raw"))
-    rows, _, _ = preprocess.source(Path("raw"), params.load().data.columns.model_dump())
-    found = [(each.images, each.split, each.origin) for each in rows]
-    held_out, trained = ((b"7",), "validation", ""), ((b"7",), "train", "")
-    assert (
-        found
-        == {
-            "path": [((b"7",), "", "")],
-            "sharegpt": [held_out, trained],
-            "several": [
-                (*held_out[:2], "prepared"),
-                (*trained[:2], "prepared"),
-                ((b"7",), "", "pairs"),
-            ],
-        }[kind]
-    )
+    read = []
+    for block in guides_yaml():
+        document = YAML(typ="safe").load((ROOT / "params" / "demo.yaml").read_text("utf-8"))
+        with Path("params.yaml").open("w") as file:
+            YAML().dump(document | {"data": block["data"]}, file)
+        sources = params.load().data.sources
+        for name in sources:
+            fetch.main(f"data.sources.{name}", Path("raw", name))
+        rows, _, _ = kinds.read({name: Path("raw", name) for name in sources}, sources)
+        read.append([(each.images, each.split, each.origin) for each in rows])
+    held_out, trained = ((b"7",), "validation", "prepared"), ((b"7",), "train", "prepared")
+    assert read[0] == [((b"7",), "", "mine")]
+    assert sorted(read[1]) == sorted([held_out, trained, ((b"7",), "", "pairs")])
 
 
 def test_every_module_that_the_documents_run_can_be_run():

@@ -22,7 +22,7 @@ from tests.run_stages import fresh_clone
 
 ROOT = Path(__file__).parent.parent
 # Stages whose results are the same bits wherever they run: no floating point in what they write.
-BIT_FOR_BIT = ("fetch@data", "fetch@model", "preprocess", "format")
+BIT_FOR_BIT = ("fetch@easy-vqa", "fetch-model", "preprocess", "format")
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ def test_the_report_and_the_model_card_show_the_metrics(reproduced: Path):
     for key in ("win_rate", "tuned_accuracy", "base_accuracy", "win_rate_blank"):
         assert f"{100 * found[key]:.1f}%" in page, key
         assert f"{100 * found[key]:.1f}" in card, key
-    for stage in ("fetch@data", "reference", "baseline", "train", "evaluate"):
+    for stage in ("fetch@easy-vqa", "reference", "baseline", "train", "evaluate"):
         note = json.loads((reproduced / "reports" / "diary" / f"{stage}.json").read_text())
         assert note["seconds"] > 0
 

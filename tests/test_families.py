@@ -279,8 +279,7 @@ def test_qwen2_5_vl_goes_through_every_stage(qwen2_5_dir, write_params, tmp_path
         **run_stages.SMALL,
         **QWEN2_5,
         **{
-            "data.source": {"kind": "path", "path": "mine", "licence": None},
-            "data.columns.origin": None,
+            "data.sources": {"mine": {"kind": "path", "path": "mine", "licence": None}},
             "model.source": {"kind": "path", "path": str(qwen2_5_dir), "licence": "Apache-2.0"},
             "format.image_max_pixels": 8192,
             "format.image_min_pixels": 784,

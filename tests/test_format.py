@@ -47,7 +47,8 @@ def test_a_pair_becomes_a_row_that_names_its_image_relatively():
 
 @pytest.mark.parametrize("field", ["question", "chosen", "rejected"])
 def test_a_marker_in_any_field_is_broken_and_counted_once_a_pair(field):
-    table = pd.DataFrame([PAIR | {field: "an <image> and <|im_end|>"}, PAIR | {"id": "2"}])
+    text = "two <image> <image> and <|im_end|>"
+    table = pd.DataFrame([PAIR | {field: text}, PAIR | {"id": "2"}])
     rows, altered = format_stage.to_rows(table, MARKERS)
     assert altered == {"1": set(MARKERS)}
     assert json.dumps(rows[0]).count("<image>") == 1  # ours
@@ -182,3 +183,59 @@ def test_a_data_set_without_questions_is_formatted(pairs_dir, run, tmp_path):
     questions.iloc[:0].to_parquet(tmp_path / "pairs" / "questions.parquet", index=False)
     folder = run(pairs=tmp_path / "pairs")
     assert formatted.read(folder / "out", "questions") == []
+
+
+# A base model that does not work, found by one prompt and one image
+
+
+def edited(name, **changes):
+    def edit(folder):
+        document = json.loads((folder / name).read_text())
+        for key, value in changes.items():
+            *sections, last = key.split("__")
+            place = document
+            for section in sections:
+                place = place[section]
+            place[last] = value
+        (folder / name).write_text(json.dumps(document))
+
+    return edit
+
+
+def text(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+BROKEN = {
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ""),
+    "cut tokenizer": (text("tokenizer.json", "{"), ""),
+    "another model's tokenizer": (edited("config.json", image_token_id=7), "another number"),
+    "more tokens": (edited("config.json", text_config__vocab_size=300), "more tokens than"),
+    "template that loops": (text("chat_template.jinja", LOOP), "takes more than 1 s"),
+    "template that does not parse": (text("chat_template.jinja", "{% if %}"), "Template"),
+    "no processor": (lambda folder: (folder / "processor_config.json").unlink(), ""),
+    "images divided by nothing": (
+        edited("processor_config.json", image_processor__rescale_factor=0),
+        "ZeroDivisionError",
+    ),
+    "not a number": (
+        edited("processor_config.json", image_processor__image_std=[0, 0, 0]),
+        "makes nothing of an image",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_model_that_does_not_work_is_found_here_in_one_sentence(
+    what, model_dir, llamafactory, params_with, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(format_stage, "SECONDS", 1)
+    damage, told = BROKEN[what]
+    folder = shutil.copytree(model_dir, tmp_path / "base")
+    damage(folder)
+    with pytest.raises(UserError, match=r"get all files of one revision") as caught:
+        format_stage.tried(folder, params_with())
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert format_stage.tried(model_dir, params_with()).tokenizer

@@ -79,7 +79,7 @@ def project(tmp_path_factory, pairs_dir, write_params):
     write_params(
         folder / "params.yaml",
         **{
-            "data.source": {"kind": "path", "path": "mine", "licence": None},
+            "data.sources": {"mine": {"kind": "path", "path": "mine", "licence": None}},
             "model.source.path": str(ROOT / "demo" / "model"),
             "preprocess.workers": 1,
         },
@@ -94,7 +94,7 @@ def project(tmp_path_factory, pairs_dir, write_params):
     table.assign(origin_dataset="mine").to_json(
         folder / "mine" / "pairs.jsonl", orient="records", lines=True
     )
-    fetch = ("-m", "stages.fetch", "--item", "data", "--out", "raw")
+    fetch = ("-m", "stages.fetch", "--item", "data.sources.mine", "--out", "raw/mine")
     subprocess.run(
         [sys.executable, *fetch], cwd=folder, env=environment(PYTHONPATH=str(ROOT)), check=True
     )
@@ -102,8 +102,8 @@ def project(tmp_path_factory, pairs_dir, write_params):
 
 
 CHEAP = {
-    "fetch data": "stages.fetch --item data --out disk/raw",
-    "fetch model": "stages.fetch --item model --out disk/base",
+    "fetch data": "stages.fetch --item data.sources.mine --out disk/raw",
+    "fetch model": "stages.fetch --item model.source --out disk/base",
     "preprocess": "stages.preprocess --raw raw --out disk/pairs --report disk/preprocess.json",
 }
 
@@ -126,8 +126,9 @@ WRITERS = {
         reference_logps.write(disk / "reference", table, {})
     """,
     "baseline": """
-        from stages.answers import lm_eval
-        lm_eval.write(lm_eval.Results({"a": content}, {"task": [{"b": content}]}), disk)
+        from stages.answers import task_results
+        found = task_results.Results({"a": content}, {"task": [{"b": content}]})
+        task_results.write(found, disk)
     """,
     "train, its adapter": """
         from stages.tuning import process

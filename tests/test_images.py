@@ -4,28 +4,38 @@ import io
 import struct
 import sys
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps, ImageSequence
+from PIL import Image, ImageFile, ImageOps
 
-from stages.pairs import images, magic
+from stages.pairs import images
 from stages.pairs.refusals import REASONS, Refusal
 
-LIMITS = images.Limits(min_side=28, max_pixels=40_000, max_input_pixels=250_000, jpeg_quality=95)
+
+@dataclass
+class Limits:
+    min_side: int = 28
+    max_pixels: int = 40_000
+    max_input_pixels: int = 250_000
+    jpeg_quality: int = 95
+
+
+LIMITS = Limits()
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
-def halves(size=(80, 40), left=RED, right=BLUE):
+def halves(size=(80, 40), left=RED, right=BLUE, mode="RGB"):
     """An image whose left half has one colour and whose right half another."""
-    image = Image.new("RGB", size, right)
+    image = Image.new(mode, size, right)
     image.paste(left, (0, 0, size[0] // 2, size[1]))
     return image
 
 
-def encoded(image, kind, **options):
+def encoded(image, kind="PNG", **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -60,39 +70,45 @@ def exif(orientation):
     return data
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": exif(1)}])
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width, height, data, *, depth=8, colour=2):
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def claims():
+    """EXIF data that claim another size."""
+    found = Image.Exif()
+    found[0x0100], found[0x0101] = 9999, 9999
+    found.get_ifd(0x8769).update({0xA002: 9999, 0xA003: 9999})
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({}, {"progressive": True}, *({"exif": exif(lie)} for lie in (0, 1, 9, 255, 65535))),
+        *({"exif": b"Exif\0\0MM\0*\xff\xff\xff\xff"}, {"exif": claims()}),
+    ],
+)
 def test_an_rgb_jpeg_within_limits_stays_byte_for_byte(options):
     data = jpeg(**options)
     assert images.normalise(data, LIMITS) == images.Normal(data, 80, 40)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "PPM"])
-def test_other_formats_become_jpeg(kind):
-    options = {"lossless": True} if kind == "WEBP" else {}
-    result, image = normal(encoded(halves(), kind, **options))
-    assert (result.width, result.height) == (80, 40)
-    assert_colour(image, (10, 10), RED)
-    assert_colour(image, (70, 10), BLUE)
-
-
-def test_colours_stay_sharp_at_an_edge():
-    _, image = normal(encoded(halves((82, 40)), "PNG"))  # the edge falls inside a block of pixels
-    assert_colour(image, (39, 20), RED, within=40)
-    assert_colour(image, (42, 20), BLUE, within=40)
-
-
 def test_encoding_is_deterministic_and_carries_no_metadata():
     source = halves()
-    data = encoded(source, "PNG", exif=exif(1), icc_profile=b"profile", dpi=(300, 300))
+    data = encoded(source, exif=exif(1), icc_profile=b"profile", dpi=(300, 300))
     result, image = normal(data)
     assert images.normalise(data, LIMITS) == result
     assert not image.getexif()
     assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
     assert images.normalise(encoded(source, "BMP"), LIMITS) == result
-
-
-def test_a_comment_in_the_file_is_not_kept():
-    _, image = normal(encoded(halves(), "GIF", comment=b"taken by"))
+    _, image = normal(encoded(source, "GIF", comment=b"taken by"))
     assert "comment" not in image.info
 
 
@@ -114,117 +130,80 @@ def test_exif_orientation_is_applied_once(kind, orientation, corner):
     assert image.getexif().get(0x0112, 1) == 1
 
 
-def test_damaged_exif_data_counts_as_none():
-    data = jpeg(exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
-    assert images.normalise(data, LIMITS) == images.Normal(data, 80, 40)
-
-
-def test_alpha_is_flattened_onto_white():
-    image = halves().convert("RGBA")
-    image.paste((0, 0, 0, 0), (40, 0, 80, 40))
-    _, flat = normal(encoded(image, "PNG"))
-    assert_colour(flat, (10, 10), RED)
-    assert_colour(flat, (70, 10), WHITE)
-
-
-def test_half_transparent_pixels_are_mixed_with_white():
-    _, flat = normal(encoded(Image.new("RGBA", (40, 40), (0, 0, 0, 128)), "PNG"))
-    assert_colour(flat, (20, 20), (127, 127, 127))
-
-
-def test_a_palette_with_transparency_is_flattened_onto_white():
-    image = Image.new("P", (80, 40), 0)
-    image.putpalette([*RED, *BLUE])
-    image.paste(1, (40, 0, 80, 40))
-    _, opaque = normal(encoded(image, "PNG"))
-    assert_colour(opaque, (70, 10), BLUE)
-    _, flat = normal(encoded(image, "PNG", transparency=bytes([255, 0])))
-    assert_colour(flat, (10, 10), RED)
-    assert_colour(flat, (70, 10), WHITE)
-
-
-def test_a_transparent_colour_of_an_rgb_png_is_white():
-    _, flat = normal(encoded(halves(), "PNG", transparency=BLUE))
-    assert_colour(flat, (10, 10), RED)
-    assert_colour(flat, (70, 10), WHITE)
-
-
-def test_grey_with_alpha_is_flattened_onto_white():
-    image = Image.new("LA", (80, 40), (100, 255))
-    image.paste((0, 0), (40, 0, 80, 40))
-    _, flat = normal(encoded(image, "PNG"))
-    assert_colour(flat, (10, 10), (100, 100, 100))
-    assert_colour(flat, (70, 10), WHITE)
-
-
-@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("L", "PNG"), ("1", "PNG")])
-def test_grey_becomes_rgb(mode, kind):
-    image = Image.new("L", (80, 40), 0)
-    image.paste(255, (40, 0, 80, 40))
-    _, rgb = normal(encoded(image.convert(mode), kind))
-    assert_colour(rgb, (10, 10), (0, 0, 0))
-    assert_colour(rgb, (70, 10), WHITE)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bit_grey_is_scaled_and_not_cut(kind):
+def grey16(kind):
     samples = np.zeros((40, 80), np.uint16)
     samples[:, 40:] = 32768
-    _, image = normal(encoded(Image.fromarray(samples), kind))
-    assert_colour(image, (10, 10), (0, 0, 0))
-    assert_colour(image, (70, 10), (128, 128, 128))
+    return encoded(Image.fromarray(samples), kind)
 
 
-def test_sixteen_bit_rgb_is_scaled():
-    row = b"\0" + struct.pack(">HHH", 65535, 32768, 0) * 40
-    _, image = normal(png(40, 40, zlib.compress(row * 40), depth=16, colour=2))
-    assert_colour(image, (20, 20), (255, 128, 0))
+def moving(kind):
+    frames = [Image.new("RGB", (80, 40), colour) for colour in (GREEN, RED, BLUE)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
-def test_cmyk_becomes_rgb():
-    _, image = normal(encoded(halves().convert("CMYK"), "JPEG", quality=95))
-    assert_colour(image, (10, 10), RED, within=12)
-    assert_colour(image, (70, 10), BLUE, within=12)
+PALETTE = halves(left=0, right=1, mode="P")
+PALETTE.putpalette([*RED, *BLUE])
+RGB16 = b"\0" + struct.pack(">HHH", 65535, 32768, 0) * 80
+GREYS = {10: (0, 0, 0), 70: (128, 128, 128)}
+# The colours of an image of 80 x 40 pixels, by their column.
+SHOWN = {
+    "alpha": (
+        encoded(halves(left=(*RED, 255), right=(0, 0, 0, 0), mode="RGBA")),
+        {10: RED, 70: WHITE},
+    ),
+    "half alpha": (encoded(Image.new("RGBA", (80, 40), (0, 0, 0, 128))), {10: (127, 127, 127)}),
+    "palette": (encoded(PALETTE), {10: RED, 70: BLUE}),
+    "palette with alpha": (encoded(PALETTE, transparency=b"\xff\0"), {10: RED, 70: WHITE}),
+    "a transparent colour": (encoded(halves(), transparency=BLUE), {10: RED, 70: WHITE}),
+    "grey with alpha": (
+        encoded(halves(left=(100, 255), right=(0, 0), mode="LA")),
+        {10: (100, 100, 100), 70: WHITE},
+    ),
+    **{f"16-bit grey {kind}": (grey16(kind), GREYS) for kind in ("PNG", "TIFF", "PPM")},
+    "16-bit RGB": (png(80, 40, zlib.compress(RGB16 * 40), depth=16), {20: (255, 128, 0)}),
+    **{
+        f"the first frame of {kind}": (moving(kind), {20: GREEN})
+        for kind in ("GIF", "WEBP", "TIFF")
+    },
+    "the first picture of MPO": (
+        encoded(halves(), "MPO", save_all=True, append_images=[Image.new("RGB", (80, 40), GREEN)]),
+        {10: RED},
+    ),
+}
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_the_first_frame_of_a_moving_image_is_taken(kind):
-    frames = [Image.new("RGB", (40, 40), colour) for colour in (GREEN, RED, BLUE)]
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert len(list(ImageSequence.Iterator(Image.open(io.BytesIO(data))))) == 3
+@pytest.mark.parametrize("name", SHOWN)
+def test_colours_are_those_that_people_see(name):
+    data, colours = SHOWN[name]
     _, image = normal(data)
-    assert_colour(image, (20, 20), GREEN, within=12)
+    for column, colour in colours.items():
+        assert_colour(image, (column, 10), colour, within=12)
 
 
-def test_the_first_picture_of_a_phones_multi_picture_file_is_taken():
-    data = encoded(
-        halves(), "MPO", save_all=True, append_images=[Image.new("RGB", (80, 40), GREEN)]
-    )
-    result, image = normal(data)
-    assert len(result.jpeg) < len(data)
-    assert_colour(image, (10, 10), RED)
+def test_colours_stay_sharp_at_an_edge():
+    _, image = normal(encoded(halves((82, 40))))  # the edge falls inside a block of pixels
+    assert_colour(image, (39, 20), RED, within=40)
+    assert_colour(image, (42, 20), BLUE, within=40)
 
 
-def test_pillow_knows_every_format_that_is_allowed():
-    Image.init()
-    assert set(images.FORMATS) <= set(Image.OPEN)
-
-
-def test_too_many_pixels_are_scaled_down_with_the_shape_kept():
-    for kind in ("PNG", "JPEG"):
-        result, image = normal(encoded(halves((600, 300)), kind))
-        assert result.width * result.height <= LIMITS.max_pixels
-        assert (result.width, result.height) == (282, 141)
-        assert_colour(image, (20, 20), RED)
-        assert_colour(image, (260, 20), BLUE)
-
-
-def test_a_turned_image_is_scaled_down_in_its_own_orientation():
-    result, _ = normal(encoded(halves((600, 300)), "JPEG", exif=exif(6)))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_too_many_pixels_are_scaled_down_with_the_shape_kept(kind):
+    result, image = normal(encoded(halves((600, 300)), kind))
+    assert (result.width, result.height) == (282, 141)
+    assert_colour(image, (20, 20), RED)
+    assert_colour(image, (260, 20), BLUE)
+    result, _ = normal(encoded(halves((600, 300)), kind, exif=exif(6)))
     assert (result.width, result.height) == (141, 282)
 
 
+def test_a_limit_above_pillows_own_is_ours_to_set():
+    data = encoded(Image.new("1", (15_000, 13_000)))  # Pillow alone refuses 179 million
+    result, _ = normal(data, Limits(28, 10_000, 200_000_000, 95))
+    assert result.width * result.height <= 10_000
+
+
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 10**8))
+@example(91, 91, 1)  # 91 * sqrt(1 / 91²) is a hair below 1
 def test_a_fitted_size_is_within_bounds_and_of_the_same_shape(width, height, most):
     w, h = images.fitted(width, height, most)
     assert 1 <= w <= min(width, images.LONGEST_JPEG_SIDE)
@@ -234,61 +213,72 @@ def test_a_fitted_size_is_within_bounds_and_of_the_same_shape(width, height, mos
         assert w / h == pytest.approx(width / height, rel=0.011)
     if width * height <= most and max(width, height) <= images.LONGEST_JPEG_SIDE:
         assert (w, h) == (width, height)
+    assert images.fitted(height, width, most) == (h, w)
 
 
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 10**6))
-@example(91, 91, 1)  # 91 * sqrt(1 / 91²) is a hair below 1
-def test_a_fitted_size_turns_with_the_image(width, height, most):
-    assert images.fitted(height, width, most) == images.fitted(width, height, most)[::-1]
+# What is refused
 
 
-def test_a_small_image_is_refused_and_the_smallest_allowed_is_not():
-    assert refused(encoded(halves((80, 27)), "PNG")) == "image_too_small"
-    normal(encoded(halves((28, 28)), "PNG"))
+def pattern(size=(61, 43)):
+    """No symmetry, so that every turn is told from every other."""
+    ramp = np.add.outer(np.arange(size[1]) * 3, np.arange(size[0]) * 2)
+    channels = [ramp % 256, ramp // 2 % 256, 255 - ramp % 256]
+    return Image.fromarray(np.stack(channels, 2, dtype=np.uint8, casting="unsafe"))
 
 
-def test_an_image_that_scaling_makes_too_narrow_is_refused():
-    assert refused(encoded(halves((8000, 30)), "PNG")) == "image_too_small"
+def many_scans(count, size=(64, 64)):
+    """A progressive JPEG whose last scan comes again and again, as an attacker writes it."""
+    data = encoded(pattern(size), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    # The Huffman tables of a scan stand before it.
+    start = max(data.rfind(b"\xff\xc4", 0, start), data.rfind(b"\xff\xc4", start - 200, start))
+    return data[:-2] + data[start:-2] * (count - data.count(b"\xff\xda")) + data[-2:]
 
 
-def chunk(name, data):
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+def giant_tile():
+    tags = {256: 100, 257: 100, 258: 8, 259: 5, 262: 1, 277: 1, 322: 30_000, 323: 30_000}
+    tags |= {324: 140, 325: 64}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100)
 
 
-def png(width, height, data, *, depth=8, colour=2):
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+JPEG_2000 = encoded(pattern(), "JPEG2000")
+# Told by the header alone: nothing may be decoded.
+UNDECODED = {
+    "a bomb": (png(60_000, 60_000, zlib.compress(bytes(10_000))), {}, "image_too_large"),
+    "a giant JPEG": (
+        jpeg().replace(struct.pack(">HH", 40, 80), struct.pack(">HH", 65_000, 65_000), 1),
+        *({}, "image_too_large"),
+    ),
+    "a giant tile": (giant_tile(), {}, "image_too_large"),
+    "a small image": (encoded(halves((80, 27))), {}, "image_too_small"),
+    "one that scaling makes narrow": (encoded(halves((8000, 30))), {}, "image_too_small"),
+    "a line": (encoded(Image.new("RGB", (1, 60_000))), {}, "image_too_small"),
+    "a thousand scans": (many_scans(1000), {}, "image_too_slow"),
+    "13 scans of 4,096 pixels": (many_scans(13), {"max_input_pixels": 5000}, "image_too_slow"),
+    "JPEG 2000": (JPEG_2000, {"max_input_pixels": 4 * 61 * 43 - 1}, "image_too_slow"),
+}
 
 
-def test_a_decompression_bomb_is_refused_without_decoding(monkeypatch):
+@pytest.mark.parametrize("name", UNDECODED)
+def test_what_the_header_tells_is_refused_without_decoding(name, monkeypatch):
     def decoded(*_):
         raise AssertionError("decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
-    bomb = png(60_000, 60_000, zlib.compress(b"\0" * 10_000))
-    assert refused(bomb) == "image_too_large"
-    giant = jpeg().replace(struct.pack(">HH", 40, 80), struct.pack(">HH", 65_000, 65_000), 1)
-    assert refused(giant) == "image_too_large"
+    data, limits, reason = UNDECODED[name]
+    assert refused(data, Limits(**limits)) == reason
 
 
-def test_a_tiff_of_few_pixels_with_a_giant_tile_is_refused():
-    tags = {256: 100, 257: 100, 258: 8, 259: 5, 262: 1, 277: 1, 322: 30_000, 323: 30_000}
-    tags |= {324: 140, 325: 64}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100)
-    assert refused(data) == "image_too_large"
-
-
-def test_a_limit_above_pillows_own_is_ours_to_set():
-    data = encoded(Image.new("1", (15_000, 13_000)), "PNG")  # Pillow alone refuses 179 million
-    limits = images.Limits(28, 10_000, 200_000_000, 95)
-    result, _ = normal(data, limits)
-    assert result.width * result.height <= 10_000
+def test_what_is_just_within_the_limits_is_read():
+    normal(encoded(halves((28, 28))))
+    normal(many_scans(30))
+    normal(many_scans(11), Limits(max_input_pixels=5000))
+    normal(JPEG_2000, Limits(max_input_pixels=4 * 61 * 43))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
-@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
 def test_a_truncated_file_is_refused(kind, part):
     noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise), kind)
@@ -296,11 +286,22 @@ def test_a_truncated_file_is_refused(kind, part):
     assert refused(data[: int(len(data) * part)]) == "undecodable_image"
 
 
-@pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_is_read_to_its_end_before_it_is_kept(progressive):
-    noise = np.random.default_rng(0).integers(0, 256, (180, 180, 3), dtype=np.uint8)
-    data = encoded(Image.fromarray(noise), "JPEG", progressive=progressive)
-    assert refused(data[:-200]) == "undecodable_image"
+def test_float_samples_are_refused_because_their_white_is_unknown():
+    image = Image.fromarray(np.full((40, 40), 0.5, np.float32))
+    assert refused(encoded(image, "TIFF")) == "undecodable_image"
+
+
+def test_a_png_with_a_damaged_piece_is_refused_unless_it_is_metadata():
+    whole = encoded(halves())
+    damaged = bytearray(whole)
+    damaged[-20] ^= 0xFF
+    assert refused(bytes(damaged)) == "undecodable_image"
+    comment = bytearray(chunk(b"tEXt", b"Comment\0taken by"))
+    comment[-1] ^= 0xFF
+    packed = chunk(b"zTXt", b"Raw\0\0" + zlib.compress(bytes(2 * 10**6)))
+    for place in (33, len(whole) - 12):  # before the pixels, and behind them
+        with_both = whole[:place] + bytes(comment) + packed + whole[place:]
+        assert images.normalise(with_both, LIMITS) == images.normalise(whole, LIMITS)
 
 
 def photo(size=(90, 60), **options):
@@ -328,7 +329,7 @@ def test_a_damaged_jpeg_is_refused_if_and_only_if_it_does_not_decode_in_full(who
             st.sampled_from([b"", b"\xff", b"\xff\xd9", b"\xff\xd3", b"\xff\xda", b"\0"])
             | st.binary(max_size=3)
         )
-    result = images.normalise(bytes(data), images.Limits(1, 250_000, 250_000, 95))
+    result = images.normalise(bytes(data), Limits(1, 250_000, 250_000, 95))
     if isinstance(result, images.Normal) or result.reason == "undecodable_image":
         assert isinstance(result, images.Normal) == decodes_in_full(data)
 
@@ -355,26 +356,6 @@ def test_a_whole_jpeg_is_not_decoded_in_full(monkeypatch):
     assert loaded[0] < len(photo()) / 2  # the header alone
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_what_is_no_image_is_refused(data):
-    assert refused(data) == "undecodable_image"
-
-
-def test_a_png_with_a_damaged_piece_is_refused():
-    data = bytearray(encoded(halves(), "PNG"))
-    data[-20] ^= 0xFF
-    assert refused(bytes(data)) == "undecodable_image"
-
-
-def test_float_samples_are_refused_because_their_white_is_unknown():
-    image = Image.fromarray(np.full((40, 40), 0.5, np.float32))
-    assert refused(encoded(image, "TIFF")) == "undecodable_image"
-
-
-def test_the_reason_is_the_same_each_time():
-    assert images.normalise(b"nothing", LIMITS) == images.normalise(b"nothing", LIMITS)
-
-
 @settings(deadline=None)  # other processes may hold the processor
 @given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]), st.data())
 def test_damaged_bytes_give_an_image_or_a_reason_and_never_an_error(kind, draw):
@@ -399,50 +380,29 @@ def test_equal_images_are_stored_once_under_their_content(tmp_path):
     first = images.store(data, folder=tmp_path, limits=LIMITS)
     assert images.store(data, folder=tmp_path, limits=LIMITS) == first
     assert isinstance(first, images.Stored)
+    assert isinstance(images.store(b"x", folder=tmp_path, limits=LIMITS), Refusal)
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
     assert (tmp_path / first.name).read_bytes() == data
     assert first.name == f"{first.group}.jpg"
     assert len(first.group) == 32
 
 
-def test_a_refused_image_leaves_no_file(tmp_path):
-    assert isinstance(images.store(b"x", folder=tmp_path, limits=LIMITS), Refusal)
-    assert not list(tmp_path.iterdir())
-
-
 # Formats, compared with Pillow's own decoding
 
 
-def pattern(size=(61, 43)):
-    """No symmetry, so that every turn is told from every other."""
-    ramp = np.add.outer(np.arange(size[1]) * 3, np.arange(size[0]) * 2)
-    return Image.fromarray(
-        np.stack(
-            [ramp % 256, ramp // 2 % 256, 255 - ramp % 256], 2, dtype=np.uint8, casting="unsafe"
-        )
-    )
-
-
 MADE = {
-    "JPEG": encoded(pattern(), "JPEG", quality=95),
+    **{kind: encoded(pattern(), kind) for kind in ("PNG", "GIF", "BMP", "PPM", "TIFF", "JPEG2000")},
+    **{f"{kind}, quality 95": encoded(pattern(), kind, quality=95) for kind in ("JPEG", "AVIF")},
     "JPEG, progressive": encoded(pattern(), "JPEG", quality=95, progressive=True),
     "JPEG, CMYK": encoded(pattern().convert("CMYK"), "JPEG", quality=95),
     "JPEG, grey": encoded(pattern().convert("L"), "JPEG", quality=95),
-    "PNG": encoded(pattern(), "PNG"),
-    "PNG, palette": encoded(pattern().quantize(64), "PNG"),
-    "PNG, one bit": encoded(pattern().convert("1"), "PNG"),
-    "GIF": encoded(pattern(), "GIF"),
+    "PNG, palette": encoded(pattern().quantize(64)),
+    "PNG, one bit": encoded(pattern().convert("1")),
     "WebP": encoded(pattern(), "WEBP", lossless=True),
     "WebP, lossy": encoded(pattern(), "WEBP", quality=90),
-    "AVIF": encoded(pattern(), "AVIF", quality=95),
-    "JPEG 2000": encoded(pattern(), "JPEG2000"),
     "JPEG 2000, codestream": encoded(pattern(), "JPEG2000", no_jp2=True),
-    "BMP": encoded(pattern(), "BMP"),
-    "PPM": encoded(pattern(), "PPM"),
-    "TIFF": encoded(pattern(), "TIFF"),
     "TIFF, LZW": encoded(pattern(), "TIFF", compression="tiff_lzw"),
     "TIFF, CMYK": encoded(pattern().convert("CMYK"), "TIFF"),
-    "MPO": encoded(pattern(), "MPO", save_all=True, append_images=[halves()]),
     **{
         f"{kind}, turned {turn}": encoded(pattern(), kind, exif=exif(turn))
         for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
@@ -452,7 +412,7 @@ MADE = {
         f"{kind}, moving": encoded(
             pattern(), kind, save_all=True, append_images=[halves((61, 43))] * 2
         )
-        for kind in ("GIF", "WEBP", "PNG", "TIFF", "AVIF")
+        for kind in ("GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO")
     },
 }
 
@@ -460,43 +420,11 @@ MADE = {
 @pytest.mark.parametrize("name", MADE)
 def test_what_is_kept_looks_as_pillow_shows_the_file(name):
     shown = ImageOps.exif_transpose(Image.open(io.BytesIO(MADE[name]))).convert("RGB")
-    result, image = normal(MADE[name])
+    _, image = normal(MADE[name])
     assert image.size == shown.size
     kept = ImageOps.exif_transpose(image)
     difference = np.abs(np.asarray(kept, np.int16) - np.asarray(shown, np.int16))
     assert difference.mean() < 3
-    assert kept.size == (result.width, result.height)
-
-
-@pytest.mark.parametrize("lie", [0, 9, 255, 65535])
-def test_an_orientation_that_does_not_exist_is_none(lie):
-    data = jpeg(exif=exif(lie))
-    assert images.normalise(data, LIMITS) == images.Normal(data, 80, 40)
-
-
-def test_a_size_that_exif_claims_is_not_believed():
-    claims = Image.Exif()
-    claims[0x0100], claims[0x0101] = 9999, 9999
-    claims.get_ifd(0x8769).update({0xA002: 9999, 0xA003: 9999})
-    data = jpeg(exif=claims)
-    assert images.normalise(data, LIMITS) == images.Normal(data, 80, 40)
-
-
-@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
-def test_a_line_of_pixels_is_too_small_and_is_not_scaled(size):
-    for kind in ("PNG", "JPEG"):
-        assert refused(encoded(Image.new("RGB", size), kind)) == "image_too_small"
-
-
-@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF"])
-@pytest.mark.parametrize("size", [(600, 600), (20, 20)])
-def test_a_refused_size_is_said_with_the_format(kind, size):
-    result = images.normalise(encoded(halves(size), kind), LIMITS)
-    assert isinstance(result, Refusal)
-    assert result.detail == f"{kind} of {size[0]} x {size[1]} pixels"
-
-
-# What is refused, by name
 
 
 def box(kind, *others):
@@ -504,32 +432,28 @@ def box(kind, *others):
     return struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(100)
 
 
-NAMED = {
+NO_IMAGES = {
     "HEIC": box(b"heic", b"mif1"),
     "AVIF": box(b"mif1", b"avif") + b"damaged",
-    "MP4 video": box(b"isom", b"mp41"),
-    "JPEG XL": b"\xff\x0a" + bytes(50),
+    "MP4": box(b"isom", b"mp41"),
     "PDF": b"%PDF-1.7\n",
     "SVG": b'<?xml version="1.0"?>\n<svg xmlns="x"/>',
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
-    "Photoshop (PSD)": b"8BPS" + bytes(50),
-    "HTML page": b"\n<!DOCTYPE html><html>404</html>",
-    "JSON text": b'{"error": "not found"}',
-    "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
-    "zip archive": b"PK\3\4" + bytes(50),
+    "HTML": b"\n<!DOCTYPE html><html>404</html>",
     "PNG": b"\x89PNG\r\n\x1a\n" + bytes(20),
-    "no known format": b"\1\2\3",
+    "nothing": b"",
 }
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_a_refusal_names_the_format_that_it_found(name, monkeypatch):
+@pytest.mark.parametrize("name", NO_IMAGES)
+def test_what_is_no_image_is_refused_and_its_beginning_shown(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
-    result = images.normalise(NAMED[name], LIMITS)
+    result = images.normalise(NO_IMAGES[name], LIMITS)
     assert isinstance(result, Refusal)
-    assert name in result.detail
+    assert result.reason == "undecodable_image"
+    assert repr(NO_IMAGES[name][:20]) in result.detail or name == "PNG"
     assert len(result.detail) < 250
-    assert ("run `make extras`" in result.detail) == (name == "HEIC")
+    assert ("`make extras`" in result.detail) == (name == "HEIC")
 
 
 def test_heic_is_read_where_pillow_heif_is_installed():
@@ -537,45 +461,3 @@ def test_heic_is_read_where_pillow_heif_is_installed():
     heif.register_heif_opener()
     _, image = normal(encoded(halves((80, 64)), "HEIF", quality=95))
     assert_colour(image, (10, 10), RED, within=12)
-
-
-@pytest.mark.parametrize("name", [name for name in MADE if "turned" not in name])
-def test_each_format_is_told_by_its_first_bytes(name):
-    expected = name.split(",")[0].replace("WEBP", "WebP").replace("MPO", "JPEG")
-    assert magic.format_of(MADE[name]) == expected
-
-
-def many_scans(count, size=(64, 64)):
-    """A progressive JPEG whose last scan comes again and again, as an attacker writes it."""
-    data = encoded(pattern(size), "JPEG", progressive=True)
-    start = data.rindex(b"\xff\xda")
-    # The Huffman tables of a scan stand before it.
-    start = max(data.rfind(b"\xff\xc4", 0, start), data.rfind(b"\xff\xc4", start - 200, start))
-    scan = data[start:-2]
-    missing = count - data.count(b"\xff\xda")
-    return data[:-2] + scan * missing + data[-2:]
-
-
-def test_a_jpeg_of_a_thousand_scans_is_refused_without_decoding(monkeypatch):
-    data = many_scans(1000)
-    assert data.count(b"\xff\xda") == 1000
-    normal(many_scans(30))
-
-    def decoded(*_):
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
-    assert refused(data) == "image_too_slow"
-
-
-def test_a_jpeg_2000_counts_four_times_its_pixels():
-    limits = images.Limits(28, 40_000, 4 * 61 * 43, 95)
-    normal(MADE["JPEG 2000"], limits)
-    limits = images.Limits(28, 40_000, 4 * 61 * 43 - 1, 95)
-    assert refused(MADE["JPEG 2000"], limits) == "image_too_slow"
-
-
-def test_pixels_of_all_scans_are_bounded_together():
-    limits = images.Limits(28, 40_000, 5000, 95)  # 64 x 64 are 4,096, ten scans of them 40,960
-    normal(many_scans(11), limits)
-    assert refused(many_scans(13), limits) == "image_too_slow"

@@ -60,12 +60,12 @@ def sharegpt_zip(folder):
     (folder / "train.json").write_text(json.dumps(rows[:45]))
     (folder / "val.json").write_text(json.dumps(rows[45:]))
     return {
-        "data.source": {
-            "kind": "sharegpt",
-            "files": [str(folder / name) for name in ("train.json", "val.json", "images.zip")],
-            "remap": [],
-            "datasets": None,
-            "licence": None,
+        "data.sources": {
+            "prepared": {
+                "kind": "path",
+                "path": [str(folder / name) for name in ("train.json", "val.json", "images.zip")],
+                "licence": None,
+            }
         },
         "preprocess.wanted.turns": 2,
         "preprocess.wanted.system_prompt": True,
@@ -90,7 +90,9 @@ def rlaif_parquet(folder):
             }
         )
     pq.write_table(pa.Table.from_pylist(rows), folder / "data.parquet")
-    return {"data.source": {"kind": "path", "path": str(folder), "licence": None}}
+    columns = {"origin": "origin_dataset"}
+    path = {"kind": "path", "path": str(folder), "licence": None, "columns": columns}
+    return {"data.sources": {"rlaif": path}}
 
 
 @pytest.mark.parametrize("made", [sharegpt_zip, rlaif_parquet], ids=lambda made: made.__name__)

@@ -1,5 +1,6 @@
 """The split and the checks of a row's fields."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,11 +16,6 @@ KEYS = st.text(st.characters(codec="ascii"), min_size=1, max_size=64)
 def record(**changes):
     fields = {"images": (b"i",), "question": "q?", "chosen": "yes", "rejected": "no"} | changes
     return Record("file row 1", **fields)
-
-
-def reason(**changes):
-    refusal = refusals.text_refusal(record(**changes))
-    return refusal and refusal.reason
 
 
 @given(st.sets(TEXT), st.sets(TEXT), KEYS, FRACTIONS)
@@ -75,29 +71,34 @@ def test_fields_that_run_together_alike_have_different_ids():
     assert pairs.row_id("ab", "c") != pairs.row_id("a", "bc")
 
 
-def test_a_good_row_is_not_refused():
-    assert reason() is None
-
-
-def test_each_missing_field_is_named():
-    refusal = refusals.text_refusal(record(images=None, rejected=None, note="no file a.png"))
-    assert refusal == refusals.Refusal("missing_field", "image, rejected (no file a.png)")
-
-
-def test_blank_texts_are_refused():
-    assert reason(question=" \n") == "missing_field"
-    assert reason(chosen="") == "empty_answer"
-    assert reason(rejected="\t ") == "empty_answer"
-
-
-def test_answers_that_differ_in_white_space_alone_are_identical():
-    assert reason(chosen="no \n", rejected=" no") == "identical_answers"
-    assert reason(chosen="no", rejected="No") is None
-
-
-def test_half_a_surrogate_pair_is_no_text():
-    assert reason(chosen="\ud800 yes") == "missing_field"
-    assert reason(origin="\udfff") == "missing_field"
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail"),
+    [
+        ({}, None, ""),
+        (
+            {"images": None, "rejected": None, "note": "why"},
+            "missing_field",
+            "image, rejected (why)",
+        ),
+        ({"question": " \n"}, "missing_field", "question is blank"),
+        ({"chosen": ""}, "empty_answer", "chosen"),
+        ({"rejected": "\t "}, "empty_answer", "rejected"),
+        ({"chosen": "no \n", "rejected": " no"}, "identical_answers", "no"),
+        ({"chosen": "caf\u00e9", "rejected": "cafe\u0301"}, "identical_answers", "caf\u00e9"),
+        ({"chosen": "no", "rejected": "No"}, None, ""),
+        ({"chosen": "\ud800 yes"}, "missing_field", "chosen is not valid Unicode text"),
+        ({"origin": "\udfff"}, "missing_field", "origin is not valid Unicode text"),
+        (
+            dict.fromkeys(("images", "question", "chosen", "rejected"))
+            | {"note": "it holds a video", "reason": "not_read"},
+            *("not_read", "it holds a video"),
+        ),
+    ],
+)
+def test_a_row_is_refused_for_what_is_wrong_with_its_fields(changes, reason, detail):
+    found = refusals.text_refusal(record(**changes))
+    assert (found and found.reason) == reason
+    assert not found or found.detail == detail
 
 
 def test_a_question_with_one_answer_is_not_compared_with_itself():
@@ -111,7 +112,9 @@ def test_a_question_with_one_answer_is_not_compared_with_itself():
     st.one_of(st.none(), st.binary()),
 )
 def test_whatever_the_fields_a_refusal_is_in_the_vocabulary(question, chosen, rejected, image):
-    found = reason(question=question, chosen=chosen, rejected=rejected, images=image and (image,))
-    assert found is None or found in refusals.REASONS
+    fields = {"question": question, "chosen": chosen, "rejected": rejected}
+    found = refusals.text_refusal(record(**fields, images=image and (image,)))
+    assert found is None or found.reason in refusals.REASONS
     if None in (question, chosen, rejected, image):
-        assert found == "missing_field"
+        assert found
+        assert found.reason == "missing_field"

@@ -81,7 +81,7 @@ def test_a_device_of_the_diary_is_known_by_its_name(device, name):
 def test_the_published_number_of_pairs_is_what_the_presets_say():
     for path in PRESETS:
         p = params.load(path)
-        if (name := plan.named(p.data.source)) in plan.PUBLISHED:
+        if (name := plan.named_data(p)) in plan.PUBLISHED:
             assert f"{plan.PUBLISHED[name][0]:,} pairs" in path.read_text(encoding="utf-8")
 
 
@@ -161,7 +161,7 @@ def made(project, stages):
         shutil.copy(ROOT / "reports" / name, "reports")
     entry = {"cmd": "c", "deps": [], "outs": []}
     lock = {
-        "fetch@model": entry
+        "fetch-model": entry
         | {
             "outs": [{"path": "models/base", "md5": "a.dir", "size": 1, "nfiles": 1}],
             "params": {"params.yaml": {"model.source": p["model"]["source"]}},
@@ -182,7 +182,7 @@ def made(project, stages):
 
 
 def test_after_format_the_plan_counts_audits_and_takes_the_diary(project, capsys):
-    made(project, ("fetch@model", "format"))
+    made(project, ("fetch-model", "format"))
     plan.main()
     text = capsys.readouterr().out
     assert "2,713 train, 420 validation, 799 test" in text  # as reports/format.json has them
@@ -196,11 +196,11 @@ def test_after_format_the_plan_counts_audits_and_takes_the_diary(project, capsys
 
 
 def test_what_was_made_with_other_parameters_is_not_taken(project):
-    made(project, ("fetch@model", "format"))
-    assert plan.made(params.load(), Path("dvc.lock")).here == {"fetch@model", "format"}
+    made(project, ("fetch-model", "format"))
+    assert plan.made(params.load(), Path("dvc.lock")).here == {"fetch-model", "format"}
     path = Path("params.yaml")
     path.write_text(path.read_text().replace("cutoff_len: 128", "cutoff_len: 64"))
-    assert plan.made(params.load(), Path("dvc.lock")).here == {"fetch@model"}
+    assert plan.made(params.load(), Path("dvc.lock")).here == {"fetch-model"}
     shutil.rmtree("models/base")
     assert plan.made(params.load(), Path("dvc.lock")).here == set()
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.pipeline import set_parameters
 from stages.params import params
-from stages.sources.hub import HubSource
+from stages.sources.hub import HubModel
 from tests.hub_server import preset_repos, serve
 from tests.run_stages import ROOT, fresh_clone
 
@@ -23,7 +23,8 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
     preset = clone / "params.yaml"
     shutil.copyfile(clone / "params" / "qwen3-vl-4b.yaml", preset)
     p = params.load(preset)
-    assert isinstance(p.data.source, HubSource)
+    ((name, data),) = p.data.sources.items()
+    assert isinstance(data, HubModel)
     on_cpu = {
         "train.gpus": 0,
         "train.bf16": False,
@@ -41,7 +42,11 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
     }
     set_parameters(preset, on_cpu | shorter)
     with serve(preset_repos(p, ROOT / "demo" / "model", rows=120)) as url:
-        there = {"HF_ENDPOINT": url, "NO_PROXY": "127.0.0.1", "HF_HOME": str(tmp_path / "hf")}
+        there = {
+            "HF_ENDPOINT": url,
+            "NO_PROXY": "127.0.0.1,localhost",
+            "HF_HOME": str(tmp_path / "hf"),
+        }
         done = subprocess.run(
             [sys.executable, "-m", "tests.run_stages"],
             cwd=clone,
@@ -52,8 +57,8 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
             check=False,
         )
     assert done.returncode == 0, done.stdout[-5000:]
-    source = json.loads((clone / "data" / "raw" / "SOURCE.json").read_text())
-    assert source["commit"] == p.data.source.revision
+    source = json.loads((clone / "data" / "raw" / name / "SOURCE.json").read_text())
+    assert source["commit"] == data.revision
     found = json.loads((clone / "reports" / "results" / "metrics.json").read_text())
     assert found["pairs"] > 0
     assert 0 <= found["win_rate"] <= 1
@@ -61,4 +66,4 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
         assert f"lm_eval/pope_{kind}/yes_ratio/change" in found
     card = (clone / "reports" / "model_card.md").read_text()
     assert "license: cc-by-nc-4.0" in card
-    assert p.data.source.repo in (clone / "reports" / "report.html").read_text()
+    assert data.repo in (clone / "reports" / "report.html").read_text()

@@ -83,7 +83,7 @@ def test_another_version_of_a_package_that_computes_is_told(
 
 
 def test_a_base_that_was_not_fetched_is_told(tmp_path, params_with):
-    with pytest.raises(UserError, match="dvc repro fetch@model"):
+    with pytest.raises(UserError, match="dvc repro fetch-model"):
         reference_logps.made_with(tmp_path, params_with(), dtype="float32")
 
 

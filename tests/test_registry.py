@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stages.sources import manifest
+from stages.sources import source
 from stages.sources.kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
@@ -19,8 +19,7 @@ from PIL import Image
 
 from stages.core.schema import SourceSection
 from stages.pairs.pairs import Question, Record
-from stages.sources import manifest, kinds
-from stages.sources.kind import Kind
+from stages.sources import kinds, source
 
 
 class Colours(SourceSection):
@@ -28,13 +27,13 @@ class Colours(SourceSection):
     number: int
 
 
-def fetch(source, out):
-    manifest.begin(out)
-    path = out / manifest.PARTIAL / "n"
-    path.write_text(str(source.number))
-    file = manifest.File("number.txt", manifest.size_of(path), manifest.sha256_of(path))
-    manifest.place(path, out, "number.txt")
-    return manifest.finish(out, manifest.Source("colours", "colours", None, None, "CC0", (file,)))
+def fetch(asked, out):
+    source.begin(out)
+    path = out / source.PARTIAL / "n"
+    path.write_text(str(asked.number))
+    file = source.described(path, "number.txt")
+    source.place(path, out, "number.txt")
+    return source.finish(out, source.Source("colours", "colours", None, None, "CC0", (file,)))
 
 
 def picture(number):
@@ -49,13 +48,14 @@ def read(raw):
     return rows, iter([Question("test", (picture(63),), "Red?", "yes")])
 
 
-kind = Kind(Colours, fetch, name=lambda *_: "colours", words=lambda _: "colours", read=read)
+named = {"name": lambda *_: "colours", "words": lambda _: "colours"}
+kind = source.Kind(Colours, fetch, **named, read=read)
 kinds.KINDS[kind.tag] = kind
 
 if __name__ == "__main__":
     from stages import fetch as fetch_stage, preprocess
 
-    fetch_stage.main("data", Path("raw"))
+    fetch_stage.main("data.sources.mine", Path("raw/mine"))
     preprocess.main(Path("raw"), Path("pairs"), Path("report.json"))
 """
 
@@ -75,11 +75,8 @@ def run(folder: Path, preset: str) -> subprocess.CompletedProcess[str]:
 
 def preset(*lines: str) -> str:
     text = (ROOT / "params" / "demo.yaml").read_text()
-    head = "data:\n  source:\n"
-    start = text.index("    kind: easy-vqa")
-    end = text.index("\n", start)
-    assert head in text[:start]
-    return text[:start] + "\n".join(f"    {line}" for line in lines) + text[end:]
+    start, end = text.index("    easy-vqa:"), text.index("\nmodel:")
+    return text[:start] + "\n      ".join(["    mine:", *lines]) + "\n" + text[end:]
 
 
 def test_a_new_kind_goes_through_params_fetch_and_preprocess(tmp_path):
@@ -88,12 +85,12 @@ def test_a_new_kind_goes_through_params_fetch_and_preprocess(tmp_path):
     assert "licence CC0" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["rows_kept"], report["questions_kept"]) == (60, 1)
-    assert manifest.read(tmp_path / "raw").kind == "colours"
+    assert source.read(tmp_path / "raw" / "mine").kind == "colours"
 
 
 def test_a_new_kind_has_its_own_keys_and_is_no_model_unless_it_says_so(tmp_path):
     done = run(tmp_path, preset("kind: colours", "numbr: 60"))
-    assert "unknown key 'data.source.numbr'; did you mean 'number'?" in done.stderr
+    assert "unknown key 'data.sources.mine.numbr'; did you mean 'number'?" in done.stderr
     done = run(tmp_path, preset("kind: colour", "number: 60"))
     assert f"{', '.join(KINDS)}, colours; did you mean 'colours'?" in done.stderr
     wrong = preset("kind: colours", "number: 60").replace("    kind: path ", "    kind: colours ")

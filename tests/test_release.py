@@ -13,7 +13,7 @@ import pytest
 from stages.commands import bundle, release
 from stages.core.errors import UserError
 from stages.reporting import card
-from stages.sources.manifest import Source
+from stages.sources.source import Source
 from stages.tracking import registered, runs
 from tests.contracts import ROOT
 from tests.test_revisions import PARAMETERS, STAGE, call
@@ -31,7 +31,7 @@ Path("reports/results/metrics.json").write_text(json.dumps({
     "win_rate_low": share - 0.1, "win_rate_high": share + 0.1}))
 weights = f"weights of beta {p['train']['beta']}".encode()
 digest = hashlib.sha256(weights).hexdigest()
-for folder in ("models/adapter", "models/base", "data/raw"):
+for folder in ("models/adapter", "models/base", "data/raw/topics"):
     Path(folder).mkdir(parents=True, exist_ok=True)
 Path("models/adapter/adapter_model.safetensors").write_bytes(weights)
 Path("models/adapter/llamafactory.yaml").write_text("stage: dpo\\n")
@@ -42,7 +42,7 @@ Path("models/adapter/fingerprint.json").write_text(
 source = {"kind": "hub", "revision": "main", "commit": "c" * 40, "files": []}
 Path("models/base/SOURCE.json").write_text(
     json.dumps({**source, "repo": "owner/base", "licence": "apache-2.0"}))
-Path("data/raw/SOURCE.json").write_text(
+Path("data/raw/topics/SOURCE.json").write_text(
     json.dumps({**source, "repo": "owner/data", "licence": "cc-by-nc-4.0"}))
 Path("reports/report.html").write_text("<p>the page</p>")
 Path("reports/model_card.md").write_text("---\\nlicense: cc-by-nc-4.0\\n---\\n# The adapter\\n")
@@ -71,6 +71,7 @@ stages:
 def committed(folder: Path, beta: float, *, pushed: bool = True) -> None:
     """Run the pipeline with this beta and commit what comes out."""
     params = {**PARAMETERS, "train": {"beta": beta, "lora_rank": 8}}
+    params["data"] = {"sources": {"topics": {}}}
     (folder / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
     call("dvc", "repro", "--quiet", folder=folder)
     call("git", "add", ".", folder=folder)
@@ -278,7 +279,7 @@ def test_the_strictest_licence_and_its_use_are_in_the_notes():
         return Source("hub", repo, "main", "c", licence, ())
 
     def notes(data: str | None) -> str:
-        parts = (source("a/b", data), source("c/d", "apache-2.0"))
+        parts = ([source("a/b", data)], source("c/d", "apache-2.0"))
         return bundle.licences(*parts, card.licence_of(data, "apache-2.0"))
 
     assert "**The adapter: cc-by-nc-4.0**" in notes("cc-by-nc-4.0")

@@ -16,8 +16,9 @@ from tests.experiment import Page, inputs_with, picture_of
 def write_inputs(folder: Path) -> dict[str, Path]:
     """Files as the stages write them; the arguments of ``main``."""
     inputs = inputs_with()
-    for name in ("curves", "formatted", "images", "raw", "base", "adapter", "results", "details"):
+    for name in ("curves", "formatted", "images", "base", "adapter", "results", "details"):
         (folder / name).mkdir()
+    (folder / "raw" / "easy-vqa").mkdir(parents=True)
     (folder / "results" / "metrics.json").write_text(json.dumps(inputs.metrics))
     for name in ("preprocess", "format"):
         (folder / f"{name}.json").write_text(json.dumps(getattr(inputs, name)))
@@ -31,13 +32,13 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     (folder / "formatted" / "test.json").write_text(json.dumps(inputs.test_pairs))
     for i, pair in enumerate(inputs.test_pairs):
         (folder / "images" / pair["images"][0]).write_bytes(picture_of(i))
-    for name, kind, licence in (("raw", "easy-vqa", "MIT"), ("base", "path", None)):
+    for name, kind, licence in (("raw/easy-vqa", "easy-vqa", "MIT"), ("base", "path", None)):
         source: dict[str, Any] = dict.fromkeys(("repo", "revision", "commit")) | {"files": []}
-        source |= {"kind": kind, "licence": licence, "repo": kind if name == "raw" else None}
+        source |= {"kind": kind, "licence": licence, "repo": kind if licence else None}
         (folder / name / "SOURCE.json").write_text(json.dumps(source))
     (folder / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
-    (folder / "adapter" / "llamafactory.yaml").write_text("stage: dpo\npref_beta: 0.1\n")
-    (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    (folder / "adapter" / "llamafactory.yaml").write_text(inputs.configuration)
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(inputs.adapter))
     (folder / "adapter" / "fingerprint.json").write_text('{"fingerprint": "0123abcd"}')
     return {
         **{name: folder / name for name in ("curves", "images", "raw", "adapter")},
@@ -119,9 +120,6 @@ def test_the_stage_copes_without_files_that_only_feed_charts(arguments):
     (arguments["curves"] / "train.csv").write_text("")
     report.main(**arguments)
     assert "There is nothing to draw." in arguments["page"].read_text(encoding="utf-8")
-
-
-def test_an_adapter_without_its_configuration_is_refused(arguments):
     (arguments["adapter"] / "llamafactory.yaml").unlink()
     with pytest.raises(UserError, match=r"llamafactory\.yaml is missing"):
         report.main(**arguments)

@@ -2,12 +2,10 @@
 a source to the log-probs of LLaMA-Factory's own trainer.
 """
 
-import contextlib
 import functools
 import io
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,16 +17,13 @@ from PIL import Image
 from stages import format as format_stage
 from stages import preprocess
 from stages.model import formatted, scoring, tokens
-from stages.pairs import images, pairs, refusals
-from stages.pairs.decoder import Decoder
+from stages.pairs import pairs
 from stages.pairs.pairs import Record
-from stages.pairs.refusals import Refusal
 from stages.pairs.split import joined, sides, split_of
 from stages.params import params
 from tests.trainer import dpo_trainer, trainers_log_probs
 
-ALL = refusals.Wanted(text_only=True, images=3, turns=3, system_prompt=True)
-ONE = refusals.Wanted(text_only=False, images=1, turns=1, system_prompt=False)
+ALL = {"text_only": True, "images": 3, "turns": 3, "system_prompt": True}
 
 
 # the places of images in a prompt
@@ -39,38 +34,30 @@ def content(question, count=1, **more):
     return [message["content"] for message in row["messages"]]
 
 
+HISTORY = [("What is it?", "A cat.")]
+
+
 @pytest.mark.parametrize(
-    ("question", "expected"),
+    ("question", "count", "history", "expected"),
     [
-        ("What is it?", "<image>What is it?"),
-        ("<image>\nWhat is it?", "<image>What is it?"),
-        ("<image>What is it?", "<image>What is it?"),
-        ("What is it?\n<image>", "What is it?\n<image>"),
-        ("<image>", "<image>"),
-        ("What does <image> do in HTML?", "<image>What does < image> do in HTML?"),
-        ("<image> or <image>?", "<image>< image> or < image>?"),
+        ("What is it?", 1, [], ["<image>What is it?"]),
+        ("<image>\nWhat is it?", 1, [], ["<image>What is it?"]),
+        ("What is it?\n<image>", 1, [], ["What is it?\n<image>"]),
+        ("<image>", 1, [], ["<image>"]),
+        ("What does <image> show?", 1, [], ["What does <image> show?"]),
+        ("<image> or <image>?", 1, [], ["<image>< image> or < image>?"]),
+        ("Is <image> older than <image>?", 2, [], ["Is <image> older than <image>?"]),
+        ("Which is older?", 2, [], ["<image><image>Which is older?"]),
+        ("What is <image>?", 0, [], ["What is < image>?"]),
+        ("Colour?", 1, HISTORY, ["<image>What is it?", "A cat.", "Colour?"]),
+        ("<image>\nColour?", 1, HISTORY, ["What is it?", "A cat.", "<image>Colour?"]),
     ],
 )
-def test_a_marker_is_the_images_place_at_the_ends_and_text_elsewhere(question, expected):
+def test_as_many_markers_as_images_are_their_places_and_others_are_text(
+    question, count, history, expected
+):
     clean = functools.partial(formatted.neutralised, markers=("<image>",))
-    assert content(question, clean=clean) == [expected]
-
-
-def test_as_many_markers_as_images_are_their_places():
-    assert content("Is <image> older than <image>?", 2) == ["Is <image> older than <image>?"]
-    assert content("Which is older?", 2) == ["<image><image>Which is older?"]
-
-
-def test_images_come_with_the_first_question_unless_the_texts_say_otherwise():
-    history = [("What is it?", "A cat.")]
-    assert content("And its colour?", history=history)[0] == "<image>What is it?"
-    later = content("<image>\nAnd its colour?", history=history)
-    assert later == ["What is it?", "A cat.", "<image>And its colour?"]
-
-
-def test_a_text_alone_has_no_place_for_an_image():
-    clean = functools.partial(formatted.neutralised, markers=("<image>",))
-    assert content("What is <image>?", 0, clean=clean) == ["What is < image>?"]
+    assert content(question, count, history=history, clean=clean) == expected
 
 
 markers = st.lists(st.sampled_from(["<image>", "<video>", "a", "\n", "<", "image>"]), max_size=8)
@@ -95,29 +82,12 @@ def test_a_rows_question_and_system_prompt_are_found_again():
     assert formatted.question(formatted.prompt("Which?", ["a.jpg", "b.jpg"])) == "Which?"
 
 
-# what is wanted
+# names, groups and splits
 
 
 def record(**changes):
     fields = {"images": (b"i",), "question": "q?", "chosen": "yes", "rejected": "no"} | changes
     return Record("row 1", **fields)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"images": ()}, "text_only"),
-        ({"images": (b"i", b"j")}, "too_many_images"),
-        ({"history": (("a", "b"),)}, "too_many_turns"),
-        ({"system": "Be brief."}, "system_prompt"),
-    ],
-)
-def test_a_shape_that_is_not_wanted_has_a_reason_of_its_own(changes, reason):
-    refusal = refusals.shape_refusal(record(**changes), ONE)
-    assert refusal is not None
-    assert refusal.reason == reason
-    assert refusals.shape_refusal(record(**changes), ALL) is None
-    assert refusals.shape_refusal(record(), ONE) is None
 
 
 def test_a_pair_is_named_by_all_that_it_says():
@@ -131,9 +101,6 @@ def test_a_pair_is_named_by_all_that_it_says():
     names = [pairs.pair_id(each, ["a.jpg"]) for each in (same, *others)]
     names += [pairs.pair_id(same, []), pairs.pair_id(same, ["a.jpg", "b.jpg"])]
     assert len(set(names)) == len(names)
-
-
-# groups and splits
 
 
 shown = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3), max_size=12)
@@ -204,25 +171,17 @@ def records():
         )
 
 
-def store(folder: Path, wanted):
-    limits = images.Limits(min_side=28, max_pixels=10**6, max_input_pixels=10**7, jpeg_quality=95)
-    (folder / "images").mkdir(parents=True)
-    work = functools.partial(images.store, folder=folder / "images", limits=limits)
-    with contextlib.closing(Decoder(work, workers=1)) as decoder:
-        return preprocess.write_tables(
-            records(),
-            [],
-            folder,
-            decode=decoder.decode,
-            wanted=wanted,
-            split=functools.partial(split_of, key="k", validation=0.2, test=0.4),
-        )
+@pytest.fixture(scope="module")
+def p(params_with):
+    preprocess = {"validation": 0.2, "test": 0.4, "split_key": "k", "workers": 1, "wanted": ALL}
+    values = {"train.beta": 0.3, "train.per_device_eval_batch_size": 4, "format.cutoff_len": 256}
+    return params_with(**values, **{f"preprocess.{name}": v for name, v in preprocess.items()})
 
 
 @pytest.fixture(scope="module")
-def pairs_of_all_shapes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes") / "pairs"
-    assert store(folder, ALL)["rows_kept"] == 60
+def pairs_of_all_shapes(p, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    assert preprocess.fill(folder, records(), (), p.preprocess)["rows_kept"] == 60
     return folder
 
 
@@ -235,33 +194,7 @@ def test_the_table_of_pairs_holds_every_shape(pairs_of_all_shapes):
     assert set(table["split"]) == set(pairs.SPLITS)
 
 
-def test_shapes_that_are_not_wanted_are_counted(tmp_path):
-    report = store(tmp_path / "pairs", ONE)
-    assert report["rows_in"] == 60 == report["rows_kept"] + report["rows_left_out"]
-    left_out = {reason: number for reason, number in report["left_out"].items() if number}
-    assert left_out.keys() == {"text_only", "too_many_images", "too_many_turns", "system_prompt"}
-
-
-def test_a_broken_image_among_several_leaves_the_row_out():
-    bad = record(images=(picture(1), b"broken"))
-    with contextlib.closing(Decoder(fragile, workers=1)) as decoder:
-        ((_, found),) = decoder.decode([bad], refusals.text_refusal)
-    assert found == Refusal("undecodable_image", "broken")
-
-
-def fragile(data):
-    if data == b"broken":
-        return Refusal("undecodable_image", "broken")
-    return images.Stored("a.jpg", 1, 1)
-
-
 # through LLaMA-Factory
-
-
-@pytest.fixture(scope="module")
-def p(params_with):
-    values = {"train.beta": 0.3, "train.per_device_eval_batch_size": 4, "format.cutoff_len": 256}
-    return params_with(**values)
 
 
 @pytest.fixture(scope="module")

@@ -59,12 +59,12 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
         },
     }
     (project / "dvc.lock").write_text(json.dumps(lock))
-    (project / "data" / "raw").mkdir(parents=True)
+    (project / "data" / "raw" / "mine").mkdir(parents=True)
     source = {"kind": "hub", "repo": "me/pairs", "commit": "f" * 40, "licence": None}
-    (project / "data" / "raw" / "SOURCE.json").write_text(json.dumps(source))
+    (project / "data" / "raw" / "mine" / "SOURCE.json").write_text(json.dumps(source))
     (project / "reports").mkdir()
     (project / "reports" / "metrics.json").write_text("{}")
-    (project / "params.yaml").write_text("beta: 0.1\n")
+    (project / "params.yaml").write_text("data: {sources: {mine: {}}}\nbeta: 0.1\n")
     git(project, "init", "-q", "-b", "main")
     git(project, "add", "dvc.lock", "reports/metrics.json", "params.yaml")
     git(project, "commit", "-qm", "first")

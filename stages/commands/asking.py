@@ -71,9 +71,8 @@ def picture(file: Path, folder: Path, p: Params) -> str:
     Raises:
         UserError: there is no such file, or preprocess would leave it out.
     """
-    limits = images.limits(p.preprocess)
     try:
-        stored = images.store(file.read_bytes(), folder=folder, limits=limits)
+        stored = images.store(file.read_bytes(), folder=folder, limits=p.preprocess)
     except OSError as error:
         raise UserError(f"{file} can't be read ({error.strerror}); name a picture") from None
     if isinstance(stored, Refusal):

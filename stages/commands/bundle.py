@@ -12,9 +12,10 @@ from typing import Any
 
 from stages.commands.outputs import Places
 from stages.core.errors import UserError
+from stages.params import params
 from stages.reporting import card
-from stages.sources import manifest
-from stages.sources.manifest import Source
+from stages.sources import source as fetched
+from stages.sources.source import Source
 from stages.tuning.config import sha256
 from stages.tuning.process import WEIGHTS
 
@@ -43,7 +44,8 @@ def write(
             f"{at.adapter / WEIGHTS} is not the file that its training left; "
             "`dvc checkout --force` brings that back"
         )
-    base, data = manifest.read(at.model), manifest.read(at.raw)
+    base = fetched.read(at.model)
+    data = [fetched.read(at.raw / name) for name in params.load().data.sources]
     for name in (WEIGHTS, "llamafactory.yaml", "fingerprint.json"):
         shutil.copyfile(at.adapter / name, folder / name)
     shutil.copyfile(at.card, folder / "README.md")
@@ -53,7 +55,7 @@ def write(
         shutil.copyfile(name, folder / name)
     config = json.loads((at.adapter / CONFIG).read_text(encoding="utf-8"))
     _write(folder / CONFIG, config | named(base))
-    licence = card.licence_of(data.licence, base.licence)
+    licence = card.licence_of(*(each.licence for each in data), base.licence)
     (folder / "LICENCES.md").write_text(licences(data, base, licence), encoding="utf-8")
     facts = {
         "version": version,
@@ -78,9 +80,9 @@ def named(base: Source) -> dict[str, Any]:
     return {"base_model_name_or_path": base.repo, "revision": base.commit}
 
 
-def licences(data: Source, base: Source, licence: card.Licence) -> str:
+def licences(data: Sequence[Source], base: Source, licence: card.Licence) -> str:
     """Which licences the parts have, and which one holds for the adapter."""
-    parts = (("the training data", data), ("the base model", base))
+    parts = [*(("the training data", each) for each in data), ("the base model", base)]
     lines = [
         "# Licences",
         "",
@@ -92,10 +94,10 @@ def licences(data: Source, base: Source, licence: card.Licence) -> str:
         ),
         "- the code of the pipeline: Apache-2.0",
     ]
-    bound = [what for what, source in parts if card.is_non_commercial(source.licence)]
+    bound = dict.fromkeys(what for what, one in parts if card.is_non_commercial(one.licence))
     if bound:
         lines += ["", f"**Not for commercial use**, because of {' and '.join(bound)}."]
-    if not (data.licence and base.licence):
+    if not all(source.licence for _, source in parts):
         lines += ["", "A licence is unknown: find it out before you pass the adapter on."]
     lines += ["", "`report.html` shows images and answers of the training data's test split."]
     return "\n".join(lines) + "\n"

@@ -1,18 +1,16 @@
-"""Check: what preprocess would make of the first rows of ``data.source``, before a run.
+"""Check: what preprocess would make of the first rows of ``data.sources``, before a run.
 
     python -m stages check
     python -m stages check --rows 5000
 
-In: ``params.yaml``. A local source is read where it is; of any other, and of one with images on the
-web, what ``fetch`` left in ``data/raw``. Out: on standard output, the columns, three rows, what
-would be left out and why, the sizes and the splits. It ends with an error where the run would stop,
-and says what would help.
+In: ``params.yaml``. Local sources are read where they are (archives are unpacked for it); of one on
+the Hub, what ``fetch`` left in ``data/raw``. Out: on standard output, the columns, three rows of
+each source, what would be left out and why, the sizes and the splits. It ends with an error where
+the run would stop, and says what would help.
 """
 
 import itertools
-import math
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,38 +20,37 @@ import pyarrow.parquet as pq
 from stages import preprocess
 from stages.core import command
 from stages.core.errors import UserError
-from stages.core.text import readable, shown
-from stages.pairs import counts, refusals, tables
+from stages.core.text import listed, readable, shown
+from stages.pairs import counts, tables
 from stages.pairs.pairs import Record
+from stages.pairs.refusals import REASONS
 from stages.params import params
-from stages.sources import manifest
-from stages.sources.easyvqa import EasyVqaSource
-from stages.sources.kinds import KINDS
-from stages.sources.local import LocalData
+from stages.sources import kinds, source
+from stages.sources.hub import HubData
+from stages.sources.local import PathData, is_archive
+from stages.sources.source import Tables
 
-_FILES = 5  # whose columns are shown
-_ROWS = 3  # of what is shown in full
+_SHOWN = 3  # tables, and rows of each source
 
 
 def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
     settings = params.load()
-    columns = settings.data.columns.model_dump()
-    with tempfile.TemporaryDirectory() as name:
-        place = _place(settings.data.source, raw, Path(name) / "raw")
-        kind = KINDS[settings.data.source.kind]
-        if kind.read is None:
-            _print_files(place, columns)
-            found: Iterable[Record] = tables.records(place, columns)
-            questions: Iterable[Any] = ()
-        else:
-            found, questions = kind.read(place)
-        folder = Path(name) / "pairs"
+    sources = settings.data.sources
+    with tempfile.TemporaryDirectory() as scratch:
+        places = {}
+        for name, asked in sources.items():
+            with kinds.of(name):
+                places[name] = _place(name, asked, raw / name, Path(scratch, "raw", name))
+                if isinstance(asked, Tables):
+                    _print_tables(places[name], asked.reading)
+        each = [kinds.read({name: places[name]}, {name: sources[name]}) for name in sources]
+        folder = Path(scratch, "pairs")
         folder.mkdir()
-        print(f"the first rows, of at most {rows:,}:")
+        print(f"the first rows, of at most {rows:,} of a source:")
         counted = preprocess.fill(
             folder,
-            _printed(itertools.islice(found, rows)),
-            itertools.islice(questions, rows),
+            itertools.chain(*(_printed(itertools.islice(found, rows)) for found, _, _ in each)),
+            itertools.chain(*(itertools.islice(questions, rows) for _, questions, _ in each)),
             settings.preprocess,
         )
         _print_outcome(counted, folder)
@@ -61,96 +58,74 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
     print("nothing found that would stop the run")
 
 
-def _place(source: Any, raw: Path, scratch: Path) -> Path:
+def _place(name: str, asked: Any, raw: Path, scratch: Path) -> Path:
     """Where the rows can be read.
 
     Raises:
         UserError: nowhere yet.
     """
-    if isinstance(source, LocalData) and not source.image_urls:
-        path = source.path.expanduser()
-        if not path.exists():
-            raise UserError(f"data.source.path: {path} does not exist; name a file or a folder")
-        print(f"source: {shown(path)}, read where it is")
-        return path
-    if isinstance(source, EasyVqaSource):  # a few MB of an installed package
-        KINDS[source.kind].fetch_data(source, scratch)
-        print("source: the package easy-vqa")
+    if isinstance(asked, PathData) and not isinstance(asked.path, list):
+        path = asked.path.expanduser()
+        if not is_archive(path):
+            print(f"{name}: {shown(path)}, read where it is")
+            return path
+    if not isinstance(asked, HubData):
+        kinds.KINDS[asked.kind].fetch_data(asked, scratch)
+        print(f"{name}: what fetch would make of it")
         return scratch
-    kind = source.kind
-    there = manifest.read(raw) if (raw / manifest.MANIFEST).is_file() else None
-    if there is None or there.kind != kind or there.repo != getattr(source, "repo", there.repo):
+    there = source.read(raw) if (raw / source.FETCHED).is_file() else None
+    if there is None or (there.kind, there.repo) != (asked.kind, asked.repo):
         raise UserError(
-            f"{raw} does not hold what data.source names (kind {kind}); `dvc repro fetch@data` "
-            "fetches it, then run this again"
+            f"{raw} does not hold it yet; run `dvc repro fetch@{name}`, then this again"
         )
-    print(f"source: {raw}, as fetch left it")
+    print(f"{name}: {raw}, as fetch left it")
     return raw
 
 
-def _print_files(place: Path, columns: dict[str, str | None]) -> None:
-    paths = tables.files(place)
-    size = readable(sum(path.stat().st_size for path in paths))
-    print(f"data files: {len(paths):,}, {size}")
-    for path in paths[:_FILES]:
-        table, layout = tables.opened(path, columns)
-        rows = "" if table.count is None else f", {table.count:,} rows"
-        known = layout.name if layout else "nothing: it is empty"
-        print(f"  {shown(path.name)}{rows}, read as {known}")
-        first = next(iter(table.rows(table.names)), {})
-        for name in table.names:
-            kind = table.schema.field(name).type if table.schema is not None else None
+def _print_tables(place: Path, reading: tables.Reading) -> None:
+    there = tables.contents(place, reading)
+    size = readable(sum((there.root / name).stat().st_size for name in there.tables))
+    print(f"tables: {len(there.tables):,}, {size}; other files: {len(there.others):,}")
+    if there.left_out:
+        print(f"left out: {listed((f'{n} ({why})' for n, why in there.left_out.items()), 5, 200)}")
+    for one in tables.opened(there, reading)[:_SHOWN]:
+        print(f"  {shown(one.name)}, read as {one.layout.name}")
+        first = next(one.table.rows(one.table.names), None)
+        for name in one.table.names:
             value = first.get(name) if isinstance(first, dict) else None
-            used = "  <-" if layout and name in layout.columns else ""
-            print(f"    {shown(name, 40)}: {shown(kind or type(value).__name__, 60)}{used}")
+            used = "  <-" if name in one.layout.columns else ""
+            print(f"    {shown(name, 40)}: {type(value).__name__}{used}")
 
 
 def _printed(rows: Iterable[Record]) -> Iterator[Record]:
     """The rows; of the first ones, what they hold is printed."""
     for number, row in enumerate(rows):
-        if number < _ROWS:
+        if number < _SHOWN:
             images = [readable(len(image)) for image in row.images or ()]
             print(f"  {shown(row.where)}: images: {', '.join(images) or row.note or 'none'}")
-            if row.system:
-                print(f"    system: {shown(row.system)}")
-            for user, assistant in row.history:
-                print(f"    earlier: {shown(user)} / {shown(assistant)}")
-            for field in ("question", "chosen", "rejected"):
-                print(f"    {field}: {shown(getattr(row, field))}")
+            said = {"system": row.system} if row.system else {}
+            said |= {f"turn {i}": " / ".join(turn) for i, turn in enumerate(row.history, start=1)}
+            texts = {name: getattr(row, name) for name in ("question", "chosen", "rejected")}
+            for name, text in {**said, **texts}.items():
+                print(f"    {name}: {shown(text)}")
         yield row
 
 
 def _print_outcome(counted: dict[str, Any], folder: Path) -> None:
     print(f"{counted['rows_in']:,} rows read, {counted['rows_kept']:,} kept")
-    if counted["rows_left_out"]:
-        print(f"left out: {counted['rows_left_out']:,}")
-    first: dict[str, dict[str, str]] = {}
-    for row in pq.read_table(folder / "left_out.parquet").to_pylist():
-        first.setdefault(row["reason"], row)
+    rows = pq.read_table(folder / "left_out.parquet").to_pylist()
     for reason, number in counted["left_out"].items():
         if number:
-            example = first[reason]
-            print(f"  {number:,} {reason}: {refusals.REASONS[reason]}")
-            print(f"    the first, {shown(example['where'])}: {shown(example['detail'], 300)}")
+            first = next(row for row in rows if row["reason"] == reason)
+            print(f"  {number:,} {reason}: {REASONS[reason]}")
+            print(f"    the first, {shown(first['where'])}: {shown(first['detail'], 300)}")
     pairs = pq.read_table(folder / "pairs.parquet")
-    if pairs.num_rows:
-        sides = [
-            size
-            for row in pairs.select(["widths", "heights"]).to_pylist()
-            for size in zip(row["widths"], row["heights"], strict=True)
-        ]
-        if sides:
-            small, large = min(sides, key=math.prod), max(sides, key=math.prod)
-            many = f"{counted['unique_images']:,} distinct images"
-            print(f"{many}, {small[0]}x{small[1]} to {large[0]}x{large[1]} pixels as kept")
-        for field in ("question", "chosen", "rejected"):
-            lengths = sorted(len(text) for text in pairs[field].to_pylist())
-            middle, most = lengths[len(lengths) // 2], lengths[-1]
-            print(f"{field}: {middle:,} characters (median), at most {most:,}")
-        for field in ("origin", "kind"):
-            labels = Counter(pairs[field].to_pylist()).most_common(5)
-            if labels != [("", pairs.num_rows)]:
-                print(f"{field}: {', '.join(f'{shown(name, 40)} ({n:,})' for name, n in labels)}")
+    for field in ("question", "chosen", "rejected") if pairs.num_rows else ():
+        lengths = sorted(len(text) for text in pairs[field].to_pylist())
+        print(
+            f"{field}: {lengths[len(lengths) // 2]:,} characters (median), at most {lengths[-1]:,}"
+        )
+    print(f"distinct images: {counted['unique_images']:,}")
     splits = counted["pairs_by_split"].items()
     print("splits of these rows: " + ", ".join(f"{name} {number:,}" for name, number in splits))
 

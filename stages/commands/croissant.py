@@ -12,7 +12,7 @@ from stages.commands import lockfile
 from stages.commands.statement import published, sha256
 from stages.pairs.pairs import PAIRS, SPLITS
 from stages.reporting.card import is_non_commercial
-from stages.sources import manifest
+from stages.sources import source as manifest
 from stages.sources.kinds import KINDS
 
 FILE = Path("reports/croissant.json")

@@ -30,7 +30,7 @@ from stages.pairs import output
 from stages.params import params
 from stages.params.params import Params
 from stages.reporting.card import other_once_merged
-from stages.sources import manifest
+from stages.sources import source as fetched
 
 OUT = Path("models", "merged")
 SAMPLE = 16  # test pairs
@@ -189,7 +189,7 @@ def plain_image_tokens(
 
 def readme(p: Params, model: Path, adapter: Path, facts: Sequence[str]) -> str:
     """What the folder is, for who finds it."""
-    source = manifest.read(model)
+    source = fetched.read(model)
     made = json.loads((adapter / "fingerprint.json").read_text(encoding="utf-8"))
     bits = p.model.quantization_bit
     lines = [

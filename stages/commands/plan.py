@@ -67,9 +67,9 @@ def main(
     counts, assumed = counted(p, known, pairs)
     missing += assumed
     work = estimate.work(p, size, counts)
-    entries = costs.entries(diary) if {"fetch@model", "format"} <= known.here else {}
+    entries = costs.entries(diary) if {"fetch-model", "format"} <= known.here else {}
 
-    print(f"{named(p.model.source)} on {named(p.data.source)}\n")
+    print(f"{named(p.model.source)} on {named_data(p)}\n")
     print(tabulate(facts(p, size, counts), tablefmt="plain", disable_numparse=True))
     print("\n" + table_of_work(work))
     print("\n" + table_of_gpus(p, size, counts, work, utilisation, entries))
@@ -102,6 +102,11 @@ def named(source: Any) -> str:
     return str(getattr(source, "repo", None) or getattr(source, "path", None) or source.kind)
 
 
+def named_data(p: Params) -> str:
+    """All sources of data, as params.yaml names them."""
+    return ", ".join(map(named, p.data.sources.values()))
+
+
 # what is known of model and pairs
 
 
@@ -112,14 +117,14 @@ def model_size(p: Params, known: Known) -> tuple[Size, list[str]]:
         UserError: nothing here says them.
     """
     name = named(p.model.source)
-    for folder, fetched in ((MODEL, "fetch@model" in known), (Path(name), True)):
+    for folder, fetched in ((MODEL, "fetch-model" in known), (Path(name), True)):
         if fetched and (folder / "config.json").is_file():
             return flops_size(json.loads((folder / "config.json").read_text("utf-8"))), []
     if name in flops.PUBLISHED:
-        said = "the base model: its published dimensions are taken; `dvc repro fetch@model` "
+        said = "the base model: its published dimensions are taken; `dvc repro fetch-model` "
         return flops.PUBLISHED[name], [said + f"brings {name}"]
     raise UserError(
-        f"model.source is {name}, whose dimensions are not known here; `dvc repro fetch@model` "
+        f"model.source is {name}, whose dimensions are not known here; `dvc repro fetch-model` "
         "fetches it, then plan again"
     )
 
@@ -154,10 +159,10 @@ def counted(p: Params, known: Known, given: int) -> tuple[Counts, list[str]]:
         )
         split = report["kept_by_split"]
         return Counts(split["train"], split["validation"], split["test"], typical, longest), []
-    pairs = given or PUBLISHED.get(named(p.data.source), (0, 0.0))[0]
+    pairs = given or PUBLISHED.get(named_data(p), (0, 0.0))[0]
     if not pairs:
         raise UserError(
-            f"data.source is {named(p.data.source)}, and its pairs are not counted here; run "
+            f"the data are {named_data(p)}, and their pairs are not counted here; run "
             "`dvc repro format`, or name a number with make plan PAIRS=1000"
         )
     image = max(1, p.format.image_max_pixels // 1024)
@@ -326,11 +331,13 @@ def visible(p: Params, known: Known, counts: Counts) -> list[str]:
 
 def network(p: Params, known: Known, size: Size) -> list[str]:
     lines = []
-    data = PUBLISHED.get(named(p.data.source), (0, 0.0))[1]
     weights = 2.0 * sum(flops.parameters(size).values())
     for item, source, download in (
-        ("fetch@data", p.data.source, data),
-        ("fetch@model", p.model.source, weights),
+        *(
+            (f"fetch@{name}", source, PUBLISHED.get(named(source), (0, 0.0))[1])
+            for name, source in p.data.sources.items()
+        ),
+        ("fetch-model", p.model.source, weights),
     ):
         if item not in known and source.kind == "hub":
             revision = getattr(source, "revision", "")
@@ -389,7 +396,7 @@ def gpus_here() -> list[tuple[str, float]]:
 
 def room(p: Params, size: Size) -> list[str]:
     """A line if the disk is too small for what stays on it."""
-    parts = estimate.disk(p, size, PUBLISHED.get(named(p.data.source), (0, 1e7))[1])
+    parts = estimate.disk(p, size, PUBLISHED.get(named_data(p), (0, 1e7))[1])
     needed, free = sum(parts.values()), shutil.disk_usage(Path()).free / 1e9
     said = f"{gb(needed)} ({listed(parts)}); {gb(free)} are free here"
     if free < needed:

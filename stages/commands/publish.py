@@ -14,9 +14,8 @@ import re
 from pathlib import Path
 
 from stages.commands import bundle
-from stages.core import command
+from stages.core import command, hub_errors
 from stages.core.errors import UserError
-from stages.sources import hub_errors
 
 
 def main(repo: str, version: str = "", public: str = "", releases: Path = bundle.RELEASES) -> None:

@@ -23,7 +23,7 @@ from stages.commands import lockfile
 from stages.commands.lockfile import Content, Ran
 from stages.core.errors import UserError
 from stages.sources.kinds import KINDS
-from stages.sources.manifest import MANIFEST
+from stages.sources.source import FETCHED as MANIFEST
 from stages.tracking.tags import git
 
 CERTIFICATE = Path("reports/certificate.json")

@@ -59,7 +59,7 @@ def of_model(folder: Path) -> Family:
         model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{path} is missing or names no model_type; `dvc repro -f fetch@model` gets it again"
+            f"{path} is missing or names no model_type; `dvc repro -f fetch-model` gets it again"
         ) from None
     return of_type(model_type, name=str(folder))
 

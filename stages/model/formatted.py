@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stages.core.errors import UserError
-from stages.pairs.pairs import SPLITS
+from stages.pairs.pairs import IMAGE_PLACEHOLDER, SPLITS
 
-IMAGE_PLACEHOLDER = "<image>"  # llamafactory/extras/constants.py; so are <video> and <audio>
+# Those of llamafactory/extras/constants.py.
 PLACEHOLDERS = (IMAGE_PLACEHOLDER, "<video>", "<audio>")
 SYSTEM = "system"  # the role of a system prompt
 
@@ -59,8 +59,7 @@ def prompt(
     """The part of a row that a model is asked.
 
     Images come before the first question, except where the data set says in its own text where they
-    belong: by as many ``<image>`` as there are images, of which a single one must be at the start
-    or the end of what a user says (as in LLaVA's data). Any other ``<image>`` is text.
+    belong: by as many ``<image>`` as there are images. Any other ``<image>`` is text.
 
     Args:
         images: their names.
@@ -89,10 +88,6 @@ def _places(asked: Sequence[str], images: int) -> list[list[str]] | None:
     parts = [text.split(IMAGE_PLACEHOLDER) for text in asked]
     if not images or sum(len(each) - 1 for each in parts) != images:
         return None
-    if images == 1:
-        ((before, after),) = (each for each in parts if len(each) == 2)
-        if before.strip() and after.strip():
-            return None
     # A line break between an image and the text is the data set's layout, not the question.
     return [[each[0], *(part.lstrip("\n") for part in each[1:])] for each in parts]
 

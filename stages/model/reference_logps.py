@@ -38,7 +38,7 @@ def made_with(model: Path, p: Params, *, dtype: str, **more: Any) -> dict[str, A
     """
     source = model / "SOURCE.json"  # it holds the hash of each of the model's files
     if not source.is_file():
-        raise UserError(f"{source} is missing; `dvc repro fetch@model` fetches the base model")
+        raise UserError(f"{source} is missing; `dvc repro fetch-model` fetches the base model")
     return {
         "weights": hashlib.sha256(source.read_bytes()).hexdigest(),
         "model.trust.remote_code": p.model.trust.remote_code,

@@ -168,7 +168,7 @@ def _all_from_files(model_dir: Path) -> Iterator[None]:
         if missing := sorted(found["missing_keys"]):
             raise UserError(
                 f"{len(missing)} of the model's tensors are in none of the files in {model_dir}, "
-                f"such as {missing[0]}; `dvc repro -f fetch@model` fetches them again, or "
+                f"such as {missing[0]}; `dvc repro -f fetch-model` fetches them again, or "
                 "model.source is no complete model"
             )
         return model

@@ -7,12 +7,11 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from stages.pairs.magic import IMAGES, format_of
 from stages.pairs.refusals import Refusal
 
 # Named, because Pillow knows formats that run other programs, as EPS does Ghostscript.
@@ -24,6 +23,7 @@ _JPEG_2000 = 4  # times the pixels: noise of 2 MP takes 1.6 s, other formats 0.2
 _MOST_SCANNED = 10  # times preprocess.max_input_pixels, pixels of all scans together
 LONGEST_JPEG_SIDE = 65500  # libjpeg's own limit
 _ORIENTATION = 0x0112  # the EXIF tag
+_PNG = b"\x89PNG"
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # of a TIFF
 # In a JPEG: what follows FF within a scan's data (a stuffed byte, restarts), and at its end.
 _DATA = frozenset({b"\0", *(bytes([0xD0 + i]) for i in range(8))})
@@ -39,23 +39,14 @@ _UPRIGHT = {
 }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What an image may be. Pixels are width x height.
-
-    One of more than ``max_pixels`` is scaled down. Refused are one that declares more than
-    ``max_input_pixels``, before anything is decoded, and one with a side below ``min_side``.
-    """
+class Limits(Protocol):
+    """What an image may be, as the section ``preprocess`` of params.yaml says. Pixels are width x
+    height; one of more than ``max_pixels`` is scaled down."""
 
     min_side: int
     max_pixels: int
     max_input_pixels: int
     jpeg_quality: int
-
-
-def limits(chosen: Any) -> Limits:
-    """Those of the section ``preprocess`` of the parameters."""
-    return Limits(chosen.min_side, chosen.max_pixels, chosen.max_input_pixels, chosen.jpeg_quality)
 
 
 @dataclass(frozen=True)
@@ -108,6 +99,13 @@ def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
     Everything else is decoded (the first frame, if it moves), scaled down if needed, flattened onto
     white, turned as its EXIF orientation says, and encoded once without any metadata.
     """
+    found = _normalise(data, limits)
+    if isinstance(found, Refusal) and found.reason == "undecodable_image" and data[:4] == _PNG:
+        return _normalise(_without_metadata(data), limits)
+    return found
+
+
+def _normalise(data: bytes, limits: Limits) -> Normal | Refusal:
     # Ours is checked below, before anything is decoded; Pillow's own limit would come on top of it.
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -116,8 +114,10 @@ def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
         what = f"{image.format} of {width} x {height} pixels"
         if width * height > limits.max_input_pixels:
             return Refusal("image_too_large", what)
-        if (tile := _tile(image)) > limits.max_input_pixels:
-            return Refusal("image_too_large", f"{what}, a tile of {tile}")
+        # libtiff reads a tile whole: a file of 200 bytes, of 100 x 100 pixels, had one of 900 MB.
+        tags = getattr(image, "tag_v2", {})
+        if int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_HEIGHT, 0)) > limits.max_input_pixels:
+            return Refusal("image_too_large", f"{what}, with a larger tile")
         size = fitted(width, height, limits.max_pixels)
         if min(size) < limits.min_side:
             scaled = "" if size == image.size else f", {size[0]} x {size[1]} scaled down"
@@ -135,47 +135,46 @@ def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
             return Normal(data, width, height)
         picture = _decoded(image, size)
     except UnidentifiedImageError:  # its own message holds a memory address
-        return Refusal("undecodable_image", _unidentified(data))
+        needs = "HEIC, for which `make extras` brings a package; " if _is_heic(data) else ""
+        detail = f"{needs}{len(data)} bytes that begin with {data[:20]!r}"
+        return Refusal("undecodable_image", f"{detail}; read are {', '.join(FORMATS)}")
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         detail = re.sub(r" at 0x[0-9a-f]+", "", f"{type(error).__name__}: {error}")
-        return Refusal("undecodable_image", f"{format_of(data)} ({detail})")
+        return Refusal("undecodable_image", detail)
     encoded = io.BytesIO()
     # 4:4:4: halved colour would smear the thin coloured edges that questions ask about.
     picture.save(encoded, "JPEG", quality=limits.jpeg_quality, subsampling=0)
     return Normal(encoded.getvalue(), *picture.size)
 
 
-def _tile(image: Image.Image) -> int:
-    """Pixels that a TIFF's header declares for a tile, which libtiff reads whole: 0 without tiles.
+def _without_metadata(png: bytes) -> bytes:
+    """A PNG without the blocks that its pixels don't need: Pillow refuses the file over a comment
+    with a wrong checksum, or one that is above 1 MB unpacked."""
+    kept, at = [png[:8]], 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        name = png[at + 4 : at + 8]
+        if name[:1].isupper() or name in (b"tRNS", b"eXIf"):  # a capital says that it is needed
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
 
-    A file of 200 bytes, 100 x 100 pixels large, had one of 30,000 x 30,000: 900 MB.
-    """
-    tags = getattr(image, "tag_v2", {})
-    return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_HEIGHT, 0))
+
+def _is_heic(data: bytes) -> bool:
+    return data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1") and b"avif" not in data[:40]
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
     """The formats that the file may be of: HEIC as well, if pillow-heif is installed."""
-    if format_of(data) != "HEIC":
-        return FORMATS
-    with contextlib.suppress(ImportError):
-        import pillow_heif  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    if _is_heic(data):
+        with contextlib.suppress(ImportError):
+            import pillow_heif  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-        pillow_heif.register_heif_opener()
-        return ("HEIF",)
+            pillow_heif.register_heif_opener()
+            return ("HEIF",)
     return FORMATS
-
-
-def _unidentified(data: bytes) -> str:
-    """What a file is that no decoder takes."""
-    found, size = format_of(data), f"{len(data)} bytes"
-    if found == "HEIC":
-        return f"HEIC ({size}), which needs a package: run `make extras`, or convert it"
-    if found in IMAGES:
-        return f"{found} by its first bytes ({size}), but damaged or of a variant that is not read"
-    return f"{found or 'no known format'} ({size}); read are {', '.join(FORMATS)}"
 
 
 def fitted(width: int, height: int, max_pixels: int) -> tuple[int, int]:

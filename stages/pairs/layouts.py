@@ -1,239 +1,286 @@
-"""Row layouts: which columns hold what in the files that people have, and one row's fields.
+"""Row layouts: which columns hold what in the files that people have, and one row as a record.
 
-``choose`` finds the layout of a table by the names of its columns, ``fields`` reads one row by it.
-Both are pure. ``data.columns`` rules where all its columns are there; else these are known:
-
-- LLaMA-Factory ranking: ``conversations`` or ``messages``, ``chosen``, ``rejected``, ``images``;
-- LLaMA-Factory Alpaca ranking: ``instruction``, ``input``, ``chosen``, ``rejected``;
-- ms-swift: ``messages`` that end with the chosen answer, ``rejected_response``; or ``query`` and
-  ``response`` in place of messages;
-- TRL: ``prompt``, ``chosen``, ``rejected``, as text or as messages of content parts, or without
-  ``prompt`` two conversations that differ in their last turn; MM-RLHF names its columns so too;
-- RLHF-V: question, chosen and rejected as JSON inside ``text``;
-- VLFeedback: ``prompt`` and rated ``completions``; the best becomes chosen, the worst rejected.
+``choose`` finds the layout of a table by the names of its columns, ``record`` reads one row by it.
+The columns that params.yaml names rule where all of them are there; else a layout of ``KNOWN``
+does. What tools write beside these that changes the pair is in ``UNREAD``: a row that says any of
+it is left out. All other columns, such as ids and scores, change nothing.
 """
 
+import ast
+import contextlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stages.core.text import listed, shown
+from stages.pairs.formats import Row, Unreadable
+from stages.pairs.pairs import IMAGE_PLACEHOLDER, Record
 
 MOST_CHARACTERS = 2**20  # of a question or an answer: ten times what any model here can read
 _DEEPEST = 20  # lists in lists of an image cell
-_IMAGES = ("image", "images", "image_path", "img_path", "img")
-_USER = {"user", "human", "prompter"}
-_ASSISTANT = {"assistant", "gpt", "model", "chatbot"}
-# What people call the columns, for a message that proposes a mapping.
-_CALLED = {
-    "image": ("image", "images", "picture", "photo", "img", "image_path", "img_path", "file_name"),
-    "question": ("question", "prompt", "query", "instruction", "input", "caption_prompt", "text"),
-    "chosen": ("chosen", "preferred", "accepted", "winner", "better", "positive", "response_w"),
-    "rejected": ("rejected", "dispreferred", "loser", "worse", "negative", "response_l"),
+
+# Columns of a row, keys of a message and types of its parts -> what they say that is not read.
+UNREAD = {
+    **dict.fromkeys(("video", "videos", "video_url", "rejected_videos"), "a video"),
+    **dict.fromkeys(("audio", "audios", "input_audio", "rejected_audios"), "a sound"),
+    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "tools"),
+    **dict.fromkeys(("image", "images"), "more images"),
+    **dict.fromkeys(("rejected_image", "rejected_images"), "other images for the rejected answer"),
+    **dict.fromkeys(("objects", "bbox", "mask"), "objects or regions of the image"),
+    **dict.fromkeys(("reasoning_content", "thinking"), "reasoning apart from the answer"),
+    **dict.fromkeys(("documents", "chat_template_kwargs"), "what a chat template adds"),
 }
+# Name, columns of which one is the prompt, chosen and rejected. Without a column for the prompt it
+# is what both conversations begin with; without one for chosen it is the prompt's last turn.
+KNOWN = (
+    ("ms-swift", ("messages", "conversations"), "", "rejected_messages"),
+    ("ms-swift", ("messages", "conversations"), "", "rejected_response"),
+    ("LLaMA-Factory ranking", ("messages", "conversations"), "chosen", "rejected"),
+    ("ms-swift", ("query", "question", "prompt"), "response", "rejected_response"),
+    ("LLaMA-Factory Alpaca ranking", ("instruction",), "chosen", "rejected"),
+    ("TRL preference", ("prompt",), "chosen", "rejected"),
+    ("question, chosen, rejected", ("question",), "chosen", "rejected"),
+    ("TRL preference, implicit prompt", ("",), "chosen", "rejected"),
+)
+OWN = "the columns of its entry"  # the layout that params.yaml describes
+_IMAGES = ("image", "images", "image_path", "img_path", "img")
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "chatbot"), "assistant"),
+    "system": "system",
+}
+# Words in the names that people give columns, for a message that proposes which holds what.
+_CALLED = {
+    "image": {"image", "images", "picture", "photo", "img"},
+    "question": {"question", "prompt", "query", "instruction", "input"},
+    "chosen": {"chosen", "preferred", "accepted", "winner", "win", "better", "best", "positive"},
+    "rejected": {"rejected", "reject", "dispreferred", "unpreferred", "non", "not", "un", "dis"}
+    | {"loser", "lose", "worse", "worst", "negative", "bad"},
+}
+# Where a text says that an image, or else a video or a sound, belongs, in any tool's spelling.
+_IMAGE_MARKS = re.compile(
+    r"<img>\s*(?P<name>[^<>\n]{1,1000}?)\s*</img>|(<\|vision_start\|>)?(<\|image_pad\|>)+"
+    r"(<\|vision_end\|>)?|<image(_?\d+)?>|<\|image(_\d+)?\|>|<image_placeholder>|<imagehere>"
+    r"|<start_of_image>|<img_context>",
+    re.IGNORECASE,
+)
+_OTHER_MARKS = re.compile(r"<(video|audio)>|<\|(video|audio)(_pad|_\d+)?\|>", re.IGNORECASE)
+_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>")  # of an assistant's turn
+
+Turns = list[tuple[str, str]]  # (role, text); role is system, user or assistant
 
 
 class Odd(Exception):
-    """A row that can't be read by its layout; the message says which field and why."""
+    """A row that can't be read by its layout; the message says which field and why.
 
+    ``reason`` is the one of ``refusals.REASONS`` under which the row is left out.
+    """
 
-@dataclass(frozen=True)
-class Unreadable:
-    """Stands in a row for a cell, or for the row, that its file's reader could make nothing of."""
-
-    why: str
+    def __init__(self, message: str, reason: str = "missing_field") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Layout:
     """The column that plays each part; empty where none does.
 
-    ``name`` says what it is, for people. In ``conversation`` layouts a row without images is a
-    pair of text alone; where ``image`` is a column of ``data.columns``, it lacks its image.
+    ``name`` says what it is, for people. ``more`` follows the prompt; ``packed`` is a JSON object
+    that holds question, chosen and rejected. ``role`` and ``content`` are keys of a message,
+    ``roles`` the words for who speaks. ``dataset`` is the origin of rows that name none.
+    ``needs_image``: a row without one is no pair of text alone.
     """
 
     name: str
     prompt: str = ""
-    more: str = ""
     chosen: str = ""
     rejected: str = ""
     image: str = ""
+    more: str = ""
     system: str = ""
     history: str = ""
     packed: str = ""
-    completions: str = ""
     origin: str = ""
     kind: str = ""
-    text_only: bool = True
+    role: tuple[str, ...] = ("role", "from")
+    content: tuple[str, ...] = ("content", "value")
+    roles: Mapping[str, str] = field(default_factory=lambda: ROLES)
+    dataset: str = ""
+    needs_image: bool = False
 
     @property
     def columns(self) -> set[str]:
         """All columns that it reads."""
-        parts = (self.prompt, self.more, self.chosen, self.rejected, self.image, self.system)
-        others = (self.history, self.packed, self.completions, self.origin, self.kind)
-        return {*parts, *others} - {""}
-
-
-@dataclass(frozen=True)
-class Fields:
-    """What a row holds. ``images`` are cells (bytes, struct, path, …), not yet decoded; None: the
-    row should have an image and has none. ``history`` is earlier (user, assistant) turns."""
-
-    question: str | None
-    chosen: str | None
-    rejected: str | None
-    images: tuple[Any, ...] | None
-    origin: str = ""
-    kind: str = ""
-    system: str = ""
-    history: tuple[tuple[str, str], ...] = ()
+        parts = (self.prompt, self.chosen, self.rejected, self.image, self.more, self.system)
+        return {*parts, self.history, self.packed, self.origin, self.kind} - {""}
 
 
 def choose(names: Collection[str], columns: Mapping[str, str | None]) -> Layout | None:
-    """The layout of a table with these columns, or None; ``columns`` is ``data.columns``.
+    """The layout of a table with these columns, or None; ``columns`` is what params.yaml names.
 
-    A column that was renamed in ``data.columns`` and is not there is a mistake to report, not a
-    reason to read others, so then there is none.
+    A column that was renamed there and is not in the table is a mistake to report, not a reason to
+    read others, so then there is none.
     """
-    there = set(names)
-    wanted = {name: columns.get(name) for name in _CALLED}
-    labels: dict[str, Any] = {name: columns.get(name) or "" for name in ("origin", "kind")}
-    if all(column in there for column in wanted.values() if column is not None):
-        return Layout(
-            "data.columns",
-            prompt=str(wanted["question"]),
-            chosen=str(wanted["chosen"]),
-            rejected=str(wanted["rejected"]),
-            image=wanted["image"] or "",
-            text_only=wanted["image"] is None,
-            **labels,
-        )
-    if any(column not in {*there, name} for name, column in wanted.items() if column):
+    wanted = {part: columns.get(part) or "" for part in _CALLED}
+    image = next((name for name in (wanted["image"], *_IMAGES) if name in names), "")
+    if {*wanted.values()} - {""} <= {*names}:
+        prompt, chosen, rejected = (wanted[part] for part in ("question", "chosen", "rejected"))
+        own = Layout(OWN, prompt, chosen, rejected, wanted["image"])
+        found: Layout | None = replace(own, needs_image=bool(own.image))
+    elif any(name not in {*names, part, ""} for part, name in wanted.items()):
         return None
-    image = next((name for name in (wanted["image"], *_IMAGES) if name in there), "") or ""
-    labels = {name: column if column in there else "" for name, column in labels.items()}
-    found = _known(there, image)
+    else:
+        found = _known(names, image)
     return found and replace(
         found,
-        image=image,
-        system=found.system or ("system" if "system" in there else ""),
-        **labels,
+        more="input" if found.prompt == "instruction" and "input" in names else "",
+        system=next((name for name in ("system", "system_prompt") if name in names), ""),
+        history="history" if "history" in names else "",
+        origin=columns.get("origin") or "",
+        kind=columns.get("kind") or "",
     )
 
 
-def _known(there: set[str], image: str) -> Layout | None:
-    answers: dict[str, Any] = {"chosen": "chosen", "rejected": "rejected"}
-    both = set(answers) <= there
-    turns = next((name for name in ("messages", "conversations") if name in there), "")
-    if turns and "rejected_response" in there:
-        return Layout("ms-swift", prompt=turns, rejected="rejected_response")
-    if turns and both:
-        return Layout("LLaMA-Factory ranking", prompt=turns, **answers)
-    if {"response", "rejected_response"} <= there:
-        query = next((name for name in ("query", "question", "prompt") if name in there), "")
-        history = "history" if "history" in there else ""
-        answers = {"chosen": "response", "rejected": "rejected_response"}
-        return Layout("ms-swift", prompt=query, history=history, **answers) if query else None
-    if "instruction" in there and both:
-        history, more = (name if name in there else "" for name in ("history", "input"))
-        return Layout(
-            "LLaMA-Factory Alpaca ranking",
-            prompt="instruction",
-            more=more,
-            history=history,
-            **answers,
-        )
-    if "prompt" in there and both:
-        return Layout("TRL preference", prompt="prompt", **answers)
-    if {"prompt", "completions"} <= there:
-        return Layout("VLFeedback", prompt="prompt", completions="completions")
-    if "question" in there and both and image:
-        return Layout("question, chosen, rejected", prompt="question", **answers, text_only=False)
-    if both and "question" not in there:
-        return Layout("TRL preference, implicit prompt", **answers)
-    if "text" in there and image and not both:
-        return Layout("RLHF-V", packed="text", text_only=False)
-    return None
+def _known(names: Collection[str], image: str) -> Layout | None:
+    for name, prompts, chosen, rejected in KNOWN:
+        prompt = next((each for each in prompts if each in names or not each), None)
+        if prompt is not None and {chosen, rejected} - {""} <= {*names}:
+            plain = prompt == "question" and chosen == "chosen"
+            layout = Layout(name, prompt, chosen, rejected, image, needs_image=plain)
+            return layout if image or not plain else None
+    packed = image and "text" in names
+    return Layout("RLHF-V", image=image, packed="text", needs_image=True) if packed else None
 
 
-def missing(names: Collection[str], columns: Mapping[str, str | None]) -> str | None:
-    """What to set in ``data.columns`` for a table without a known layout; None: nothing lacks."""
-    lacking = [name for name, column in columns.items() if column and column not in set(names)]
+# Columns with other names
+
+
+def missing(
+    names: Sequence[str], columns: Mapping[str, str | None], first: Sequence[Row]
+) -> str | None:
+    """What a table without a known layout lacks, and what to set; None: nothing.
+
+    ``first`` are its first rows, whose values tell text from numbers and images.
+    """
+    lacking = {part: name for part, name in columns.items() if name and name not in names}
     if not lacking:
         return None
-    proposed = propose(names, columns)
-    others = [name for name in lacking if name not in proposed]
-    text = f"has no column '{shown(columns[lacking[0]], 40)}'; it has {listed(names)}: set "
-    steps = [f"data.columns.{name}: {shown(found, 40)}" for name, found in proposed.items()]
-    if steps:
-        text += f"{', '.join(steps)} (a guess by their names)" + (", and " if others else "")
-    if others:
-        text += f"data.columns.{others[0]} to the one that holds the {others[0]}"
-        text += ", or to null" if others[0] in ("image", "origin", "kind") else ""
+    values: dict[str, Any] = {}
+    for row in reversed([row for row in first if isinstance(row, Mapping)]):
+        values |= {name: value for name, value in row.items() if value is not None}
+    some = [f"{_quoted(name)} ({shown(values.get(name), 30)})" for name in names[:20]]
+    some += [f"and {len(names) - 20:,} more"] * (len(names) > 20)
+    text = f"has no column {', '.join(_quoted(name) for name in lacking.values())}; it has "
+    text += f"{', '.join(some)}; name the right ones under `columns`"
+    texts = [name for name in names if isinstance(values.get(name), str)]
+    images = [name for name in names if isinstance(values.get(name), str | bytes | Mapping | list)]
+    found = {
+        part: [n for n in (images if part == "image" else texts) if _part_of(n) == part]
+        for part in lacking.keys() & _CALLED.keys()
+    }
+    if found and all(len(few) == 1 for few in found.values()):  # else there is doubt
+        pairs = ", ".join(f"{part}: {found[part][0]}" for part in _CALLED if part in found)
+        text += f", by their words {{{pairs}}}"
+    if nullable := [part for part in lacking if part in ("image", "origin", "kind")]:
+        text += f", or write null for {' and '.join(nullable)}"
     return text
 
 
-def propose(names: Collection[str], columns: Mapping[str, str | None]) -> dict[str, str]:
-    """The column that each missing one of image, question, chosen and rejected may be."""
-    taken = {column for column in columns.values() if column in names}
-    found = {}
-    for field, called in _CALLED.items():
-        if columns.get(field) in {None, *names}:
-            continue
-        free = [name for name in names if name not in taken]
-        word = next((name for name in free for c in called if name.lower() == c), None)
-        word = word or next((n for n in free for c in called[:6] if c in n.lower()), None)
-        if word:
-            found[field] = word
-            taken.add(word)
-    return found
+def _part_of(name: str) -> str:
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
+    found = {part for part, called in _CALLED.items() if called & words}
+    found -= {"chosen"} if "rejected" in found else set()  # not_chosen, non_preferred
+    return found.pop() if len(found) == 1 else ""
 
 
-def fields(row: Mapping[str, Any], layout: Layout) -> Fields:
-    """One row's fields by its layout.
+def _quoted(name: str) -> str:
+    """A column's name, in quotes where blanks or nothing at all would not be seen."""
+    return shown(name, 40) if name.split() == [name] else repr(name[:40])
+
+
+# One row
+
+
+def record(
+    row: Row, layout: Layout, where: str, split: str, encoded: Callable[[Any], bytes | str]
+) -> Record:
+    """One row by its layout.
+
+    Args:
+        encoded: gives the image that a cell means, or why there is none.
 
     Raises:
-        Odd: a value is not what its column should hold.
+        Odd: a value is not what its column should hold, or the row says what is not read.
     """
-    images: list[Any] = []
+    if isinstance(row, Unreadable):
+        raise Odd(row.why)
+    _refuse_unread(row, layout.columns)
     if layout.packed:
-        row = row | _object(row.get(layout.packed), layout.packed)  # type: ignore[operator]
-        layout = replace(layout, prompt="question", chosen="chosen", rejected="rejected", packed="")
-    if row.get("video"):
-        raise Odd("it is about a video")
-    chosen, rejected = row.get(layout.chosen), row.get(layout.rejected)
-    if layout.completions:
-        chosen, rejected = _ranked(_cell(row, layout.completions))
-    turns = _turns(_cell(row, layout.prompt), layout.prompt, images) if layout.prompt else []
-    if layout.prompt and not layout.chosen and not layout.completions:
-        turns, chosen = _split_off_answer(turns, layout.prompt)
-    if not layout.prompt:
-        turns, chosen, rejected = _common(
-            _turns(_cell(row, layout.chosen), layout.chosen, images),
-            _turns(_cell(row, layout.rejected), layout.rejected, []),
-        )
-    if layout.more and (more := _text(row.get(layout.more), layout.more)):
-        turns = [*turns[:-1], ("user", f"{turns[-1][1]}\n{more}" if turns else more)]
-    system, history, question = _conversation(turns, layout.prompt or "chosen")
-    return Fields(
-        question=question,
-        chosen=_answer(chosen, layout.chosen or "chosen"),
-        rejected=_answer(rejected, layout.rejected or "rejected"),
-        images=_images(row.get(layout.image) if layout.image else None, images, layout),
-        origin=_label(row.get(layout.origin)),
+        inner = _structure(row.get(layout.packed))
+        if not isinstance(inner, dict):
+            raise Odd(f"{layout.packed} holds no JSON object with question, chosen and rejected")
+        row = {**row, **inner}
+        layout = replace(layout, prompt="question", chosen="chosen", rejected="rejected")
+    asked, inside = _said(row, layout.prompt, layout, "user")
+    if more := _text(row.get(layout.more), layout.more):
+        asked = [*asked[:-1], ("user", f"{asked[-1][1]}\n{more}" if asked else more)]
+    better, images = _said(row, layout.chosen, layout, "assistant")
+    better = better if layout.chosen else asked
+    if better and asked[-1:] == better[-1:]:  # the prompt's column holds the chosen answer as well
+        asked = asked[:-1]
+    inside = inside or images
+    worse, images = _said(row, layout.rejected, layout, "assistant")
+    if images and images != inside:
+        raise Odd(f"{layout.rejected} has images of its own, which are not read", "not_read")
+    chosen, before = _answer(better, layout.chosen or layout.prompt)
+    rejected, other = _answer(worse, layout.rejected)
+    before = before or other
+    if other and other != before:
+        raise Odd("chosen and rejected differ before their last turn")
+    if asked and before and asked != before:  # the prompt twice: alone, and in the conversations
+        users = [turn for turn in before if turn[0] == "user"]
+        if len(asked) > 1 or asked[0] not in (users[:1] + users[-1:]):
+            raise Odd(f"{layout.prompt} is not what chosen and rejected answer")
+    system, history, question = _conversation(before or asked, layout.prompt or layout.chosen)
+    system = _text(row.get(layout.system), layout.system) or system
+    history = _history(row.get(layout.history), layout.history) + history
+    cells = _cells(row.get(layout.image), layout) or inside
+    if _IMAGE_MARKS.search(system):
+        raise Odd("its system prompt marks the place of an image", "other_media")
+    texts, cells = _marked([*(user for user, _ in history), question or ""], cells)
+    found = [encoded(cell) for cell in cells]
+    notes = [each for each in found if isinstance(each, str)]
+    if not found and layout.needs_image and not isinstance(row.get(layout.image), list):
+        notes = ["no image"]
+    return Record(
+        where=where,
+        images=None if notes else tuple(each for each in found if isinstance(each, bytes)),
+        question=question and texts[-1],
+        chosen=chosen,
+        rejected=rejected,
+        origin=_label(row.get(layout.origin)) or layout.dataset,
         kind=_label(row.get(layout.kind)),
-        system=_text(row.get(layout.system), layout.system) or system,
-        history=_history(row.get(layout.history), layout.history) + history,
+        note=next(iter(notes), ""),
+        system=system,
+        history=tuple(zip(texts[:-1], (said for _, said in history), strict=True)),
+        split=split,
+        ended=any(turns and turns[-1][1].rstrip().endswith(_ENDS) for turns in (better, worse)),
     )
 
 
-def _cell(row: Mapping[str, Any], name: str) -> Any:
-    value = row.get(name)
-    if isinstance(value, Unreadable):
-        raise Odd(f"{name} {value.why}")
-    return value
+def _refuse_unread(said: Mapping[str, Any], read: Collection[str]) -> None:
+    for name in UNREAD.keys() & said.keys():
+        if name not in read and _says(said[name]):
+            raise Odd(f"it holds {UNREAD[name]} ({name}), which is not read", "not_read")
+
+
+def _says(value: object) -> bool:
+    """Whether a value is more than one of the many ways to say nothing."""
+    if isinstance(value, Mapping | list):
+        return any(map(_says, value.values() if isinstance(value, Mapping) else value))
+    return str(value).strip().lower() not in ("", "none", "null", "nan", "[]", "{}", "false")
 
 
 def _text(value: object, name: str) -> str | None:
@@ -253,176 +300,132 @@ def _label(value: object) -> str:
     return value[:200] if isinstance(value, str) else shown(value, 200)
 
 
-def _answer(value: object, name: str) -> str | None:
-    """An answer: text, or one message, or a list of one message."""
-    if isinstance(value, Mapping | list):
-        turns = _turns([value] if isinstance(value, Mapping) else value, name, [])
-        if len(turns) != 1 or turns[0][0] != "assistant":
-            raise Odd(f"{name} holds {len(turns)} messages, not one of an assistant")
-        return turns[0][1]
-    return _text(value, name)
+def _structure(value: object) -> Any:
+    """The list or object that a text spells, as JSON or as Python prints it; else the value."""
+    if isinstance(value, str) and value[:1] in ("[", "{") and len(value) <= MOST_CHARACTERS:
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return read(value)
+    return value
 
 
-def _turns(value: object, name: str, images: list[Any]) -> list[tuple[str, str]]:
-    """Messages as (role, text), role one of system, user and assistant; their images are added to
-    ``images``, with ``<image>`` where each was."""
-    if value is None:
-        return []
-    if isinstance(value, str):
-        parsed = _json(value) if value[:2] == "[{" else None
-        if not isinstance(parsed, list) or not all({"role", "from"} & {*turn} for turn in parsed):
-            return [("user", _text(value, name) or "")]
-        value = parsed
-    if not isinstance(value, list):
-        raise Odd(f"{name} holds {type(value).__name__}, neither text nor messages")
-    turns = []
-    for message in value:
+def _said(
+    row: Mapping[str, Any], name: str, layout: Layout, speaker: str
+) -> tuple[Turns, list[Any]]:
+    """The turns in a column, ``<image>`` where each of their images is, and these images.
+
+    Text is a turn of ``speaker``; else it is one message or a list of them, perhaps spelt as text.
+    """
+    value = row.get(name)
+    spelt = _structure(value)
+    messages = [spelt] if isinstance(spelt, Mapping) else spelt
+    if not isinstance(messages, list) or (
+        isinstance(value, str)
+        and not all(isinstance(one, dict) and one.keys() & {*layout.role} for one in messages)
+    ):
+        text = _text(value, name)
+        return [] if text is None else [(speaker, text)], []
+    turns: Turns = []
+    images: list[Any] = []
+    for message in messages:
         if not isinstance(message, Mapping):
             raise Odd(f"{name} holds {type(message).__name__} where a message should be")
-        said = message.get("role") or message.get("from")
-        role = str(said).lower()
-        role = "user" if role in _USER else "assistant" if role in _ASSISTANT else role
-        if role not in ("system", "user", "assistant"):
+        _refuse_unread(message, ())
+        said = next((message[key] for key in layout.role if message.get(key)), None)
+        role = layout.roles.get(str(said).lower())
+        if role is None:
             raise Odd(f"{name} has a message from {shown(said, 40)!r}, not system, user, assistant")
-        content = message.get("content", message.get("value"))
-        text = _parts(content, name, images) if isinstance(content, list) else _text(content, name)
-        if text is None:
-            raise Odd(f"{name} has a message without text")
-        turns.append((role, text))
-    return turns
+        content = next((message[key] for key in layout.content if key in message), None)
+        parts = content if isinstance(content, list) else [content]
+        texts = [_part(part, name, images) for part in parts]
+        turns.append((role, "".join(texts)))
+    return turns, images
 
 
-def _parts(content: list[Any], name: str, images: list[Any]) -> str:
-    """The text of content parts, as TRL and OpenAI write them."""
-    texts = []
-    for part in content:
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        if not isinstance(part, Mapping):
-            raise Odd(f"{name} has a content part that holds {type(part).__name__}")
-        kind = part.get("type")
-        if kind == "text":
-            texts.append(_text(part.get("text"), name) or "")
-        elif kind in ("image", "image_url"):
-            texts.append("<image>")
-            image = part.get("image") or part.get("image_url") or part.get("url")
-            if image is None and (part.get("path") or part.get("bytes")):
-                image = {"path": part.get("path"), "bytes": part.get("bytes")}
-            if isinstance(image, Mapping) and "url" in image:
-                image = image["url"]
-            if image is not None:
-                images.append(image)
-        else:
-            raise Odd(f"{name} has a content part of type {shown(kind, 40)!r}, not text or image")
-    return "".join(texts)
+def _part(part: object, name: str, images: list[Any]) -> str:
+    """The text of a content, or of one part of it, as TRL and OpenAI write them."""
+    kind = part.get("type") if isinstance(part, Mapping) else ""
+    if isinstance(part, Mapping) and kind in ("image", "image_url"):
+        image = part.get("image") or part.get("image_url") or part.get("url")
+        if image is None and (part.get("path") or part.get("bytes")):
+            image = {"path": part.get("path"), "bytes": part.get("bytes")}
+        image = image["url"] if isinstance(image, Mapping) and "url" in image else image
+        images.extend([] if image is None else [image])
+        return IMAGE_PLACEHOLDER
+    if isinstance(part, Mapping) and kind != "text":
+        reason = "not_read" if kind in UNREAD else "missing_field"
+        raise Odd(f"{name} has a part of type {shown(kind, 40)!r}, not text or image", reason)
+    text = _text(part.get("text") if isinstance(part, Mapping) else part, name)
+    if text is None:
+        raise Odd(f"{name} has a message without text")
+    return text
 
 
-def _conversation(
-    turns: list[tuple[str, str]], name: str
-) -> tuple[str, tuple[tuple[str, str], ...], str | None]:
+def _answer(turns: Turns, name: str) -> tuple[str | None, Turns]:
+    """The answer that ends a conversation, and what was said before it."""
+    if not turns:
+        return None, []
+    if turns[-1][0] != "assistant" or [role for role, _ in turns[-2:]].count("assistant") > 1:
+        raise Odd(f"{name} does not end with one answer of an assistant")
+    return _without_end(turns[-1][1]), turns[:-1]
+
+
+def _without_end(answer: str) -> str:
+    while answer.rstrip().endswith(_ENDS):
+        answer = answer.rstrip().removesuffix("|>").rpartition("<|")[0].rstrip()
+    return answer
+
+
+def _conversation(turns: Turns, name: str) -> tuple[str, tuple[tuple[str, str], ...], str | None]:
     """System prompt, earlier turns and the question, which the last turn has to be."""
     system = turns[0][1] if turns and turns[0][0] == "system" else ""
     turns = turns[1:] if turns and turns[0][0] == "system" else turns
     if not turns:
         return system, (), None
-    roles = ["user", "assistant"] * (len(turns) // 2) + ["user"]
-    if [role for role, _ in turns] != roles:
+    if [role for role, _ in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
         found = listed((role for role, _ in turns), 6)
         raise Odd(f"{name} has turns of {found}; it must go user, assistant, …, user")
     texts = [text for _, text in turns]
     return system, tuple(zip(texts[0:-1:2], texts[1::2], strict=True)), texts[-1]
 
 
-def _split_off_answer(turns: list[tuple[str, str]], name: str) -> tuple[list[tuple[str, str]], str]:
-    if not turns or turns[-1][0] != "assistant":
-        raise Odd(f"{name} does not end with the chosen answer of an assistant")
-    return turns[:-1], turns[-1][1]
-
-
-def _common(
-    chosen: list[tuple[str, str]], rejected: list[tuple[str, str]]
-) -> tuple[list[tuple[str, str]], str, str]:
-    """Two conversations that differ in their last turn."""
-    prompt, better = _split_off_answer(chosen, "chosen")
-    other, worse = _split_off_answer(rejected, "rejected")
-    if prompt != other:
-        raise Odd("chosen and rejected differ before their last turn")
-    return prompt, better, worse
-
-
 def _history(value: object, name: str) -> tuple[tuple[str, str], ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise Odd(f"{name} holds {type(value).__name__}, not a list of turns")
-    found = []
-    for turn in value:
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise Odd(f"{name} holds something else than pairs of question and answer")
-        found.append((_text(turn[0], name) or "", _text(turn[1], name) or ""))
-    return tuple(found)
+    found = _structure(value) or []
+    if not isinstance(found, list) or any(not isinstance(t, list) or len(t) != 2 for t in found):
+        raise Odd(f"{name} holds something else than pairs of question and answer")
+    return tuple((_text(user, name) or "", _text(said, name) or "") for user, said in found)
 
 
-def _images(value: Any, inside: list[Any], layout: Layout) -> tuple[Any, ...] | None:
-    """The row's image cells, from its column or from inside its messages."""
+def _cells(value: Any, layout: Layout) -> list[Any]:
+    """The row's image cells."""
     if isinstance(value, Unreadable):
         raise Odd(f"{layout.image} {value.why}")
-    found = list(_flat(value, _DEEPEST)) if value is not None else inside
-    if found or isinstance(value, list | tuple):
-        return tuple(found)
-    return () if layout.text_only else None
+
+    def flat(value: Any, depth: int) -> Iterator[Any]:
+        if isinstance(value, list | tuple) and depth:
+            for item in value:
+                yield from flat(item, depth - 1)
+        else:
+            yield value
+
+    return [] if value is None else list(flat(_structure(value), _DEEPEST))
 
 
-def _flat(value: Any, depth: int) -> Iterable[Any]:
-    if isinstance(value, list | tuple) and depth:
-        for item in value:
-            yield from _flat(item, depth - 1)
-    else:
-        yield value
+def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:
+    """The texts with every mark of an image spelt ``<image>``, and the images, in which those are
+    that the texts name: ``<img>a.png</img>``.
 
-
-def _object(value: object, name: str) -> dict[str, Any]:
-    parsed = _json(value) if isinstance(value, str) else value
-    if not isinstance(parsed, dict):
-        raise Odd(f"{name} holds no JSON object with question, chosen and rejected")
-    return parsed
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _ranked(value: Any) -> tuple[str, str]:
-    """The best and the worst of rated completions, by the sum of their ratings.
-
-    The datasets library stores the list as a struct of lists. Of equally good ones the first is
-    taken, of equally bad ones the last.
+    Raises:
+        Odd: there are marks, and not as many as images.
     """
-    if isinstance(value, Mapping):
-        columns = [list(value.get(key) or ()) for key in ("response", "annotations")]
-        value = [{"response": r, "annotations": a} for r, a in zip(*columns, strict=False)]
-    if not isinstance(value, list) or len(value) < 2:
-        raise Odd("completions are fewer than two")
-    rated = []
-    for completion in value:
-        if not isinstance(completion, Mapping):
-            raise Odd(f"completions hold {type(completion).__name__} where one should be")
-        text = _text(completion.get("response"), "completions")
-        notes = completion.get("annotations")
-        ratings = [_rating(note) for note in notes.values()] if isinstance(notes, Mapping) else []
-        if text and ratings and None not in ratings:
-            rated.append((sum(rating or 0 for rating in ratings), text))
-    if len(rated) < 2 or len({score for score, _ in rated}) == 1:
-        raise Odd("completions have no two ratings that differ")
-    ranked = sorted(rated, key=lambda one: -one[0])
-    return ranked[0][1], ranked[-1][1]
-
-
-def _rating(note: object) -> float | None:
-    value = note.get("Rating") if isinstance(note, Mapping) else note
-    found = re.fullmatch(r"\s*(\d{1,3}(?:\.\d{1,3})?)\s*", str(value)[:20])
-    return float(found[1]) if found else None
+    found = [mark for text in texts for mark in _IMAGE_MARKS.finditer(text)]
+    others = sum(len(_OTHER_MARKS.findall(text)) for text in texts)
+    if others:
+        raise Odd(f"its texts mark a video or a sound {others} times", "other_media")
+    cells = cells or [mark["name"] for mark in found if mark["name"]]
+    if found and len(found) != len(cells):
+        numbers = (
+            f"places of images in its texts: {len(found)}, images that it brings: {len(cells)}"
+        )
+        raise Odd(numbers, "other_media")
+    return [_IMAGE_MARKS.sub(IMAGE_PLACEHOLDER, text) for text in texts], cells

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
+IMAGE_PLACEHOLDER = "<image>"  # an image's place in a pair's texts, as LLaMA-Factory spells it
 
 # Rows of data/pairs/pairs.parquet; images are relative to data/pairs/images/, in the order of the
 # prompt, and their sizes are in pixels. ``history`` is the turns before the question.
@@ -37,10 +38,11 @@ class Record:
     ``where`` says which row it is ("train-00.parquet row 17"), for messages and the list of
     rows left out. ``images`` are encoded files (PNG, JPEG, …) in the order of the prompt, none of
     them for a text alone. What the source lacks is ``None``. ``origin`` is the data set the row
-    came from, ``kind`` its question type; both may be empty. ``note`` is the source's word on why
-    ``images`` is ``None``, if it has one. ``system`` is the system prompt, ``history`` the turns
-    before the question, each what the user and then the assistant said. ``split`` is that in which
-    the data set was published, one of ``SPLITS``, or empty.
+    came from, ``kind`` its question type; both may be empty. ``note`` is the source's word on what
+    is missing, and ``reason`` what that counts as. ``system`` is the system prompt, ``history`` the
+    turns before the question, each what the user and then the assistant said. ``split`` is that in
+    which the data set was published, one of ``SPLITS``, or empty. ``ended``: a text that ends an
+    assistant's turn was taken off its answers.
     """
 
     where: str
@@ -54,6 +56,8 @@ class Record:
     system: str = ""
     history: tuple[tuple[str, str], ...] = ()
     split: str = ""
+    reason: str = "missing_field"
+    ended: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,244 +1,226 @@
-"""Tabular sources: the data files below a folder, read row by row as records.
+"""One source's tables, read row by row as records.
 
 Files are read in the order of their names. How a file holds rows is ``formats``' to know, which
-column holds what ``layouts``', and what image a cell means ``pictures``'. An odd cell costs its
-row; where most of the first rows are odd, it is the column that is wrong, and the run stops.
+column holds what ``layouts``', which file a name means ``files``', and what image a cell means
+``pictures``'. An odd cell costs its row; where most of the first rows are odd, it is the column
+that is wrong, and the run stops.
 """
 
+import contextlib
+import itertools
+import os
+import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.core.errors import UserError
-from stages.core.text import listed, shown
-from stages.pairs import formats, layouts, pictures, suffixes
-from stages.pairs.formats import Row, Table
-from stages.pairs.layouts import Fields, Layout, Odd, Unreadable
+from stages.core.text import shown
+from stages.pairs import dataset_info, formats, layouts, pictures
+from stages.pairs.files import CODE, FETCHED, PICKLES, SUFFIXES, Folder, ending, suffix, walk
+from stages.pairs.formats import PEEK, Table
+from stages.pairs.layouts import UNREAD, Layout, Odd
 from stages.pairs.pairs import Record
-from stages.pairs.suffixes import NOT_DATA, SUFFIXES, ending, is_hidden, published_split
+from stages.pairs.split import published_split
 
-_SAMPLE = 100  # first rows of a file that tell an odd column from an odd cell
-_WITH_HEADER = (".parquet", ".arrow", ".csv", ".tsv")  # their columns are known without reading on
-_IMAGE = "an image (bytes, a struct of bytes and path, or a relative path)"
+_ARCHIVES = {".zip", ".tgz", ".tbz2", ".txz", ".7z", ".rar"}
+# Written beside the data by the tools that write it; they hold no rows.
+_NOT_DATA = {dataset_info.NAME, "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
-def files(raw: Path) -> list[Path]:
-    """The data files below ``raw`` in the order they are read; hidden ones are not data.
+@dataclass(frozen=True)
+class Reading:
+    """How one source's tables are read: what its entry in ``data.sources`` says of them.
 
-    ``raw`` may be a data file itself.
+    ``columns`` gives the column for each of image, question, chosen, rejected, origin and kind; all
+    but question, chosen and rejected may be None. ``remap`` are rules for the names of images: what
+    begins with the first begins with the second instead. ``datasets`` are entries of
+    LLaMA-Factory's ``dataset_info.json``; None: all that hold preferences.
+    """
+
+    columns: Mapping[str, str | None]
+    remap: tuple[tuple[str, str], ...] = ()
+    datasets: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a folder, or a single table, holds. Names are POSIX paths below ``root``, sorted.
+
+    ``tables`` are read, some of them by a layout that ``described`` gives; ``others`` belong to
+    them: images, whatever their suffix, and descriptions. fetch copies both. ``left_out`` says of
+    each other file why it is neither.
+    """
+
+    root: Path
+    tables: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    described: Mapping[str, Layout] = field(default_factory=dict)
+
+
+def contents(path: Path, reading: Reading) -> Contents:
+    """What a source holds: ``path`` is a folder, or one table with the images that its rows name.
+
+    check, fetch and preprocess all ask here, so that they say the same.
 
     Raises:
-        UserError: there are none.
+        UserError: there is nothing, no table, or a link that leads out of the folder.
     """
-    if raw.is_file() and ending(raw.name):
-        return [raw]
-    there = {path.relative_to(raw).as_posix(): path for path in raw.rglob("*")}
-    found = suffixes.tables(name for name, path in there.items() if _is_data(path, raw))
-    if not found:
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a file or a folder")
+    if path.is_file() and ending(path.name):
+        return _with_images(Contents(path.parent, (path.name,)), reading)
+    names = [name for name in (walk(path) if path.is_dir() else ()) if name != FETCHED]
+    left_out = {name: "it can run code" for name in names if suffix(name) in PICKLES | CODE}
+    packed = [name for name in names if suffix(name) in _ARCHIVES]
+    left_out |= dict.fromkeys(packed, "an archive, which is unpacked if `path` names it as well")
+    tables = [name for name in names if ending(name) and PurePosixPath(name).name not in _NOT_DATA]
+    infos = [name for name in names if PurePosixPath(name).name == dataset_info.NAME]
+    described = dataset_info.described(path, infos, tables, reading.datasets)
+    archives = [name for name in tables if ending(name) == ".tar"]
+    lists = [name for name in tables if name.removesuffix(".parquet") + ".tar" in archives]
+    for few, why in (
+        ([name for name in tables if PurePosixPath(name).match("cache-*.arrow")], "a cache"),
+        ([name for name in tables if name not in described], f"not in {dataset_info.NAME}"),
+        (lists, "img2dataset's list of what is in the tar of that name"),
+        ([name for name in tables if _is_no_table(path / name, reading)], "an object, not rows"),
+        (archives, "a tar beside tables, perhaps of images"),
+    ):
+        if len(few) < len(tables):
+            left_out |= dict.fromkeys(few, why)
+            tables = [name for name in tables if name not in left_out]
+    if not tables:
         raise UserError(
-            f"{raw} holds no {', '.join(SUFFIXES[:4])}, … file; "
-            "check data.source (for a Hub repository, its files)"
+            f"{path} holds no {', '.join(SUFFIXES[:4])}, … file; name the file or folder that does"
         )
-    return [there[name] for name in sorted(found)]
+    others = tuple(name for name in names if name not in {*tables, *left_out})
+    return Contents(path, tuple(tables), others, left_out, described)
 
 
-def _is_data(path: Path, raw: Path) -> bool:
-    # The datasets library keeps what it has computed in cache-….arrow next to the data.
-    cached = path.name.startswith(("cache-", "indices")) and path.suffix == ".arrow"
-    return (
-        ending(path.name) != ""
-        and path.name not in NOT_DATA
-        and not is_hidden(path.relative_to(raw).as_posix())
-        and not cached
-        and path.is_file()
-    )
+def _with_images(there: Contents, reading: Reading) -> Contents:
+    """A table alone, and the files that its rows name."""
+    folder = Folder(there.root, reading.remap)
+    found: set[str] = set()
+
+    def noted(name: str) -> str:
+        path = folder.find(name)
+        found.update([path.relative_to(there.root).as_posix()] if isinstance(path, Path) else [])
+        return "not read here"
+
+    for table in opened(there, reading):
+        deque(table.records(noted), maxlen=0)
+    return replace(there, others=tuple(sorted(found)))
+
+
+def _is_no_table(path: Path, reading: Reading) -> bool:
+    """Whether a JSON file is one object that is no pair: annotations, or a description."""
+    if suffix(path.name) == ".json":
+        with contextlib.suppress(UserError):  # what is wrong is said where the table is opened
+            table = formats.open_table(path)
+            few = list(itertools.islice(table.rows(()), 2))
+            return len(few) == 1 and layouts.choose(table.names, reading.columns) is None
+    return False
 
 
 def count(raw: Path) -> int | None:
-    """The number of rows below ``raw``, or None if only reading them all would tell."""
-    paths = files(raw)
-    if any(ending(path.name) != ".parquet" for path in paths):
+    """The number of rows of a fetched folder, or None if only reading them all would tell."""
+    tables = [
+        name for name in walk(raw) if ending(name) and name.rpartition("/")[2] not in _NOT_DATA
+    ]
+    if any(ending(name) != ".parquet" for name in tables):
         return None
-    return sum(formats.open_table(path).count or 0 for path in paths)
+    return sum(pq.read_metadata(raw / name).num_rows for name in tables)
 
 
-def records(raw: Path, columns: Mapping[str, str | None]) -> Iterator[Record]:
-    """Every row of every data file below ``raw``.
+def records(raw: Path, reading: Reading) -> Iterator[Record]:
+    """Every row of every table of one source: ``raw`` is its folder, or a single table.
 
-    ``columns`` gives the column for each of image, question, chosen, rejected, origin, kind; all
-    but question, chosen and rejected may be None. Where a file has other columns, its layout is
-    looked for (see ``layouts``).
+    Where a table has other columns than ``reading``, its layout is looked for (see ``layouts``).
 
     Raises:
-        UserError: a file is damaged, lacks a column, or has one of a wrong type. Files that say
-            their columns at their start are all checked before the first row is given.
+        UserError: a table is damaged, lacks a column, or has one that holds something else; what is
+            wrong with any of them is said before the first row is given.
     """
-    paths = files(raw)
-    raw = raw.parent if raw.is_file() else raw
-    published = _published(paths, raw)
-    for path in paths:
-        if ending(path.name) in _WITH_HEADER:
-            opened(path, columns)
-    for path in paths:
-        table, layout = opened(path, columns)
-        name = path.relative_to(raw).as_posix()
-        if layout is not None:
-            folders = tuple(dict.fromkeys((path.parent, raw)))
-            read = partial(_record, layout=layout, folders=folders, split=published[path])
-            yield from _records(table, layout, read, name)
+    there = contents(raw, reading)
+    folder = Folder(there.root, reading.remap)
+    for table in opened(there, reading):
+        yield from table.records(partial(folder.find, beside=os.path.dirname(table.name)))
+    for start, _ in reading.remap:
+        if start not in folder.used:
+            raise UserError(f"remap: no image's name begins with {start!r:.100}")
+    for named, place in itertools.islice(folder.guessed.items(), 3):
+        print(f"images named {shown(named)}/… were found in {place or '.'}", file=sys.stderr)
 
 
-def _records(table: Table, layout: Layout, read: Any, name: str) -> Iterator[Record]:
-    """A table's rows, unless most of the first are odd.
+@dataclass(frozen=True)
+class Opened:
+    """A table that can be read: its name below the source, its layout, the split of its rows."""
+
+    name: str
+    table: Table
+    layout: Layout
+    split: str = ""
+
+    def records(self, find: Callable[[str], Path | str]) -> Iterator[Record]:
+        """Its rows; ``find`` gives the file that a name means."""
+        encoded = partial(pictures.encoded, find=find)
+        wanted = (self.layout.columns | UNREAD.keys()) & {*self.table.names}
+        for number, row in enumerate(self.table.rows(wanted), start=1):
+            where = f"{self.name} row {number}"
+            try:
+                yield layouts.record(row, self.layout, where, self.split, encoded)
+            except Odd as error:
+                yield Record(where, None, None, None, None, note=str(error), reason=error.reason)
+
+
+def opened(there: Contents, reading: Reading) -> list[Opened]:
+    """The tables of a source that have rows.
 
     Raises:
-        UserError: they are; it is said of the first of them why.
+        UserError: says of each table that can't be read why.
     """
-    number, odd, why = 0, 0, ""
-    for number, row in enumerate(table.rows(layout.columns), start=1):
-        where = f"{name} row {number}"
+    found, problems = [], []
+    sides = {name: published_split(name) for name in there.tables}
+    divided = len({*sides.values()}) > 1 and "" not in sides.values()
+    for name in there.tables:
         try:
-            yield read(row, where)
-        except Odd as error:
-            odd, why = odd + 1, why or f"row {number}: {error}"
-            yield Record(where, None, None, None, None, note=str(error))
-        if number == _SAMPLE:
-            _refuse_odd(table.path, odd, number, why)
-    if number < _SAMPLE:
-        _refuse_odd(table.path, odd, number, why)
+            table = formats.open_table(there.root / name)
+            if table.names:
+                layout = _layout(table, there.described.get(name), reading)
+                found.append(Opened(name, table, layout, sides[name] if divided else ""))
+                _refuse_odd(found[-1], Folder(there.root, reading.remap))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        more = f"; so {len(problems)} of {len(there.tables)} tables" * (len(problems) > 1)
+        raise UserError("; ".join(problems[:3]) + more)
+    return found
 
 
-def _refuse_odd(path: Path, odd: int, seen: int, why: str) -> None:
-    if odd * 2 > seen:
+def _layout(table: Table, described: Layout | None, reading: Reading) -> Layout:
+    """Raises ``UserError`` where the table lacks a column."""
+    layout = described or layouts.choose(table.names, reading.columns)
+    wanted = reading.columns if layout is None or layout.name == layouts.OWN else {}
+    if described:
+        wanted = {part: getattr(described, part) for part in ("prompt", "chosen", "rejected")}
+    first = list(itertools.islice(table.rows(table.names), PEEK))
+    lacking = layouts.missing(table.names, wanted, first)
+    if layout is None or lacking:
+        raise UserError(f"{table.path} {lacking}")
+    return layout
+
+
+def _refuse_odd(table: Opened, folder: Folder) -> None:
+    """Refuse a table most of whose first rows can't be read: the column is wrong, not the cell."""
+    first = list(itertools.islice(table.records(folder.find), PEEK))
+    odd = [row for row in first if row.question is row.chosen is row.rejected is None and row.note]
+    if sum(row.reason == "missing_field" for row in odd) * 2 > len(first):
         raise UserError(
-            f"{path} {why} (so {odd} of its first {seen} rows can't be used); "
-            "name other columns in data.columns"
+            f"{table.table.path} row {first.index(odd[0]) + 1}: {odd[0].note} (so {len(odd)} of "
+            f"its first {len(first)} rows can't be used); name other columns in `columns`"
         )
-
-
-def _published(paths: list[Path], raw: Path) -> dict[Path, str]:
-    """The split that each file was published in by its name or its folder's, as ``datasets`` reads
-    them (``test-00000.parquet``, ``validation/rows.jsonl``); empty where that names fewer than two.
-    """
-    found = {}
-    for path in paths:
-        found[path] = published_split(path.relative_to(raw).as_posix())
-    several = len({*found.values()} - {""}) > 1 and "" not in found.values()
-    return found if several else dict.fromkeys(paths, "")
-
-
-def opened(path: Path, columns: Mapping[str, str | None]) -> tuple[Table, Layout | None]:
-    """A data file and its layout; None: it has no rows and no columns.
-
-    Raises:
-        UserError: it is damaged, or its columns hold no pairs; the message proposes others.
-    """
-    table = formats.open_table(path)
-    if not table.names:
-        return table, None
-    layout = layouts.choose(table.names, columns)
-    lacking = layouts.missing(table.names, columns)
-    if table.is_one_object and (layout is None or (layout.name == "data.columns" and lacking)):
-        raise UserError(
-            f"{path} is one JSON object with {listed(table.names, 6)}, not rows; a data file is "
-            "one object per line or a list of objects, keep others out by data.source"
-        )
-    if lacking and (layout is None or layout.name == "data.columns"):
-        raise UserError(f"{path} {lacking}")
-    assert layout is not None
-    if table.schema is not None:
-        _check_types(path, table.schema, layout)
-    return table, layout
-
-
-def _record(
-    row: Row, where: str, *, layout: Layout, folders: tuple[Path, ...], split: str
-) -> Record:
-    if isinstance(row, Unreadable):
-        raise Odd(row.why)
-    encoded = partial(pictures.encoded, folders=folders)
-    return record(where, layouts.fields(row, layout), encoded, split)
-
-
-def record(where: str, fields: Fields, encoded: Callable[[Any], bytes | str], split: str) -> Record:
-    """A row's fields and images; ``encoded`` gives the image that a cell means, or why there is
-    none.
-
-    Raises:
-        Odd: a cell is nothing that could be an image.
-    """
-    found: list[bytes] = []
-    note = "" if fields.images is not None else "no image"
-    for cell in fields.images or ():
-        image = encoded(cell)
-        if isinstance(image, str):
-            note = note or image
-        else:
-            found.append(image)
-    return Record(
-        where=where,
-        images=None if note else tuple(found),
-        question=fields.question,
-        chosen=fields.chosen,
-        rejected=fields.rejected,
-        origin=fields.origin,
-        kind=fields.kind,
-        note=note,
-        system=fields.system,
-        history=fields.history,
-        split=split,
-    )
-
-
-# Columns whose type says before any row is read that they hold something else
-
-_LISTS = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
-_BYTES = ("binary", "large_binary", "binary_view", "fixed_size_binary")
-_TEXTS = ("string", "large_string", "string_view")
-
-
-def _check_types(path: Path, schema: pa.Schema, layout: Layout) -> None:
-    parts = {"image": layout.image, "question": layout.prompt}
-    parts |= {"chosen": layout.chosen, "rejected": layout.rejected}
-    for part, column in parts.items():
-        if not column:
-            continue
-        kind = schema.field(column).type
-        fits = _may_be_image(kind) if part == "image" else _may_be_text(kind)
-        if not fits:
-            raise UserError(
-                f"{path}: column '{shown(column, 40)}' holds {shown(kind)}, not "
-                f"{_IMAGE if part == 'image' else 'text'}; name another one in "
-                f"data.columns.{part} (it has {listed(schema.names)})"
-            )
-
-
-def _may_be_image(kind: pa.DataType) -> bool:
-    kind = _plain(kind)
-    if _is(kind, *_LISTS):
-        return _may_be_image(kind.value_type)
-    if pa.types.is_struct(kind):
-        return bool({"bytes", "path", "url"} & {inner.name for inner in kind})
-    return _is(kind, *_BYTES, *_TEXTS, "null")
-
-
-def _may_be_text(kind: pa.DataType) -> bool:
-    """Text, or a message with its text, or a list of messages."""
-    kind = _plain(kind)
-    if _is(kind, *_LISTS):
-        return pa.types.is_struct(_plain(kind.value_type)) and _may_be_text(kind.value_type)
-    if pa.types.is_struct(kind):
-        return bool({"content", "value"} & {inner.name for inner in kind})
-    return _is(kind, *_TEXTS, "null")
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    packed = pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind)
-    return kind.value_type if packed else kind
-
-
-def _is(kind: pa.DataType, *names: str) -> bool:
-    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)

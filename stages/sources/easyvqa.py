@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Literal
 
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
-from stages.sources.kind import About, Kind
-from stages.sources.local import copy_all, walk
-from stages.sources.manifest import Source
+from stages.pairs.files import walk
+from stages.sources.local import copy_all
+from stages.sources.source import About, Kind, Source
 from stages.sources.topics import (
     COLOURS,
     DESCRIBE,
@@ -37,8 +37,6 @@ from stages.sources.topics import (
 
 if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
     from stages.pairs.pairs import Question, Record
-
-ORIGIN = "easy-vqa"
 
 
 class EasyVqaSource(SourceSection):
@@ -59,20 +57,13 @@ def fetch_data(_: EasyVqaSource, out: Path) -> Source:
     if spec is None or not spec.submodule_search_locations:
         raise UserError("the package easy-vqa is not installed; run `make setup`")
     root = Path(next(iter(spec.submodule_search_locations))) / "data"
-    names = [
-        name
+    files = {
+        name: root / name
         for name in walk(root)
         if name == "answers.txt" or name.endswith(("/questions.json", ".png"))
-    ]
+    }
     version = importlib.metadata.version("easy-vqa")
-    return copy_all(
-        root, names, out, kind="easy-vqa", repo="easy-vqa", commit=version, licence="MIT"
-    )
-
-
-def read(raw: Path) -> "tuple[Iterator[Record], Iterator[Question]]":
-    """Its pairs, and its own test questions with their answers."""
-    return records(raw), questions(raw)
+    return copy_all(files, out, kind="easy-vqa", repo="easy-vqa", commit=version, licence="MIT")
 
 
 def records(raw: Path) -> "Iterator[Record]":
@@ -82,11 +73,13 @@ def records(raw: Path) -> "Iterator[Record]":
     counted among those left out.
 
     Raises:
-        UserError: a file of the data set is missing or is not what it should be.
+        UserError: the questions are not what they should be.
     """
     from stages.pairs.pairs import Record
 
-    asked = _by_image(raw / "train" / "questions.json")
+    asked: dict[int, list[tuple[str, str]]] = {}
+    for text, answer, number in _rows(raw / "train" / "questions.json"):
+        asked.setdefault(number, []).append((text, answer))
     for number in sorted(asked):
         scene = scene_of(asked[number])
         drawn = Draw(f"train/{number}")
@@ -94,11 +87,10 @@ def records(raw: Path) -> "Iterator[Record]":
         kind, question, chosen, rejected = pair or ("", None, None, None)
         yield Record(
             where=f"train image {number}",
-            images=(_image(raw / "train" / "images" / f"{number}.png"),),
+            images=((raw / "train" / "images" / f"{number}.png").read_bytes(),),
             question=question,
             chosen=chosen,
             rejected=rejected,
-            origin=ORIGIN,
             kind=kind,
             note="" if pair else "its questions reveal too little for a pair",
         )
@@ -112,7 +104,7 @@ def questions(raw: Path) -> "Iterator[Question]":
     images: dict[int, bytes] = {}
     for i, (text, answer, number) in enumerate(rows):
         if number not in images:
-            images[number] = _image(raw / "test" / "images" / f"{number}.png")
+            images[number] = (raw / "test" / "images" / f"{number}.png").read_bytes()
         yield Question(f"test question {i}", (images[number],), text, answer, kind_of(text))
 
 
@@ -138,11 +130,8 @@ def _pair(scene: Scene, texts: Sequence[str], drawn: Draw) -> tuple[str, str, st
     for kind in drawn.shuffled("kind", ("colour", "shape", "presence", "description")):
         question = _question(kind, scene, texts, drawn)
         if question is not None:
-            true, false = (
-                sentence(question, scene),
-                sentence(question, _other(question, scene, drawn)),
-            )
-            return kind, question, true, false
+            other = _other(question, scene, drawn)
+            return kind, question, sentence(question, scene), sentence(question, other)
     return None
 
 
@@ -180,41 +169,21 @@ def _mistakable(scene: Scene) -> set[str]:
     return colours | ({*SHAPES} - {scene.shape} if scene.shape else set())
 
 
-def _by_image(path: Path) -> dict[int, list[tuple[str, str]]]:
-    asked: dict[int, list[tuple[str, str]]] = {}
-    for text, answer, number in _rows(path):
-        asked.setdefault(number, []).append((text, answer))
-    return asked
-
-
 def _rows(path: Path) -> list[tuple[str, str, int]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [(str(text), str(answer), int(number)) for text, answer, number in rows]
-    except FileNotFoundError:
+    except (ValueError, TypeError):
         raise UserError(
-            f"{path} is missing; `dvc repro -f fetch@data` copies easy-VQA again"
-        ) from None
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is not easy-VQA's list of [question, answer, image] ({error}); "
-            "`dvc repro -f fetch@data` copies it again"
-        ) from None
-
-
-def _image(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing; `dvc repro -f fetch@data` copies easy-VQA again"
+            f"{path} is not easy-VQA's list of [question, answer, image]; `dvc repro -f fetch` "
+            "copies it again"
         ) from None
 
 
 KIND = Kind(
     section=EasyVqaSource,
     fetch_data=fetch_data,
-    read=read,
+    read=lambda raw: (records(raw), questions(raw)),
     name=lambda _, fetched: str(fetched.repo),
     words=lambda fetched: f"`{fetched.repo}`, the PyPI package",
     about=lambda _: About(

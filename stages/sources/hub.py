@@ -1,29 +1,37 @@
-"""Kind ``hub``: a repository on the Hugging Face Hub at one commit."""
+"""Kind ``hub``: a repository on the Hugging Face Hub at one commit.
 
-from collections.abc import Sequence
+The Hub's own library downloads, by Xet where the repository has it. This module resolves the
+commit once, checks the room on the disk first, leaves out what may run code, and holds each file
+against the size and digest that the Hub announced.
+"""
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from tqdm import tqdm
 
+from stages.core import hub_errors
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
-from stages.core.text import listed
-from stages.pairs import suffixes
-from stages.pairs.named import key, shown
-from stages.sources import base_model, manifest, web_images
-from stages.sources.kind import About, Kind
-from stages.sources.manifest import MANIFEST, PARTIAL, File, Source
-from stages.sources.names import is_permitted, is_weights, matches
-
-if TYPE_CHECKING:
-    from stages.sources import download
+from stages.core.text import listed, shown
+from stages.pairs.files import FETCHED, ending, is_hidden, key
+from stages.sources import base_model, source
+from stages.sources.source import PARTIAL, About, File, Kind, Source, Tables, is_permitted
 
 CONNECTIONS = 8  # as many as snapshot_download opens
+RepoType = Literal["dataset", "model"]
 
 
-class HubSource(SourceSection):
+class HubModel(SourceSection):
     """A repository on the Hugging Face Hub (or whatever ``HF_ENDPOINT`` names)."""
 
     kind: Literal["hub"]
@@ -32,179 +40,245 @@ class HubSource(SourceSection):
     files: Annotated[list[str], Field(min_length=1)]
 
 
-class HubData(HubSource):
-    """Of data; ``image_urls`` is the column whose addresses are downloaded, null for none."""
-
-    image_urls: str | None = None
+class HubData(HubModel, Tables):
+    """Of data."""
 
 
-def fetch_data(source: HubData, out: Path) -> Source:
-    """Data are tables and images: pickles and code are never fetched with them."""
-    return fetch(source, out, repo_type="dataset")
+@dataclass(frozen=True)
+class Announced:
+    """A file as the Hub announces it at one commit, before a byte of it is here.
+
+    ``digest`` is the sha256 of a large file, else the id of its git blob: sha1 of
+    ``b"blob <size>\\0"`` and the content.
+    """
+
+    path: str
+    size: int
+    digest: str
+
+    def is_right(self, path: Path) -> bool:
+        """Whether the file at ``path`` has the announced size and content."""
+        if not path.is_file() or path.stat().st_size != self.size:
+            return False
+        if len(self.digest) == 64:
+            return source.described(path, self.path).sha256 == self.digest
+        blob = b"blob %d\0" % self.size + path.read_bytes()
+        return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == self.digest
 
 
-def fetch_model(source: HubSource, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
-    """Weights are safetensors, unless a parameter allows more."""
-    return fetch(source, out, repo_type="model", allow_pickle=allow_pickle, allow_code=allow_code)
+def fetch(asked: HubModel, out: Path, repo_type: RepoType, **allowed: bool) -> Source:
+    """Bring the files of a repository that match any pattern of ``asked.files`` into ``out``.
 
-
-def fetch(
-    source: HubSource,
-    out: Path,
-    *,
-    repo_type: Literal["dataset", "model"],
-    allow_pickle: bool = False,
-    allow_code: bool = False,
-    endpoint: str | None = None,
-) -> Source:
-    """Bring the files of a repository that match any pattern of ``source.files`` into ``out``.
-
-    Its ``revision`` is a branch, a tag or a commit, resolved once; everything is taken at that
-    commit. Patterns are the Hub's own (``fnmatch`` over the path). Files that are right already, in
-    ``out`` or in the Hugging Face cache, are not downloaded again, and a partial file is resumed;
-    a commit that was fetched before, and is all here, is not even looked up. ``HF_ENDPOINT``
-    (unless ``endpoint`` is given), ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and
-    ``HF_HUB_DOWNLOAD_TIMEOUT`` hold. The images at addresses in the column ``image_urls`` of its
-    tables are downloaded.
+    A ``revision`` may be a branch, a tag or a commit. Of a commit that ``out`` holds already,
+    nothing is asked; else only what is missing or wrong is downloaded. ``HF_ENDPOINT``,
+    ``HF_TOKEN``, ``HF_HUB_OFFLINE`` and ``HF_HUB_DOWNLOAD_TIMEOUT`` hold. ``allowed``, of a model
+    alone, may be ``allow_pickle`` and ``allow_code``.
 
     Raises:
         UserError: no access, no such repository, revision or file, no network, wrong content, no
             room, or a model that later stages can't use.
     """
-    from huggingface_hub.utils import tqdm
-
-    from stages.sources import download
-
-    repo = source.repo
-    repository = download.look_up(repo, source.revision, repo_type, endpoint)
-    wanted = _select(repository, source.files, allow_pickle=allow_pickle, allow_code=allow_code)
+    if not any(allowed.values()) and (kept := _kept(asked, out)):
+        return kept
+    repo = asked.repo
+    commit, licence, files = _look_up(asked, repo_type)
+    wanted = _select(asked, files, **allowed)
     names = [file.path for file in wanted]
+    weights = {name for name in names if repo_type == "model" and base_model.is_weights(name)}
+    allow_pickle = allowed.get("allow_pickle", False)
     if repo_type == "model":
-        there = [file.path for file in repository.files]
-        base_model.check_weights_exist(repo, names, there, allow_pickle)
-    elif not suffixes.tables(names):
-        raise UserError(
-            f"{repo}: none of the files that match {', '.join(source.files)} is a parquet, JSON or "
-            "JSONL table; name some in data.source.files"
-        )
-    manifest.begin(out)
-    partial = {file: out / PARTIAL / file.partial_name for file in wanted}
-    missing = [file for file in wanted if not download.is_right(out / file.path, file)]
-    arrived = sum(manifest.size_of(partial[file]) for file in missing)
-    manifest.check_room(out, sum(file.size for file in missing) - arrived, what=repo)
-    total = sum(file.size for file in wanted)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=repo) as bar:
-        bar.update(total - sum(file.size for file in missing))
-
-        def bring(file: "download.Announced") -> None:
-            download.download(repository, file, partial[file], bar)
-            manifest.place(partial[file], out, file.path)
-
-        # Its threads are daemons: when one fails, or Ctrl-C is pressed, nobody waits for the rest.
-        with ThreadPool(CONNECTIONS) as pool:
-            # Weights last: a model that can't be used is refused before gigabytes have arrived.
-            pool.map(bring, [file for file in missing if not is_weights(file.path)], chunksize=1)
-            if repo_type == "model":
-                base_model.check_model(out, names, name=repo, allow_pickle=allow_pickle)
-            pool.map(bring, [file for file in missing if is_weights(file.path)], chunksize=1)
-    if repo_type == "model":
+        base_model.check_weights_exist(repo, names, [file.path for file in files], allow_pickle)
+    elif not any(map(ending, names)):
+        raise UserError(f"{repo}: no table matches {', '.join(asked.files)}; name some in files")
+    source.begin(out)
+    missing = [file for file in wanted if not file.is_right(out / file.path)]
+    source.check_room(out, sum(file.size for file in missing), what=repo)
+    with _explained(asked, repo_type):
+        _bring([f for f in missing if f.path not in weights], out, repo, repo_type, commit)
+    if repo_type == "model":  # refused before gigabytes arrive
+        base_model.check_model(out, names, name=repo, allow_pickle=allow_pickle)
+        with _explained(asked, repo_type):
+            _bring([f for f in missing if f.path in weights], out, repo, repo_type, commit)
         base_model.check_weights(out, names, name=repo)
-    described = [
-        File(file.path, file.size, file.digest if file.lfs else manifest.sha256_of(out / file.path))
+    found = (
+        File(file.path, file.size, file.digest)
+        if len(file.digest) == 64
+        else source.described(out / file.path, file.path)
         for file in wanted
-    ]
-    if isinstance(source, HubData):
-        described += web_images.bring(out, names, source.image_urls)
-    commit, licence = repository.commit, repository.licence
-    return manifest.finish(
-        out, Source("hub", repo, source.revision, commit, licence, tuple(described))
     )
+    given = ("hub", repo, asked.revision, commit, licence)
+    return source.finish(out, Source(*given, tuple(found), tuple(asked.files)))
 
 
-def _select(
-    repository: "download.Repository",
-    patterns: Sequence[str],
-    *,
-    allow_pickle: bool,
-    allow_code: bool,
-) -> "list[download.Announced]":
-    """The files that match a pattern and may be fetched."""
-    name, files = repository.name, repository.files
-    matching = [file for file in files if file.path != MANIFEST and matches(file.path, patterns)]
-    if not matching:
-        there = ", ".join(file.path for file in files[:5]) or "nothing"
-        raise UserError(
-            f"{name}: no file matches {', '.join(patterns)}; the repository holds {there}"
-            + (f" and {len(files) - 5} more (see {repository.page})" if len(files) > 5 else "")
+def _kept(asked: HubModel, out: Path) -> Source | None:
+    """What an earlier fetch left, if it is all that is asked for, and right."""
+    try:
+        had = source.read(out)
+    except UserError:
+        return None
+    has = (had.kind, had.repo, had.revision, had.commit, had.patterns)
+    if has != ("hub", asked.repo, asked.revision, asked.revision, tuple(asked.files)):
+        return None
+    right = all(is_permitted(f.path) and source.is_there(out / f.path, f) for f in had.files)
+    return had if right else None
+
+
+def _look_up(asked: HubModel, repo_type: RepoType) -> tuple[str, str | None, list[Announced]]:
+    """The commit of a revision, the licence and all files there, by one request.
+
+    Raises:
+        UserError: offline, no access, no such repository or revision, no answer, no Hub.
+    """
+    from huggingface_hub import HfApi, constants
+
+    with _explained(asked, repo_type):
+        info: Any = HfApi().repo_info(
+            asked.repo,
+            revision=asked.revision,
+            repo_type=repo_type,
+            files_metadata=True,
+            timeout=constants.HF_HUB_ETAG_TIMEOUT,  # without one, httpx would wait for ever
         )
-    for file in matching:
-        _refuse_outside(file.path, name)
-    _refuse_collisions([file.path for file in matching], name)
-    safe = [
+        files = [
+            Announced(file.rfilename, int(file.size), file.lfs.sha256 if file.lfs else file.blob_id)
+            for file in sorted(info.siblings or (), key=lambda file: file.rfilename)
+        ]
+        digests = [str(info.sha), *(file.digest for file in files)]
+        if not all(re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", each) for each in digests):
+            raise ValueError("no digests")
+        card = info.card_data or {}
+        licence = card.get("license")
+        licence = card.get("license_name") or licence if licence == "other" else licence
+        licence = ", ".join(licence) if isinstance(licence, list) else licence
+    return digests[0], licence, files
+
+
+def _select(asked: HubModel, files: Sequence[Announced], **allowed: bool) -> list[Announced]:
+    """The files that match a pattern and may be fetched."""
+    # As huggingface_hub's allow_patterns: "*" also crosses "/", "folder/" is all of it.
+    patterns = [f"{each}*" if each.endswith("/") else each for each in asked.files]
+    matching = [
         file
-        for file in matching
-        if is_permitted(file.path, allow_pickle=allow_pickle, allow_code=allow_code)
+        for file in files
+        if file.path != FETCHED and any(fnmatch.fnmatchcase(file.path, each) for each in patterns)
     ]
-    left_out = sorted({file.path for file in matching} - {file.path for file in safe})
-    if left_out:
+    if not matching:
+        raise UserError(
+            f"{asked.repo}: no file matches {', '.join(asked.files)}; the repository holds "
+            f"{listed((file.path for file in files), 5, longest=80) or 'nothing'}"
+        )
+    alike: dict[str, str] = {}
+    for path in (file.path for file in matching):
+        parts = path.split("/")
+        if {"", ".", ".."} & set(parts) or re.search(r"[\\\0\n\r]", path) or ":" in parts[0]:
+            raise UserError(
+                f"{asked.repo}: the file name {path!r} leads out of its folder; this repository "
+                "can't be trusted"
+            )
+        if (other := alike.setdefault(key(path), path)) != path:
+            raise UserError(
+                f"{asked.repo}: {shown(other)} and {shown(path)} differ in case alone, so that "
+                "some systems can keep only one of them; leave one out by the patterns of files"
+            )
+    visible = [file for file in matching if not is_hidden(file.path)]
+    safe = [file for file in visible if is_permitted(file.path, **allowed)]
+    if left_out := sorted({file.path for file in visible} - {file.path for file in safe}):
         those = listed(left_out, longest=200)
-        print(f"{name}: left out, because they can run code when loaded: {those}")
+        print(f"{asked.repo}: left out, because they can run code when loaded: {those}")
     return safe
 
 
-def _refuse_outside(name: str, repo: str) -> None:
-    """Refuse a path that would be written outside the folder, or over the folder's own files."""
-    parts = name.split("/")
-    if (
-        any(part in ("", ".", "..") for part in parts)
-        or any(character in name for character in "\\\0\n\r")
-        or ":" in parts[0]
-        or parts[0] in (PARTIAL, MANIFEST)
-    ):
-        raise UserError(
-            f"{repo}: the file name {name!r} leads out of its folder; this repository can't be "
-            "trusted"
-        )
+def _bring(
+    missing: Sequence[Announced], out: Path, repo: str, repo_type: RepoType, commit: str
+) -> None:
+    """Download files into ``out``, each complete and as announced.
 
+    ``snapshot_download`` calls the same function for each file, but waits for all files under way
+    when one fails or Ctrl-C is pressed. The threads here are daemons: nobody waits for them.
+    """
+    from huggingface_hub import hf_hub_download
 
-def _refuse_collisions(names: Sequence[str], repo: str) -> None:
-    """Refuse names that are one file on a system which looks past case, as macOS and Windows do."""
-    alike: dict[str, str] = {}
-    for name in names:
-        other = alike.setdefault(key(name), name)
-        if other != name:
+    unfinished = out / PARTIAL
+    for abandoned in unfinished.rglob("*.incomplete"):  # which the library never resumes
+        abandoned.unlink()
+
+    class Part(tqdm):
+        """What huggingface_hub takes for the bar of one file: all files move one bar."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**(options | {"disable": True}))
+
+        def update(self, n: float | None = 1) -> None:
+            bar.update(n)
+
+        def update_transfer(self, *_: Any, **__: Any) -> None:
+            """Xet tells apart what was received and what is written; the latter counts."""
+
+        set_transfer_postfix_str = update_transfer
+
+    def bring(file: Announced) -> None:
+        place: Any = {"revision": commit, "repo_type": repo_type, "local_dir": unfinished}
+        hf_hub_download(repo, file.path, tqdm_class=Part, **place)
+        if not file.is_right(unfinished / file.path):
+            (unfinished / file.path).unlink(missing_ok=True)
             raise UserError(
-                f"{repo}: {shown(other)} and {shown(name)} differ in case alone, so that some "
-                "systems can keep only one of them; leave one out by the patterns of files"
+                f"{repo}: {file.path} does not have the content that the Hub announces for it "
+                f"({file.digest[:12]}…), so it was deleted. Run again; if that does not help, a "
+                "proxy or mirror (HF_ENDPOINT) alters files"
             )
+        source.place(unfinished / file.path, out, file.path)
+
+    total = sum(file.size for file in missing)
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, desc=repo, disable=not missing) as bar,
+        ThreadPool(CONNECTIONS) as pool,
+    ):
+        for _ in pool.imap_unordered(bring, missing):
+            pass
 
 
-def _about(fetched: Source) -> About | None:
-    return _KNOWN.get(str(fetched.repo))
+@contextmanager
+def _explained(asked: HubModel, repo_type: RepoType) -> Iterator[None]:
+    """Turn what goes wrong between here and the Hub into one sentence with the fix."""
+    import httpx
+    from huggingface_hub import constants, logging
 
-
-_KNOWN = {
-    "helehan/topic-overwrite": About(
-        "en",
-        "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that "
-        "model gets wrong may be among the chosen answers.",
-        ("tpo",),
-    ),
-}
+    # Its warnings hold the addresses that it asks, and those may hold passwords and signatures.
+    logging.set_verbosity_error()
+    site = hub_errors.site_of(constants.ENDPOINT)
+    page = f"{site}/{'datasets/' if repo_type == 'dataset' else ''}{asked.repo}"
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, TypeError) as error:
+        told = hub_errors.explain(error, asked.repo, page=page, revision=asked.revision)
+        if told is None and isinstance(error, OSError):
+            if error.errno is not None:  # of the disk
+                raise
+            told = f"{asked.repo} arrived incomplete; run the same command again"
+        raise UserError(
+            told
+            or f"{site} does not answer as a Hugging Face Hub does (a commit, and the size and "
+            "digest of each file); check HF_ENDPOINT and the proxy"
+        ) from None
 
 
 def _address(name: str, commit: str, is_data: bool) -> str:
-    where = f"datasets/{name}" if is_data else name
-    return f"https://huggingface.co/{where}/tree/{commit}"
+    return f"https://huggingface.co/{'datasets/' if is_data else ''}{name}/tree/{commit}"
 
 
+_TOPIC_OVERWRITE = About(
+    "en",
+    "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that model "
+    "gets wrong may be among the chosen answers.",
+    ("tpo",),
+)
 KIND = Kind(
     section=HubData,
-    model_section=HubSource,
-    fetch_data=fetch_data,
-    fetch_model=fetch_model,
-    name=lambda source, fetched: str(fetched.repo or source.repo),
+    model_section=HubModel,
+    fetch_data=partial(fetch, repo_type="dataset"),
+    fetch_model=partial(fetch, repo_type="model"),
+    name=lambda _, fetched: str(fetched.repo),
     words=lambda fetched: f"`{fetched.repo}` on the Hugging Face Hub",
     address=_address,
-    about=_about,
+    about=lambda got: _TOPIC_OVERWRITE if got.repo == "helehan/topic-overwrite" else None,
 )

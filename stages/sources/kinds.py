@@ -1,20 +1,70 @@
-"""The kinds of sources there are. A new kind is one more file in this folder, and its name
-in ``KINDS``."""
+"""The kinds of sources there are, and the rows of those in ``data.sources``, one after the other.
 
+A new kind is one more file in this folder, and its name here.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.core.errors import UserError
 from stages.core.schema import SourceSection
-from stages.sources import easyvqa, hub, local, several, sharegpt
-from stages.sources.kind import Kind
+from stages.sources import easyvqa, hub, local
+from stages.sources.source import Kind, Tables
 
-_ALL = (hub.KIND, local.KIND, sharegpt.KIND, several.KIND, easyvqa.KIND)
+if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
+    from stages.pairs.pairs import Question, Record
+
 # By the name that params.yaml and SOURCE.json give it.
-KINDS: dict[str, Kind] = {kind.tag: kind for kind in _ALL}
+KINDS: dict[str, Kind] = {kind.tag: kind for kind in (hub.KIND, local.KIND, easyvqa.KIND)}
 
 
-def data_sections() -> tuple[type[SourceSection], ...]:
-    """What ``data.source`` may hold."""
-    return tuple(kind.section for kind in KINDS.values())
+def read(
+    places: Mapping[str, Path], sources: Mapping[str, SourceSection]
+) -> "tuple[Iterator[Record], Iterator[Question], int | None]":
+    """Rows and held-out questions of all sources, and the number of rows where it is known.
+
+    ``places`` says where each is. A row without an origin is of the source that it is from. Where
+    there are several, its ``where`` names that too.
+    """
+    from stages.pairs import tables
+
+    total: int | None = 0
+    records, questions = [], []
+    for name, asked in sources.items():
+        own = KINDS[asked.kind].read
+        with of(name):
+            if own is not None:
+                rows, held_out = own(places[name])
+            else:
+                assert isinstance(asked, Tables)
+                rows, held_out = tables.records(places[name], asked.reading), iter(())
+            count = tables.count(places[name]) if own is None else None
+        total = None if total is None or count is None else total + count
+        start = f"{name}: " if len(sources) > 1 else ""
+        records.append(_named(rows, name, start))
+        questions.append(_named(held_out, name, start))
+    return chain(*records), chain(*questions), total
 
 
-def model_sections() -> tuple[type[SourceSection], ...]:
-    """What ``model.source`` may hold."""
-    return tuple(kind.model_section for kind in KINDS.values() if kind.model_section)
+def _named(rows: Iterator[Any], name: str, start: str) -> Iterator[Any]:
+    with of(name):
+        for row in rows:
+            origin = {"origin": row.origin or name} if hasattr(row, "origin") else {}
+            yield replace(row, where=start + row.where, **origin)
+
+
+@contextmanager
+def of(name: str) -> Iterator[None]:
+    """Put the name of a source before what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"data.sources.{name}: {error}") from None
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename} is missing; `dvc repro -sf fetch@{name}` fetches it again"
+        ) from None

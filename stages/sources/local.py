@@ -1,216 +1,243 @@
-"""Kind ``path``: a local table with its images, or the folder of a base model."""
+"""Kind ``path``: files of this machine, copied as they are.
 
-import os
+They are tables with their images, an archive of these, or the folder of a base model.
+"""
+
+import re
 import shutil
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Literal
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 from tqdm import tqdm
 
+from stages.core import command
 from stages.core.errors import UserError
 from stages.core.schema import SourceSection
-from stages.core.text import listed, readable
-from stages.pairs import suffixes
-from stages.pairs.suffixes import is_hidden
-from stages.sources import addresses, base_model, manifest, web_images
-from stages.sources.kind import Kind
-from stages.sources.manifest import MANIFEST, PARTIAL, Source
-from stages.sources.mentions import files_named_in, holds_no_rows
-from stages.sources.names import IMAGES, is_permitted, matches, suffix
+from stages.core.text import listed, readable, shown
+from stages.pairs.files import ending, is_hidden, walk
+from stages.sources import base_model, source
+from stages.sources.source import PARTIAL, Kind, Source, Tables, is_permitted
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # all that a base model needs
-_A_TABLE = "a parquet, arrow, JSON, JSONL, CSV, TSV or tar file"
+MODEL_FILES = re.compile(r".*\.(json|safetensors|txt|jinja|bin|pt|pth|py)")  # of a base model
+MOST = 200 * 10**9  # bytes that an archive may unpack to
 
 
-class LocalSource(SourceSection):
-    """A local file or folder; its licence is what the user says, null where unknown."""
+class PathModel(SourceSection):
+    """A folder on this machine; its licence is what the user says, null where unknown."""
 
     kind: Literal["path"]
     path: Path
     licence: str | None
 
-    @model_validator(mode="after")
-    def _a_path_and_no_address(self) -> "LocalSource":
-        if addresses.is_remote(str(self.path)):
-            problem = addresses.problem_with(str(self.path)) or "it is an address, and not a path"
-            text = f"path: {problem} (kind sharegpt takes addresses; kind path takes none)"
-            raise PydanticCustomError("address", "{problem}", {"problem": text})
-        return self
+
+class PathData(Tables):
+    """A table, a folder or an archive, or several of these that belong together."""
+
+    kind: Literal["path"]
+    path: Path | Annotated[list[Path], Field(min_length=1)]
+    licence: str | None
 
 
-class LocalData(LocalSource):
-    """Of data; ``image_urls`` is the column whose addresses are downloaded, null for none."""
+def fetch_data(asked: PathData, out: Path) -> Source:
+    """Copy tables with their images into ``out``; archives are unpacked there.
 
-    image_urls: str | None = None
-
-
-def fetch_data(source: LocalData, out: Path) -> Source:
-    """Copy a local table, or a local folder's tables, with the images next to them, into ``out``.
-
-    With each table go the files that its rows name, whatever their suffix, by paths relative to
-    it, inside the folder; of a folder also all other images, if it has any table but parquet. JSON
-    files of a folder that hold no rows (annotations, descriptions) stay behind if there are others.
-    Relative paths stay as they are. Hidden files, pickles and code are not copied. The images at
-    addresses in the column ``image_urls`` are downloaded.
+    What a folder or a table brings, ``pairs.tables.contents`` decides. Of several paths, each
+    folder or archive goes below its own name. Hidden files, pickles and code stay behind.
 
     Raises:
-        UserError: nothing there, nothing usable there, or a link that leads out of the folder.
+        UserError: nothing there, nothing usable there, a link that leads out of the folder, or two
+            files that would have one name.
     """
-    path = source.path.expanduser()
-    if not path.exists():
-        raise UserError(f"data.source.path: {path} does not exist; name {_A_TABLE}, or a folder")
-    if path.is_dir():
+    given = asked.path if isinstance(asked.path, list) else [asked.path]
+    files: dict[str, Path] = {}
+    for number, path in enumerate(each.expanduser() for each in given):
         refuse_nested(path, out)
-        root, found = path, walk(path)
-        tables = _with_rows(root, suffixes.tables(found))
-        with_images = any(suffix(name) != ".parquet" for name in tables)
-        images = {name for name in found if with_images and suffix(name) in IMAGES}
-    else:
-        root, images = path.parent, set()
-        tables = suffixes.tables([path.name])
-    if not tables:
-        packed = suffix(path.name) in {".zip", ".tar", ".gz", ".tgz", ".7z"}
+        place, name = path, path.resolve().name
+        if is_archive(path):
+            source.begin(out)
+            place = unpacked(path, out / PARTIAL / str(number) / name)
+            name = name.partition(".")[0]
+        if len(given) == 1:
+            found = _belonging(place, asked)
+        elif place.is_dir():
+            found = {f"{name}/{each}": place / each for each in walk(place)}
+        else:
+            found = {name: place}
+            with suppress(UserError):  # preprocess tells what is wrong, when all are together
+                found |= _belonging(place, asked)
+        for each, at in found.items():
+            if files.setdefault(each, at) != at:
+                raise UserError(f"path names two files {each}; put them into folders")
+    for each in list(files):
+        if not is_permitted(each):
+            del files[each]
+    if not any(map(ending, files)):
         raise UserError(
-            f"data.source.path: {path} is not and does not hold {_A_TABLE}"
-            + ("; unpack the archive first" if packed else "")
+            f"none of {listed(map(str, given), 5, longest=100)} is or holds a table (Parquet, "
+            "JSON, JSONL, CSV, …)"
         )
-    for name in tables:
-        images |= files_named_in(root / name, root)
-    names = [*tables, *images]
-    urls = source.image_urls
-    return copy_all(root, names, out, kind="path", licence=source.licence, image_urls=urls)
+    return copy_all(files, out, kind="path", licence=asked.licence)
 
 
-def fetch_model(source: LocalSource, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
-    """Copy a local model folder's own files (no subfolders) that a base model needs into ``out``.
+def _belonging(place: Path, asked: PathData) -> dict[str, Path]:
+    """The files of a folder, or of a table with the images that its rows name."""
+    from stages.pairs.tables import contents
+
+    for each in (place, *(place / name for name in walk(place))):
+        source.refuse_lfs_pointer(each, str(each))  # else its table is "not valid JSON"
+    found = contents(place, asked.reading)
+    if found.left_out:
+        why = (f"{each} ({reason})" for each, reason in found.left_out.items())
+        print(f"{place}: left out: {listed(why, 5, longest=200)}")
+    return {name: found.root / name for name in (*found.tables, *found.others)}
+
+
+def fetch_model(asked: PathModel, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
+    """Copy a model folder's own files (no subfolders) that a base model needs into ``out``.
 
     Raises:
-        UserError: not a folder, or not a model that later stages can use (see ``check``).
+        UserError: not a folder, or not a model that later stages can use (see ``base_model``).
     """
-    path = source.path.expanduser()
+    path = asked.path.expanduser()
     if not path.is_dir():
         raise UserError(
             f"model.source.path: {path} is not a folder; name the folder that holds config.json"
         )
     refuse_nested(path, out)
     found = [name for name in walk(path) if "/" not in name]
-    patterns = [
-        *MODEL_FILES,
-        *(("*.bin", "*.pt", "*.pth") if allow_pickle else ()),
-        *(("*.py",) if allow_code else ()),
-    ]
     names = [
         name
         for name in found
-        if matches(name, patterns)
+        if MODEL_FILES.fullmatch(name)
         and is_permitted(name, allow_pickle=allow_pickle, allow_code=allow_code)
     ]
     base_model.check_model(path, names, name=str(path), allow_pickle=allow_pickle)
     base_model.check_weights_exist(str(path), names, found, allow_pickle)
     base_model.check_weights(path, names, name=str(path))
-    return copy_all(path, names, out, kind="path", licence=source.licence)
+    files = {name: path / name for name in names}
+    return copy_all(files, out, kind="path", licence=asked.licence)
 
 
 def copy_all(
-    root: Path,
-    names: Iterable[str],
+    files: Mapping[str, Path],
     out: Path,
     *,
     kind: str,
     repo: str | None = None,
     commit: str | None = None,
     licence: str | None = None,
-    image_urls: str | None = None,
 ) -> Source:
-    """Copy the named files of ``root`` into ``out``, leaving alone those that are there already.
+    """Bring files, by their names in ``out``, there, leaving alone those that are there already.
 
     Raises:
-        UserError: one can't be read or written, is a Git LFS pointer, or the disk has no room.
+        UserError: one is a Git LFS pointer, or the disk has no room.
     """
-    names = sorted(set(names) - {MANIFEST})
-    manifest.begin(out)
+    source.begin(out)
+    for path in files.values():
+        source.refuse_lfs_pointer(path, str(path))
+    described = [source.described(path, name) for name, path in sorted(files.items())]
+    missing = [file for file in described if not source.is_there(out / file.path, file)]
+    source.check_room(out, sum(file.size for file in missing), what=f"the {kind} source")
+    # Links of an archive first, while what they lead to is still there.
+    missing.sort(key=lambda file: not files[file.path].is_symlink())
+    for file in tqdm(missing, desc="copying", unit="file", disable=len(missing) < 100):
+        path = files[file.path]
+        if path.is_symlink() or not path.is_relative_to(out / PARTIAL):
+            path = Path(shutil.copyfile(path, out / PARTIAL / "copying"))
+        source.place(path, out, file.path)
+    return source.finish(out, Source(kind, repo, None, commit, licence, tuple(described)))
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is to be unpacked: a zip or tar, but for a tar of samples, which is a table.
+
+    In a tar of samples (webdataset) every table shares its stem with another file.
+    """
+    if not path.is_file() or not _format(path):
+        return False
+    if not path.name.lower().endswith(".tar"):
+        return True
     try:
-        files = []
-        for name in names:
-            path = root / name
-            manifest.refuse_lfs_pointer(path, str(path))
-            files.append(manifest.described(root, name))
-        missing = [file for file in files if not manifest.is_there(out / file.path, file)]
-        manifest.check_room(out, sum(file.size for file in missing), what=str(root))
-        quiet = len(missing) < 100
-        for file in tqdm(missing, desc=f"copying {kind}", unit="file", disable=quiet):
-            shutil.copyfile(root / file.path, out / PARTIAL / "copying")
-            manifest.place(out / PARTIAL / "copying", out, file.path)
-    except OSError as error:
-        raise UserError(f"{error.filename or root} can't be copied ({error.strerror})") from None
-    files += web_images.bring(out, names, image_urls)
-    return manifest.finish(out, Source(kind, repo, None, commit, licence, tuple(files)))
+        with tarfile.open(path) as packed:
+            names = [name for name in packed.getnames() if not is_hidden(name)]
+    except tarfile.TarError:
+        return False  # whoever reads it as a table says what is wrong
+    stems = Counter(PurePosixPath(name).with_suffix("") for name in names)
+    return any(ending(name) and stems[PurePosixPath(name).with_suffix("")] == 1 for name in names)
 
 
-def _with_rows(root: Path, tables: list[str]) -> list[str]:
-    """The tables but for those that hold no rows, unless none would be left."""
-    without = [name for name in tables if holds_no_rows(root / name)]
-    if not without or len(without) == len(tables):
-        return tables
-    names = listed(without, 5, longest=200)
-    print(f"left out, because they are one JSON object and not rows: {names}")
-    return [name for name in tables if name not in without]
-
-
-def walk(root: Path) -> list[str]:
-    """Relative POSIX paths of the visible files under ``root``, sorted; no link may lead out.
-
-    The one exception is a folder of the Hugging Face cache, whose files are links to its ``blobs``.
+def unpacked(path: Path, folder: Path) -> Path:
+    """The folder, filled with an archive's files after their sizes were summed.
 
     Raises:
-        UserError: a link leads out of ``root``, or to a folder.
+        UserError: it is damaged, needs a password, has a member that leads out, or is too large.
     """
-    real = root.resolve()
-    homes = [real]
-    if real.parent.name == "snapshots":
-        homes += [real.parents[1] / "blobs", real.parents[2] / "blobs"]
-    found = []
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not is_hidden(name)]
-        for name in subfolders:
-            if (Path(folder) / name).is_symlink():
-                raise UserError(
-                    f"{Path(folder) / name} is a link to a folder, and only what lies inside "
-                    f"{root} is copied; put the folder itself there"
-                )
-        for name in files:
-            path = Path(folder) / name
-            if is_hidden(name) or not path.is_file():
-                continue
-            if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
-                raise UserError(
-                    f"{path} is a link that leads out of {root}; put the file itself there"
-                )
-            found.append(path.relative_to(root).as_posix())
-    return sorted(found)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        total = 0
+        for size in _sizes(path):
+            total += size
+            if total > MOST:
+                raise UserError(f"{path} would unpack to more than {readable(MOST)}; divide it")
+        source.check_room(folder, total, what=f"{path}, unpacked,")
+        tar_only: Any = {} if _format(path) == "zip" else {"filter": "data"}
+        shutil.unpack_archive(path, folder, _format(path), **tar_only)
+    except UserError:
+        raise
+    except Exception as error:  # the readers of archives have a dozen of their own
+        if isinstance(error, OSError) and error.errno in command.DISK:
+            raise
+        raise UserError(
+            f"{path} can't be unpacked ({shown(error)}); pack it again with plain files alone and "
+            "no password"
+        ) from None
+    return folder
 
 
-def refuse_nested(source: Path, out: Path) -> None:
+def _format(path: Path) -> str | None:
+    """The name that ``shutil`` has for an archive's format, by the file's name."""
+    name = path.name.lower()
+    known = ((kind, ends) for kind, ends, _ in shutil.get_unpack_formats())
+    return next((kind for kind, ends in known if name.endswith(tuple(ends))), None)
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    if _format(path) == "zip":
+        with zipfile.ZipFile(path) as packed:
+            yield from (info.file_size for info in packed.infolist())
+    else:
+        with tarfile.open(path) as packed:
+            yield from (info.size for info in packed)
+
+
+def refuse_nested(path: Path, out: Path) -> None:
     """Refuse a source that holds the folder to be filled from it.
 
     Raises:
         UserError: it does.
     """
-    if out.resolve().is_relative_to(source.resolve()):
+    if out.resolve().is_relative_to(path.resolve()):
         raise UserError(
-            f"{source} holds {out}, the folder to be filled from it; name a folder next to it"
+            f"{path} holds {out}, the folder to be filled from it; name a folder next to it"
         )
 
 
-def _name(source: LocalSource, _: Source) -> str:
+def _name(asked: PathData | PathModel, _: Source) -> str:
     """The folder as the project knows it; of one outside, only its name: the way there is a
     machine's own."""
-    path = source.path
-    outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
-    return path.name if outside else path.as_posix()
+
+    def known(path: Path) -> str:
+        outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
+        return path.name if outside else path.as_posix()
+
+    return ", ".join(map(known, asked.path if isinstance(asked.path, list) else [asked.path]))
 
 
 def _words(fetched: Source) -> str:
@@ -219,8 +246,8 @@ def _words(fetched: Source) -> str:
 
 
 KIND = Kind(
-    section=LocalData,
-    model_section=LocalSource,
+    section=PathData,
+    model_section=PathModel,
     fetch_data=fetch_data,
     fetch_model=fetch_model,
     name=_name,

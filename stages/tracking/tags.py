@@ -11,9 +11,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from stages.core.project import project_root
-from stages.params.params import PARAMS_FILE, flattened
-from stages.reporting.comparison import differences
-from stages.reporting.seeds import SEED
+from stages.params.params import PARAMS_FILE, SEED, differences, flattened
 
 
 def experiment_name(root: Path = Path()) -> str:
@@ -53,13 +51,21 @@ def provenance(root: Path = Path()) -> dict[str, str]:
     for path, digest in hashes.items():
         if path.startswith(("data/", "models/")):
             found[f"dvc.md5.{path}"] = digest
-    for name, folder in (("data", "data/raw"), ("model", "models/base")):
-        source = root / folder / "SOURCE.json"
-        if source.is_file():
-            described = json.loads(source.read_text(encoding="utf-8"))
-            for key in ("kind", "repo", "commit", "licence"):
-                found[f"{name}.{key}"] = str(described.get(key) or "")
+    places = {"data": [f"data/raw/{name}" for name in source_names(root)], "model": ["models/base"]}
+    for what, folders in places.items():
+        files = [root / folder / "SOURCE.json" for folder in folders]
+        fetched = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
+        for key in ("kind", "repo", "commit", "licence"):
+            found[f"{what}.{key}"] = ", ".join(str(each[key]) for each in fetched if each.get(key))
     return {k: redacted(v, root) for k, v in (found | _sweep(root, baseline)).items() if v}
+
+
+def source_names(root: Path = Path()) -> list[str]:
+    """The names in ``data.sources``."""
+    if not (root / PARAMS_FILE).is_file():
+        return []
+    read = YAML(typ="safe", pure=True).load((root / PARAMS_FILE).read_text(encoding="utf-8"))
+    return list(((read or {}).get("data") or {}).get("sources") or {})
 
 
 def _sweep(root: Path, baseline: str) -> dict[str, str]:

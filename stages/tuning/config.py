@@ -33,9 +33,6 @@ PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate"
 # LLaMA-Factory's options that change what the base model makes of a pair. Where one is set, the
 # reference is computed in each step, by a model that has it too.
 CHANGE_THE_REFERENCE = (
-    *("add_special_tokens", "add_tokens", "new_special_tokens_config", "resize_vocab"),
-    *("default_system", "enable_thinking", "use_fast_tokenizer"),
-    *("crop_to_patches", "image_do_pan_and_scan", "rope_scaling", "shift_attn"),
     *("upcast_layernorm", "upcast_lmhead_output", "quantization_method", "quantization_type"),
     *("double_quantization", "enable_liger_kernel", "fp8", "torch_compile"),
 )

@@ -3,17 +3,14 @@
     python -m tests.fuzz.run --target image --seconds 600
     python -m tests.fuzz.run --target records --replay finding.bin
 
-With the package atheris installed (not a requirement: it exists for Linux alone), ``--atheris yes``
-lets coverage lead. Without, mutations are drawn from a fixed seed: the same inputs in the same
-order each time. A finding is kept in a file, which ``--replay`` runs again.
+Mutations are drawn from a fixed seed: the same inputs in the same order each time. A finding is
+kept in a file, which ``--replay`` runs again.
 """
 
 import argparse
 import faulthandler
 import random
 import resource
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.fuzz.targets import Target
 
-NAMES = ("image", "records", "archive")
+NAMES = ("image", "records")
 SLOW = 10.0  # seconds of CPU for one small input: a hang
 MEMORY = 4 * 2**30  # bytes that may be mapped
 _ODD = (
@@ -43,15 +40,11 @@ def main() -> None:
     parser.add_argument("--target", choices=NAMES, required=True)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", default="2026")
-    parser.add_argument("--atheris", choices=["yes", "no"], default="no")
     parser.add_argument("--replay", type=Path)
     parser.add_argument("--findings", type=Path, default=Path("finding.bin"))
     options = parser.parse_args()
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    if options.atheris == "yes":
-        led_by_coverage(options.target, options.seconds)
-        return
     from tests.fuzz.targets import TARGETS
 
     target = TARGETS[options.target]
@@ -104,21 +97,6 @@ def mutation(seeds: list[bytes], draw: random.Random) -> bytes:
         elif at < len(data):
             data[at] ^= 1 << draw.randrange(8)
     return bytes(data)
-
-
-def led_by_coverage(name: str, seconds: float) -> None:
-    """The same with atheris: libFuzzer, which keeps an input that reaches new Python code."""
-    import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
-    with atheris.instrument_imports():  # what is imported here, and not before
-        from tests.fuzz.targets import TARGETS
-    with tempfile.TemporaryDirectory() as corpus:
-        for number, data in enumerate(TARGETS[name].seeds()):
-            (Path(corpus) / f"{number:02}").write_bytes(data)
-        arguments = [sys.argv[0], corpus, f"-max_total_time={seconds:g}", f"-timeout={SLOW:g}"]
-        more = ["-rss_limit_mb=4096", "-print_final_stats=1", "-max_len=20000"]
-        atheris.Setup([*arguments, *more], TARGETS[name].run)
-        atheris.Fuzz()
 
 
 if __name__ == "__main__":

@@ -1,34 +1,25 @@
 """What is fuzzed: for any bytes, a target gives a result or a ``UserError``; all else is a finding.
 
-Seeds are made by code, one of each format, so that a mutation begins inside its decoder.
+Seeds are well-formed files of each format, so that a mutation begins inside its decoder.
 """
 
-import gzip
 import io
-import json
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from stages.core.errors import UserError
 from stages.pairs import images, refusals, tables
+from stages.pairs.files import SUFFIXES, ending
 from stages.pairs.refusals import REASONS, Refusal
-from stages.pairs.suffixes import SUFFIXES
-from stages.sources import archives
+from tests.test_images import MADE, Limits
+from tests.test_inputs import CASES
 
-LIMITS = images.Limits(min_side=8, max_pixels=10_000, max_input_pixels=1_000_000, jpeg_quality=90)
-COLUMNS = {name: name for name in ("image", "question", "chosen", "rejected")} | {
-    "origin": "origin",
-    "kind": None,
-}
+LIMITS = Limits(min_side=8, max_pixels=10_000, max_input_pixels=1_000_000, jpeg_quality=90)
+READING = tables.Reading({name: name for name in ("image", "question", "chosen", "rejected")})
 
 
 @dataclass(frozen=True)
@@ -37,14 +28,6 @@ class Target:
 
     run: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]
-
-
-def check_message(error: UserError) -> None:
-    """What people are told is short, whatever the file holds."""
-    assert 10 < len(str(error)) < 2000
-
-
-# Images
 
 
 def image(data: bytes) -> None:
@@ -61,46 +44,15 @@ def image(data: bytes) -> None:
     assert (kept.mode, kept.size) == ("RGB", (result.width, result.height))
 
 
-def image_seeds() -> list[bytes]:
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels).resize((40, 30))
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    forms: list[tuple[Image.Image, str, dict[str, object]]] = [
-        *((picture, kind, {}) for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")),
-        (picture, "JPEG", {"progressive": True, "exif": turned}),
-        (picture, "JPEG", {"restart_marker_blocks": 2}),
-        (picture.convert("CMYK"), "JPEG", {}),
-        (picture.convert("RGBA"), "PNG", {}),
-        (picture.quantize(16), "PNG", {"transparency": 0}),
-        (picture.convert("I;16"), "PNG", {}),
-        (picture, "TIFF", {"compression": "tiff_lzw", "exif": turned}),
-        (picture, "TIFF", {"compression": "jpeg"}),
-        (picture, "GIF", {"save_all": True, "append_images": [picture.rotate(90)]}),
-        (picture, "WEBP", {"save_all": True, "append_images": [picture.rotate(90)]}),
-        (picture, "AVIF", {}),
-        (picture, "JPEG2000", {}),
-        (picture, "MPO", {"save_all": True, "append_images": [picture.rotate(90)]}),
-    ]
-    found = []
-    for one, kind, options in forms:
-        file = io.BytesIO()
-        one.save(file, kind, **options)
-        found.append(file.getvalue())
-    return found
-
-
-# Records: the first byte says which kind of file the others are
-
-
 def records(data: bytes) -> None:
-    """Each row is a record whose fields are of their types, good or refused for a reason."""
+    """Each row of a table, of the kind that its first byte says, is a record whose fields are of
+    their types, good or refused for a reason."""
     suffix = SUFFIXES[data[0] % len(SUFFIXES)] if data else ".jsonl"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / f"a{suffix}").write_bytes(data[1:])
         try:
-            for record in tables.records(folder, COLUMNS):
+            for record in tables.records(folder, READING):
                 for text in (record.question, record.chosen, record.rejected):
                     assert isinstance(text, str | None)
                 assert isinstance(record.images, tuple | None)
@@ -111,91 +63,17 @@ def records(data: bytes) -> None:
             check_message(error)
 
 
-def record_seeds() -> list[bytes]:
-    rows = [
-        {"image": "data:image/png;base64,iVBORw0KGgo=", "question": f"q{i}", "origin": "o"}
-        | {"chosen": "yes é", "rejected": "no"}
-        for i in range(3)
-    ]
-    turns = {"conversations": [{"from": "human", "value": "<image>q"}], "images": ["a.png"]}
-    turns |= {name: {"from": "gpt", "value": name} for name in ("chosen", "rejected")}
-    rated = {"annotations": {"Helpfulness": {"Rating": "5"}}, "response": "yes"}
-    ranked = {"prompt": "q", "image": "a.png", "completions": [rated, {**rated, "response": "no"}]}
-    table = pa.Table.from_pylist(rows)
-    plain = "\n".join(map(json.dumps, rows)).encode()
-    names = list(rows[0])
-    cells = [names, *([str(row[name]) for name in names] for row in rows)]
-    content = {
-        ".parquet": [_parquet(table), _parquet(pa.Table.from_pylist([turns] * 2))],
-        ".arrow": [_arrow(table)],
-        ".tar": [_tar({"0.json": plain.split(b"\n")[0], "0.png": b"png"})],
-        ".jsonl": [plain, json.dumps(turns).encode(), json.dumps(ranked).encode()],
-        ".json": [json.dumps(rows, indent=1).encode(), json.dumps({"data": rows}).encode()],
-        ".csv": ["\n".join(",".join(row) for row in cells).encode()],
-        ".tsv": ["\n".join("\t".join(row) for row in cells).encode()],
-        ".jsonl.gz": [gzip.compress(plain, mtime=0)],
-    }
-    return [
-        bytes([SUFFIXES.index(suffix)]) + one for suffix, each in content.items() for one in each
-    ]
+def check_message(error: UserError) -> None:
+    """What people are told is short, whatever the file holds."""
+    assert 10 < len(str(error)) < 2000
 
 
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _arrow(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _tar(files: dict[str, bytes]) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return sink.getvalue()
-
-
-# Archives
-
-
-def archive(data: bytes) -> None:
-    """Members are read into memory; none has a name that leads anywhere."""
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "a.zip"
-        path.write_bytes(data)
-        try:
-            with archives.opened(path, "a.zip") as found:
-                for member, size in found.sizes.items():
-                    assert not member.startswith("/")
-                    assert ".." not in member.split("/")
-                    assert len(found.read(member)) == size
-        except UserError as error:
-            check_message(error)
-        assert [entry.name for entry in Path(name).iterdir()] == ["a.zip"]
-
-
-def archive_seeds() -> list[bytes]:
-    files = {"a/0.png": b"png" * 20, "a/rows.json": b"[]" * 30}
-    found = [_tar(files), gzip.compress(_tar(files), mtime=0)]
-    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        sink = io.BytesIO()
-        with zipfile.ZipFile(sink, "w", method) as written:
-            for name, content in files.items():
-                written.writestr(zipfile.ZipInfo(name), content, method)
-        found.append(sink.getvalue())
-    return found
+def tables_of_cases() -> list[bytes]:
+    paths = sorted(path for path in CASES.glob("*/*") if ending(path.name))
+    return [bytes([SUFFIXES.index(ending(path.name))]) + path.read_bytes() for path in paths]
 
 
 TARGETS = {
-    "image": Target(image, image_seeds),
-    "records": Target(records, record_seeds),
-    "archive": Target(archive, archive_seeds),
+    "image": Target(image, lambda: list(MADE.values())),
+    "records": Target(records, tables_of_cases),
 }
