@@ -20,9 +20,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
 
 # A file's tests share what is dear to make, so they stay in one process; the longest file comes first
-# (tests/conftest.py). One thread each: two processes of two threads on two cores take three times as
-# long, because threads that wait spin. Three processes, because servers and DVC are waited for.
-TESTS = OMP_NUM_THREADS=1 $(IN_VENV) python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# (tests/conftest.py). Three processes, because servers and DVC are waited for.
+TESTS = $(IN_VENV) python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };

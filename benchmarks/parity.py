@@ -34,6 +34,7 @@ from stages.families.qwen3_vl import FAMILY
 from stages.model import prefix
 from stages.params import params
 from stages.tuning import config, history, process
+from tests.rounding import COMMITTED
 
 OUT, RUNS = Path("benchmarks/PARITY.md"), Path("models/training")
 SEED_MODEL = Path("demo/model")
@@ -48,6 +49,14 @@ EXACT, CACHED = 1e-9, 1e-4
 DTYPES = ("float64", "float32", "bfloat16")
 STOCK, SHARED = "LLaMA-Factory's rows", "prompt shared (all of the above but the cache)"
 SLACK = 3.0
+
+# Where `python -m tests.rounding` gave the committed hash, and where the demo's results were made.
+CPUS = (
+    ("Intel Xeon, Sapphire Rapids", "AVX-512, AMX", "where the demo was made", "yes"),
+    ("AMD EPYC", "AVX-512", "a reviewer's machine", "yes"),
+    ("AMD EPYC Rome", "AVX2", "emulated by qemu-user 7.2", "not tried"),
+    ("Intel Haswell", "AVX2", "emulated by qemu-user 7.2", "not tried"),
+)
 
 Batch = tuple[str, list[dict[str, Any]]]  # the family's name and its pairs
 
@@ -385,8 +394,7 @@ def configured(training: Training) -> tuple[dict[str, Any], Path]:
         DATA,
         MODEL,
         training.processes,
-        shared_prefix=training.ours,
-        keep_vision_features=False,
+        ours=config.ours(p) | {"shared_prefix": training.ours},
         cached=REFERENCE if training.cached else None,
     )
     return configuration, RUNS / (name + "-resumed" * bool(training.resumed))
@@ -416,7 +424,7 @@ def run(training: Training, configuration: dict[str, Any], folder: Path) -> None
         shutil.copytree(other / middle, folder / middle)
     file = folder / "llamafactory.yaml"
     OmegaConf.save(OmegaConf.create(configuration), file)
-    environment = config.environment(0, os.environ)
+    environment = config.environment(0, os.environ, is_portable=True)
     if training.processes > 1:
         environment |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(training.processes)}
     if training.ours:
@@ -489,6 +497,19 @@ def main(batches: int = 16, longest: int = 120, out: Path = OUT) -> None:
             of_bfloat16, bound = of_bfloat16 or largest, SLACK * (of_bfloat16 or largest)
         if not largest <= bound:
             wrong.append(f"{title}: the loss differs by {largest:.2g}, and {bound:.2g} is allowed")
+    lines += [
+        "",
+        "## CPUs tried",
+        "",
+        "In portable arithmetic (`scoring.portable`, `train.portable`) loss and gradients of the "
+        f"demo's model, by `python -m tests.rounding`, had the hash `{COMMITTED}` on each of "
+        "these; the demo's `data/reference` and `models/adapter` had the same bits on those of the "
+        "last column. `make test` compares the hash wherever it runs on x86-64.",
+        "",
+        "| CPU | vectors | where | the demo's bits |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(cpu)} |" for cpu in CPUS),
+    ]
     lines += ["", "## Bounds", ""]
     lines += [f"- broken: {sentence}" for sentence in wrong] or ["All are kept."]
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -37,7 +37,7 @@ def main(
 
     pixels = side_of(image_tokens) ** 2
     p = params.load(Path("params/demo.yaml"))
-    wanted = {"device": device_name, "dtype": dtype, "batch_tokens": 4096}
+    wanted = {"device": device_name, "dtype": dtype, "portable": False, "batch_tokens": 4096}
     limits = {"cutoff_len": 4096, "image_max_pixels": pixels, "image_min_pixels": pixels}
     p = p.model_copy(
         update={

@@ -71,7 +71,12 @@ def main(
     p = p.model_copy(
         update={
             "scoring": params.Scoring.model_validate(
-                {"device": device_name, "dtype": dtype, "batch_tokens": batch_tokens}
+                {
+                    "device": device_name,
+                    "dtype": dtype,
+                    "portable": False,
+                    "batch_tokens": batch_tokens,
+                }
             ),
             "format": params.Format(
                 cutoff_len=4096, image_max_pixels=pixels, image_min_pixels=pixels, allowed_tokens=[]

@@ -13,11 +13,9 @@ processor now, and a pair that would be cut is left out and counted.
 import csv
 import json
 import signal
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from stages.core import command
+from stages.core import command, console
 from stages.core.errors import UserError
 from stages.core.text import shown
 from stages.families.family import Family
@@ -44,7 +42,7 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     p = params.load()
     tokenization = tried(model, p)
     table = pd.read_parquet(pairs / "pairs.parquet")
-    rows, changed = to_rows(table, tokenization.markers)
+    rows, altered = to_rows(table, tokenization.markers)
     sizes = [
         list(zip(widths, heights, strict=True))
         for widths, heights in zip(table["widths"], table["heights"], strict=True)
@@ -68,10 +66,10 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     write_json(out / "questions.json", questions)
     write_json(out / "dataset_info.json", dataset_info(system_prompts=any(table["system"])))
     write_left_out(out / "left_out.csv", rows, counted, kept, p.format.cutoff_len)
-    told = altered_in_words(changed, len(table), tokenization.family)
-    write_json(report, summary(table["split"], kept, counted, changed, told))
+    told = in_words(altered, len(table), tokenization.family)
+    write_json(report, summary(table["split"], kept, counted, len(altered), told))
     if told:
-        print(told, file=sys.stderr)
+        console.show(told)
     write_quantiles(lengths, [length for length, ok in zip(counted, kept, strict=True) if ok])
 
 
@@ -125,29 +123,21 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-@dataclass(frozen=True)
-class Altered:
-    """A row that held markers, which were broken: its id, they, and an excerpt of one text."""
-
-    row: str
-    markers: frozenset[str]
-    excerpt: str
+Altered = dict[str, set[str]]  # the markers that a row held, by its id
 
 
-def to_rows(
-    table: pd.DataFrame, markers: Sequence[str]
-) -> tuple[list[dict[str, Any]], list[Altered]]:
+def to_rows(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str, Any]], Altered]:
     """ShareGPT rows of a table of pairs, and which of them held markers that had to be broken."""
     rows: list[dict[str, Any]] = []
-    changed: list[Altered] = []
-    said: list[tuple[str, str]] = []  # the row's texts, before and after
-
-    def clean(text: str) -> str:
-        said.append((text, neutralised(text, markers)))
-        return said[-1][1]
-
+    altered: Altered = {}
     for pair in table.to_dict("records"):
-        said.clear()
+
+        def clean(text: str, row: str = pair["id"]) -> str:
+            cleaned = neutralised(text, markers)
+            if cleaned != text:
+                altered.setdefault(row, set()).update(found(text, markers))
+            return cleaned
+
         rows.append(
             {name: pair[name] for name in ("id", "group", "origin", "kind")}
             | prompt(
@@ -162,54 +152,25 @@ def to_rows(
                 for side in ("chosen", "rejected")
             }
         )
-        before, after = zip(*said, strict=True)
-        if before != after:
-            changed.append(altered(pair["id"], before, after, markers))
-    return rows, changed
+    return rows, altered
 
 
-def altered(
-    row: str, before: Sequence[str], after: Sequence[str], markers: Sequence[str]
-) -> Altered:
-    """``before`` and ``after`` are all of a row's texts; the first that differs is shown."""
-    broken = frozenset().union(*(found(text, markers) for text in before))
-    one, other = next(pair for pair in zip(before, after, strict=True) if pair[0] != pair[1])
-    return Altered(row, broken, excerpt(one, other))
-
-
-def altered_in_words(changed: Sequence[Altered], rows: int, family: Family) -> str | None:
-    """What is said of altered rows when they are more than a few: how many, of what, an example,
-    and the cure.
-    """
-    if len(changed) <= FEW:
+def in_words(altered: Altered, rows: int, family: Family) -> str | None:
+    """What is said of altered rows when they are more than a few, with the cure."""
+    if len(altered) <= FEW:
         return None
-    often = Counter(marker for each in changed for marker in each.markers)
-    named = ", ".join(f"{marker} in {count:,}" for marker, count in often.most_common(5))
-    told = [
-        f"ALTERED: {len(changed):,} of {rows:,} rows hold special tokens or placeholders, which "
-        f"were broken up so that they are read as text ({named}).",
-        f"For example in row {changed[0].row}: {changed[0].excerpt}",
-    ]
-    possible = [m for m, _ in often.most_common() if not family.builds_prompt(m)]
-    if names := [marker for marker in possible if marker not in PLACEHOLDERS][:5]:
-        told.append(
-            "If the task needs them as the tokens they are, name them: "
-            f"format.allowed_tokens: {json.dumps(names, ensure_ascii=False)}."
-        )
-    if set(often) & set(PLACEHOLDERS):
-        told.append(
-            "A placeholder marks where LLaMA-Factory puts an image; this pipeline puts it there "
-            "itself: take it out of the texts."
-        )
-    return " ".join(told)
-
-
-def excerpt(before: str, after: str) -> str:
-    """Where a text was altered first, before and after, in at most 60 characters each."""
-    places = enumerate(zip(before, after, strict=False))
-    first = next((place for place, (one, other) in places if one != other), 0)
-    start = max(first - 20, 0)
-    return f"{before[start : start + 60]!r} became {after[start : start + 60]!r}."
+    often = Counter(marker for markers in altered.values() for marker in markers).most_common(5)
+    named = ", ".join(f"{marker} in {count:,}" for marker, count in often)
+    told = (
+        f"ALTERED: {len(altered):,} of {rows:,} rows (the first is {next(iter(altered))}) hold "
+        "special tokens or placeholders of images, which were broken up so that they are read as "
+        f"text ({named}); take them out of the texts"
+    )
+    possible = [m for m, _ in often if m not in PLACEHOLDERS and not family.builds_prompt(m)]
+    if possible:
+        names = json.dumps(possible, ensure_ascii=False)
+        told += f"; if the task needs them as tokens, set format.allowed_tokens: {names}"
+    return told
 
 
 def to_questions(table: pd.DataFrame, markers: Sequence[str]) -> list[dict[str, Any]]:
@@ -235,8 +196,8 @@ def summary(
     splits: Iterable[str],
     kept: Sequence[bool],
     counted: Sequence[Lengths],
-    changed: Sequence[Altered],
-    altered: str | None,
+    altered: int,
+    told: str | None,
 ) -> dict[str, Any]:
     """What went in, what was kept and why the rest was not; quantiles (tokens) of all pairs."""
     splits = list(splits)
@@ -248,8 +209,8 @@ def summary(
         "left_out": {"longer_than_cutoff_len": len(kept) - sum(kept)},
         "kept_by_split": {name: used[name] for name in SPLITS},
         "left_out_by_split": {name: cut[name] for name in SPLITS},
-        "special_tokens_neutralised": len(changed),
-        **({"altered": altered} if altered else {}),
+        "special_tokens_neutralised": altered,
+        **({"altered": told} if told else {}),
         "tokens": {
             name: {
                 label: int(np.percentile([getattr(c, name) for c in counted], q, method="higher"))

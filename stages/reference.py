@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.core import command
+from stages.core import command, console
 from stages.model import formatted, reference_logps
 from stages.model.checkpoint import Checkpoint
 from stages.pairs.pairs import SPLITS
@@ -22,12 +22,12 @@ from stages.params import params
 def main(formatted_data: Path, images: Path, model: Path, out: Path) -> dict[str, Any]:
     p = params.load()
     base = Checkpoint(model, p)
-    tables = [
-        base.log_probs(
-            formatted.read(formatted_data, split), images, label=f"reference {split}"
-        ).assign(split=split)
-        for split in SPLITS
-    ]
+    pairs = {split: formatted.read(formatted_data, split) for split in SPLITS}
+    with console.bar(sum(map(len, pairs.values())), "reference", "pairs"):
+        tables = [
+            base.log_probs(rows, images, label=f"reference {split}").assign(split=split)
+            for split, rows in pairs.items()
+        ]
     made = reference_logps.made_with(model, p, dtype=p.scoring.dtype)
     reference_logps.write(out, pd.concat(tables), made)
     return base.cost()

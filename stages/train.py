@@ -41,35 +41,32 @@ def main(
         output=WORKSPACE,
         validated=bool(formatted.read(formatted_data, "validation")),
     )
-    if told := config.without_effect(p, model):
-        print(told)
     cached = config.cached_reference(p, reference, model)
     fingerprint = config.fingerprint(
         configuration,
         formatted_data,
         model,
         p.train.processes,
-        shared_prefix=p.train.shared_prefix,
-        keep_vision_features=p.train.keep_vision_features,
+        ours=config.ours(p),
         cached=cached,
     )
     # Experiments in DVC's temporary copies keep their checkpoints in the real project.
     folder = Path(os.path.relpath(project_root() / WORKSPACE / fingerprint))
-    with alone(folder, fingerprint):
-        return trained_once(p, configuration, fingerprint, folder, cached, out, curves)
+    with alone(folder):
+        return trained_once(p, configuration, folder, cached, out, curves)
 
 
 @contextmanager
-def alone(folder: Path, fingerprint: str) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Let one process at a time train in ``folder``: experiments side by side may share a training,
-    and the second then takes up what the first made.
+    and the second then uses what the first made.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{fingerprint}.lock")
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"training {fingerprint}: another process trains it; waiting", flush=True)
+        print(f"training {folder.name}: another process trains it; waiting", flush=True)
         lock.acquire()
     try:
         yield
@@ -80,15 +77,16 @@ def alone(folder: Path, fingerprint: str) -> Iterator[None]:
 def trained_once(
     p: params.Params,
     configuration: dict[str, Any],
-    fingerprint: str,
     folder: Path,
     cached: Path | None,
     out: Path,
     curves: Path,
 ) -> dict[str, Any]:
-    """Train, unless the adapter is there or an earlier experiment made it; the facts for the
-    diary."""
+    """Train in ``folder``, which the fingerprint names, unless the adapter is there or an earlier
+    experiment made it; the facts for the diary.
+    """
     facts: dict[str, Any] = {}
+    fingerprint = folder.name
     trained = process.is_trained(fingerprint, out) and not is_forced()
     if trained and (history.has_curves(curves) or (folder / history.STATE).is_file()):
         print(
@@ -96,10 +94,10 @@ def trained_once(
             "(`dvc repro -f train` trains it again)"
         )
     elif process.is_finished(folder) and not is_forced():
-        print(f"training {fingerprint}: finished in an earlier experiment, taken up from {folder}")
+        print(f"training {fingerprint}: finished in an earlier experiment, in {folder}")
         process.publish(folder, out, fingerprint)
     else:
-        facts = train(p, configuration, fingerprint, folder, cached)
+        facts = train(p, configuration, folder, cached)
         process.publish(folder, out, fingerprint)
         process.finish(folder)
     if not trained or not history.has_curves(curves):
@@ -108,11 +106,7 @@ def trained_once(
 
 
 def train(
-    p: params.Params,
-    configuration: dict[str, Any],
-    fingerprint: str,
-    folder: Path,
-    cached: Path | None,
+    p: params.Params, configuration: dict[str, Any], folder: Path, cached: Path | None
 ) -> dict[str, Any]:
     """Train in ``folder``, with live curves in MLflow; the facts for the diary.
 
@@ -121,30 +115,27 @@ def train(
     Raises:
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
     """
-    tf32 = bool(p.train.passed_through.get("tf32"))
     config.check_environment(os.environ)
     here = min(p.train.gpus, 1) if config.on_ray(os.environ) else p.train.gpus
-    config.require_gpus(here, bf16=config.dtype(p) == "bfloat16", tf32=tf32)
+    config.require_gpus(here, bf16=config.dtype(p) == "bfloat16")
     resumed = process.prepare(folder)
-    print(
-        f"training {fingerprint}: " + (f"resuming from {resumed}" if resumed else "a clean start")
-    )
+    start = f"resuming from {resumed}" if resumed else "a clean start"
+    print(f"training {folder.name}: {start}", flush=True)
     file = folder / "llamafactory.yaml"
     # By the library that LLaMA-Factory reads it with: to YAML 1.1, a bare `no` is false.
     OmegaConf.save(OmegaConf.create(configuration), file)
 
     beta = p.train.beta if config.starts_at_reference(p) else None
-    with runs.Live(fingerprint) as live:
+    with runs.Live(folder.name) as live:
 
         def watch(entry: dict[str, Any]) -> None:
             if p.train.shared_prefix:
                 history.require_first_batch(folder)
             history.check(entry, beta)
-            history.require_room(entry, folder)
             if measured := history.point(entry):
                 live.log(entry["step"], *measured)
 
-        environment = config.environment(p.train.gpus, os.environ)
+        environment = config.environment(p.train.gpus, os.environ, is_portable=p.train.portable)
         if p.train.shared_prefix:
             environment = process.with_shared_prefix(
                 environment, cached, p.train.keep_vision_features

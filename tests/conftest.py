@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
+from stages.core import portable
 from stages.pairs.pairs import row_id
 from stages.params.params import Params
 
@@ -20,6 +21,9 @@ ROOT = Path(__file__).parent.parent
 os.environ["WITHOUT_GPU"] = "1"  # presets for a GPU are fetched by tests on any machine
 COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
 
+
+# Before any test imports torch.
+os.environ |= portable.environment(portable=True)
 
 LONGEST = (
     "test_end_to_end.py",

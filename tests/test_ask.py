@@ -1,5 +1,7 @@
 """Asking: what is refused, what is shown, and that it is what the evaluation counts."""
 
+from pathlib import Path
+
 import os
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""What a model gave is taken up where nothing changed, computed again where anything did."""
+"""What a model gave is kept where nothing changed, and computed again where anything did."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def pieces(folder):
     return sorted((folder / "models" / "kept").iterdir())
 
 
-# taking up
+# keeping
 
 
 def test_log_probs_come_in_the_order_of_the_pairs_whatever_the_chunks(model, made_of, folder):
@@ -117,19 +117,14 @@ def test_log_probs_come_in_the_order_of_the_pairs_whatever_the_chunks(model, mad
     assert [name for batch in model.batches for name in batch] == order
 
 
-def test_what_is_kept_is_taken_up_without_a_model_and_is_the_same(
-    model, made_of, folder, monkeypatch, capsys
-):
+def test_what_is_kept_needs_no_model_and_is_the_same(model, made_of, folder, monkeypatch, capsys):
     first = log_probs(made_of(), folder)
-
-    def refuse(*_, **__):
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(scoring, "load", refuse)
+    monkeypatch.setattr(scoring, "load", None)
     again = made_of()
-    pd.testing.assert_frame_equal(log_probs(again, folder), first, check_exact=True)
+    others = [pair | {"group": "another", "origin": "x"} for pair in PAIRS]  # which decide nothing
+    pd.testing.assert_frame_equal(log_probs(again, folder, others), first, check_exact=True)
     assert again.cost() == {}
-    assert "test, 20 of 20 pairs: finished in an earlier run" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("test: kept from an earlier run") == 1
 
 
 def test_a_run_that_died_costs_what_was_not_finished(model, made_of, folder):
@@ -145,13 +140,6 @@ def test_a_run_that_died_costs_what_was_not_finished(model, made_of, folder):
     assert not [path for path in pieces(folder) if path.suffix == ".partial"]
 
 
-def test_pairs_that_differ_in_what_does_not_decide_are_taken_up(model, made_of, folder):
-    first = log_probs(made_of(), folder)
-    others = [pair | {"group": "another", "origin": "x"} for pair in PAIRS]
-    pd.testing.assert_frame_equal(log_probs(made_of(), folder, others), first)
-    assert len(model.batches) == 3
-
-
 @pytest.mark.parametrize("part", ["id", "messages", "chosen", "rejected", "images"])
 def test_another_pair_is_scored_again_with_its_chunk(model, made_of, folder, part):
     log_probs(made_of(), folder)
@@ -162,14 +150,11 @@ def test_another_pair_is_scored_again_with_its_chunk(model, made_of, folder, par
     assert len(model.batches) >= 4
 
 
-def test_forced_takes_nothing_up(model, made_of, folder, monkeypatch):
-    log_probs(made_of(), folder)
-    monkeypatch.setattr(checkpoint, "is_forced", lambda: True)
-    log_probs(made_of(), folder)
-    assert len(model.batches) == 6
-    monkeypatch.setattr(checkpoint, "is_forced", lambda: False)
-    log_probs(made_of(), folder)
-    assert len(model.batches) == 6
+def test_forced_computes_all_of_it_again(model, made_of, folder, monkeypatch):
+    for forced, batches in ((False, 3), (True, 6), (False, 6)):
+        monkeypatch.setattr(checkpoint, "is_forced", lambda forced=forced: forced)
+        log_probs(made_of(), folder)
+        assert len(model.batches) == batches
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "grown"])
@@ -212,26 +197,7 @@ def test_a_folder_that_cannot_be_written_costs_a_message(model, made_of, folder,
     assert "can't be kept for a later run" in capsys.readouterr().out
 
 
-# fingerprint
-
-
-def changed_source(folder, monkeypatch):
-    (folder / "base" / "SOURCE.json").write_text('{"files": [{"sha256": "other"}]}')
-
-
-def changed_weights(folder, monkeypatch):
-    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"other")
-
-
-def changed_scale(folder, monkeypatch):
-    (folder / "adapter" / "adapter_config.json").write_text('{"lora_alpha": 32}')
-
-
-def changed_package(folder, monkeypatch):
-    version = reference_logps.version
-    monkeypatch.setattr(
-        reference_logps, "version", lambda name: "0.0" if name == "torchvision" else version(name)
-    )
+# fingerprint; the code is in test_meaning.py
 
 
 def changed_code(name):
@@ -244,54 +210,45 @@ def changed_code(name):
     return change
 
 
-def changed_device(folder, monkeypatch):
-    monkeypatch.setattr(scoring, "choose_device", lambda *_: "another")
-
-
 @pytest.mark.parametrize(
-    "change",
+    ("change", "follows"),
     [
-        changed_source,
-        changed_weights,
-        changed_scale,
-        changed_package,
-        changed_device,
-        {"model.template": "qwen2_vl"},
-        {"model.quantization_bit": 4},
-        {"model.trust": {"pickle": False, "remote_code": True}},
-        {"format.image_max_pixels": 32768},
-        {"format.image_min_pixels": 1024},
-        {"scoring.dtype": "bfloat16"},
-        {"scoring.batch_tokens": 512},
+        ({"base/SOURCE.json": '{"files": [{"sha256": "other"}]}'}, True),
+        ({"adapter/adapter_model.safetensors": "other"}, True),
+        ({"adapter/adapter_config.json": '{"lora_alpha": 32}'}, True),
+        ({"package": "torchvision"}, True),
+        ({"device": "another"}, True),
+        ({"model.template": "qwen2_vl"}, True),
+        ({"model.quantization_bit": 4}, True),
+        ({"model.trust": {"pickle": False, "remote_code": True}}, True),
+        ({"format.image_max_pixels": 32768}, True),
+        ({"format.image_min_pixels": 1024}, True),
+        ({"scoring.dtype": "bfloat16"}, True),
+        ({"scoring.portable": False}, True),
+        ({"scoring.batch_tokens": 512}, True),
+        ({"train.beta": 0.7}, False),
+        ({"evaluate.controls": 5}, False),
+        ({"evaluate.lm_eval": {}}, False),
     ],
-    ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
+    ids=str,
 )
-def test_the_fingerprint_follows_what_decides(made_of, folder, monkeypatch, change):
+def test_the_fingerprint_follows_what_decides(made_of, folder, monkeypatch, change, follows):
     adapter = folder / "adapter"
     before = made_of(adapter).fingerprint
     assert made_of(adapter).fingerprint == before
-    if callable(change):
-        change(folder, monkeypatch)
-        assert made_of(adapter).fingerprint != before
-    else:
-        assert made_of(adapter, **change).fingerprint != before
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"train.beta": 0.7},
-        {"evaluate.controls": 5},
-        {"evaluate.lm_eval": {}},
-    ],
-    ids=lambda change: next(iter(change)) if isinstance(change, dict) else "",
-)
-def test_the_fingerprint_does_not_follow_what_does_not(made_of, folder, monkeypatch, change):
-    before = made_of().fingerprint
-    if callable(change):
-        change(folder, monkeypatch)
+    ((name, value),) = change.items()
+    if "/" in name:
+        (folder / name).write_text(value)
         change = {}
-    assert made_of(**change).fingerprint == before
+    elif name == "package":
+        version = reference_logps.version
+        known = {value: "0.0"}
+        monkeypatch.setattr(reference_logps, "version", lambda n: known.get(n) or version(n))
+        change = {}
+    elif name == "device":
+        monkeypatch.setattr(scoring, "device_name", lambda _: value)
+        change = {}
+    assert (made_of(adapter, **change).fingerprint != before) is follows
 
 
 def test_a_base_that_was_not_fetched_is_one_sentence(made_of, folder):
@@ -306,7 +263,7 @@ def test_a_base_that_was_not_fetched_is_one_sentence(made_of, folder):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(
     ("adapter", "told"),
-    [(None, "the base model .* float32"), ("adapter", "the tuned model .*learning_rate")],
+    [(None, "the base model .*float32"), ("adapter", "the tuned model .*learning_rate.*float32")],
 )
 def test_log_probs_that_are_not_finite_are_refused_and_not_kept(
     model, made_of, folder, value, adapter, told
@@ -480,41 +437,19 @@ class Process:
         ("python /venv/bin/dvc exp run -S train.bf16=false --name f", False),
         ("python /venv/bin/dvc repro --force-downstream", False),
         ("dvc repro -f reference", True),
+        (None, False),  # outside of DVC
     ],
 )
 def test_forced_is_what_dvc_was_told(monkeypatch, line, forced):
-    monkeypatch.setenv("DVC_STAGE", "reference")
-    monkeypatch.setattr("psutil.Process", lambda: Process(line))
+    if line:
+        monkeypatch.setenv("DVC_STAGE", "reference")
+        monkeypatch.setattr("psutil.Process", lambda: Process(line))
     project.is_forced.cache_clear()
     assert project.is_forced() is forced
     project.is_forced.cache_clear()
 
 
-def test_outside_of_dvc_nothing_is_forced(monkeypatch):
-    monkeypatch.delenv("DVC_STAGE", raising=False)
-    project.is_forced.cache_clear()
-    assert project.is_forced() is False
-
-
 # a real model
-
-
-@pytest.mark.slow
-def test_kept_pieces_have_the_bits_that_were_scored(
-    base, made_of, folder, formatted_dir, pairs_dir
-):
-    pairs = formatted.read(formatted_dir, "train")
-    images = pairs_dir / "images"
-    whole = scoring.to_table(
-        pairs, scoring.log_probs(base, pairs, images, batch_tokens=256, label="test")
-    )
-    made = made_of()
-    made.policy = base
-    found = made.log_probs(pairs, images, label="test")
-    pd.testing.assert_frame_equal(found, whole, atol=1e-4)
-    again = made.log_probs(pairs, images, label="test")
-    pd.testing.assert_frame_equal(found, again, check_exact=True)
-    assert made.scored == len(pairs) > 8
 
 
 @pytest.mark.slow
@@ -527,6 +462,8 @@ def test_two_processes_give_the_file_of_one(
     alone = made_of()
     alone.policy = base
     expected = alone.log_probs(pairs, images, label="test")
+    whole = scoring.log_probs(base, pairs, images, batch_tokens=256, label="test")
+    pd.testing.assert_frame_equal(expected, scoring.to_table(pairs, whole), atol=1e-4)
     shutil.rmtree(folder / "models" / "kept")
     shutil.copytree(model_dir, folder / "base", dirs_exist_ok=True)
     monkeypatch.setenv("PYTHONPATH", "" if fails else str(Path(__file__).parent.parent))
@@ -539,7 +476,7 @@ def test_two_processes_give_the_file_of_one(
     assert ("policy" in made.__dict__) is fails
     assert made.scored == len(pairs)
     said = capfd.readouterr().out
-    assert "taken up from" not in said
+    assert "kept from an earlier run" not in said
     assert ("one computes what is missing" in said) is fails
     assert made_of().log_probs(pairs, images, label="test").equals(found)
-    assert capfd.readouterr().out.count("taken up from") == len(pieces(folder))
+    assert "kept from an earlier run" in capfd.readouterr().out

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -34,17 +35,15 @@ def config(p, output="models/training", validated=True):
 
 
 def test_the_configuration_holds_our_names_and_llamafactorys(params_with):
-    made = config(params_with(**{"train.beta": 0.3, "train.lora_rank": 5, "train.loss": "ipo"}))
+    values = {"train.beta": 0.3, "train.lora_target": ["q_proj", "v_proj"], "train.loss": "ipo"}
+    made = config(params_with(**values))
     assert (made["stage"], made["pref_beta"], made["pref_loss"]) == ("dpo", 0.3, "ipo")
-    assert made["lora_rank"] == 5
+    assert made["lora_target"] == ["q_proj", "v_proj"]
     assert made["eval_dataset"] == "validation"
     assert not {"beta", "loss", "gpus"} & set(made)
-
-
-def test_without_validation_pairs_nothing_is_evaluated_in_training(params_with):
-    made = config(params_with(), validated=False)
-    assert made["eval_strategy"] == "no"
-    assert not {"eval_dataset", "eval_steps"} & set(made)
+    without = config(params_with(), validated=False)
+    assert without["eval_strategy"] == "no"
+    assert not {"eval_dataset", "eval_steps"} & set(without)
 
 
 @pytest.mark.parametrize(
@@ -63,98 +62,66 @@ def test_noise_and_losses_without_a_reference_have_no_margin_of_0_at_step_1(
     assert tuning.starts_at_reference(params_with(**change)) is starts
 
 
-@pytest.mark.parametrize("target", ["all", "q_proj,v_proj", ["q_proj", "mlp.down_proj"]])
-def test_modules_that_the_model_has_can_be_named(params_with, model_dir, target):
-    tuning.check_modules(params_with(**{"train.lora_target": target}), model_dir)
-
-
-def test_a_module_that_the_model_has_not_got_is_refused_before_it_is_loaded(params_with, model_dir):
-    for target, told in (("q_porj", "'q_porj' in its name; did you mean 'q_proj'"), ("qkv", "qkv")):
-        with pytest.raises(UserError, match=told):  # qkv is the frozen vision tower's
-            tuning.check_modules(params_with(**{"train.lora_target": target}), model_dir)
-    unfrozen = params_with(**{"train.lora_target": "qkv", "train.freeze_vision_tower": False})
-    tuning.check_modules(unfrozen, model_dir)
-
-
-def test_a_list_of_modules_reaches_llamafactory_as_a_list(params_with):
-    assert config(params_with(**{"train.lora_target": ["q_proj", "v_proj"]}))["lora_target"] == [
-        "q_proj",
-        "v_proj",
-    ]
+@pytest.mark.parametrize(
+    ("target", "frozen", "told"),
+    [
+        ("all", True, None),
+        ("q_proj,v_proj", True, None),
+        (["q_proj", "mlp.down_proj"], True, None),
+        ("v_proj,q_porj", True, "'q_porj' in its name; did you mean 'q_proj'"),
+        ("qkv", True, "'qkv' in its name"),  # the vision tower's, which is frozen
+        ("qkv", False, None),
+    ],
+)
+def test_a_module_that_is_not_trained_is_refused_before_the_model_is_loaded(
+    params_with, model_dir, target, frozen, told
+):
+    p = params_with(**{"train.lora_target": target, "train.freeze_vision_tower": frozen})
+    with pytest.raises(UserError, match=told) if told else nullcontext():
+        tuning.check_modules(p, model_dir)
 
 
 def mark(p, inputs, gpus=0, cached=None, **changes):
     formatted, model = inputs
     return tuning.fingerprint(
-        config(p) | changes,
-        formatted,
-        model,
-        gpus,
-        shared_prefix=p.train.shared_prefix,
-        keep_vision_features=p.train.keep_vision_features,
-        cached=cached,
+        config(p) | changes, formatted, model, gpus, ours=tuning.ours(p), cached=cached
     )
 
 
-def test_the_fingerprint_does_not_depend_on_where_results_go(params_with, inputs):
-    one = mark(params_with(), inputs)
-    assert one == mark(params_with(), inputs, output_dir="elsewhere")
-    assert len(one) == 16
-    assert int(one, 16) >= 0
-
-
-@pytest.mark.parametrize(
-    "file",
-    [f"formatted/{name}.json" for name in ("train", "validation", "dataset_info")]
-    + ["base/SOURCE.json"],
-)
-def test_the_fingerprint_changes_with_data_and_model(params_with, inputs, tmp_path, file):
-    before = mark(params_with(), inputs)
-    (tmp_path / file).write_text("[]")
-    assert mark(params_with(), inputs) != before
-
-
-def test_the_fingerprint_changes_with_packages_and_processes(params_with, inputs, monkeypatch):
-    seen = {mark(params_with(), inputs), mark(params_with(), inputs, gpus=8)}
-    with monkeypatch.context() as patch:
-        patch.setattr(tuning, "version", lambda package: f"{package} of another day")
-        seen.add(mark(params_with(), inputs))
-    assert len(seen) == 3
+FILES = ("train.json", "validation.json", "dataset_info.json", "../base/SOURCE.json")
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"train.keep_vision_features": True},
-        {"train.beta": 0.11},
-        {"train.seed": 7},
-        {"train.lora_rank": 4},
+        *({file: "[]"} for file in FILES),
+        {"package": "torch"},
+        {"gpus": 8},
+        *({"train.keep_vision_features": True}, {"train.portable": False}),
+        *({"train.beta": 0.11}, {"train.seed": 7}, {"train.lora_rank": 4}),
         {"format.cutoff_len": 99},
     ],
+    ids=str,
 )
-def test_the_fingerprint_changes_with_what_decides_the_result(params_with, inputs, change):
+def test_the_fingerprint_changes_with_what_decides_the_result(
+    params_with, inputs, monkeypatch, change
+):
+    """The code is in test_meaning.py."""
     before = mark(params_with(), inputs)
-    assert mark(params_with(**change), inputs) != before
-
-
-def test_liger_is_said_to_do_nothing_where_it_does_nothing(params_with, inputs):
-    base = inputs[1]
-    (base / "config.json").write_text('{"model_type": "qwen3_vl"}')
-    told = tuning.without_effect(params_with(**{"train.enable_liger_kernel": True}), base)
-    assert told is not None
-    assert "does nothing for qwen3_vl" in told
-    assert tuning.without_effect(params_with(), base) is None
-    (base / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    assert tuning.without_effect(params_with(**{"train.enable_liger_kernel": True}), base) is None
-
-
-@pytest.mark.slow
-def test_llamafactory_still_has_no_liger_kernels_for_qwen3_vl():
-    from llamafactory.model.model_utils import liger_kernel
-
-    source = Path(str(liger_kernel.__file__)).read_text()
-    assert '"qwen2_5_vl"' in source
-    assert '"qwen3_vl"' not in source
+    assert before == mark(params_with(), inputs, output_dir="elsewhere")
+    assert len(before) == 16
+    ((name, value),) = change.items()
+    p, gpus = params_with(), 0
+    if name in FILES:
+        (inputs[0] / name).write_text(value)
+    elif name == "package":
+        version = tuning.version
+        monkeypatch.setattr(tuning, "version", lambda p: "0.0" if p == value else version(p))
+    elif name == "gpus":
+        gpus = value
+    else:
+        p = params_with(**change)
+    assert mark(p, inputs, gpus=gpus) != before
 
 
 # the cached reference
@@ -196,7 +163,6 @@ def test_the_reference_is_looked_up_where_it_was_made_the_same_way(
             {"train.fp16": True, "train.gpus": 1},
             "dtype is float32 in the reference and float16",
         ),
-        ({"train.pure_bf16": True, "train.gpus": 1}, "bfloat16"),
         ({"train.upcast_layernorm": True}, "train.upcast_layernorm is None in the reference"),
         ({"model.template": "qwen3_vl"}, "model.template"),
     ],
@@ -233,7 +199,6 @@ def test_every_option_that_changes_the_reference_is_llamafactorys():
         ("NNODES", "2", r"NNODES is set, and several machines train by Ray.*docs/scaling\.md"),
         ("RDZV_ID", "7", r"RDZV_ID is set, and several machines train by Ray"),
         ("USE_RAY", "1", r"USE_RAY is set, and Ray is not installed: `make extras`"),
-        ("USE_V1", "true", r"USE_V1 is set.*unset it"),
     ],
 )
 def test_what_would_start_other_processes_is_refused(variable, value, told, monkeypatch):
@@ -245,11 +210,21 @@ def test_what_would_start_other_processes_is_refused(variable, value, told, monk
 
 def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody():
     given = {"USE_RAY": "1", "FORCE_TORCHRUN": "1", "PATH": "/usr/bin"}
-    made = tuning.environment(16, given)
+    made = tuning.environment(16, given, is_portable=True)
     assert not {"FORCE_TORCHRUN", "CUDA_VISIBLE_DEVICES", "NPROC_PER_NODE"} & set(made)
     assert made["RAY_USAGE_STATS_ENABLED"] == "0"
     assert made["TRAINING_FOLDER"] == str(Path.cwd())
-    assert tuning.environment(0, given)["CUDA_VISIBLE_DEVICES"] == ""
+    assert tuning.environment(0, given, is_portable=True)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_training_computes_portably_on_the_cpu_where_that_is_asked_for():
+    def of(gpus, is_portable):
+        made = tuning.environment(gpus, {"OMP_NUM_THREADS": "7"}, is_portable=is_portable)
+        return made["OMP_NUM_THREADS"], made.get("MKL_CBWR"), made.get("OMP_WAIT_POLICY")
+
+    assert of(0, True) == ("2", "COMPATIBLE", "PASSIVE")
+    assert of(0, False) == ("7", None, "PASSIVE")
+    assert of(1, True) == ("7", None, None)
 
 
 @pytest.mark.parametrize(
@@ -263,22 +238,15 @@ def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody():
         (8, "8,7,6,5,4,3,2,1,0", "8,7,6,5,4,3,2,1"),
     ],
 )
-def test_exactly_the_wanted_gpus_are_visible(gpus, given, visible):
-    base = {"KEPT": "yes"} | ({} if given is None else {"CUDA_VISIBLE_DEVICES": given})
-    made = tuning.environment(gpus, base)
+def test_exactly_the_wanted_gpus_are_visible_and_more_than_one_take_torchrun(gpus, given, visible):
+    base = {"KEPT": "yes", "PATH": "/usr/bin"}
+    base |= {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    made = tuning.environment(gpus, base, is_portable=True)
     assert made["CUDA_VISIBLE_DEVICES"] == visible
     assert made["KEPT"] == "yes"
-
-
-def test_only_more_than_one_gpu_takes_torchrun():
-    assert "FORCE_TORCHRUN" not in tuning.environment(0, {}) | tuning.environment(1, {})
-    eight = tuning.environment(8, {})
-    assert (eight["FORCE_TORCHRUN"], eight["NPROC_PER_NODE"]) == ("1", "8")
-
-
-def test_the_tools_beside_the_interpreter_are_on_the_path():
-    path = tuning.environment(8, {"PATH": "/usr/bin"})["PATH"]
-    assert path.split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
+    assert made.get("FORCE_TORCHRUN") == ("1" if gpus > 1 else None)
+    assert made["NPROC_PER_NODE"] == str(max(gpus, 1))
+    assert made["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
 
 
 @pytest.mark.slow
@@ -297,9 +265,6 @@ def test_gpus_that_are_not_there_are_missed_before_anything_is_loaded(monkeypatc
     tuning.require_gpus(4)
     with pytest.raises(UserError, match=r"train.bf16 is true, and the Tesla T4 has no bfloat16"):
         tuning.require_gpus(4, bf16=True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    with pytest.raises(UserError, match=r"train.tf32 is true, and the Tesla T4 has none"):
-        tuning.require_gpus(4, tf32=True)
 
 
 def test_a_training_on_the_cpu_does_not_even_import_torch():

@@ -8,18 +8,16 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from platform import machine
 from typing import Any
 
-import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
 from benchmarks.pipeline import set_parameters
-from stages.model import formatted
-from stages.model.checkpoint import CHUNK
 from stages.pairs.pairs import SPLITS
-from tests import rounding
 from tests.contracts import COSTS
+from tests.rounding import cpu
 from tests.run_stages import fresh_clone
 
 ROOT = Path(__file__).parent.parent
@@ -106,34 +104,20 @@ def test_a_second_run_has_nothing_to_do(reproduced: Path):
     assert "Running stage" not in dvc(reproduced, "repro")
 
 
-def test_only_floating_point_tells_two_machines_apart(reproduced: Path):
-    """What Git sees after a run elsewhere: figures that rounding moved, and the lock. On the kind
-    of machine whose results are committed, nothing."""
+def test_a_fresh_clone_ends_clean(reproduced: Path):
+    """On every x86-64 CPU; another rounds otherwise, and training amplifies that."""
     status = subprocess.run(
         ["git", "diff", "--name-only", "HEAD"], cwd=reproduced, capture_output=True, text=True
     )
     committed = subprocess.run(
         ["git", "diff", "--name-only", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
+    changed = set(status.stdout.split()) - set(committed.stdout.split())
+    if machine() == "x86_64":
+        assert not changed, f"{cpu()} rounds otherwise: {sorted(changed)}"
     rounded = {"dvc.lock", "reports/headline.json", "reports/model_card.md"}
-    for name in set(status.stdout.split()) - set(committed.stdout.split()):
+    for name in changed:
         assert name in rounded or name.startswith(("reports/curves/", "reports/results/")), name
-
-
-def test_the_loss_curve_is_the_committed_one(reproduced: Path):
-    """To the bit where this machine rounds as the one that committed it, so that a change of
-    numerics is noticed; elsewhere within 100 times what other kernels were seen to change."""
-    curves = Path("reports", "curves", "train.csv")
-    rounds = subprocess.run(
-        [sys.executable, "-m", "tests.rounding"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert rounds.returncode == 0, rounds.stderr[-2000:]
-    if rounds.stdout.split()[-1] == rounding.COMMITTED:
-        assert (reproduced / curves).read_bytes() == (ROOT / curves).read_bytes()
-        return
-    found, committed = (pd.read_csv(folder / curves) for folder in (reproduced, ROOT))
-    assert found["step"].tolist() == committed["step"].tolist()
-    assert (found["loss"] - committed["loss"]).abs().max() < rounding.ELSEWHERE
 
 
 def test_asking_about_a_pair_goes_as_the_guide_shows(reproduced: Path):
@@ -162,15 +146,13 @@ def test_the_page_is_the_same_on_every_run(reproduced: Path):
 
 
 def test_an_adapter_that_is_there_is_not_trained_again(reproduced: Path):
-    code = reproduced / "stages" / "dataset" / "pairs.py"
+    code = reproduced / "stages" / "model" / "prefix.py"
     before = code.read_text()
     code.write_text(before + "\n# another comment\n")
     told = dvc(reproduced, "repro", "--single-item", "train")
     assert "nothing to train" in told
     told = dvc(reproduced, "repro", "--single-item", "reference")
-    splits = {s: formatted.read(reproduced / "data" / "formatted", s) for s in SPLITS}
-    chunks = sum(-(-len(rows) // CHUNK) for rows in splits.values())
-    assert told.count("taken up from") == chunks
+    assert told.count("kept from an earlier run") == len(SPLITS)
     code.write_text(before)
     dvc(reproduced, "commit", "--force", "train", "reference")
 

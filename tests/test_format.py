@@ -30,12 +30,9 @@ PAIR = {
 }
 
 
-ALTERED = format_stage.Altered("7", frozenset({"<image>"}), "'<image>?' became '< image>?'.")
-
-
 def test_a_pair_becomes_a_row_that_names_its_image_relatively():
     (row,), changed = format_stage.to_rows(pd.DataFrame([PAIR]), MARKERS)
-    assert changed == []
+    assert changed == {}
     assert row == {
         "id": "1",
         "group": "g",
@@ -50,45 +47,29 @@ def test_a_pair_becomes_a_row_that_names_its_image_relatively():
 
 @pytest.mark.parametrize("field", ["question", "chosen", "rejected"])
 def test_a_marker_in_any_field_is_broken_and_counted_once_a_pair(field):
-    table = pd.DataFrame([PAIR | {field: "two <image> <image> and <|im_end|>"}, PAIR])
-    rows, changed = format_stage.to_rows(table, MARKERS)
-    assert [(one.row, one.markers) for one in changed] == [("1", set(MARKERS))]
+    text = "two <image> <image> and <|im_end|>"
+    table = pd.DataFrame([PAIR | {field: text}, PAIR | {"id": "2"}])
+    rows, altered = format_stage.to_rows(table, MARKERS)
+    assert altered == {"1": set(MARKERS)}
     assert json.dumps(rows[0]).count("<image>") == 1  # ours
     assert "<|im_end|>" not in json.dumps(rows[0])
 
 
-def told_of(changed, rows):
-    return format_stage.altered_in_words(changed, rows, qwen3_vl.FAMILY)
-
-
-def test_more_than_a_few_altered_rows_are_told_with_an_example_and_the_cure():
-    text = "a <|box_start|>"
-    box = format_stage.altered(
-        "9", ["Where?", text], ["Where?", "a < |box_start|>"], ["<|box_start|>", "<image>"]
-    )
-    assert told_of([ALTERED] * 3, 3) is None
-    told = told_of([box, *[ALTERED] * 5], 40)
-    assert told is not None
-    assert "6 of 40 rows" in told
-    assert "<image> in 5, " in told
-    assert "in row 9: 'a <|box_start|>' became 'a < |box_start|>'" in told
-    assert "format.allowed_tokens: [" in told
-    assert '"<|box_start|>"' in told
-    assert "take it out of the texts" in told
-    assert "allowed_tokens" not in str(told_of([ALTERED] * 5, 40))
-    assert "take it out" not in str(told_of([box] * 5, 40))
-    end = format_stage.Altered("9", frozenset({"<|vision_end|>"}), "")
-    assert "allowed_tokens" not in str(told_of([end] * 5, 40))  # it would be refused
-    counted = [Lengths(16, 20, 5, 6)] * 5
-    report = format_stage.summary(["train"] * 5, [True] * 5, counted, [box] * 5, "told")
-    assert report["altered"] == "told"
-
-
-def test_an_example_is_short_wherever_the_marker_is():
-    text = "x" * 10_000 + "<image>" + "y" * 10_000
-    shown = format_stage.excerpt(text, text.replace("<image>", "< image>"))
-    assert len(shown) < 150
-    assert "< image>" in shown
+@pytest.mark.parametrize(
+    ("markers", "told"),
+    [
+        ([{"<image>"}] * 3, None),
+        ([{"<|box_start|>", "<image>"}] * 6, 'format.allowed_tokens: ["<|box_start|>"]'),
+        ([{"<image>"}] * 6, "6 of 40 rows (the first is row 0)"),
+        ([{"<|vision_end|>"}] * 6, "(<|vision_end|> in 6)"),
+    ],
+)
+def test_more_than_a_few_altered_rows_are_told_with_the_cure(markers, told):
+    altered = {f"row {i}": each for i, each in enumerate(markers)}
+    said = format_stage.in_words(altered, 40, qwen3_vl.FAMILY)
+    assert (said is None) == (told is None)
+    assert (told or "") in (said or "")
+    assert ("allowed_tokens" in (said or "")) == ("allowed_tokens" in (told or ""))
 
 
 def test_questions_keep_their_true_answers():
@@ -111,7 +92,7 @@ def test_the_summary_counts_what_went_in_and_why_it_did_not_stay():
     counted = [Lengths(16, 20 + i, 5, 6) for i in range(10)]
     kept = [i < 8 for i in range(10)]
     splits = ["train"] * 5 + ["test"] * 5
-    found = format_stage.summary(splits, kept, counted, [ALTERED] * 3, None)
+    found = format_stage.summary(splits, kept, counted, 3, None)
     assert (found["pairs_in"], found["pairs_kept"]) == (10, 8)
     assert found["left_out"] == {"longer_than_cutoff_len": 2}
     assert found["kept_by_split"] == {"train": 5, "validation": 0, "test": 3}
@@ -190,7 +171,7 @@ def test_the_stage_says_last_of_all_that_every_row_was_altered(pairs_dir, run, t
     table.to_parquet(tmp_path / "pairs" / "pairs.parquet", index=False)
     folder = run(pairs=tmp_path / "pairs", **{"format.cutoff_len": 1000})
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith(f"ALTERED: {len(table)} of {len(table)} rows hold special tokens")
+    assert last.startswith(f"ALTERED: {len(table)} of {len(table)} rows")
     assert json.loads((folder / "r.json").read_text())["altered"] == last
 
 

@@ -18,21 +18,13 @@ texts = st.lists(pieces | st.text(max_size=4), max_size=12).map("".join)
 
 
 @given(texts)
-def test_no_marker_survives(text):
-    assert not any(marker in formatted.neutralised(text, MARKERS) for marker in MARKERS)
-
-
-@given(texts)
-def test_only_spaces_are_added_and_doing_it_twice_changes_nothing(text):
+def test_only_spaces_are_added_where_there_are_markers(text):
     once = formatted.neutralised(text, MARKERS)
+    assert not any(marker in once for marker in MARKERS)
     assert once.replace(" ", "") == text.replace(" ", "")
     assert formatted.neutralised(once, MARKERS) == once
-
-
-@given(st.text())
-def test_text_without_markers_stays_as_it_is(text):
     if not any(marker in text for marker in MARKERS):
-        assert formatted.neutralised(text, MARKERS) == text
+        assert once == text
 
 
 def test_a_marker_inside_another_is_broken_too():
@@ -41,17 +33,12 @@ def test_a_marker_inside_another_is_broken_too():
     assert text == "<|im_< image>end|> a< image>b"
 
 
-def test_a_marker_of_one_character_or_none_is_no_endless_loop():
-    assert formatted.neutralised("a<image>b", ("a", "", "<image>")) == "a< image>b"
-
-
-def test_a_marker_of_spaces_or_with_spaces_around_is_no_endless_loop():
+def test_a_marker_that_can_not_be_broken_is_no_endless_loop():
     """Breaking " x" by a space after its first character gives " x" again."""
+    assert formatted.neutralised("a<image>b", ("a", "", "<image>")) == "a< image>b"
     markers = (" ", "  ", "\n\n", " x>", "<y ", "a b", "  z")
     text = formatted.neutralised("  <y  x> a b <y x>  z  \n\n", markers)
-    assert "<y " not in text
-    assert "x>" not in text
-    assert "a b" not in text
+    assert not any(marker in text for marker in ("<y ", "x>", "a b"))
 
 
 @given(
@@ -95,22 +82,14 @@ def test_every_split_is_a_ranking_dataset_of_a_file_of_its_name():
         assert entry["columns"]["images"] == "images"
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (None, "is missing"),
-        (b'[{"id": 1},', "not valid JSON"),
-        (b'{"id": 1}', "holds no list of rows"),
-        (b'["\xff"]', "not valid JSON"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named_with_the_fix(tmp_path, content, complaint):
+@pytest.mark.parametrize("content", [None, b'[{"id": 1},', b'["\xff"]'])
+def test_a_file_that_cannot_be_read_is_named_with_the_fix(tmp_path, content):
     if content is not None:
         (tmp_path / "train.json").write_bytes(content)
-    with pytest.raises(UserError, match=complaint) as error:
+    with pytest.raises(
+        UserError, match=r"train\.json is missing or damaged; `dvc repro -f format`"
+    ):
         formatted.read(tmp_path, "train")
-    assert "train.json" in str(error.value)
-    assert "dvc repro" in str(error.value)
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path):
@@ -130,11 +109,6 @@ def test_a_sample_is_free_of_order_and_a_larger_one_holds_every_smaller(names, r
     assert formatted.sample(rows, small) == formatted.sample(shuffled, small)
     assert formatted.sample(rows, large)[:small] == formatted.sample(rows, small)
     assert len(formatted.sample(rows, small)) == min(small, len(rows))
-
-
-def test_a_sample_is_not_the_first_rows():
-    rows = [{"id": f"{i:03}"} for i in range(100)]
-    assert formatted.sample(rows, 10) != rows[:10]
 
 
 def test_a_rows_question_is_the_one_that_its_prompt_was_given():

@@ -39,6 +39,8 @@ TRANSFORMERS = """
     class TrainerCallback: pass
 
     class State:
+        max_steps = 2
+
         def __init__(self, log_history):
             self.log_history = log_history
             self.is_world_process_zero = os.environ.get("RANK", "0") == "0"
@@ -76,31 +78,15 @@ def python(code, packages, events, **more):
     return done.stdout, done.stderr
 
 
-def test_a_checkpoint_takes_what_is_trained_and_two_moments_of_it():
-    class Weight:
-        def __init__(self, count, trained):
-            self.count, self.requires_grad = count, trained
-
-        def numel(self):
-            return self.count
-
-        def element_size(self):
-            return 4
-
-    class Model:
-        def parameters(self):
-            return [Weight(1000, False), Weight(10, True), Weight(5, True)]
-
-    assert sitecustomize.checkpoint_bytes(Model()) == 3 * 4 * 15
-
-
 @pytest.mark.parametrize(
     "code", [RUN, "from llamafactory.train import tuner; tuner.Worker().train()"]
 )
 def test_every_way_to_train_writes_its_steps(packages, tmp_path, code):
     assert python(code, packages, tmp_path / "events") == ("trained with 1\n", "")
     lines = (tmp_path / "events").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"step": n, "loss": 0.5} for n in (1, 2)]
+    assert [json.loads(line) for line in lines] == [
+        {"step": n, "loss": 0.5, "max_steps": 2} for n in (1, 2)
+    ]
 
 
 RAY = """
@@ -157,12 +143,9 @@ def test_ray_is_asked_for_a_device_and_a_cpu_for_each_worker_and_trains_in_our_f
     assert "RuntimeError: Ray had no 3 x {'CPU': 1, 'GPU': 1} to give" in failed.value.stderr
 
 
-def test_only_the_first_process_of_all_writes(packages, tmp_path):
+def test_only_the_first_process_of_all_writes_and_nobody_without_the_variable(packages, tmp_path):
     assert python(RUN, packages, tmp_path / "events", RANK="1") == ("trained with 1\n", "")
     assert not (tmp_path / "events").exists()
-
-
-def test_without_the_variable_nothing_is_changed(packages):
     environment = {"PYTHONPATH": f"{INSIDE}{os.pathsep}{packages}"}
     done = subprocess.run(
         [sys.executable, "-c", RUN], env=environment, capture_output=True, text=True, check=True
@@ -176,9 +159,6 @@ def test_the_sitecustomize_that_it_hides_still_runs(packages, tmp_path):
     shown, _ = python(code, packages, tmp_path / "events")
     theirs = str(packages / "sitecustomize.py")
     assert shown == f"{theirs} {theirs}\ntrained with 1\n"
-
-
-def test_the_failure_of_that_one_does_not_reach_ours(packages, tmp_path):
     write(packages / "sitecustomize.py", "1 / 0")
     shown, error = python(RUN, packages, tmp_path / "events")
     assert shown == "trained with 1\n"
@@ -218,40 +198,30 @@ TRAINER = """
 """
 
 
-@pytest.fixture
-def project(packages, tmp_path):
-    """A folder with a trainer to take the place of LLaMA-Factory's own."""
+def test_the_trainer_that_is_wanted_takes_the_place_of_stock_or_the_training_ends(
+    packages, tmp_path
+):
     write(packages / "llamafactory" / "train" / "tuner.py", TRAINER)
     write(packages / "llamafactory" / "train" / "dpo" / "__init__.py", "")
     write(packages / "llamafactory" / "train" / "dpo" / "trainer.py", "CustomDPOTrainer = 'stock'")
-    folder = tmp_path / "project"
-    write(folder / "stages" / "__init__.py", "")
-    write(folder / "stages" / "tuning" / "__init__.py", "")
-    write(folder / "stages" / "tuning" / "trainer.py", "SharedPrefixTrainer = 'ours'")
-    return folder
-
-
-def test_the_trainer_on_shared_prompts_takes_the_place_of_stock_if_it_is_wanted(
-    packages, project, tmp_path
-):
-    assert python(RUN, packages, tmp_path / "events") == ("trained by stock\n", "")
-    wanted = process.with_shared_prefix({}, None, False) | {sitecustomize.PROJECT: str(project)}
-    assert python(RUN, packages, tmp_path / "events", **wanted) == ("trained by ours\n", "")
-
-
-@pytest.mark.parametrize("lost", ["trainer", "_training_function"])
-def test_a_wanted_trainer_that_can_not_be_had_ends_the_training(packages, project, tmp_path, lost):
-    if lost == "trainer":
-        (project / "stages" / "tuning" / "trainer.py").unlink()
-    else:
-        write(
-            packages / "llamafactory" / "train" / "tuner.py",
-            TRAINER.replace("_training_function", "trains_otherwise"),
-        )
-    wanted = process.with_shared_prefix({}, None, False) | {sitecustomize.PROJECT: str(project)}
+    ours = tmp_path / "project" / "stages" / "tuning" / "trainer.py"
+    write(ours.parents[1] / "__init__.py", "")
+    write(ours.with_name("__init__.py"), "")
+    write(ours, "SharedPrefixTrainer = 'ours'")
+    events = tmp_path / "events"
+    assert python(RUN, packages, events) == ("trained by stock\n", "")
+    wanted = process.with_shared_prefix({}, None, False)
+    wanted[sitecustomize.PROJECT] = str(tmp_path / "project")
+    assert python(RUN, packages, events, **wanted) == ("trained by ours\n", "")
+    ours.unlink()
     with pytest.raises(subprocess.CalledProcessError) as ended:
-        python(RUN, packages, tmp_path / "events", **wanted)
+        python(RUN, packages, events, **wanted)
     assert "trained by" not in ended.value.stdout
+    write(ours, "SharedPrefixTrainer = 'ours'")
+    other = TRAINER.replace("_training_function", "trains_otherwise")
+    write(packages / "llamafactory" / "train" / "tuner.py", other)
+    with pytest.raises(subprocess.CalledProcessError):
+        python(RUN, packages, events, **wanted)
 
 
 def test_starting_python_loads_next_to_nothing_more(tmp_path):

@@ -32,6 +32,11 @@ def base(tmp_path, model_dir):
     return tmp_path
 
 
+def training(formatted, model, shared_prefix):
+    ours = {"shared_prefix": shared_prefix, "keep_vision_features": False, "portable": True}
+    return config.fingerprint({}, formatted, model, 1, **ours, cached=None)
+
+
 @pytest.mark.parametrize(
     ("file", "edit", "discarded"),
     [
@@ -70,9 +75,7 @@ def test_an_edit_discards_what_it_decides_and_nothing_else(
     p = params_with()
 
     def names():
-        trained = config.fingerprint(
-            {}, tmp_path, base, 1, shared_prefix=True, keep_vision_features=False, cached=None
-        )
+        trained = training(tmp_path, base, shared_prefix=True)
         return {SCORES: Checkpoint(base, p).fingerprint, TRAINING: trained}
 
     before = names()
@@ -87,17 +90,12 @@ def test_an_edit_discards_what_it_decides_and_nothing_else(
 
 
 def test_training_the_stock_way_does_not_depend_on_our_trainer(base, tmp_path, monkeypatch):
-    def name():
-        return config.fingerprint(
-            {}, tmp_path, base, 1, shared_prefix=False, keep_vision_features=False, cached=None
-        )
-
-    before = name()
+    before = training(tmp_path, base, shared_prefix=False)
     shutil.copytree(meaning.STAGES, tmp_path / "stages")
     monkeypatch.setattr(meaning, "STAGES", tmp_path / "stages")
     with (tmp_path / "stages/tuning/trainer.py").open("a") as file:
         file.write(CODE)
-    assert name() == before
+    assert training(tmp_path, base, shared_prefix=False) == before
 
 
 def test_every_family_has_a_file_by_its_first_model_type():

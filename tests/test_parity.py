@@ -5,6 +5,7 @@ import torch
 
 from benchmarks import parity
 from stages.model import prefix
+from tests import rounding
 from tests.contracts import ROOT, text_of
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,7 @@ def test_parity_md_has_a_row_for_every_way_and_training_and_no_broken_bound():
         )
     for title, *_ in parity.SAME:
         assert f"\n| {title} | " in PARITY
+    assert f"`{rounding.COMMITTED}`" in PARITY
     assert PARITY.endswith("All are kept.\n")
 
 

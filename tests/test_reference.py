@@ -42,38 +42,33 @@ def otherwise(written, base, p, **more):
     return "; ".join(reference_logps.differences(written, wanted))
 
 
-def test_the_same_way_differs_in_nothing(written, base, params_with):
-    assert (
-        otherwise(written, base, params_with(**{"train.beta": 0.7, "scoring.batch_tokens": 9}))
-        == ""
-    )
-
-
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "more", "told"),
     [
-        ({"model.template": "qwen2_vl"}, "model.template is qwen3_vl_nothink in the reference and"),
-        ({"model.quantization_bit": 4}, "model.quantization_bit is None in the reference and 4"),
-        ({"format.image_max_pixels": 32768}, "format.image_max_pixels is 16384 in the reference"),
-        ({"format.image_min_pixels": 1024}, "format.image_min_pixels"),
-        ({"model.trust": {"pickle": False, "remote_code": True}}, "model.trust.remote_code"),
+        ({"train.beta": 0.7, "scoring.batch_tokens": 9}, {}, ""),
+        (
+            {"model.template": "qwen2_vl"},
+            {},
+            "model.template is qwen3_vl_nothink in the reference and qwen2_vl in training",
+        ),
+        ({"model.quantization_bit": 4}, {}, "model.quantization_bit is None in the reference and"),
+        ({"format.image_max_pixels": 32768}, {}, "format.image_max_pixels is 16384 in the ref"),
+        ({"format.image_min_pixels": 1024}, {}, "format.image_min_pixels"),
+        ({"model.trust": {"pickle": False, "remote_code": True}}, {}, "model.trust.remote_code"),
+        ({}, {"dtype": "bfloat16"}, "dtype is float32 in the reference and bfloat16 in training"),
+        ({}, {"train.fp8": True}, "train.fp8 is None in the reference and True in training"),
     ],
+    ids=str,
 )
-def test_another_parameter_is_told(written, base, params_with, change, told):
-    assert told in otherwise(written, base, params_with(**change))
+def test_what_is_done_otherwise_is_told(written, base, params_with, change, more, told):
+    found = otherwise(written, base, params_with(**change), **more)
+    assert found.startswith(told)
+    assert bool(found) is bool(told)
 
 
-def test_other_weights_another_precision_and_an_adapter_are_told(written, base, params_with):
-    p = params_with()
-    assert (
-        otherwise(written, base, p, dtype="bfloat16")
-        == "dtype is float32 in the reference and bfloat16 in training"
-    )
-    assert "train.rope_scaling is None in the reference and linear" in otherwise(
-        written, base, p, **{"train.rope_scaling": "linear"}
-    )
+def test_other_weights_are_told(written, base, params_with):
     (base / "SOURCE.json").write_text('{"commit": "another"}')
-    assert otherwise(written, base, p) == "the weights are others"
+    assert otherwise(written, base, params_with()) == "the weights are others"
 
 
 @pytest.mark.parametrize("package", reference_logps.PACKAGES)
@@ -115,14 +110,8 @@ def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
         assert lookup.pair_key(FEATURE | change) not in found
 
 
-def test_a_table_that_is_torn_or_contradicts_itself_is_told(written):
+def test_a_table_that_is_torn_is_told(written):
     file = written / lookup.TABLE
-    table = pd.read_parquet(file)
-    pd.concat([table, table]).to_parquet(file)
-    assert len(lookup.by_pair(written)) == 1
-    pd.concat([table, table.assign(chosen_logps=-9.0)]).to_parquet(file)
-    with pytest.raises(UserError, match="two different rows of the pair"):
-        lookup.by_pair(written)
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(UserError, match=r"logps\.parquet can't be read.*dvc repro -f reference"):
         lookup.by_pair(written)

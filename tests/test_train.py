@@ -44,7 +44,6 @@ class Stage:
         self.out, self.curves = folder / "models/adapter", folder / "reports/curves"
         self.folder, self.launched, self.margin = folder, 0, 0.0
         self.compares = True
-        self.checkpoint_bytes = 0
 
     def run(self):
         return train.main(
@@ -60,7 +59,6 @@ class Stage:
         self.launched += 1
         step = {"step": 1, "epoch": 0.1, "loss": 0.69, "rewards/margins": self.margin}
         step |= {"logps/chosen": -9.0, "logps/rejected": -9.0}
-        step["checkpoint_bytes"] = self.checkpoint_bytes
         self.environment = environment
         if self.compares:
             (folder / "first_batch.json").write_text("{}")
@@ -96,7 +94,7 @@ def test_an_adapter_of_the_same_fingerprint_is_not_trained_again(stage, capfd, w
     assert {path.name for path in stage.curves.iterdir()} == {
         *("train.csv", "validation.csv", "first_batch.json")
     }
-    assert capfd.readouterr().err.count("The training continues without them") == 1
+    assert capfd.readouterr().err.count("Training goes on without it") == 1
     assert stage.run() == {}  # its diary says nothing of a device
     assert "nothing to train" in capfd.readouterr().out
     assert stage.launched == 1
@@ -182,20 +180,6 @@ def test_a_margin_at_step_1_ends_the_training_before_it_leaves_anything(stage):
     assert not list(stage.folder.glob("models/training/*/trainer_state.json"))
 
 
-def test_a_disk_that_the_next_checkpoint_would_fill_ends_it_and_the_next_run_completes(
-    stage, monkeypatch
-):
-    usage = shutil.disk_usage(stage.folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
-        stage.checkpoint_bytes = 10
-        with pytest.raises(UserError, match="the next checkpoint takes"):
-            stage.run()
-    assert not stage.out.exists()
-    stage.run()
-    assert (stage.out / "fingerprint.json").exists()
-
-
 def test_a_second_process_waits_and_takes_up_what_the_first_trained(stage, capfd):
     stage.run()
     (fingerprint,) = (path.name for path in stage.folder.glob("models/training/[!.]*"))
@@ -203,7 +187,7 @@ def test_a_second_process_waits_and_takes_up_what_the_first_trained(stage, capfd
     held = threading.Event()
 
     def first():
-        with train.alone(stage.folder / "models/training" / fingerprint, fingerprint):
+        with train.alone(stage.folder / "models/training" / fingerprint):
             held.set()
             time.sleep(0.5)
 
@@ -329,6 +313,7 @@ def test_a_training_leaves_adapter_configuration_and_curves(untouched):
     assert made.workspace.name == fingerprint
     assert f"training {fingerprint}: a clean start" in output
     assert "reward margin at step 1: " in output
+    assert output.count("Training goes on without it") == 1  # the tracking server is down
     compared = json.loads((made.folder / "reports/curves/first_batch.json").read_text())
     assert compared["reference"] == "cached"
     assert 0 < compared["policy_difference"] < 1e-3
@@ -343,17 +328,9 @@ def test_a_training_leaves_adapter_configuration_and_curves(untouched):
     assert not list(made.workspace.glob("checkpoint-*"))
     events = [json.loads(line) for line in (made.workspace / "events.jsonl").open()]
     state = json.loads((made.workspace / "trainer_state.json").read_text())
-    weights = (made.adapter / "adapter_model.safetensors").stat().st_size
-    (told,) = {event.pop("checkpoint_bytes") for event in events}
-    assert 0.5 * weights < told / 3 <= weights  # without the names in the file
+    assert {event.pop("max_steps") for event in events} == {STEPS}
     assert events[:-1] == state["log_history"]  # the last evaluation comes after the state
     assert str(made.folder) not in (made.adapter / "llamafactory.yaml").read_text()
-
-
-@pytest.mark.slow
-def test_a_tracking_server_that_is_down_costs_a_message(untouched):
-    _, output = untouched
-    assert output.count("The training continues without them") == 1
 
 
 @pytest.fixture(scope="module")
@@ -406,14 +383,9 @@ def resumed(killed, write_params):
 
 
 @pytest.mark.slow
-def test_a_changed_beta_starts_clean(resumed):
-    line, _ = resumed
-    assert line.rstrip().endswith("a clean start")
-
-
-@pytest.mark.slow
-def test_a_training_killed_twice_goes_on_from_its_last_complete_checkpoint(resumed, killed):
-    _, output = resumed
+def test_a_training_killed_twice_resumes_from_its_last_complete_checkpoint(resumed, killed):
+    line, output = resumed
+    assert line.rstrip().endswith("a clean start")  # of another beta
     assert "resuming from checkpoint-" in output
     step = int(output.partition("resuming from checkpoint-")[2].split()[0])
     assert step == 2 * SAVE_STEPS  # the one that was being written is not taken

@@ -42,7 +42,7 @@ def log_probs(
         "controls",
         measured,
         label=f"{label} controls",
-        pairs=[decisive(pair) for pair in sample],
+        pairs=decisive(sample),
         code=code("answers/controls.py"),
     )
 

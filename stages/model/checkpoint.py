@@ -2,8 +2,8 @@
 
 Log-probs, answers and the results of tasks are expensive, so each finished piece (512 pairs, the
 answers, one task) is written to ``models/kept/`` under a fingerprint of everything that decides it.
-A stage that died, or that runs again because something else changed, takes its pieces up, and does
-not load the model for them. ``dvc repro -f`` computes them again.
+A stage that died, or that runs again because something else changed, finds its pieces, and does not
+load the model for them. ``dvc repro -f`` computes them again.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core import parallel
+from stages.core import console, parallel, portable
 from stages.core.errors import UserError
 from stages.core.meaning import code
 from stages.core.project import is_forced, project_root
@@ -51,9 +51,11 @@ class Checkpoint:
     adapter: Path | None = None
     seconds: float = field(default=0.0, init=False)
     scored: int = field(default=0, init=False)
-    fresh: set[str] = field(
-        default_factory=set, init=False
-    )  # pieces that other processes just made
+    fresh: set[str] = field(default_factory=set, init=False)  # pieces that other processes made
+    said: set[str] = field(default_factory=set, init=False)  # labels of pieces that were there
+
+    def __post_init__(self) -> None:
+        portable.prepare(self.p.scoring.device, portable=self.p.scoring.portable)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process the model is loaded again."""
@@ -71,15 +73,13 @@ class Checkpoint:
         Raises:
             UserError: the base model was not fetched.
         """
-        import torch
-
-        device = scoring.choose_device(self.p.scoring.device, torch.cuda.is_available())
+        device = scoring.device_of(self.p)
         adapter = sorted(self.adapter.glob("adapter_*")) if self.adapter else []
         return digest(
             base=reference_logps.made_with(self.model, self.p, dtype=self.p.scoring.dtype),
-            adapter={file.name: _sha256(file) for file in adapter},
+            adapter={file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in adapter},
             parameters=[self.p.scoring.model_dump(), self.p.format.model_dump()],
-            device=torch.cuda.get_device_name() if device == "cuda" else device,
+            device=scoring.device_name(device),
             code=code(*CODE) | known.of_model(self.model).fingerprint,
             peft=version("peft") if adapter else None,
         )
@@ -89,27 +89,26 @@ class Checkpoint:
 
         Args:
             kind: of piece; the first part of its file's name.
-            label: what is said when it is taken up.
+            label: what is said when it is there.
             decides: all that decides the piece besides the checkpoint, as JSON values.
         """
-        name = self.name(kind, **decides)
-        path = project_root() / KEPT / name
-        found = _read(path)
-        if found is not None and name in self.fresh:
-            return found
-        if found is not None and not is_forced():
-            print(f"{label}: finished in an earlier run, taken up from {KEPT / name}")
-            return found
-        content = make()
-        try:
-            _write(path, content)
-        except OSError as error:
-            print(f"{label}: can't be kept for a later run ({error.strerror})")
-        return content
+        path = self.place(kind, **decides)
+        found = None if is_forced() and path.name not in self.fresh else _read(path)
+        if found is None:
+            found = make()
+            try:
+                _write(path, found)
+            except OSError as error:
+                print(f"{label}: can't be kept for a later run ({error.strerror})")
+        elif path.name not in self.fresh and label not in self.said:
+            self.said.add(label)
+            print(f"{label}: kept from an earlier run")
+        return found
 
-    def name(self, kind: str, **decides: Any) -> str:
-        """The name of a piece's file."""
-        return f"{kind}-{digest(checkpoint=self.fingerprint, kind=kind, decides=decides)}"
+    def place(self, kind: str, **decides: Any) -> Path:
+        """The file of a piece."""
+        name = digest(checkpoint=self.fingerprint, kind=kind, decides=decides)
+        return project_root() / KEPT / f"{kind}-{name}"
 
     def kept_table(
         self, kind: str, make: Callable[[], pd.DataFrame], *, label: str, **decides: Any
@@ -132,35 +131,36 @@ class Checkpoint:
         order = scoring.by_length(pairs)
         places = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
         chunks = [[pairs[place] for place in those] for those in places]
-        missing = [chunk for chunk in chunks if is_forced() or not self.has(chunk)]
-        if len(missing) > 1 and (count := processes(self.p)) > 1:
-            start = time.monotonic()
-            work = partial(self.chunk, images=images, label=label)
-            if parallel.each(work, missing, count=count, cpu=self.p.scoring.device == "cpu"):
-                self.seconds += time.monotonic() - start
-                self.scored += sum(map(len, missing))
-                self.fresh |= {self.name("log-probs", **decided_by(chunk)) for chunk in missing}
-            else:
-                print(f"{label}: one of {count} processes failed; one computes what is missing")
-        done = 0
-        tables = []
-        for those, chunk in zip(places, chunks, strict=True):
-            done += len(chunk)
-            said = f"{label}, {done:,} of {len(pairs):,} pairs"
-            tables.append(self.chunk(chunk, images, label=said).set_index(those))
+        with console.bar(len(pairs), label, "pairs"):
+            self._compute_side_by_side(chunks, images, label)
+            tables = [
+                self.chunk(chunk, images, label=label).set_index(those)
+                for those, chunk in zip(places, chunks, strict=True)
+            ]
         return pd.concat(tables).sort_index() if tables else scoring.to_table([], scoring.nothing())
+
+    def _compute_side_by_side(self, chunks: Sequence[Any], images: Path, label: str) -> None:
+        """Let a process for each GPU compute and keep the chunks that are missing."""
+        pieces = {self.place("log-probs", pairs=decisive(chunk)): chunk for chunk in chunks}
+        missing = {path: chunk for path, chunk in pieces.items() if is_forced() or not _read(path)}
+        if len(missing) < 2 or (count := processes(self.p)) < 2:
+            return
+        start = time.monotonic()
+        work = partial(self.chunk, images=images, label=label)
+        cpu = self.p.scoring.device == "cpu"
+        if not parallel.each(work, list(missing.values()), count=count, cpu=cpu):
+            print(f"{label}: one of {count} processes failed; one computes what is missing")
+            return
+        self.seconds += time.monotonic() - start
+        self.scored += sum(map(len, missing.values()))
+        self.fresh |= {path.name for path in missing}
 
     def chunk(
         self, pairs: Sequence[Mapping[str, Any]], images: Path, *, label: str
     ) -> pd.DataFrame:
         """``scoring.to_table`` of some pairs, kept as one piece."""
         score = partial(self.score, pairs, images, label=label)
-        return self.kept_table("log-probs", score, label=label, **decided_by(pairs))
-
-    def has(self, pairs: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the piece of these pairs is kept, undamaged."""
-        name = self.name("log-probs", **decided_by(pairs))
-        return _read(project_root() / KEPT / name) is not None
+        return self.kept_table("log-probs", score, label=label, pairs=decisive(pairs))
 
     def score(self, pairs: Sequence[Any], images: Path, *, label: str) -> pd.DataFrame:
         """``scoring.to_table`` of every pair, computed now and not kept.
@@ -175,44 +175,44 @@ class Checkpoint:
         self.seconds += time.monotonic() - start
         self.scored += len(pairs)
         table = scoring.to_table(pairs, logps)
-        refuse_infinite(table, is_tuned=self.adapter is not None)
+        finite = np.isfinite(logps.chosen) & np.isfinite(logps.rejected)
+        if not finite.all():
+            name = "tuned" if self.adapter else "base"
+            also = "lower train.learning_rate, or " if self.adapter else ""
+            raise UserError(
+                f"the {name} model gives log-probs that are not finite for {(~finite).sum()} of "
+                f"{len(table)} pairs (first: {table['id'][~finite].iloc[0]}); {also}set "
+                "scoring.dtype to float32"
+            )
         return table
 
     def answers(
         self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
     ) -> pd.DataFrame:
-        """Greedy answers to formatted prompts, in their order: ``id``, ``answer``, its ``tokens``,
-        and whether it ``finished`` within ``max_new_tokens``.
-        """
+        """``scoring.answers_table`` of greedy answers to formatted prompts, in their order."""
 
         def given() -> pd.DataFrame:
-            answers = (
-                []
-                if not rows
-                else scoring.answer(
-                    self.policy,
-                    rows,
-                    images,
-                    max_new_tokens=max_new_tokens,
-                    batch_tokens=self.p.scoring.batch_tokens,
-                    label=label,
-                )
+            if not rows:
+                return scoring.answers_table([], [])
+            answers = scoring.answer(
+                self.policy,
+                rows,
+                images,
+                max_new_tokens=max_new_tokens,
+                batch_tokens=self.p.scoring.batch_tokens,
+                label=label,
             )
             return scoring.answers_table(rows, answers)
 
         return self.kept_table(
-            "answers",
-            given,
-            label=label,
-            rows=[decisive(row) for row in rows],
-            max_new_tokens=max_new_tokens,
+            "answers", given, label=label, rows=decisive(rows), max_new_tokens=max_new_tokens
         )
 
     def cost(self) -> dict[str, Any]:
-        """For the diary: the device, and pairs/s of what was not taken up."""
+        """For the diary: the device, and pairs/s of what was computed now."""
         found: dict[str, Any] = {}
         if "policy" in self.__dict__:
-            found["device"] = scoring.device_name(self.policy)
+            found["device"] = scoring.device_name(scoring.device_of(self.p))
         if self.fresh:
             found["processes"] = processes(self.p)
         if self.scored:
@@ -222,26 +222,11 @@ class Checkpoint:
 
 def processes(p: Params) -> int:
     """How many processes score: one for each visible GPU, or one on the CPU."""
+    if scoring.device_of(p) == "cpu":
+        return 1
     import torch
 
-    device = scoring.choose_device(p.scoring.device, torch.cuda.is_available())
-    return torch.cuda.device_count() if device == "cuda" else 1
-
-
-def refuse_infinite(table: pd.DataFrame, *, is_tuned: bool) -> None:
-    """Raise ``UserError`` where a log-prob of ``scoring.to_table`` is not finite."""
-    finite = np.isfinite(table[["chosen_logps", "rejected_logps"]].to_numpy(float)).all(axis=1)
-    if finite.all():
-        return
-    fix = (
-        "lower train.learning_rate, or set scoring.dtype to float32"
-        if is_tuned
-        else "set scoring.dtype to float32, or fetch the model again where it is"
-    )
-    raise UserError(
-        f"the {'tuned' if is_tuned else 'base'} model gives log-probs that are not finite for "
-        f"{(~finite).sum()} of {len(table)} pairs (first: {table['id'][~finite].iloc[0]}); {fix}"
-    )
+    return torch.cuda.device_count()
 
 
 def digest(**parts: Any) -> str:
@@ -250,18 +235,9 @@ def digest(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def decided_by(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What decides the log-probs of some pairs, besides the checkpoint."""
-    return {"pairs": [decisive(pair) for pair in pairs]}
-
-
-def decisive(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a formatted row decides its score or answer."""
-    return {name: row[name] for name in DECISIVE if name in row}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def decisive(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What of formatted rows decides their scores or answers."""
+    return [{name: row[name] for name in DECISIVE if name in row} for row in rows]
 
 
 # A piece's file is the hash of its content, 32 bytes, and the content.

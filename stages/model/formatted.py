@@ -149,19 +149,15 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
     """Rows of ``<folder>/<name>.json``, as the format stage wrote them.
 
     Raises:
-        UserError: the file is missing or is no list of rows.
+        UserError: the file is missing or damaged.
     """
     path = folder / f"{name}.json"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; `dvc repro format` makes it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         raise UserError(
-            f"{path} is not valid JSON ({error}); `dvc repro -f format` makes it again"
+            f"{path} is missing or damaged; `dvc repro -f format` makes it again"
         ) from None
-    if not isinstance(rows, list):
-        raise UserError(f"{path} holds no list of rows; `dvc repro -f format` makes it again")
     return rows
 
 

@@ -20,27 +20,17 @@ def by_pair(folder: Path) -> dict[str, tuple[float, float]]:
     """Summed log-probs (chosen, rejected) in nats by ``pair_key``.
 
     Raises:
-        UserError: the table can't be read, or two rows of a pair disagree.
+        UserError: the table can't be read.
     """
     path = folder / TABLE
-    columns = ["key", "chosen_logps", "rejected_logps"]
     try:
-        table = pd.read_parquet(path, columns=columns).drop_duplicates()
+        table = pd.read_parquet(path, columns=["key", "chosen_logps", "rejected_logps"])
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} can't be read ({' '.join(str(error).split())[:200]}); "
             "`dvc repro -f reference` makes it again"
         ) from None
-    twice = table["key"][table["key"].duplicated()]
-    if len(twice):
-        raise UserError(
-            f"{path} has two different rows of the pair {twice.iloc[0]}; "
-            "`dvc repro -f reference` makes it again"
-        )
-    return {
-        key: (chosen, rejected)
-        for key, chosen, rejected in table.itertuples(index=False, name=None)
-    }
+    return {key: (chosen, rejected) for key, chosen, rejected in table.itertuples(index=False)}
 
 
 def pair_key(feature: Mapping[str, Any]) -> str:

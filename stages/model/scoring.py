@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.core import console, portable
 from stages.core.errors import UserError
 from stages.families.family import Family
 from stages.model import formatted, lookup, prefix, tokens
@@ -102,7 +103,7 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
     """
     import torch
 
-    device = choose_device(p.scoring.device, torch.cuda.is_available())
+    device = device_of(p)
     loaded = tokens.load(
         model_dir, p, infer_dtype=p.scoring.dtype, quantization_bit=p.model.quantization_bit
     )
@@ -179,6 +180,24 @@ def _all_from_files(model_dir: Path) -> Iterator[None]:
         AutoModelForImageTextToText.from_pretrained = own
 
 
+def device_of(p: Params) -> str:
+    """``cpu`` or ``cuda``. On the CPU torch computes as ``scoring.portable`` says, so it must not
+    have been used before.
+
+    Raises:
+        UserError: a GPU is wanted and there is none.
+    """
+    portable.prepare(p.scoring.device, portable=p.scoring.portable)
+    import torch
+
+    device = choose_device(p.scoring.device, torch.cuda.is_available())
+    if device == "cpu" and p.scoring.portable:
+        torch.set_num_threads(portable.THREADS)
+        used = torch.backends.cpu.get_cpu_capability()
+        assert used != "AVX512", "torch was used before it was told to compute portably"
+    return device
+
+
 def choose_device(wanted: str, has_gpu: bool) -> str:
     """``cpu`` or ``cuda`` for ``scoring.device``.
 
@@ -195,12 +214,11 @@ def choose_device(wanted: str, has_gpu: bool) -> str:
     return wanted
 
 
-def device_name(policy: Policy) -> str:
+def device_name(device: str) -> str:
     """``cpu``, or the GPU's name."""
     import torch
 
-    device = policy.model.device
-    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device)
+    return str(torch.cuda.get_device_name()) if device == "cuda" else device
 
 
 def _processing_images_once(template: Any) -> Any:
@@ -338,7 +356,6 @@ def _batches(
     images are decoded, resized and put together. On the CPU they would take the model's cores.
     """
     from torch.utils.data import DataLoader
-    from tqdm import tqdm
 
     order = by_length(pairs)
     groups: Any = [order[start : start + GROUP] for start in range(0, len(order), GROUP)]
@@ -350,7 +367,7 @@ def _batches(
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # nothing is imported again
     )
-    with tqdm(total=len(pairs), desc=label, unit="pair", disable=not label) as progress:
+    with console.bar(len(pairs), label, "pairs") as progress:
         for group in loader:
             for batch in group:
                 yield batch
@@ -445,7 +462,6 @@ def answer(
     here: RESULTS.md.)
     """
     import torch
-    from tqdm import tqdm
     from transformers import GenerationConfig
 
     model, tokenizer = policy.model, policy.tokenizer
@@ -458,7 +474,7 @@ def answer(
     )
     asked = [prompt_tokens(policy, prompt, images) for prompt in prompts]
     answers: dict[int, Answer] = {}
-    with tqdm(total=len(prompts), desc=label, unit="answer", disable=not label) as progress:
+    with console.bar(len(prompts), label, "answers") as progress:
         for places in _of_like_length([len(ids) + max_new_tokens for ids in asked], batch_tokens):
             batch = _left_padded(
                 policy, [prompts[i] for i in places], [asked[i] for i in places], images

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from stages.core import console
 from stages.core.errors import UserError, did_you_mean
 from stages.families import known
 from stages.families.family import Family
@@ -146,7 +145,7 @@ def count(
     plugin.expand_mm_tokens = False
     whole = _Whole(tokens.tokenizer)
     pairs = []
-    for row in tqdm(rows, desc="template", unit="pair", mininterval=1):
+    for row in console.counted(rows, len(rows), "format", "pairs"):
         messages = plugin.process_messages(
             [*formatted.turns(row), row["chosen"], row["rejected"]],
             row["images"],

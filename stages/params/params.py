@@ -123,6 +123,7 @@ class Format(Section):
 class Scoring(Section):
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["float32", "bfloat16", "float16"]
+    portable: bool
     batch_tokens: Positive
 
 
@@ -134,6 +135,7 @@ class Train(Section):
     beta: Annotated[float, Field(gt=0)]
     loss: LossName
     gpus: Annotated[int, Field(ge=0)]
+    portable: bool
     shared_prefix: bool
     keep_vision_features: bool
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from stages.core import portable
 from stages.core.errors import UserError, did_you_mean
 from stages.core.meaning import code
 from stages.families import known
@@ -77,24 +78,9 @@ def dpo_config(
     return config
 
 
-def without_effect(p: Params, model: Path) -> str | None:
-    """A sentence on an option that LLaMA-Factory takes and then ignores for this model."""
-    if not p.train.passed_through.get("enable_liger_kernel"):
-        return None
-    kind = json.loads((model / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != "qwen3_vl":
-        return None
-    return (
-        "train.enable_liger_kernel does nothing for qwen3_vl: LLaMA-Factory 0.9.5 has no Liger "
-        "kernels for it. What Liger saves at the head, train.shared_prefix saves too."
-    )
-
-
 def check_modules(p: Params, model: Path) -> None:
-    """Refuse a name in ``train.lora_target`` that no module of the model has in its own.
-
-    LLaMA-Factory compares parts of names, once the model is loaded, and PEFT then finds nothing to
-    train.
+    """Refuse a name in ``train.lora_target`` that no module of the model has in its own. PEFT finds
+    out once the model is loaded, and only if no other name fits.
 
     Raises:
         UserError: with the nearest known name.
@@ -104,20 +90,17 @@ def check_modules(p: Params, model: Path) -> None:
     given = p.train.passed_through
     targets = given.get("lora_target", "all")
     targets = [name.strip() for name in targets.split(",")] if isinstance(targets, str) else targets
-    if targets == ["all"]:
-        return
     modules = set()
     for path in model.glob("*.safetensors"):
         with safe_open(path, "numpy") as file:
             modules |= {name.rpartition(".")[0] for name in file.keys()}  # noqa: SIM118
     if given.get("freeze_vision_tower", True):
         modules = {name for name in modules if "visual" not in name.split(".")}
-    last = {name.rpartition(".")[2] for name in modules}
     for target in targets:
-        if not any(target in name for name in modules):
+        if target != "all" and not any(target in name for name in modules):
             raise UserError(
                 f"train.lora_target: no module that is trained has '{target}' in its name"
-                + did_you_mean(target, last)
+                + did_you_mean(target, {name.rpartition(".")[2] for name in modules})
             )
 
 
@@ -159,50 +142,53 @@ def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
     return None
 
 
+def ours(p: Params) -> dict[str, bool]:
+    """Our own keys that decide what a training computes."""
+    return {
+        "shared_prefix": p.train.shared_prefix,
+        "keep_vision_features": p.train.keep_vision_features,
+        "portable": p.train.portable and p.train.gpus == 0,
+    }
+
+
 def fingerprint(
     config: Mapping[str, Any],
     formatted: Path,
     model: Path,
     processes: int,
     *,
-    shared_prefix: bool,
-    keep_vision_features: bool,
+    ours: Mapping[str, bool],
     cached: Path | None,
 ) -> str:
     """A name for everything that decides what a training produces: 16 hex digits.
 
     It covers the LLaMA-Factory configuration (not where it writes), the number of ``processes``
-    (the effective batch follows from it), the formatted train and validation pairs
-    (which name their images by content), the base model's files (by the hashes in its
-    ``SOURCE.json``), the versions of the packages that compute, our code inside the training
-    process, and the reference's log-probs where they are ``cached``.
+    (the effective batch follows from it), the formatted train and validation pairs (which name
+    their images by content), the base model's files (by the hashes in its ``SOURCE.json``), the
+    versions of the packages that compute, our code inside the training process, our own keys, and
+    the reference's log-probs where they are ``cached``.
     """
-    deciding = {key: value for key, value in config.items() if key != "output_dir"}
+    inside = code(*CODE)
+    if ours["shared_prefix"]:
+        inside |= code(*SHARED_CODE) | code("params/losses.py", without=losses.WORDS)
+        inside |= known.of_model(model).fingerprint
+    data = ("train.json", "validation.json", "dataset_info.json")
     parts = {
-        "config": deciding,
+        "config": {key: value for key, value in config.items() if key != "output_dir"},
         "processes": processes,
-        "data": {
-            name: sha256(formatted / name)
-            for name in ("train.json", "validation.json", "dataset_info.json")
-        },
+        "data": {name: sha256(formatted / name) for name in data},
         "model": sha256(model / "SOURCE.json"),
         "packages": {package: version(package) for package in PACKAGES},
-        "inside": code(*CODE) | (shared_code(model) if shared_prefix else {}),
-        "keep_vision_features": keep_vision_features,
+        "inside": inside,
+        "ours": dict(ours),
         "reference": sorted(lookup.by_pair(cached).items()) if cached else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def shared_code(model: Path) -> dict[str, str]:
-    """Hashes of what runs in a training besides ``CODE`` where prompts are shared."""
-    loss = code("params/losses.py", without=losses.WORDS)
-    return code(*SHARED_CODE) | loss | known.of_model(model).fingerprint
-
-
-def require_gpus(wanted: int, *, bf16: bool = False, tf32: bool = False) -> None:
-    """Raise ``UserError`` if ``train.gpus`` wants more GPUs than there are, or ``train.bf16`` or
-    ``train.tf32`` what they can't do; loads no model.
+def require_gpus(wanted: int, *, bf16: bool = False) -> None:
+    """Raise ``UserError`` if ``train.gpus`` wants more GPUs than there are, or ``train.bf16`` what
+    they only emulate; loads no model.
     """
     if wanted == 0:
         return
@@ -220,18 +206,11 @@ def require_gpus(wanted: int, *, bf16: bool = False, tf32: bool = False) -> None
             f"train.bf16 is true, and the {torch.cuda.get_device_name(0)} has no bfloat16; set it "
             "to false, and train.fp16 to true"
         )
-    if tf32 and torch.cuda.get_device_capability()[0] < 8:
-        raise UserError(f"train.tf32 is true, and the {torch.cuda.get_device_name(0)} has none")
 
 
 def on_ray(environment: Mapping[str, str]) -> bool:
-    """Whether Ray starts the processes, on one machine or several."""
-    return _is_on(environment, "USE_RAY")
-
-
-def _is_on(environment: Mapping[str, str], name: str) -> bool:
-    """Whether a variable says yes, as LLaMA-Factory reads it."""
-    return environment.get(name, "0").lower() in ("1", "true", "y")
+    """Whether Ray starts the processes, by LLaMA-Factory's own switch."""
+    return environment.get("USE_RAY", "0").lower() in ("1", "true", "y")
 
 
 def check_environment(environment: Mapping[str, str]) -> None:
@@ -246,12 +225,6 @@ def check_environment(environment: Mapping[str, str]) -> None:
             "USE_RAY is set, and Ray is not installed: `make extras` installs it; unset USE_RAY to "
             "train on this machine alone"
         )
-    for name in ("USE_V1", "USE_MCA", "USE_KT"):
-        if _is_on(environment, name):
-            raise UserError(
-                f"{name} is set, with which LLaMA-Factory trains by other code, whose options and "
-                "results this pipeline does not know: unset it"
-            )
     for name in ("NNODES", "NODE_RANK", "RDZV_ID", "MIN_NNODES"):
         if environment.get(name, "") not in ("", "0", "1"):
             raise UserError(
@@ -260,7 +233,7 @@ def check_environment(environment: Mapping[str, str]) -> None:
             )
 
 
-def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:
+def environment(gpus: int, base: Mapping[str, str], *, is_portable: bool) -> dict[str, str]:
     """Environment in which ``llamafactory-cli`` uses exactly ``gpus`` GPUs (0: the CPU).
 
     One GPU of several must be chosen here, since LLaMA-Factory turns to torchrun wherever it sees
@@ -269,6 +242,8 @@ def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:
     """
     # Else every file and argument is listed, and the progress bar is hard to find.
     result = {"LLAMAFACTORY_VERBOSITY": "WARN"} | dict(base)
+    if gpus == 0:
+        result |= portable.environment(portable=is_portable)
     # LLaMA-Factory looks for torchrun on the path, also where .venv was never activated.
     tools = [str(Path(sys.executable).parent), *filter(None, [base.get("PATH")])]
     result["PATH"] = os.pathsep.join(tools)

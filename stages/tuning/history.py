@@ -4,14 +4,13 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from stages.core.errors import UserError
-from stages.tuning.inside.sitecustomize import CHECKPOINT, FIRST_BATCH
+from stages.tuning.inside.sitecustomize import FIRST_BATCH
 
 # Names in LLaMA-Factory's log history, and the field's terms that our curves use.
 CURVES = {
@@ -71,21 +70,18 @@ def check(entry: Mapping[str, Any], beta: float | None) -> None:
             before, ``logging_nan_inf_filter``, so the log-probs tell), nor is a log-prob of the
             reference, or the margin at step 1 is further from 0 than rounding explains.
     """
-    for name in ("loss", "logps/chosen", "logps/rejected"):
+    of_policy = dict.fromkeys(
+        ("loss", "logps/chosen", "logps/rejected"),
+        "the training diverged; lower train.learning_rate or train.max_grad_norm",
+    )
+    of_reference = dict.fromkeys(
+        ("rewards/chosen", "rewards/rejected"),
+        "the reference's log-probs are no numbers; `dvc repro -f reference` computes them again",
+    )
+    for name, why in (of_policy | of_reference).items():
         for key in (name, f"eval_{name}"):
             if not math.isfinite(entry.get(key, 0.0)):
-                raise UserError(
-                    f"the training diverged: {key} is {entry[key]} at step {entry['step']}; "
-                    "lower train.learning_rate or train.max_grad_norm"
-                )
-    for name in ("rewards/chosen", "rewards/rejected"):
-        for key in (name, f"eval_{name}"):
-            if not math.isfinite(entry.get(key, 0.0)):
-                raise UserError(
-                    f"{key} is {entry[key]} at step {entry['step']}, though the log-probs are "
-                    "numbers: those of the reference are none; `dvc repro -f reference` computes "
-                    "them again"
-                )
+                raise UserError(f"{key} is {entry[key]} at step {entry['step']}: {why}")
     if beta is None or entry["step"] != 1 or "rewards/margins" not in entry:
         return
     margin = float(entry["rewards/margins"])
@@ -95,30 +91,6 @@ def check(entry: Mapping[str, Any], beta: float | None) -> None:
             f"the reward margin at step 1 is {margin:.4g}, not about 0: the policy does not start "
             "at the reference; is model.source a plain base model, without an adapter of its own?"
         )
-
-
-def require_room(entry: Mapping[str, Any], folder: Path) -> None:
-    """Whether the disk has room for the next checkpoint of the training in ``folder``, which is as
-    large as the last one; before the first, what the training says of it (``CHECKPOINT``).
-
-    Raises:
-        UserError: it has not. Told now, it costs no steps that could not be saved.
-    """
-    needed = max([entry.get(CHECKPOINT, 0), *map(size, folder.glob("checkpoint-*"))])
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"the disk of {folder} has {free / 1e6:,.1f} MB free, and the next checkpoint takes "
-            f"{needed / 1e6:,.1f} MB: free some space, then run the same command again; training "
-            "resumes from its last checkpoint"
-        )
-
-
-def size(checkpoint: Path) -> int:
-    """Bytes of a checkpoint; 0 of one that is being deleted."""
-    with suppress(FileNotFoundError):
-        return sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file())
-    return 0
 
 
 def first_margin(entries: Sequence[Mapping[str, Any]]) -> float:

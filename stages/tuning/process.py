@@ -3,20 +3,22 @@
 import json
 import os
 import re
-import select
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from stages.core import console
 from stages.core.errors import UserError
 from stages.core.processes import ended_with_the_stage
 from stages.tuning.config import INSIDE, sha256
 from stages.tuning.history import STATE
-from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, TRAINER, VISION
+from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, STEPS, TRAINER, VISION
+
+KILLED = "Signal 9 (SIGKILL)"  # as torchrun tells of a process, which most often lacked memory
 
 # What a failed training prints, and what most likely helps; the first match is told.
 FIXES = (
@@ -47,7 +49,7 @@ FIXES = (
         "no GPU could be used: set train.gpus: 0, or run where there is one",
     ),
     (
-        r"Signal 9 \(SIGKILL\)|DefaultCPUAllocator: .*memory|Cannot allocate memory",
+        rf"{re.escape(KILLED)}|DefaultCPUAllocator: .*memory|Cannot allocate memory",
         "the machine ran out of memory: lower train.per_device_train_batch_size or "
         "train.preprocessing_num_workers",
     ),
@@ -112,8 +114,7 @@ def launch(
     environment: Mapping[str, str],
     watch: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Run ``llamafactory-cli`` with ``arguments``, show what it prints, and keep that in
-    ``folder / "train.log"``.
+    """Run ``llamafactory-cli`` with ``arguments``; what it prints goes to ``folder / "train.log"``.
 
     ``watch`` is called with each step that the training logs, within half a second; an exception
     that it raises ends the training.
@@ -127,8 +128,7 @@ def launch(
         raise UserError(f"{executable} is missing; `make repro` installs the locked requirements")
     log, events = folder / "train.log", folder / EVENTS_FILE
     events.unlink(missing_ok=True)
-    steps, seen = new_lines(events), 0
-    sys.stdout.flush()  # what the stage said comes before what the training says
+    steps, bar, seen = new_lines(events), None, 0
     earlier = log.stat().st_size if log.exists() else 0
     with (
         log.open("ab") as file,
@@ -136,37 +136,30 @@ def launch(
             [str(executable), *arguments],
             env={**environment, **inside(events, environment)},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=file,
             stderr=subprocess.STDOUT,
             process_group=0,  # torchrun and its workers can then be ended with it
         ) as process,
         ended_with_the_stage(process),
+        ExitStack() as shown,
     ):
-        assert process.stdout is not None
-        chunk = None
-        while chunk != b"":
-            chunk = None
-            if select.select([process.stdout], [], [], 0.5)[0]:
-                chunk = os.read(process.stdout.fileno(), 65536)
-                file.write(chunk)
-                file.flush()
-                sys.stdout.buffer.write(chunk)
-                sys.stdout.buffer.flush()
-            elif process.poll() is not None:
-                break  # something that it left behind keeps the pipe open
+        runs = True
+        while runs:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+                runs = False
             for step in next(steps):
-                seen += 1
+                bar = bar or shown.enter_context(console.bar(step[STEPS], "training", "steps"))
+                bar.update(step["step"] - seen)
+                seen = step["step"]
                 watch(step)
     if process.returncode:
-        with log.open("rb") as file:
-            file.seek(earlier)  # what an earlier attempt died of is not what this one did
-            output = file.read().decode("utf-8", errors="replace")
-        raise UserError(explain(process.returncode, output, log))
+        said = log.read_bytes()[earlier:]  # what an earlier attempt died of is not told again
+        raise UserError(explain(process.returncode, said.decode("utf-8", errors="replace"), log))
     if not seen:
-        print(
+        console.show(
             f"the training wrote nothing to {events}, so it had no live curves and no early checks;"
-            f" {log} may say why, in a line with sitecustomize.py",
-            file=sys.stderr,
+            f" {log} may say why, in a line with sitecustomize.py"
         )
 
 
@@ -207,12 +200,8 @@ def new_lines(path: Path) -> Iterator[list[dict[str, Any]]]:
 def explain(returncode: int, output: str, log: Path) -> str:
     """A failed training in one message: how it ended, its last lines, the likely fix."""
     ended = f"exit status {returncode}" if returncode > 0 else f"killed by signal {-returncode}"
-    fix = next((fix for pattern, fix in FIXES if re.search(pattern, output)), None)
-    if fix is None and returncode in (-9, 137):
-        fix = (
-            "most likely the machine ran out of memory: lower train.per_device_train_batch_size or "
-            "train.preprocessing_num_workers"
-        )
+    told = f"{output}\n{KILLED if returncode in (-9, 137) else ''}"
+    fix = next((fix for pattern, fix in FIXES if re.search(pattern, told)), None)
     lines = "\n".join(f"    {line}" for line in last_lines(output))
     likely = f"\nlikely fix: {fix}" if fix else ""
     return (
@@ -262,10 +251,7 @@ def publish(folder: Path, out: Path, fingerprint: str) -> None:
     (out / "adapter_config.json").write_text(
         json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    made = {
-        "fingerprint": fingerprint,
-        "adapter_sha256": sha256(out / WEIGHTS),
-    }
+    made = {"fingerprint": fingerprint, "adapter_sha256": sha256(out / WEIGHTS)}
     (out / "fingerprint.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
 
 

@@ -33,7 +33,7 @@ VISION = "TRAINING_KEEPS_VISION"  # whether what the frozen vision tower makes o
 FOLDER = "TRAINING_FOLDER"  # where to train, if Ray starts the processes: they begin where it began
 
 TUNER = "llamafactory.train.tuner"
-CHECKPOINT = "checkpoint_bytes"  # what each step that is written says of the next checkpoint
+STEPS = "max_steps"  # what each step that is written says of how many there will be
 FIRST_BATCH = "first_batch.json"  # how shared prompts and stock differ on the first pairs
 
 
@@ -129,19 +129,13 @@ def writer(file: str) -> Any:
     class Writer(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
-                size = {CHECKPOINT: checkpoint_bytes(kwargs["model"])} if "model" in kwargs else {}
-                attempt(lambda: self.write(state.log_history[-1] | size))
+                attempt(lambda: self.write(state.log_history[-1] | {STEPS: state.max_steps}))
 
         def write(self, entry: dict[str, Any]) -> None:
             with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(entry, default=float) + "\n")
 
     return Writer()
-
-
-def checkpoint_bytes(model: Any) -> int:
-    """About what a checkpoint takes on disk: what is trained, and Adam's two moments of it."""
-    return sum(3 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 def attempt(what: Callable[[], object]) -> None:
