@@ -46,18 +46,21 @@ else:  # one of the kinds of sources that are registered, told by ``kind``
     DataSource = Union[tuple(kind.section for kind in KINDS.values())]  # noqa: UP007
     ModelSource = Union[tuple(k.model_section for k in KINDS.values() if k.model_section)]  # noqa: UP007
 
-# Of a source of data: DVC's item, a folder below data/raw, and the origin of its rows.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")]
-
 
 class Data(Section):
+    """Sources by name: DVC's item, a folder below data/raw, and the origin of the rows."""
+
     sources: Annotated[
-        dict[Name, Annotated[DataSource, Field(discriminator="kind")]], Field(min_length=1)
+        dict[str, Annotated[DataSource, Field(discriminator="kind")]], Field(min_length=1)
     ]
 
     @field_validator("sources")
     @classmethod
-    def _one_folder_each(cls, sources: dict[str, Any]) -> dict[str, Any]:
+    def _names(cls, sources: dict[str, Any]) -> dict[str, Any]:
+        for name in sources:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,39}", name):  # else -S can't name it
+                message = "a name is a letter, then letters, digits, - and _"
+                raise PydanticCustomError("names", message)
         if len({name.lower() for name in sources}) < len(sources):
             raise PydanticCustomError("names", "two names differ in case alone")
         return sources
