@@ -26,7 +26,7 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check check-data lint setup use ui exps sweep seeds join costs sync ask export serve chat release \
+.PHONY: help repro test check check-data lint setup use ui exps sweep seeds costs sync ask export serve chat release \
   publish plan doctor verify check-certificate extras lock clean venv
 .SILENT:
 
@@ -52,8 +52,7 @@ lint: setup ## Lint and check types only
 # The copy of the lock file inside .venv says what is installed. It is compared by content, because
 # a checkout changes times, and it is written last, so that an interrupted installation starts again.
 setup: venv ## Create .venv with the locked requirements (the commands above do it when needed)
-	$(DIE) cmp -s requirements.txt .venv/installed.txt || { \
-	rm -f .venv/installed.txt; \
+	$(DIE) cmp -s requirements.txt .venv/installed.txt || { rm -f .venv/installed.txt; \
 	.venv/bin/uv pip sync --python .venv/bin/python --require-hashes requirements.txt && \
 	cp requirements.txt .venv/installed.txt || die "Installing failed for the reason above." \
 	"Run the same command again to go on; UV_CACHE_DIR=... moves uv's downloads to another disk."; }
@@ -61,16 +60,8 @@ setup: venv ## Create .venv with the locked requirements (the commands above do 
 extras: setup ## Install what single commands and formats need too: signing, HEIC, Google Drive, ...
 	.venv/bin/uv pip install --python .venv/bin/python --require-hashes --requirement requirements-extras.txt
 
-use: ## Switch to a preset: make use PRESET=name
-	$(DIE) names= there= known=; for file in params/*.yaml; do \
-	  name=$${file#params/}; name=$${name%.yaml}; names="$$names $$name"; \
-	  [ "$$name" != "$$PRESET" ] || there=yes; \
-	  ! cmp -s "$$file" params.yaml || known=yes; done; \
-	[ -n "$$there" ] || die "Which preset? make use PRESET=name, with one of:$$names"; \
-	[ -n "$$known$$FORCE" ] || [ ! -e params.yaml ] || \
-	  [ -z "$$(git status --porcelain -- params.yaml 2>&1)" ] || \
-	  die "params.yaml has edits that are neither committed nor a preset; FORCE=1 discards them."; \
-	cp "params/$$PRESET.yaml" params.yaml && echo "params.yaml is now params/$$PRESET.yaml."
+use: setup ## Switch to a preset: make use PRESET=name
+	$(IN_VENV) python -m stages use $${PRESET:+--preset "$$PRESET"} $${FORCE:+--force "$$FORCE"}
 
 # The server's job queues, seven more processes, serve functions that this project does not use.
 ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
@@ -79,8 +70,6 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 	  --host 127.0.0.1 --port $(PORT) \
 	  --backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts
 
-# To pip 23.2, which Python 3.11 brings, a[x]==1, a[x, y]==1 and a==1 are three packages, each refused
-# if the lock has not got it; so an entry with extras is repeated without them and with each of them.
 # Without --drop the table has a column for every file that a stage reads or writes.
 exps: setup ## Compare experiments: changed parameters, headline figures (ARGS=-A: of all commits)
 	[ -t 1 ] || export COLUMNS=$${COLUMNS:-250}; $(IN_VENV) dvc exp show --no-pager --only-changed --drop 'Created|.*/.*' $(ARGS)
@@ -91,9 +80,6 @@ sweep: setup ## Run every combination: make sweep SET='train.beta=0.05,0.1' (GPU
 seeds: setup ## Train with N other seeds (N=3, GPUS=0,1, SET= what else differs, NAME=)
 	$(IN_VENV) python -m stages sweep --sets "$$SET train.seed=$$(seq -s , 1 "$$N")" \
 	  --gpus "$$GPUS" --name "$$NAME"
-
-join: setup ## Join a training that runs over several machines, as another: NODE_RANK=1 make join
-	$(IN_VENV) python -m stages join
 
 costs: setup ## What each stage took when it ran here
 	$(IN_VENV) python -m stages costs
@@ -139,44 +125,27 @@ publish: setup ## Upload a release to the Hub, private: make publish REPO=owner/
 	  $${PUBLIC:+--public "$$PUBLIC"}
 
 lock: venv ## Resolve requirements*.in into requirements*.txt (ARGS=--upgrade for the newest)
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-strip-extras --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock" $(ARGS) requirements.in --output-file requirements.txt
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-strip-extras --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command "make lock" $(ARGS) requirements-extras.in --output-file requirements-extras.txt
-	.venv/bin/python -c 'import pathlib, re; file = pathlib.Path("requirements.txt"); \
-	  forms = lambda m: [m[1] + m[3], *(f"{m[1]}[{x}]{m[3]}" for x in m[2].split(", ")), m[0]]; \
-	  entry = r"(?m)^(\S+?)\[(.+?)\](==.*\\\n(?: +--hash.*\n)+)"; \
-	  text = re.sub(entry, lambda m: "".join(dict.fromkeys(forms(m))), file.read_text()); \
-	  file.write_text(text)'
+	for name in requirements requirements-extras; do .venv/bin/uv pip compile --quiet --universal \
+	  --python-version 3.11 --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" $(ARGS) $$name.in --output-file $$name.txt || exit; done
 
 clean: ## Delete .venv and the tools' caches; data, models and results stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # A .venv made here, whose Python still runs, with the pinned uv; made anew if anything of that fails.
 venv:
-	$(DIE) found= python=; here=$$(pwd -P); \
+	$(DIE) made="$$(pwd -P) uv $(UV)"; \
 	[ ! -L .venv ] || die ".venv is a link, and what it leads to may be another project's: delete the link."; \
-	[ "$$(cat .venv/made-in.txt 2>/dev/null)" = "$$here uv $(UV)" ] && \
-	  .venv/bin/python -c '' 2>/dev/null && exit 0; \
-	command -v git >/dev/null || die "git was not found, and DVC needs it: install git."; \
-	[ -e .git ] || die "This folder is not a Git clone, which DVC needs: use git clone, or git init."; \
+	[ "$$(cat .venv/made-in.txt 2>/dev/null)" = "$$made" ] && .venv/bin/python -c '' 2>/dev/null && exit; \
+	[ -e .git ] && git --version >/dev/null 2>&1 || die "DVC needs Git: install git, and make this folder a" \
+	  "clone of the project (git clone), or a repository of its own (git init)."; \
 	set -- python3.11 python3.12 python3.13 python3; [ -z "$$PYTHON" ] || set -- "$$PYTHON"; \
-	for name; do version=$$("$$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' \
-	    2>/dev/null) || continue; \
-	  found="$$found, but $$name is $$version"; \
-	  python=$$("$$name" -c 'import sys; assert sys.version_info >= (3, 11); print(sys._base_executable)' \
-	    2>/dev/null) && break; done; \
-	[ -n "$$python" ] || die "Python 3.11 or newer is needed$${found:-, but there is no working $$*}:" \
-	  "install it, or name it with PYTHON=/path/to/python."; \
-	"$$python" -c 'import ensurepip, venv' 2>/dev/null || die "$$python lacks the venv module;" \
-	  "on Debian and Ubuntu: apt install python$$version-venv."; \
-	at=.; [ ! -d .venv ] || at=.venv/; old=$$(du -sk .venv/ 2>/dev/null | cut -f 1); \
-	free=$$(df -Pk $$at 2>/dev/null | awk 'NR == 2 { print $$4 }'); \
-	free=$$(( ($${free:-999999999} + $${old:-0}) / 1048576 )); \
-	[ $$free -ge $(ROOM_GB) ] || die "The disk of this folder has $$free GB free;" \
-	  "the installation needs $(ROOM_GB) GB."; \
-	"$$python" -m venv --clear .venv && \
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV) && \
-	echo "$$here uv $(UV)" > .venv/made-in.txt || die "Making .venv failed for the reason above."
+	find='import sys, ensurepip, venv; assert sys.version_info >= (3, 11); print(sys._base_executable)'; \
+	for name; do python=$$("$$name" -c "$$find" 2>/dev/null) && break; done; \
+	[ -n "$$python" ] || die "None of these is a Python 3.11 or newer with its venv module: $$*. Install one" \
+	  "(on Debian and Ubuntu, apt install python3-venv too), or name it with PYTHON=/path/to/python."; \
+	rm -rf .venv; free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1048576) }'); \
+	[ "$$free" -ge $(ROOM_GB) ] || die "The disk of this folder has $$free GB free, and the installation needs" \
+	  "$(ROOM_GB) GB: free some, or clone the project to another disk."; \
+	"$$python" -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV) && \
+	echo "$$made" > .venv/made-in.txt || die "Making .venv failed for the reason above."

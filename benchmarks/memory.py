@@ -7,6 +7,7 @@ computed again, and the head's logits. Not counted are the CUDA context and what
 leaves idle, 1 to 3 GB together; leave room for them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ PRESETS = {
 }
 
 
-def adapter_parameters(text: dict[str, Any], rank: int = 8) -> int:
+def adapter_parameters(text: Mapping[str, Any], rank: int = 8) -> int:
     """Of LoRA on every linear layer of the language model: rank · (inputs + outputs) each."""
     hidden, wide = text["hidden_size"], text["intermediate_size"]
     queries = text["num_attention_heads"] * text["head_dim"]

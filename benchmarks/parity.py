@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from benchmarks.pipeline import stack
 from stages.core import command
 from stages.core.errors import UserError
-from stages.families import qwen
+from stages.families.qwen3_vl import FAMILY
 from stages.model import prefix
 from stages.params import params
 from stages.tuning import config, history, process
@@ -106,7 +106,7 @@ def a_pair_at_a_time(model: Any, pairs: Sequence[Any], look: Any) -> Any:
 def images_once(model: Any, pairs: Sequence[Any], look: Any) -> Any:
     from tests.one_by_one import one_by_one
 
-    with qwen.seeing_each_image_once(model):
+    with FAMILY.seeing_each_image_once(model):
         return one_by_one(model, pairs, look)
 
 

@@ -31,8 +31,8 @@ DEMO = Path("demo/model")
 IMAGE_SIDE = 512
 
 # Qwen3-VL-4B-Instruct, and a model that two CPU cores can run.
-SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "4b": dict(flops.PUBLISHED["Qwen/Qwen3-VL-4B-Instruct"]),
+SIZES: dict[str, flops.Size] = {
+    "4b": flops.PUBLISHED["Qwen/Qwen3-VL-4B-Instruct"],
     "100m": {
         "text": {
             "hidden_size": 512,
@@ -119,7 +119,7 @@ def main(
 
 def make_model(
     folder: Path,
-    size: dict[str, dict[str, Any]],
+    size: flops.Size,
     device_name: str,
     dtype: str,
     largest_shard: str = "50GB",

@@ -27,7 +27,7 @@ from benchmarks import flops
 from benchmarks.pipeline import stack
 from benchmarks.throughput import SIZES, make_model, make_pairs
 from stages.core import command
-from stages.families import qwen
+from stages.families.qwen3_vl import FAMILY
 from stages.model import prefix, scoring
 from stages.params import params
 
@@ -200,7 +200,7 @@ def with_reference(
     def work() -> None:
         with mock.patch.object(stock, "compute_reference_log_probs", return_value=tuple(reference)):
             if once:
-                with qwen.seeing_each_image_once(stock.model):
+                with FAMILY.seeing_each_image_once(stock.model):
                     step(stock, batch)
             else:
                 step(stock, batch)

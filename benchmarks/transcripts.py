@@ -22,9 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.tables import between_markers, rewrite
-from stages.tuning.nodes import free_port
 from tests.hub_server import serve
 from tests.repository import ROOT, call, environment
+from tests.test_runs import free_port
 
 DOCUMENT = Path("docs/transcripts.md")
 TOKEN = "hf_of_a_writer"

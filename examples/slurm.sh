@@ -68,17 +68,26 @@ if [ -n "$SET" ]; then
   run git commit --allow-empty --all --message "Preset $PRESET"
   long make sweep "SET=$SET" "GPUS=$GPUS" "NAME=$NAME"
 elif [ "$NODES" -gt 1 ]; then
-  # This script runs on node 0. The others wait for its training, and leave with it.
+  # This script runs on node 0. Ray runs on every node for as long as the experiment does.
+  run make extras                          # Ray is one of them
+  export USE_RAY=1 RAY_AUTH_MODE=token RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
+  RAY_ADDRESS="$(hostname):$((20000 + ${SLURM_JOB_ID:-0} % 10000))"
+  export RAY_ADDRESS
   # shellcheck disable=SC2016  # the number is that of the node
-  join=(srun "--nodes=$NODES" --ntasks-per-node=1 --overlap --wait=0
-    bash -c '[ "$SLURM_NODEID" = 0 ] || make join')
-  echo "+ ${join[*]}"
+  cluster=(srun "--nodes=$NODES" --ntasks-per-node=1 --overlap --wait=0 bash -c '
+    if [ "$SLURM_NODEID" = 0 ]; then exec ray start --head "--port=${RAY_ADDRESS#*:}" --block; fi
+    until ray health-check "--address=$RAY_ADDRESS" >/dev/null 2>&1; do sleep 2; done
+    exec ray start "--address=$RAY_ADDRESS" --block')
+  echo "+ ${cluster[*]}"
   if [ -z "${DRY_RUN:-}" ]; then
-    "${join[@]}" &
-    joined=$!
-    trap 'kill "$joined" 2>/dev/null || true' EXIT
+    RAY_AUTH_TOKEN=$(ray get-auth-token --generate)   # else whoever reaches the port can run code
+    export RAY_AUTH_TOKEN
+    "${cluster[@]}" &
+    ray=$!
+    trap 'kill "$ray" 2>/dev/null && wait "$ray" || true' EXIT
+    until ray health-check "--address=$RAY_ADDRESS" >/dev/null 2>&1; do kill -0 "$ray"; sleep 2; done
   fi
-  long dvc exp run --name "$NAME" --set-param "train.nodes=$NODES"
+  long dvc exp run --name "$NAME" --set-param "train.gpus=$((NODES * ${SLURM_GPUS_ON_NODE:-8}))"
 else
   long dvc exp run --name "$NAME"
 fi

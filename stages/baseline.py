@@ -11,7 +11,7 @@ changes the log-probs of the pairs.
 from pathlib import Path
 from typing import Any
 
-from stages.answers import controls, lm_eval, prompts
+from stages.answers import controls, lm_eval, prompts, task_results
 from stages.core import command
 from stages.model import formatted
 from stages.model.checkpoint import Checkpoint
@@ -23,7 +23,6 @@ def main(
     formatted_data: Path, images: Path, model: Path, task_files: Path, out: Path
 ) -> dict[str, Any]:
     p = params.load()
-    lm_eval.check(p.evaluate.lm_eval, task_files)
     base = Checkpoint(model, p)
     # First what can fail: lm-eval downloads the data sets of its tasks.
     probed = lm_eval.run(base, task_files, formatted_data, images)
@@ -36,7 +35,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     controlled.to_parquet(out / "controls.parquet", index=False)
     answered.to_parquet(out / "answers.parquet", index=False)
-    lm_eval.write(probed, out / "lm_eval")
+    task_results.write(probed, out / "lm_eval")
     return base.cost()
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.answers import controls, lm_eval, prompts
+from stages.answers import controls, lm_eval, prompts, task_results
 from stages.core import command
 from stages.core.errors import UserError
-from stages.evaluation import metrics, regression, shortcuts, slices, statistics
+from stages.evaluation import metrics, paired, shortcuts, slices, statistics
 from stages.model import formatted
 from stages.model.checkpoint import Checkpoint
 from stages.pairs.pairs import SPLITS
@@ -43,7 +43,6 @@ def main(
     p = params.load()
     by_split = {split: formatted.read(formatted_data, split) for split in SPLITS}
     pairs = by_split["test"]
-    lm_eval.check(p.evaluate.lm_eval, task_files)
     tuned = Checkpoint(model, p, adapter)
     probed = lm_eval.run(tuned, task_files, formatted_data, images)
     own = tuned.log_probs(pairs, images, label="tuned")
@@ -65,14 +64,14 @@ def main(
         | metrics.of_images(scored, p.evaluate)
         | metrics.of_answers(answered[answered["of"] == "pair"], p.evaluate)
         | metrics.of_questions(answered[answered["of"] == "question"], p.evaluate)
-        | regression.comparison(lm_eval.read(baseline / "lm_eval"), probed, p.evaluate)
+        | paired.of_tasks(task_results.read(baseline / "lm_eval"), probed, p.evaluate)
     )
 
     for folder in (results, details, headline.parent):
         folder.mkdir(parents=True, exist_ok=True)
     scored.to_parquet(details / "scores.parquet", index=False)
     answered.to_parquet(details / "answers.parquet", index=False)
-    lm_eval.write(probed, details / "lm_eval")
+    task_results.write(probed, details / "lm_eval")
     audit.to_csv(details / "audit.csv", index=False)
     histogram(scored["reward_margin"].to_numpy()).to_csv(results / "margins.csv", index=False)
     slices.table(scored, p.evaluate).to_csv(results / "slices.csv", index=False)

@@ -28,6 +28,7 @@ from PIL import Image
 from stages.core import command
 from stages.core.errors import UserError
 from stages.core.text import shown
+from stages.families.family import Family
 from stages.model import tokens
 from stages.model.formatted import PLACEHOLDERS, dataset_info, found, neutralised, prompt
 from stages.model.tokens import Lengths
@@ -68,8 +69,9 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     write_json(out / "questions.json", questions)
     write_json(out / "dataset_info.json", dataset_info(system_prompts=any(table["system"])))
     write_left_out(out / "left_out.csv", rows, counted, kept, p.format.cutoff_len)
-    write_json(report, summary(table["split"], kept, counted, changed))
-    if told := altered_in_words(changed, len(table)):
+    told = altered_in_words(changed, len(table), tokenization.family)
+    write_json(report, summary(table["split"], kept, counted, changed, told))
+    if told:
         print(told, file=sys.stderr)
     write_quantiles(lengths, [length for length, ok in zip(counted, kept, strict=True) if ok])
 
@@ -176,7 +178,7 @@ def altered(
     return Altered(row, broken, excerpt(one, other))
 
 
-def altered_in_words(changed: Sequence[Altered], rows: int) -> str | None:
+def altered_in_words(changed: Sequence[Altered], rows: int, family: Family) -> str | None:
     """What is said of altered rows when they are more than a few: how many, of what, an example,
     and the cure.
     """
@@ -189,7 +191,7 @@ def altered_in_words(changed: Sequence[Altered], rows: int) -> str | None:
         f"were broken up so that they are read as text ({named}).",
         f"For example in row {changed[0].row}: {changed[0].excerpt}",
     ]
-    possible = [m for m, _ in often.most_common() if not tokens.BUILDS_PROMPTS.match(m)]
+    possible = [m for m, _ in often.most_common() if not family.builds_prompt(m)]
     if names := [marker for marker in possible if marker not in PLACEHOLDERS][:5]:
         told.append(
             "If the task needs them as the tokens they are, name them: "
@@ -235,6 +237,7 @@ def summary(
     kept: Sequence[bool],
     counted: Sequence[Lengths],
     changed: Sequence[Altered],
+    altered: str | None,
 ) -> dict[str, Any]:
     """What went in, what was kept and why the rest was not; quantiles (tokens) of all pairs."""
     splits = list(splits)
@@ -247,7 +250,7 @@ def summary(
         "kept_by_split": {name: used[name] for name in SPLITS},
         "left_out_by_split": {name: cut[name] for name in SPLITS},
         "special_tokens_neutralised": len(changed),
-        **({"altered": altered_in_words(changed, len(counted))} if len(changed) > FEW else {}),
+        **({"altered": altered} if altered else {}),
         "tokens": {
             name: {
                 label: int(np.percentile([getattr(c, name) for c in counted], q, method="higher"))

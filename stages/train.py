@@ -24,7 +24,7 @@ from stages.core.project import is_forced, project_root
 from stages.model import formatted
 from stages.params import params
 from stages.tracking import failures, runs
-from stages.tuning import config, history, nodes, process
+from stages.tuning import config, history, process
 from stages.tuning.config import WORKSPACE
 
 
@@ -122,8 +122,9 @@ def train(
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
     """
     tf32 = bool(p.train.passed_through.get("tf32"))
-    config.require_gpus(p.train.gpus, bf16=config.dtype(p) == "bfloat16", tf32=tf32)
-    nodes.require(os.environ, p.train.gpus, p.train.nodes)
+    config.check_environment(os.environ)
+    here = min(p.train.gpus, 1) if config.on_ray(os.environ) else p.train.gpus
+    config.require_gpus(here, bf16=config.dtype(p) == "bfloat16", tf32=tf32)
     resumed = process.prepare(folder)
     print(
         f"training {fingerprint}: " + (f"resuming from {resumed}" if resumed else "a clean start")
@@ -144,17 +145,14 @@ def train(
                 live.log(entry["step"], *measured)
 
         environment = config.environment(p.train.gpus, os.environ)
-        environment = nodes.environment(environment, p.train.gpus, p.train.nodes)
         if p.train.shared_prefix:
             environment = process.with_shared_prefix(
                 environment, cached, p.train.keep_vision_features
             )
         words = ["train", str(file), f"output_dir={folder}"]
-        if nodes.on_ray(environment):
+        if config.on_ray(environment):
             words.append(f"ray_num_workers={p.train.processes}")
-        called = (folder, environment, p.train.gpus, p.train.nodes)
-        with nodes.calling(project_root() / WORKSPACE, words, *called):
-            process.launch(words, folder, environment, watch)
+        process.launch(words, folder, environment, watch)
 
     if p.train.shared_prefix:
         history.require_first_batch(folder)
@@ -164,7 +162,7 @@ def train(
     if beta is not None:
         margin = history.first_margin(entries)
         print(f"reward margin at step 1: {margin:.2g} (the policy starts at the reference)")
-    return history.cost(entries, p.train.gpus * p.train.nodes, resumed is not None)
+    return history.cost(entries, p.train.gpus, resumed is not None)
 
 
 if __name__ == "__main__":

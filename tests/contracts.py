@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+from stages.commands import use
 from stages.params import params
 from stages.params.params import Params
 
@@ -32,19 +33,23 @@ FOLDERS = (
 # Plumbing, which no stage depends on: it decides whether a stage runs or who watches it, not what
 # it writes. What of it writes, and where, is in WRITES.
 EXEMPT = {
-    "stages": "a docstring",
+    "stages": "a docstring, and a sentence where the packages are missing",
     "stages.core": "the command line, errors and texts of numbers; where the project is",
     "stages.params": "checks parameters; their values are DVC's to watch, under params",
     "stages.tracking": "mirrors results to MLflow; no stage reads them there",
 }
+# What of these folders decides numbers all the same.
+DECIDES = {"stages.params.losses"}
 WRITES = {
     "stages.core.command.write_diary": "reports/diary",
     "stages.core.console": "reports/diary",
+    "stages.core.parallel.each": "a temporary folder",
     "stages.tracking": "reports/mlflow_pending",
-    "stages.params.arguments.main": "stages/params/arguments.json",
 }
-# Read by a program that a stage starts, so no import names it.
-LOADED_ELSEWHERE = {"stages.tuning.process": "stages/tuning/inside"}
+# Prints all parameters, so that each of them decides what it writes.
+PRINTS = "stages.reporting.page"
+# Imported by a program that a stage starts, so by no module that the stage imports.
+LOADED_ELSEWHERE = {"stages.tuning.process": {"stages.tuning.trainer"}}
 
 
 # dvc.yaml, read with its templates filled in
@@ -138,7 +143,13 @@ def path_of(out: Any) -> str:
 
 @cache
 def yaml_of(file: str) -> Any:
-    return YAML(typ="safe").load((ROOT / file).read_text(encoding="utf-8"))
+    text = use.whole(ROOT / file) if file.startswith("params/") else (ROOT / file).read_text()
+    return YAML(typ="safe").load(text)
+
+
+def preset_of(path: Path) -> Params:
+    """The parameters of a file in ``params/``."""
+    return params.checked(yaml_of(path.relative_to(ROOT).as_posix()), path.name)
 
 
 # what the code imports and reads, from its syntax tree
@@ -178,12 +189,14 @@ def closure(module: str) -> frozenset[str]:
         name = waiting.pop()
         found.add(name)
         if not exempt(name):
-            waiting |= imported(name) - found
+            waiting |= (imported(name) | LOADED_ELSEWHERE.get(name, set())) - found
     return frozenset(found)
 
 
 def exempt(module: str) -> str | None:
     """Under which entry of EXEMPT a module is plumbing, if it is."""
+    if module in DECIDES:
+        return None
     inside = (name for name in EXEMPT if name != "stages" and f"{module}.".startswith(f"{name}."))
     return "stages" if module == "stages" else next(inside, None)
 
@@ -196,8 +209,6 @@ def files_of(module: str) -> set[str]:
     for name in closure(module):
         if not exempt(name):
             files |= beside(source_of(name))
-            if folder := LOADED_ELSEWHERE.get(name):
-                files |= set((ROOT / folder).rglob("*.py"))
     return {file.relative_to(ROOT).as_posix() for file in files if not is_docstring(file)}
 
 
@@ -237,11 +248,17 @@ def beside(source: Path) -> set[Path]:
 def parameters_read(module: str) -> set[str]:
     """Keys of params.yaml, such as ``train.beta``, that a module reads from a ``Params``.
 
-    Followed are names bound to ``params.load()`` and arguments annotated as ``Params``. All of it
-    together (``p.model_dump``) is no reading: MLflow mirrors every parameter whatever is read.
+    Followed are names bound to ``params.load()``, arguments annotated as ``Params``, and ``p`` in
+    the template beside it. All of it together (``p.model_dump``) is no reading, but for ``PRINTS``:
+    MLflow mirrors every parameter whatever is read.
     """
     functions = [n for n in ast.walk(tree(module)) if isinstance(n, ast.FunctionDef)]
-    return {key for function in functions for key in _keys_read_in(function)} - {""}
+    keys = {key for function in functions for key in _keys_read_in(function)}
+    for template in beside(source_of(module)):
+        if template.suffix in (".html", ".md"):
+            chains = re.findall(r"\bp\.([\w.]+)", template.read_text(encoding="utf-8"))
+            keys |= {key_of(chain.split(".")) for chain in chains}
+    return (keys | (set(Params.model_fields) if module == PRINTS else set())) - {""}
 
 
 def _keys_read_in(function: ast.FunctionDef) -> Iterator[str]:

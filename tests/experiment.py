@@ -1,102 +1,80 @@
 """A small but complete experiment, as the stages would leave it, for the report's tests."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from stages.evaluation.catalogue import METRICS
 from stages.pairs.pairs import row_id
 from stages.pairs.refusals import REASONS
-from stages.reporting.page import Inputs, Origin
+from stages.params import params
+from stages.reporting.inputs import Inputs, Origin
+from tests.conftest import document
 
 ROOT = Path(__file__).parent.parent
 COLOURS = ("red", "green", "blue", "gold", "black", "gray", "teal", "brown")
 
+EASY_VQA = Origin("easy-vqa", "easy-vqa", "easy-vqa", "1.0", "MIT")
+TOPICS = Origin(
+    *("helehan/topic-overwrite", "hub", "helehan/topic-overwrite", "8" * 40, "cc-by-nc-4.0")
+)
+QWEN = Origin(
+    *("Qwen/Qwen3-VL-4B-Instruct", "hub", "Qwen/Qwen3-VL-4B-Instruct", "e" * 40, "apache-2.0"),
+    parameters=4_437_815_808,
+)
+DEMO = Origin(
+    *("demo/model", "path", None, None, None),
+    files=(
+        {"path": "config.json", "size": 1_000, "sha256": "0"},
+        {"path": "model.safetensors", "size": 2_906_512, "sha256": "0123456789abcdef" * 4},
+    ),
+    parameters=1_448_448,
+)
+
+# Estimate and half the width of its interval: of single metrics, else of all in a unit.
+MEASURED = {
+    "win_rate": (0.95, 0.03),
+    "chosen_logps_change": (0.46, 0.1),
+    "rejected_logps_change": (-7.9, 0.2),
+    "base_accuracy": (0.72, 0.05),
+    "tuned_accuracy": (0.95, 0.03),
+    "accuracy_change": (0.23, 0.06),
+    "win_rate_blank": (0.55, 0.1),
+    "repetition_change": (0.002, 0.004),
+    "base_unfinished": (0.01, 0.005),
+    "tuned_unfinished": (0.02, 0.005),
+    "unfinished_change": (0.01, 0.02),
+    "base_correct": (0.4, 0.03),
+    "tuned_correct": (0.9, 0.03),
+}
+IN_UNIT = {
+    **{"count": (40, 0), "share": (0.5, 0.1), "fraction": (0.01, 0.005), "points": (0.4, 0.1)},
+    **{"nats": (0.5, 0.1), "nats times beta": (0.8, 0.1), "tokens": (9.5, 0.2), "p-value": (0, 0)},
+}
+POPE = "lm_eval/pope_random/acc"
+ALONE = {
+    **{"ties": 0, "contradictory_pairs": 0, "near_duplicate_images": 0, "questions": 16},
+    **{f"{POPE}/base": 0.8, f"{POPE}/tuned": 0.81, f"{POPE}/change": 0.01},
+    **{f"{POPE}/change_low": -0.02, f"{POPE}/change_high": 0.04, f"{POPE}/p_value": 1.0},
+    **{f"{POPE}/gained": 5, f"{POPE}/lost": 4, f"{POPE}/higher_is_better": 1},
+}
+
 
 def metrics_of(**changed: Any) -> dict[str, Any]:
-    """Metrics of every group; ``None`` takes a key away. Intervals are given by hand."""
-    values: dict[str, Any] = {
-        "pairs": 40,
-        "images": 40,
-        **around("win_rate", 0.95, 0.03),
-        "win_rate_wilson_low": 0.83,
-        "win_rate_wilson_high": 0.99,
-        "ties": 0,
-        **around("reward_margin", 0.84, 0.1),
-        "reward_margin_p50": 0.9,
-        **around("chosen_logps_change", 0.46, 0.1),
-        **around("rejected_logps_change", -7.9, 0.2),
-        **around("base_accuracy", 0.72, 0.05),
-        **around("tuned_accuracy", 0.95, 0.03),
-        **around("accuracy_change", 0.23, 0.06),
-        "accuracy_gained": 10,
-        "accuracy_lost": 1,
-        "accuracy_p_value": 3.7e-6,
-        "independent_pairs": 40,
-        "win_rate_detectable": 0.21,
-        "accuracy_detectable": 0.24,
-        **around("base_accuracy_summed", 0.71, 0.05),
-        **around("tuned_accuracy_summed", 0.94, 0.03),
-        **around("accuracy_change_summed", 0.23, 0.06),
-        **around("longer_wins", 0.5, 0.1),
-        "pairs_chosen_shorter": 12,
-        **around("win_rate_chosen_shorter", 0.917, 0.05),
-        "pairs_equal_length": 16,
-        **around("win_rate_equal_length", 0.99, 0.01),
-        "pairs_chosen_longer": 12,
-        **around("win_rate_chosen_longer", 0.917, 0.05),
-        **around("win_rate_without_length", 0.95, 0.03),
-        "win_rate_at_equal_length": 0.96,
-        "length_explained": 0.02,
-        **around("first_words_wins", 0.5, 0.1),
-        **around("bag_of_words_wins", 0.53, 0.1),
-        "audited_pairs": 55,
-        "contradictory_pairs": 0,
-        "audited_images": 40,
-        "near_duplicate_images": 0,
-        "control_pairs": 20,
-        **around("win_rate_blank", 0.55, 0.1),
-        **around("win_rate_over_blank", 0.4, 0.1),
-        **around("win_rate_shuffled", 0.6, 0.1),
-        **around("win_rate_over_shuffled", 0.35, 0.1),
-        **around("base_accuracy_blank", 0.49, 0.1),
-        **around("tuned_accuracy_blank", 0.5, 0.1),
-        **around("base_accuracy_shuffled", 0.5, 0.1),
-        **around("tuned_accuracy_shuffled", 0.52, 0.1),
-        "answers": 40,
-        **around("base_answer_tokens", 9.4, 0.2),
-        **around("tuned_answer_tokens", 9.6, 0.2),
-        **around("answer_tokens_change", 0.2, 0.1),
-        **around("base_repetition", 0.01, 0.005),
-        **around("tuned_repetition", 0.012, 0.005),
-        **around("repetition_change", 0.002, 0.004),
-        **around("base_unfinished", 0.01, 0.005),
-        **around("tuned_unfinished", 0.02, 0.005),
-        **around("unfinished_change", 0.01, 0.02),
-        "same_answers": 0.4,
-        "questions": 16,
-        "constant_correct": 0.35,
-        **around("base_correct", 0.4, 0.03),
-        **around("tuned_correct", 0.9, 0.03),
-        **around("correct_change", 0.5, 0.05),
-        "correct_gained": 9,
-        "correct_lost": 1,
-        "correct_p_value": 0.021,
-        "lm_eval/pope_random/acc/base": 0.8,
-        "lm_eval/pope_random/acc/tuned": 0.81,
-        "lm_eval/pope_random/acc/change": 0.01,
-        "lm_eval/pope_random/acc/change_low": -0.02,
-        "lm_eval/pope_random/acc/change_high": 0.04,
-        "lm_eval/pope_random/acc/gained": 5,
-        "lm_eval/pope_random/acc/lost": 4,
-        "lm_eval/pope_random/acc/p_value": 1.0,
-        "lm_eval/pope_random/acc/higher_is_better": 1,
-    }
-    return {key: value for key, value in (values | changed).items() if value is not None}
+    """A value for every metric; ``None`` takes a key away."""
+    values: dict[str, Any] = {}
+    for key, metric in METRICS.items():
+        value, half = MEASURED.get(key, IN_UNIT[metric.unit.name])
+        values |= around(key, value, half) if metric.interval else {key: value}
+    values |= ALONE | changed
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def around(key: str, value: float, half: float) -> dict[str, float]:
@@ -133,28 +111,23 @@ def pair_rows(n: int = 40) -> list[dict[str, Any]]:
 
 def score_table(n: int = 40) -> pd.DataFrame:
     """Margins run evenly from about -0.4 to 1.6; the base orders every third pair wrongly."""
-    rows = []
-    for i, pair in enumerate(pair_rows(n)):
-        base_rejected = -4.0 if i % 3 else -2.5
-        chosen, rejected = -2.0 + 0.01 * i, base_rejected - 0.5 * i + 4
-        rows.append(
-            {
-                **{key: pair[key] for key in ("id", "group", "origin", "kind")},
-                "image_tokens": 16,
-                "policy_chosen_logps": chosen,
-                "policy_rejected_logps": rejected,
-                "reference_chosen_logps": -3.0,
-                "reference_rejected_logps": base_rejected,
-                "chosen_tokens": 8,
-                "rejected_tokens": 8 + i % 2,
-                "base_margin": -3 / 8 - base_rejected / (8 + i % 2),
-                "tuned_margin": chosen / 8 - rejected / (8 + i % 2),
-                "reward_margin": 0.1 * ((chosen + 3) - (rejected - base_rejected)),
-                "reward_margin_blank": 0.1 if i < 20 else float("nan"),
-                "reward_margin_shuffled": -0.1 if i < 20 else float("nan"),
-            }
-        )
-    return pd.DataFrame(rows)
+    i = np.arange(n)
+    base_rejected, chosen = np.where(i % 3, -4.0, -2.5), -2.0 + 0.01 * i
+    rejected, tokens = base_rejected - 0.5 * i + 4, 8 + i % 2
+    return pd.DataFrame(pair_rows(n))[["id", "group", "origin", "kind"]].assign(
+        image_tokens=16,
+        policy_chosen_logps=chosen,
+        policy_rejected_logps=rejected,
+        reference_chosen_logps=-3.0,
+        reference_rejected_logps=base_rejected,
+        chosen_tokens=8,
+        rejected_tokens=tokens,
+        base_margin=-3 / 8 - base_rejected / tokens,
+        tuned_margin=chosen / 8 - rejected / tokens,
+        reward_margin=0.1 * ((chosen + 3) - (rejected - base_rejected)),
+        reward_margin_blank=np.where(i < 20, 0.1, np.nan),
+        reward_margin_shuffled=np.where(i < 20, -0.1, np.nan),
+    )
 
 
 def answer_table(n: int = 40, asked: int = 16) -> pd.DataFrame:
@@ -193,53 +166,55 @@ def answer_table(n: int = 40, asked: int = 16) -> pd.DataFrame:
 
 
 def slice_table() -> pd.DataFrame:
-    rows: list[dict[str, Any]] = [
-        {"by": "origin", "slice": "easy-vqa", "pairs": 40, "images": 40, "rate": 0.95},
-        {"by": "question type", "slice": "colour", "pairs": 14, "images": 14, "rate": 0.93},
-        {"by": "question type", "slice": "shape", "pairs": 13, "images": 13, "rate": 1.0},
-        {"by": "question type", "slice": "presence", "pairs": 4, "images": 4, "rate": None},
-    ]
-    return pd.DataFrame(
+    kinds = "question type"
+    table = pd.DataFrame(
         [
-            {
-                **{key: row[key] for key in ("by", "slice", "pairs", "images")},
-                "win_rate": row["rate"],
-                "win_rate_low": row["rate"] and row["rate"] - 0.08,
-                "win_rate_high": row["rate"] and min(1.0, row["rate"] + 0.05),
-                "base_accuracy": row["rate"] and 0.7,
-                "tuned_accuracy": row["rate"],
-                "note": "" if row["rate"] else "too few pairs",
-            }
-            for row in rows
-        ]
+            ("origin", "easy-vqa", 40, 0.95),
+            (kinds, "colour", 14, 0.93),
+            (kinds, "shape", 13, 1.0),
+            (kinds, "presence", 4, None),
+        ],
+        columns=["by", "slice", "pairs", "win_rate"],
+    )
+    rate = table["win_rate"]
+    return table.assign(
+        images=table["pairs"],
+        win_rate_low=rate - 0.08,
+        win_rate_high=(rate + 0.05).clip(upper=1.0),
+        base_accuracy=0 * rate + 0.7,
+        tuned_accuracy=rate,
+        note=["", "", "", "too few pairs"],
     )
 
 
 def curve_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
-    steps = range(5, 45, 5)
+    step = np.arange(5, 45, 5)
     train = pd.DataFrame(
         {
-            "step": steps,
-            "epoch": [step / 40 for step in steps],
-            "loss": [0.7 - step / 100 for step in steps],
-            "reward_margin": [step / 40 for step in steps],
-            "reward_accuracy": [min(1, 0.5 + step / 50) for step in steps],
-            "chosen_logps": [-1 + step / 100 for step in steps],
-            "rejected_logps": [-2 - step / 10 for step in steps],
-            "learning_rate": [1e-3 * (1 - step / 40) for step in steps],
+            "step": step,
+            "epoch": step / 40,
+            "loss": 0.7 - step / 100,
+            "reward_margin": step / 40,
+            "reward_accuracy": np.minimum(1, 0.5 + step / 50),
+            "chosen_logps": -1 + step / 100,
+            "rejected_logps": -2 - step / 10,
+            "learning_rate": 1e-3 * (1 - step / 40),
         }
     )
     return train, train.iloc[3::4].drop(columns="learning_rate")
 
 
-def inputs_with(**changed: Any) -> Inputs:
+def inputs_with(parameters: Mapping[str, Any] | None = None, **changed: Any) -> Inputs:
+    """The demo's parameters with others by dotted name, and other inputs."""
     train, validation = curve_tables()
     complete = Inputs(
+        p=params.Params.model_validate(document(**(parameters or {}))),
         metrics=metrics_of(),
         scores=score_table(),
         answers=answer_table(),
         slices=slice_table(),
         margins=pd.DataFrame({"margin": [-0.1, 0.1, 0.3, 0.5], "pairs": [2, 8, 20, 10]}),
+        audit=None,
         train_curve=train,
         validation_curve=validation,
         lengths=pd.DataFrame(
@@ -258,33 +233,27 @@ def inputs_with(**changed: Any) -> Inputs:
             "left_out": {"longer_than_cutoff_len": 1},
             "kept_by_split": {"train": 10, "validation": 5, "test": 40},
         },
+        first_batch={},
         test_pairs=pair_rows(),
         image=lambda name: picture_of(int(name.partition(".")[0], 16)),
-        data=[Origin("easy-vqa", "easy-vqa", "1.0", "MIT")],
-        model=Origin(
-            "hub", "Qwen/Qwen3-VL-4B-Instruct", "ebb281ec70b0", "apache-2.0", 4_437_815_808
-        ),
-        training={
-            "stage": "dpo",
-            "pref_beta": 0.1,
-            "pref_loss": "sigmoid",
-            "finetuning_type": "lora",
-            "lora_rank": 8,
-            "num_train_epochs": 0.75,
-            "learning_rate": 1e-3,
-            "seed": 42,
+        data=[EASY_VQA],
+        model=DEMO,
+        configuration="stage: dpo\npref_beta: 0.1\n",
+        adapter={
+            "base_model_name_or_path": "models/base",
+            "peft_type": "LORA",
+            "peft_version": "0.18.1",
+            "r": 8,
         },
         adapter_parameters=12_345,
-        confidence=0.95,
-        parameters={"train": {"beta": 0.1}},
     )
     return replace(complete, **changed)
 
 
-def uncharted(**changed: Any) -> Inputs:
+def uncharted(parameters: Mapping[str, Any] | None = None, **changed: Any) -> Inputs:
     """The inputs without those that only feed charts, which take most of the time."""
     tables = ("slices", "margins", "train_curve", "validation_curve", "lengths")
-    return inputs_with(**(dict.fromkeys(tables) | changed))
+    return inputs_with(parameters, **(dict.fromkeys(tables) | changed))
 
 
 class Page(HTMLParser):

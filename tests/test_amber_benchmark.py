@@ -23,7 +23,7 @@ def clone(folder, files):
 
 
 def test_the_tasks_figures_are_put_next_to_what_the_script_printed(monkeypatch, tmp_path, capsys):
-    answers = [{"id": int(k[6:]), "response": said} for k, said in DESCRIPTIONS.items()]
+    answers = [{"id": at + 1, "response": said} for at, said in enumerate(DESCRIPTIONS)]
     lists = clone(tmp_path / "lists", {f"data/{name}": t for name, t in AMBER_LISTS.items()})
     published_there = clone(
         tmp_path / "answers",

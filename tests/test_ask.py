@@ -73,7 +73,7 @@ def test_a_picture_that_preprocess_would_leave_out_is_refused_with_the_reason(he
     text.write_text("no picture")
     for file, reason in (
         (small, "9 x 200 pixels"),
-        (text, "no known format"),
+        (text, "read are JPEG, PNG"),
         (here / "none.jpg", "No such file"),
     ):
         with pytest.raises(UserError, match=reason):

@@ -4,15 +4,16 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from stages.answers import controls, lm_eval, prompts
-from stages.core import project
+from stages.core import meaning, project
 from stages.core.errors import UserError
-from stages.model import checkpoint, formatted, parallel, reference_logps, scoring
+from stages.model import checkpoint, formatted, reference_logps, scoring
 from stages.model.checkpoint import Checkpoint
 
 PAIRS = [
@@ -36,6 +37,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "CHUNK", 8)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "SOURCE.json").write_text('{"files": []}')
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"lora_alpha": 16}')
@@ -234,10 +236,10 @@ def changed_package(folder, monkeypatch):
 
 def changed_code(name):
     def change(folder, monkeypatch):
-        shutil.copytree(checkpoint.STAGES, folder / "stages")
+        shutil.copytree(meaning.STAGES, folder / "stages")
         with (folder / "stages" / name).open("a") as file:
-            file.write("# changed\n")
-        monkeypatch.setattr(checkpoint, "STAGES", folder / "stages")
+            file.write("CHANGED = 1\n")
+        monkeypatch.setattr(meaning, "STAGES", folder / "stages")
 
     return change
 
@@ -254,9 +256,6 @@ def changed_device(folder, monkeypatch):
         changed_scale,
         changed_package,
         changed_device,
-        changed_code("model/scoring.py"),
-        changed_code("model/tokens.py"),
-        changed_code("families/qwen.py"),
         {"model.template": "qwen2_vl"},
         {"model.quantization_bit": 4},
         {"model.trust": {"pickle": False, "remote_code": True}},
@@ -281,9 +280,6 @@ def test_the_fingerprint_follows_what_decides(made_of, folder, monkeypatch, chan
 @pytest.mark.parametrize(
     "change",
     [
-        changed_code("answers/grading.py"),
-        changed_code("answers/prompts.py"),
-        changed_code("evaluation/metrics.py"),
         {"train.beta": 0.7},
         {"evaluate.controls": 5},
         {"evaluate.lm_eval": {}},
@@ -353,7 +349,8 @@ def test_reference_writes_nothing_where_a_log_prob_is_not_finite(
 
 
 def test_answers_do_not_depend_on_how_they_are_graded(model, made_of, folder, monkeypatch):
-    asked = prompts.Prompts(PAIRS[:3], [PAIRS[4] | {"answer": "red"}])
+    pairs = [row | {"of": "pair"} for row in PAIRS[:3]]
+    asked = [*pairs, PAIRS[4] | {"of": "question", "answer": "red"}]
 
     def ask(asked, **values):
         return prompts.answers(made_of(**values), asked, folder, label="answers")
@@ -362,7 +359,7 @@ def test_answers_do_not_depend_on_how_they_are_graded(model, made_of, folder, mo
     assert list(first["of"]) == ["pair"] * 3 + ["question"]
     assert list(first["answer"]) == list(first["id"])
     changed_code("answers/grading.py")(folder, monkeypatch)
-    other_truth = prompts.Prompts(PAIRS[:3], [PAIRS[4] | {"answer": "blue"}])
+    other_truth = [*pairs, PAIRS[4] | {"of": "question", "answer": "blue"}]
     pd.testing.assert_frame_equal(ask(other_truth), first)
     assert model.asked == 4
     ask(asked, **{"evaluate.generation": {"prompts": 3, "questions": 1, "max_new_tokens": 5}})
@@ -372,10 +369,13 @@ def test_answers_do_not_depend_on_how_they_are_graded(model, made_of, folder, mo
 @pytest.fixture
 def tasks(folder, monkeypatch):
     """``tasks(p)``: run lm-eval's wrapper, whose answers are scripted; which names it answered."""
-    for name in ("easy", "hard"):
-        (folder / "tasks" / name).mkdir(parents=True)
-        (folder / "tasks" / name / f"{name}.yaml").write_text(f"task: {name}\n")
-        (folder / "tasks" / name / "grader.py").write_text("")
+    index = {}
+    for place in ("tasks/easy", "tasks/hard", "elsewhere/of_lm_eval"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "grader.py").write_text("")
+        entry = {"kind": SimpleNamespace(name="TASK"), "yaml_path": folder / place / "x.yaml"}
+        index[Path(place).name] = SimpleNamespace(**entry, cfg={}, tags=())
+    monkeypatch.setattr(lm_eval, "_manager", lambda *_, **__: SimpleNamespace(task_index=index))
     (folder / "questions.json").write_text("[]")
     answered = []
 
@@ -441,7 +441,7 @@ def test_the_code_of_tasks_is_what_their_files_import():
     """Of the project's own; ``stages.core`` decides nothing that is written."""
     import ast
 
-    root = checkpoint.STAGES.parent
+    root = meaning.STAGES.parent
     seen, left = set(), sorted((root / "tasks").rglob("*.py"))
     while left:
         for node in ast.walk(ast.parse(left.pop().read_text())):
@@ -452,7 +452,7 @@ def test_the_code_of_tasks_is_what_their_files_import():
                     if path.is_file() and path not in seen:
                         seen.add(path)
                         left.append(path)
-    found = {path.relative_to(checkpoint.STAGES).as_posix() for path in seen}
+    found = {path.relative_to(meaning.STAGES).as_posix() for path in seen}
     assert {name for name in found if not name.startswith("core/")} == set(lm_eval.OF_TASKS)
 
 
@@ -530,7 +530,7 @@ def test_two_processes_give_the_file_of_one(
     shutil.rmtree(folder / "models" / "kept")
     shutil.copytree(model_dir, folder / "base", dirs_exist_ok=True)
     monkeypatch.setenv("PYTHONPATH", "" if fails else str(Path(__file__).parent.parent))
-    monkeypatch.setattr(parallel, "processes", lambda p: 2)
+    monkeypatch.setattr(checkpoint, "processes", lambda p: 2)
     made = made_of()
     if fails:
         made.policy = base  # else it must not be loaded here
@@ -540,6 +540,6 @@ def test_two_processes_give_the_file_of_one(
     assert made.scored == len(pairs)
     said = capfd.readouterr().out
     assert "taken up from" not in said
-    assert ("one goes on with what is missing" in said) is fails
+    assert ("one computes what is missing" in said) is fails
     assert made_of().log_probs(pairs, images, label="test").equals(found)
     assert capfd.readouterr().out.count("taken up from") == len(pieces(folder))

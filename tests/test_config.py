@@ -24,6 +24,7 @@ def inputs(tmp_path):
         (tmp_path / "formatted" / f"{name}.json").write_text(f'["{name}"]')
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "SOURCE.json").write_text('{"commit": "1"}')
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
     return tmp_path / "formatted", tmp_path / "base"
 
 
@@ -60,10 +61,6 @@ def test_noise_and_losses_without_a_reference_have_no_margin_of_0_at_step_1(
 ):
     """history.check would end such a training for a reason that is none."""
     assert tuning.starts_at_reference(params_with(**change)) is starts
-
-
-def test_what_is_refused_needs_no_reference_of_its_own():
-    assert not set(tuning.CHANGE_THE_REFERENCE) & set(arguments.REFUSED)
 
 
 @pytest.mark.parametrize("target", ["all", "q_proj,v_proj", ["q_proj", "mlp.down_proj"]])
@@ -117,20 +114,12 @@ def test_the_fingerprint_changes_with_data_and_model(params_with, inputs, tmp_pa
     assert mark(params_with(), inputs) != before
 
 
-def test_the_fingerprint_changes_with_packages_processes_and_the_worker(
-    params_with, inputs, tmp_path, monkeypatch
-):
+def test_the_fingerprint_changes_with_packages_and_processes(params_with, inputs, monkeypatch):
     seen = {mark(params_with(), inputs), mark(params_with(), inputs, gpus=8)}
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "version", lambda package: f"{package} of another day")
         seen.add(mark(params_with(), inputs))
-    code = (tuning.INSIDE / "sitecustomize.py").read_text()
-    monkeypatch.setattr(tuning, "INSIDE", tmp_path)
-    (tmp_path / "sitecustomize.py").write_text(code)
-    assert mark(params_with(), inputs) in seen  # where the code lies says nothing
-    (tmp_path / "sitecustomize.py").write_text(code + "1\n")
-    seen.add(mark(params_with(), inputs))
-    assert len(seen) == 4
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize(
@@ -171,12 +160,16 @@ def test_llamafactory_still_has_no_liger_kernels_for_qwen3_vl():
 # the cached reference
 
 
+def logps(chosen):
+    return pd.DataFrame({"key": ["a"], "chosen_logps": [chosen], "rejected_logps": [-2.0]})
+
+
 @pytest.fixture
 def reference_dir(inputs, params_with):
     """``data/reference`` of the demo."""
     folder = inputs[0].parent / "reference"
     made = reference_logps.made_with(inputs[1], params_with(), dtype="float32")
-    reference_logps.write(folder, pd.DataFrame({"key": ["a"]}), made)
+    reference_logps.write(folder, logps(-1.0), made)
     return folder
 
 
@@ -187,11 +180,10 @@ def test_the_reference_is_looked_up_where_it_was_made_the_same_way(
     assert tuning.cached_reference(p, reference_dir, inputs[1]) == reference_dir
     assert capsys.readouterr().out == ""
     before = mark(p, inputs, cached=reference_dir)
-    reference_logps.write(
-        reference_dir,
-        pd.DataFrame({"key": ["b"]}),
-        reference_logps.made_with(inputs[1], p, dtype="float32"),
-    )
+    made = reference_logps.made_with(inputs[1], p, dtype="float32")
+    reference_logps.write(reference_dir, logps(-1.0).assign(more=1), made)
+    assert mark(p, inputs, cached=reference_dir) == before  # how they lie on disk says nothing
+    reference_logps.write(reference_dir, logps(-1.5), made)
     assert mark(p, inputs, cached=reference_dir) != before
     assert mark(p, inputs) != before
 
@@ -200,10 +192,12 @@ def test_the_reference_is_looked_up_where_it_was_made_the_same_way(
     ("change", "told"),
     [
         ({"train.bf16": True}, "dtype is float32 in the reference and bfloat16 in training"),
-        ({"train.fp16": True}, "dtype is float32 in the reference and float16 in training"),
-        ({"train.pure_bf16": True}, "bfloat16"),
+        (
+            {"train.fp16": True, "train.gpus": 1},
+            "dtype is float32 in the reference and float16",
+        ),
+        ({"train.pure_bf16": True, "train.gpus": 1}, "bfloat16"),
         ({"train.upcast_layernorm": True}, "train.upcast_layernorm is None in the reference"),
-        ({"train.default_system": "Be brief."}, "train.default_system"),
         ({"model.template": "qwen3_vl"}, "model.template"),
     ],
 )
@@ -226,10 +220,36 @@ def test_stock_and_losses_without_a_reference_look_nothing_up(params_with, input
 
 def test_every_option_that_changes_the_reference_is_llamafactorys():
     for name in tuning.CHANGE_THE_REFERENCE:
-        assert "has no option" not in str(arguments.problem_with(name, None))
+        assert name in arguments.options().model_fields
+        assert not arguments.refusal(name, "bnb"), name
 
 
 # devices
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("NNODES", "2", r"NNODES is set, and several machines train by Ray.*docs/scaling\.md"),
+        ("RDZV_ID", "7", r"RDZV_ID is set, and several machines train by Ray"),
+        ("USE_RAY", "1", r"USE_RAY is set, and Ray is not installed: `make extras`"),
+        ("USE_V1", "true", r"USE_V1 is set.*unset it"),
+    ],
+)
+def test_what_would_start_other_processes_is_refused(variable, value, told, monkeypatch):
+    monkeypatch.setattr(tuning, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=told):
+        tuning.check_environment({variable: value})
+    tuning.check_environment({"NNODES": "1", "NODE_RANK": "0", "USE_RAY": "0"})
+
+
+def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody():
+    given = {"USE_RAY": "1", "FORCE_TORCHRUN": "1", "PATH": "/usr/bin"}
+    made = tuning.environment(16, given)
+    assert not {"FORCE_TORCHRUN", "CUDA_VISIBLE_DEVICES", "NPROC_PER_NODE"} & set(made)
+    assert made["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert made["TRAINING_FOLDER"] == str(Path.cwd())
+    assert tuning.environment(0, given)["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @pytest.mark.parametrize(

@@ -57,11 +57,10 @@ def test_every_image_is_shown_for_another_one(images, tmp_path):
     assert max(green, blue) < 60
 
 
-def test_one_image_alone_cannot_be_exchanged(images, tmp_path):
+def test_one_image_alone_cannot_be_exchanged_and_no_sample_loads_no_model(
+    images, tmp_path, checkpoint_of, params_with
+):
     assert list(controls.shown(PAIRS[:2], images, tmp_path)) == ["blank"]
-
-
-def test_no_sample_is_no_rows_and_loads_no_model(checkpoint_of, images, params_with):
     checkpoint = checkpoint_of(None, params_with(**{"evaluate.controls": 0}))
     table = controls.log_probs(checkpoint, PAIRS, images, label="test")
     assert table.empty

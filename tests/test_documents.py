@@ -196,7 +196,7 @@ def test_the_table_of_machines_counts_the_pairs_of_a_step():
         for key, value in re.findall(r"train\.(\w+)=(\d+)", settings):
             train[key] = int(value)
         p = params.checked({**document, "train": train}, "params.yaml")
-        assert [int(n) for n in re.findall(r"\d+", machines)] == [p.train.nodes, p.train.gpus]
+        assert [int(n) for n in re.findall(r"\d+", machines)] == [p.train.gpus]
         assert int(pairs) == per_step(p)
 
 

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from stages import evaluate
-from stages.answers import controls, lm_eval
+from stages.answers import controls, lm_eval, task_results
 from stages.core.errors import UserError
-from stages.evaluation import regression, shortcuts
+from stages.evaluation import shortcuts
 from stages.evaluation.catalogue import KEYS
 from stages.model import scoring
 from stages.tracking import runs
+from tests.test_lm_eval import results_of
 
 
 def row(name, kind="", **more):
@@ -39,9 +40,8 @@ QUESTIONS = [
 ]
 
 
-def test_the_histogram_holds_every_pair_once():
-    margins = np.array([-1.0, 0.0, 0.1, 0.1, 3.0])
-    table = evaluate.histogram(margins, bins=4)
+def test_the_histogram_by_hand():
+    table = evaluate.histogram(np.array([-1.0, 0.0, 0.1, 0.1, 3.0]), bins=4)
     assert list(table["margin"]) == [-0.5, 0.5, 1.5, 2.5, 3.5]
     assert list(table["pairs"]) == [1, 3, 0, 0, 1]
     assert evaluate.histogram(np.zeros(7))["pairs"].sum() == 7
@@ -79,6 +79,7 @@ def project(tmp_path, monkeypatch, write_params):
     (tmp_path / "adapter" / "llamafactory.yaml").write_text("stage: dpo\n")
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     (tmp_path / "base" / "SOURCE.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
     table("abcd", -5.0, -5.0).to_parquet(tmp_path / "reference" / "logps.parquet")
     controls_of("ab").to_parquet(tmp_path / "baseline" / "controls.parquet")
     answers_of("base").to_parquet(tmp_path / "baseline" / "answers.parquet")
@@ -107,15 +108,8 @@ def project(tmp_path, monkeypatch, write_params):
             ]
         ),
     )
-    monkeypatch.setattr(lm_eval, "check", lambda names, folder: None)
-    monkeypatch.setattr(lm_eval, "run", lambda *_: "probed")
-    monkeypatch.setattr(lm_eval, "read", lambda folder: folder.name)
-    monkeypatch.setattr(lm_eval, "write", write_tasks)
-    monkeypatch.setattr(
-        regression,
-        "comparison",
-        lambda base, tuned, settings: {f"lm_eval/{base}/{tuned}/change": 0.25},
-    )
+    task_results.write(results_of({"acc": [0, 1]}, "ab"), tmp_path / "baseline" / "lm_eval")
+    monkeypatch.setattr(lm_eval, "run", lambda *_: results_of({"acc": [1, 1]}, "ab"))
     monkeypatch.setattr(
         evaluate.prompts, "answers", lambda checkpoint, asked, images, label: answers_of("tuned")
     )
@@ -126,11 +120,6 @@ def project(tmp_path, monkeypatch, write_params):
         lambda fingerprint, **record: completed.append((fingerprint, record)),
     )
     return tmp_path, completed
-
-
-def write_tasks(probed, folder):
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(probed))
 
 
 def controls_of(names):
@@ -180,7 +169,7 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     # Own image: a and b win. Blank: a wins; shuffled: neither.
     assert (result["control_pairs"], result["win_rate_blank"]) == (2, 0.5)
     assert result["win_rate_over_shuffled"] == 1.0
-    assert list(result)[-1] == "lm_eval/lm_eval/probed/change"
+    assert result["lm_eval/t/acc/change"] == 0.5
     known = [key for key in result if not key.startswith("lm_eval/")]
     assert known == [key for key in KEYS if key in known]
     scores = pd.read_parquet(reports / "details" / "scores.parquet")
@@ -191,7 +180,7 @@ def test_everything_is_written_and_the_run_completed(project, capsys):
     assert (result["audited_images"], result["bag_of_words_wins"]) == (4, 0.5)  # nothing to learn
     assert "win_rate_detectable" in result
     assert set(pd.read_csv(reports / "results" / "slices.csv")["note"]) == {"too few pairs"}
-    assert json.loads((reports / "details" / "lm_eval" / "results.json").read_text()) == "probed"
+    assert task_results.read(reports / "details" / "lm_eval").document["results"]["t"]
     assert pd.read_csv(reports / "results" / "margins.csv")["pairs"].sum() == 4
     assert "win rate 75.0%" in capsys.readouterr().out
 
@@ -222,13 +211,6 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_baseline_that_was_shown_other_controls_is_told(project):
-    folder, _ = project
-    controls_of("b").to_parquet(folder / "baseline" / "controls.parquet")
-    with pytest.raises(UserError, match=r"1 of the 2 test pairs.*dvc repro -f reference baseline"):
-        run(folder)
-
-
 def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatch):
     folder, _ = project
     broken = scoring.PairLogProbs(
@@ -241,10 +223,17 @@ def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatc
         run(folder)
 
 
-def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project):
+@pytest.mark.parametrize(
+    ("file", "made", "said"),
+    [
+        ("baseline/controls.parquet", lambda: controls_of("b"), "1 of the 2 test pairs"),
+        ("reference/logps.parquet", lambda: table("abcx", -5.0, -5.0), "3 of the 4 test pairs"),
+    ],
+)
+def test_a_reference_of_other_pairs_is_told_before_anything_is_written(project, file, made, said):
     folder, completed = project
-    table("abcx", -5.0, -5.0).to_parquet(folder / "reference" / "logps.parquet")
-    with pytest.raises(UserError, match=r"3 of the 4 test pairs.*dvc repro -f reference"):
+    made().to_parquet(folder / file)
+    with pytest.raises(UserError, match=rf"{said}.*dvc repro -f reference baseline"):
         run(folder)
     assert not (folder / "reports").exists()
     assert completed == []

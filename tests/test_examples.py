@@ -10,6 +10,7 @@ import subprocess
 import sysconfig
 import time
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,8 @@ def test_a_job_of_several_nodes_trains_on_all_of_them():
     done = dry_run(**NAMES, SLURM_NNODES="2")
     assert done.returncode == 0, done.stderr
     assert "+ srun --nodes=2 " in done.stdout
-    assert "make join" in done.stdout
-    assert "dvc exp run --name first --set-param train.nodes=2" in done.stdout
+    assert "exec ray start --head" in done.stdout
+    assert "dvc exp run --name first --set-param train.gpus=16" in done.stdout
     check(commands_of(done.stdout))
     assert "srun" not in dry_run(**NAMES, SLURM_NNODES="1").stdout
     both = dry_run(**NAMES, SLURM_NNODES="2", SET="train.beta=0.1,0.2")
@@ -104,13 +105,13 @@ def test_the_skypilot_task_has_the_fields_of_one_and_runs_commands_that_exist():
     task = YAML(typ="safe").load(SKY.read_text())
     assert set(task) == {"name", "resources", "envs", "setup", "run"}
     assert set(task["resources"]) <= {"accelerators", "disk_size", "use_spot"}
-    assert task["envs"].keys() == {"REPOSITORY", "NAME", "PRESET"}
+    assert task["envs"].keys() == {"REPOSITORY", "NAME", "PRESET", "SHARED"}
     assert task["envs"]["PRESET"] in {path.stem for path in PRESETS}
     assert {name for name, value in task["envs"].items() if value is None} == set(NAMES)
     for part in ("setup", "run"):
         assert subprocess.run(["bash", "-n"], input=task[part], text=True).returncode == 0
-        used = set(re.findall(r"\$\{?(\w+)", task[part])) - {"PWD", "PATH"}
-        assert used <= task["envs"].keys()
+        used = set(re.findall(r"\$\{?([A-Z]\w+)", task[part])) - {"PWD", "PATH", "RAY_ADDRESS"}
+        assert {name for name in used if not name.startswith("SKYPILOT_")} <= task["envs"].keys()
         assert check(commands_of(task[part]))
 
 
@@ -128,14 +129,12 @@ if sys.argv[1] == "train":
     if p["train"]["seed"] == 7 and not began.exists():
         began.touch()
         time.sleep(100)
-    if p["train"]["nodes"] > 1:
-        from stages.tuning import nodes
-        folder = pathlib.Path("models/training/0123")
-        folder.mkdir(parents=True, exist_ok=True)
-        given = nodes.environment(os.environ, 0, 2)
-        with nodes.calling(folder.parent, ["train", "it"], folder, given, 0, 2):
-            while not pathlib.Path("joined").exists():
-                time.sleep(0.1)
+    if p["train"]["gpus"] > 1:
+        import ray
+        ray.init()
+        while len(ray.nodes()) < p["train"]["gpus"]:
+            time.sleep(0.1)
+        pathlib.Path("joined").write_text(str(len(ray.nodes())))
     put("models/adapter/weights", json.dumps(p["train"]))
     put("reports/curves/train.csv", "step,loss")
 if sys.argv[1] == "evaluate":
@@ -172,12 +171,13 @@ class Machine:
         project = make(folder, STAGE.format(began=str(self.began), pushed=str(pushed)))
         (project / "params").mkdir()
         for name, beta, seed in (("small", 0.1, 1), ("big", 0.4, 1), ("slow", 0.4, 7)):
-            text = f"preprocess: 1\ntrain: {{beta: {beta}, seed: {seed}, nodes: 1}}\n"
+            text = f"preprocess: 1\ntrain: {{beta: {beta}, seed: {seed}, gpus: 1}}\n"
             (project / "params" / f"{name}.yaml").write_text(text)
         shutil.copy(project / "params" / "small.yaml", project / "params.yaml")
         shutil.copy(ROOT / "Makefile", project)
         (project / "stages").symlink_to(ROOT / "stages")
-        (project / "requirements.txt").write_text("")
+        for name in ("requirements.txt", "requirements-extras.txt"):
+            (project / name).write_text("")
         ignored = ("/models/training/", "/reports/diary/", "/joined", "__pycache__/")
         (project / ".gitignore").write_text("\n".join(ignored) + "\n")
         self.install(project / ".venv")
@@ -191,7 +191,9 @@ class Machine:
         (site,) = folder.glob("lib/python*/site-packages")
         (site / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
         executable(folder / "bin" / "dvc", '#!/bin/sh\nexec "${0%/*}/python" -m dvc "$@"\n')
-        executable(folder / "bin" / "llamafactory-cli", '#!/bin/sh\necho "$NODE_RANK" > joined\n')
+        line = "from ray.scripts.scripts import main; main()"
+        executable(folder / "bin" / "uv", "#!/bin/sh\n")
+        executable(folder / "bin" / "ray", f'#!/bin/sh\nexec "${{0%/*}}/python" -c "{line}" "$@"\n')
         version = re.search(r"(?m)^UV := (.*)$", (ROOT / "Makefile").read_text())
         assert version
         (folder / "made-in.txt").write_text(f"{self.work} uv {version[1]}\n")
@@ -268,10 +270,11 @@ def test_a_slurm_job_at_its_end_is_interrupted_and_the_next_completes_and_pushes
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not find_spec("ray"), reason="ray is one of the extras")
 def test_a_slurm_job_of_two_nodes_trains_on_both_and_leaves_none(machine, tmp_path):
-    said = machine.run("sbatch", "--nodes=2", str(SLURM), NAME="both", PRESET="big")
-    assert "machine 1: the training here ended with status 0" in said
-    assert (machine.work / "joined").read_text() == "1\n"
+    two = {"SLURM_GPUS_ON_NODE": "1", "RAY_TMPDIR": "/tmp"}
+    machine.run("sbatch", "--nodes=2", str(SLURM), NAME="both", PRESET="big", **two)
+    assert (machine.work / "joined").read_text() == "2"
     assert not processes_with("SPOOL", str(machine.folder))
     assert machine.beta_elsewhere("both", tmp_path) == 0.4
 
@@ -288,7 +291,8 @@ def test_a_slurm_job_of_several_experiments_pushes_them_all(machine, tmp_path):
 def test_the_skypilot_task_sets_up_a_clean_machine_runs_and_pushes(machine, tmp_path):
     task = YAML(typ="safe").load(SKY.read_text())
     for part in ("setup", "setup", "run"):  # launched again, it sets up again
-        said = machine.run("bash", "-c", task[part], NAME="rented", PRESET="big")
+        alone = {"SKYPILOT_NUM_NODES": "1", "SKYPILOT_SETUP_NODE_RANK": "0", "SHARED": "."}
+        said = machine.run("bash", "-c", task[part], NAME="rented", PRESET="big", **alone)
     assert "MLflow: nothing waits to be logged" in said
     assert machine.beta_elsewhere("rented", tmp_path) == 0.4
 

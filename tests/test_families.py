@@ -239,7 +239,7 @@ def test_the_vision_tower_sees_each_image_once_and_gives_the_same_bits(each, pai
 
 @pytest.mark.slow
 def test_positions_go_on_after_the_longer_side_of_an_image(each):
-    """The rule in ``families/qwen.py``."""
+    """The rule in ``families/family.py``."""
     import torch
 
     grid = torch.tensor([[1, 6, 10]])  # patches: 3 by 5 tokens

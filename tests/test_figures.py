@@ -1,237 +1,138 @@
 """Charts: what they draw, that they bear what data can lack, and how they stand in a page."""
 
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
 from stages.reporting import figures
+from stages.tuning import history
+from tests.experiment import curve_tables, inputs_with, slice_table
 
 NAN = float("nan")
+HISTOGRAM = pd.DataFrame({"margin": [-0.3, -0.1, 0.1, 0.3], "pairs": [1, 2, 5, 9]})
 
 
-def curve(**columns):
-    return pd.DataFrame({"step": [5, 10, 15], **columns})
-
-
-def slices_of(*names, by="kind", rate=0.9):
-    return pd.DataFrame(
-        [
-            {
-                "by": by,
-                "slice": name,
-                "win_rate": rate,
-                "win_rate_low": rate - 0.05,
-                "win_rate_high": rate + 0.05,
-            }
-            for name in names
-        ]
-    )
-
-
-def histogram():
-    return pd.DataFrame({"margin": [-0.3, -0.1, 0.1, 0.3], "pairs": [1, 2, 5, 9]})
-
-
-def tokens():
-    return pd.DataFrame({"percentile": [0, 50, 100], "prompt": [9, 9, 12], "chosen": [3, 4, 5]})
-
-
-def texts_in(svg):
-    return [text.text for text in ElementTree.fromstring(svg).iter("text")]
-
-
-def only_axes(figure):
+def axes_of(figure):
     assert figure is not None
     (axes,) = figure.axes
     return axes
 
 
-def labels_of(axes):
-    return [line.get_label() for line in axes.lines]
+def drawn(figure, name="chart", label="Chart"):
+    return ElementTree.fromstring(figures.inline_svg(figure, name, label))
 
 
-# curves
-
-
-def test_training_and_validation_are_in_one_panel():
-    found = figures.curves(curve(loss=[3.0, 2.0, 1.0]), curve(loss=[3.5, 2.5, 1.5]))
-    (axes,) = found["loss"].axes
-    assert list(found) == ["loss"]
-    assert labels_of(axes) == ["training", "validation"]
-    assert list(axes.lines[1].get_ydata()) == [3.5, 2.5, 1.5]
-
-
-def test_chosen_and_rejected_log_probs_share_a_panel():
-    both = curve(chosen_logps=[-1, -1, -1], rejected_logps=[-2, -3, -4])
-    (axes,) = figures.curves(both, None)["logps"].axes
-    assert labels_of(axes) == ["chosen, training", "rejected, training"]
-
-
-def test_every_panel_is_drawn_from_columns_that_training_writes():
-    from stages.tuning import history
-
+def test_curves_have_a_panel_for_each_measure_with_training_and_validation():
+    found = figures.curves(*curve_tables())
+    assert list(found) == list(figures.PANELS)
+    lines = {
+        name: [line.get_label() for line in axes_of(each).lines] for name, each in found.items()
+    }
+    assert lines["loss"] == ["training", "validation"]
+    sides = ("chosen", "rejected")
+    assert lines["logps"] == [f"{a}, {b}" for a in sides for b in ("training", "validation")]
+    assert lines["learning_rate"] == ["training"]
     columns = {column for _, columns in figures.PANELS.values() for column in columns}
-    assert columns <= set(history.CURVES.values())
+    assert columns <= set(history.CURVES.values())  # which training writes
 
 
-def test_absent_columns_empty_tables_and_missing_files_draw_nothing():
-    assert figures.curves(None, None) == {}
-    assert figures.curves(curve(), pd.DataFrame()) == {}
-    assert figures.curves(curve(loss=[NAN, NAN, NAN]), None) == {}
-    assert figures.curves(pd.DataFrame({"loss": [1.0]}), None) == {}  # no steps
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.curves(None, None),
+        lambda: figures.curves(pd.DataFrame({"step": [5]}), pd.DataFrame()),
+        lambda: figures.curves(pd.DataFrame({"step": [5, 9], "loss": NAN}), None),
+        lambda: figures.curves(pd.DataFrame({"loss": [1.0]}), None),  # no steps
+        lambda: figures.margins(None),
+        lambda: figures.margins(pd.DataFrame({"margin": [], "pairs": []})),
+        lambda: figures.slices(None),
+        lambda: figures.slices(slice_table().tail(1)),
+        lambda: figures.lengths(None),
+        lambda: figures.lengths(pd.DataFrame({"percentile": [0, 1]})),
+    ],
+)
+def test_nothing_to_draw_makes_no_figure(draw):
+    assert not draw()
 
 
-def test_a_gap_or_an_infinite_value_in_a_curve_is_left_out():
-    found = figures.curves(curve(loss=[1.0, NAN, float("inf")]), None)
-    assert list(found["loss"].axes[0].lines[0].get_xdata()) == [5]
+def test_a_gap_in_a_curve_is_left_out_and_a_single_point_is_marked():
+    table = pd.DataFrame({"step": [5, 10, 15], "loss": [1.0, NAN, float("inf")]})
+    (line,) = axes_of(figures.curves(table, None)["loss"]).lines
+    assert list(line.get_xdata()) == [5]
+    assert line.get_marker() == "o"
 
 
-def test_a_single_point_is_marked_so_that_it_can_be_seen():
-    found = figures.curves(pd.DataFrame({"step": [1], "loss": [0.7]}), None)
-    assert found["loss"].axes[0].lines[0].get_marker() == "o"
-
-
-# margins
-
-
-def test_margins_below_and_above_zero_have_different_colours_and_zero_a_line():
-    figure = figures.margins(histogram())
-    axes = only_axes(figure)
-    assert len({bar.get_facecolor() for bar in axes.patches[:2]}) == 1
-    assert axes.patches[1].get_facecolor() != axes.patches[2].get_facecolor()
+def test_margins_below_and_above_zero_have_different_colours_and_zero_is_in_sight():
+    axes = axes_of(figures.margins(HISTOGRAM))
+    colours = [bar.get_facecolor() for bar in axes.patches]
+    assert colours[0] == colours[1] != colours[2] == colours[3]
     assert list(axes.lines[0].get_xdata()) == [0, 0]
+    for middles in ([0.5], [-0.5], [0.1, 0.2]):
+        table = pd.DataFrame({"margin": middles, "pairs": 3})
+        low, high = axes_of(figures.margins(table)).get_xlim()
+        assert low < 0 < high
 
 
-@pytest.mark.parametrize("middles", [[0.5], [-0.5], [0.1, 0.2]])
-def test_zero_is_always_in_sight(middles):
-    figure = figures.margins(pd.DataFrame({"margin": middles, "pairs": 3}))
-    low, high = only_axes(figure).get_xlim()
-    assert low < 0 < high
-
-
-def test_no_margins_make_no_figure():
-    assert figures.margins(None) is None
-    assert figures.margins(pd.DataFrame({"margin": [], "pairs": []})) is None
-
-
-# slices
-
-
-def test_a_slice_is_a_dot_with_its_interval():
-    axes = only_axes(figures.slices(slices_of("a", "b")))
-    whiskers = [line for line in axes.lines if len(line.get_xdata()) == 2]
-    assert [tuple(np.round(w.get_xdata(), 3)) for w in whiskers] == [(0.85, 0.95)] * 2
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
-
-
-def test_a_slice_without_figures_is_left_out_and_one_without_interval_is_a_dot():
-    table = slices_of("a", "b", "c")
-    table.loc[0, ["win_rate", "win_rate_low", "win_rate_high"]] = NAN
-    table.loc[1, ["win_rate_low", "win_rate_high"]] = NAN
-    axes = only_axes(figures.slices(table))
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["b", "c"]
-    assert figures.slices(table.iloc[:1]) is None
-    assert figures.slices(pd.DataFrame()) is None
-    assert figures.slices(None) is None
-
-
-def test_slices_are_grouped_under_what_they_are_by():
-    table = pd.concat([slices_of("a", by="origin"), slices_of("b", "c", by="question type")])
-    axes = only_axes(figures.slices(table, overall=0.9))
+def test_a_slice_is_a_dot_with_its_interval_under_what_it_is_by():
+    axes = axes_of(figures.slices(slice_table(), overall=0.9))
+    whiskers = [line for line in axes.lines if len(set(line.get_xdata())) == 2]
+    assert tuple(np.round(whiskers[0].get_xdata(), 3)) == (0.87, 1.0)
+    # The slice without figures is left out.
+    ticks = [text.get_text() for text in axes.get_yticklabels()]
+    assert ticks == ["easy-vqa", "colour", "shape"]
     assert [text.get_text() for text in axes.texts] == ["origin", "question type"]
-
-
-def test_the_lowest_interval_is_in_sight():
-    axes = only_axes(figures.slices(slices_of("a", rate=0.2)))
-    assert axes.get_xlim()[0] < 0.15
-
-
-def test_a_long_name_is_cut_and_a_strange_one_is_shown_as_it_is():
-    figure = figures.slices(slices_of("x" * 80, "$x^2$ <script> & \"'", "日本語 🦊"))
-    texts = texts_in(figures.inline_svg(figure, "s", "Slices"))
-    assert "x" * 25 + "…" in texts
-    assert "$x^2$ <script> & \"'" in texts
-    assert "日本語 🦊" in texts
-
-
-# lengths
+    low = slice_table().assign(win_rate_low=0.15)
+    assert axes_of(figures.slices(low)).get_xlim()[0] < 0.15
 
 
 def test_lengths_are_drawn_for_the_columns_that_are_there():
-    axes = only_axes(figures.lengths(tokens()))
-    assert labels_of(axes) == ["prompt", "chosen"]
-    assert figures.lengths(pd.DataFrame({"percentile": [0, 1]})) is None
-    assert figures.lengths(None) is None
+    table = inputs_with().lengths
+    assert table is not None
+    for columns in (["prompt", "chosen", "rejected"], ["prompt", "chosen"]):
+        axes = axes_of(figures.lengths(table[["percentile", *columns]]))
+        assert [line.get_label() for line in axes.lines] == columns
 
 
 # output
 
 
-def test_an_inline_svg_has_the_page_s_colours_and_font_and_no_size_of_its_own():
-    svg = figures.inline_svg(figures.margins(histogram()), "margins", "Margins")
-    root = ElementTree.fromstring(svg)
+def test_an_inline_svg_has_the_page_s_colours_and_no_size_and_says_what_it_is():
+    root = drawn(figures.margins(HISTOGRAM), label='a "b" <c')
+    svg = ElementTree.tostring(root, encoding="unicode")
     assert "width" not in root.attrib
-    assert not re.search(r"#[0-9a-f]{6}", svg)
-    assert "var(--tuned)" in svg
-    assert "var(--base)" in svg
-    assert "font-family" not in svg
-    assert "DejaVu" not in svg
-    assert "://" not in svg
-    assert not list(root.iter("style"))
-    for text in root.iter("text"):
-        assert "fill: var(--" in text.attrib["style"], text.text
-
-
-def test_every_text_of_an_inline_svg_is_text():
-    assert "reward margin" in texts_in(figures.inline_svg(figures.margins(histogram()), "m", "M"))
-
-
-def test_an_inline_svg_says_what_it_is():
-    root = ElementTree.fromstring(figures.inline_svg(figures.margins(histogram()), "m", 'a "b" <c'))
+    assert not re.search(r"#[0-9a-f]{6}|://|<style", svg)
+    assert {"--tuned", "--base"} <= set(re.findall(r"var\(([a-z-]+)\)", svg))
     assert root.attrib["role"] == "img"
-    assert root.attrib["aria-label"] == 'a "b" <c'
-    assert root.findtext("title") == 'a "b" <c'
+    assert root.attrib["aria-label"] == root.findtext("title") == 'a "b" <c'
+    # Texts are texts: a long one is cut, a strange one is shown as it is.
+    strange = slice_table().assign(slice=["x" * 80, "$x^2$ <script> & \"'", "日本語 🦊", ""])
+    texts = [text.text for text in drawn(figures.slices(strange)).iter("text")]
+    assert {"x" * 25 + "…", "$x^2$ <script> & \"'", "日本語 🦊"} <= set(texts)
 
 
 def test_ids_of_two_charts_do_not_clash_and_every_reference_is_kept():
-    figure = figures.margins(histogram())
+    figure = figures.margins(HISTOGRAM)
     one, other = (figures.inline_svg(figure, name, "M") for name in ("one", "other"))
     ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (one, other)]
     assert ids[0]
     assert not ids[0] & ids[1]
     for svg, known in zip((one, other), ids, strict=True):
-        assert set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", svg)) <= {
-            pair for name in known for pair in ((name, ""), ("", name))
-        }
+        assert set(re.findall(r"(?<=url\(#)[^)]+|(?<=href=\"#)[^\"]+", svg)) <= known
 
 
-def test_charts_are_the_same_whatever_the_user_s_settings_are():
-    import matplotlib
-
-    def drawn():
-        return figures.inline_svg(figures.lengths(tokens()), "l", "L")
-
-    first = drawn()
-    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path"}):
-        assert drawn() == first
-        assert matplotlib.rcParams["font.size"] == 30
-
-
-@pytest.mark.parametrize("kind", ["png", "svg"])
-def test_a_saved_figure_is_the_same_each_time_and_holds_no_date(tmp_path, kind):
-    paths = [tmp_path / "new" / f"{i}.{kind}" for i in range(2)]
-    for path in paths:
-        figures.save(figures.margins(histogram()), path)
-    first, second = (path.read_bytes() for path in paths)
-    assert first == second
-    assert b"dc:date" not in first
-    assert b"Software" not in first
-
-
-def test_a_figure_is_saved_as_png_or_svg_only(tmp_path):
-    with pytest.raises(ValueError, match=r"png or \.svg"):
-        figures.save(figures.margins(histogram()), Path(tmp_path / "x.pdf"))
+def test_charts_are_the_same_whatever_the_user_s_settings_are(tmp_path):
+    settings = {"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path"}
+    made = []
+    for name, own in (("one", {}), ("other", settings)):
+        with mpl.rc_context(own):
+            figure = figures.margins(HISTOGRAM)
+            figures.save(figure, tmp_path / name / "chart.png")
+            content = (tmp_path / name / "chart.png").read_bytes()
+            made.append((figures.inline_svg(figure, "m", "M"), content))
+            assert mpl.rcParams["font.size"] == own.get("font.size", 10)
+    assert made[0] == made[1]
+    assert b"Software" not in made[0][1]

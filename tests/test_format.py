@@ -8,6 +8,7 @@ import pytest
 
 from stages import format as format_stage
 from stages.core.errors import UserError
+from stages.families import qwen3_vl
 from stages.model import formatted
 from stages.model.tokens import Lengths
 
@@ -49,11 +50,15 @@ def test_a_pair_becomes_a_row_that_names_its_image_relatively():
 
 @pytest.mark.parametrize("field", ["question", "chosen", "rejected"])
 def test_a_marker_in_any_field_is_broken_and_counted_once_a_pair(field):
-    table = pd.DataFrame([PAIR | {field: "an <image> and <|im_end|>"}, PAIR])
+    table = pd.DataFrame([PAIR | {field: "two <image> <image> and <|im_end|>"}, PAIR])
     rows, changed = format_stage.to_rows(table, MARKERS)
     assert [(one.row, one.markers) for one in changed] == [("1", set(MARKERS))]
     assert json.dumps(rows[0]).count("<image>") == 1  # ours
     assert "<|im_end|>" not in json.dumps(rows[0])
+
+
+def told_of(changed, rows):
+    return format_stage.altered_in_words(changed, rows, qwen3_vl.FAMILY)
 
 
 def test_more_than_a_few_altered_rows_are_told_with_an_example_and_the_cure():
@@ -61,8 +66,8 @@ def test_more_than_a_few_altered_rows_are_told_with_an_example_and_the_cure():
     box = format_stage.altered(
         "9", ["Where?", text], ["Where?", "a < |box_start|>"], ["<|box_start|>", "<image>"]
     )
-    assert format_stage.altered_in_words([ALTERED] * 3, 3) is None
-    told = format_stage.altered_in_words([box, *[ALTERED] * 5], 40)
+    assert told_of([ALTERED] * 3, 3) is None
+    told = told_of([box, *[ALTERED] * 5], 40)
     assert told is not None
     assert "6 of 40 rows" in told
     assert "<image> in 5, " in told
@@ -70,15 +75,13 @@ def test_more_than_a_few_altered_rows_are_told_with_an_example_and_the_cure():
     assert "format.allowed_tokens: [" in told
     assert '"<|box_start|>"' in told
     assert "take it out of the texts" in told
-    assert "allowed_tokens" not in str(format_stage.altered_in_words([ALTERED] * 5, 40))
-    assert "take it out" not in str(format_stage.altered_in_words([box] * 5, 40))
+    assert "allowed_tokens" not in str(told_of([ALTERED] * 5, 40))
+    assert "take it out" not in str(told_of([box] * 5, 40))
     end = format_stage.Altered("9", frozenset({"<|vision_end|>"}), "")
-    assert "allowed_tokens" not in str(
-        format_stage.altered_in_words([end] * 5, 40)
-    )  # it would be refused
+    assert "allowed_tokens" not in str(told_of([end] * 5, 40))  # it would be refused
     counted = [Lengths(16, 20, 5, 6)] * 5
-    report = format_stage.summary(["train"] * 5, [True] * 5, counted, changed=[box] * 5)
-    assert report["altered"] == format_stage.altered_in_words([box] * 5, 5)
+    report = format_stage.summary(["train"] * 5, [True] * 5, counted, [box] * 5, "told")
+    assert report["altered"] == "told"
 
 
 def test_an_example_is_short_wherever_the_marker_is():
@@ -108,7 +111,7 @@ def test_the_summary_counts_what_went_in_and_why_it_did_not_stay():
     counted = [Lengths(16, 20 + i, 5, 6) for i in range(10)]
     kept = [i < 8 for i in range(10)]
     splits = ["train"] * 5 + ["test"] * 5
-    found = format_stage.summary(splits, kept, counted, changed=[ALTERED] * 3)
+    found = format_stage.summary(splits, kept, counted, [ALTERED] * 3, None)
     assert (found["pairs_in"], found["pairs_kept"]) == (10, 8)
     assert found["left_out"] == {"longer_than_cutoff_len": 2}
     assert found["kept_by_split"] == {"train": 5, "validation": 0, "test": 3}

@@ -126,8 +126,9 @@ WRITERS = {
         reference_logps.write(disk / "reference", table, {})
     """,
     "baseline": """
-        from stages.answers import lm_eval
-        lm_eval.write(lm_eval.Results({"a": content}, {"task": [{"b": content}]}), disk)
+        from stages.answers import task_results
+        found = task_results.Results({"a": content}, {"task": [{"b": content}]})
+        task_results.write(found, disk)
     """,
     "train, its adapter": """
         from stages.tuning import process

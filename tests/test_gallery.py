@@ -5,8 +5,8 @@ import pytest
 
 from stages.evaluation.catalogue import LOG_PROB
 from stages.reporting import gallery
+from stages.reporting.markup import rows_of
 from stages.reporting.page import render
-from stages.reporting.text import rows_of
 from tests.experiment import Page, answer_table, inputs_with, metrics_of, score_table, uncharted
 
 
@@ -47,11 +47,11 @@ def test_a_pair_that_was_not_asked_has_its_question_and_image_and_says_so():
     inputs = uncharted(answers=answer_table(0))
     (row,) = rows_of(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
     card = card_of(row, inputs)
-    assert card.question == "What color is the shape?"
-    assert card.picture == card_of({**row, "base_answer": "Yes."}, inputs).picture
-    assert card.picture is not None
-    assert (card.base_answer, card.tuned_answer) == (None, None)
-    assert (card.base_is, card.tuned_is) == ("", "")
+    assert card["question"] == "What color is the shape?"
+    assert card["picture"] is not None
+    assert card["own"] == [("base", None, ""), ("tuned", None, "")]
+    other = card_of({**row, "base_answer": "", "tuned_answer": float("nan")}, inputs)
+    assert other["own"] == [("base", "", ""), ("tuned", None, "")]
 
 
 def test_the_page_says_which_pairs_have_own_answers():
@@ -69,58 +69,30 @@ def test_the_page_says_which_pairs_have_own_answers():
     assert "not asked" not in every
 
 
-def test_an_answer_is_shown_even_where_it_is_empty_or_the_other_model_was_not_asked():
-    inputs = uncharted()
-    (row,) = rows_of(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
-    card = card_of({**row, "base_answer": "", "tuned_answer": float("nan")}, inputs)
-    assert (card.base_answer, card.tuned_answer) == ("", None)
-
-
 def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():
     inputs = inputs_with()
-    won, _, _ = gallery.extremes(inputs.scores, inputs.answers, 1)
-    (row,) = rows_of(won)
+    (row,) = rows_of(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
     card = card_of(row, inputs)
-    assert card.chosen_logps == (
-        LOG_PROB.text(row["reference_chosen_logps"] / 8),
-        LOG_PROB.text(row["policy_chosen_logps"] / 8),
-    )
-    assert (card.base_is, card.tuned_is) == ("same as rejected", "same as chosen")
-    assert card.margin == f"+{row['reward_margin']:.2f}"
-    assert card.controls == ""
-
-
-def test_a_card_of_the_control_sample_gives_the_margins_without_the_image():
-    inputs = inputs_with()
-    row = {
-        **rows_of(gallery.extremes(inputs.scores, inputs.answers, 40)[1])[0],
-        "reward_margin_blank": 0.1,
-    }
-    assert card_of(row, inputs).controls.startswith("+0.10 with a blank image")
+    side, _, logps = card["answers"][0]
+    assert side == "chosen"
+    assert logps == [LOG_PROB.text(row[f"{of}_chosen_logps"] / 8) for of in ("reference", "policy")]
+    assert [same for _, _, same in card["own"]] == ["same as rejected", "same as chosen"]
+    assert card["margin"] == f"+{row['reward_margin']:.2f}"
+    assert card["controls"] == ""
+    controlled = card_of({**row, "reward_margin_blank": 0.1}, inputs)
+    assert controlled["controls"] == "+0.10 with a blank image"
 
 
 def test_questions_show_each_grade_and_mark_right_and_wrong_in_words():
     asked = gallery.questions(answer_table(), lambda _: None, 2)
-    assert [row["grade"] for row in asked] == [
-        *["newly right"] * 2,
-        *["newly wrong"] * 2,
-        *["both wrong"] * 2,
-        *["both right"] * 2,
-    ]
+    grades = ("newly right", "newly wrong", "both wrong", "both right")
+    assert [row["grade"] for row in asked] == [grade for grade in grades for _ in range(2)]
     marks = [tuple(mark for _, _, mark in row["answers"]) for row in asked]
     assert marks[0] == ("wrong", "right")
     assert marks[2] == ("right", "wrong")
-    assert dict(gallery.grades(answer_table())) == {
-        "newly right": 4,
-        "newly wrong": 4,
-        "both wrong": 4,
-        "both right": 4,
-    }
-
-
-def test_questions_without_known_answers_are_shown_unmarked():
-    answers = answer_table(0, 4).assign(truth=None, base_correct=None, tuned_correct=None)
-    asked = gallery.questions(answers, lambda _: None, 3)
+    assert dict(gallery.grades(answer_table())) == dict.fromkeys(grades, 4)
+    unknown = answer_table(0, 4).assign(truth=None, base_correct=None, tuned_correct=None)
+    asked = gallery.questions(unknown, lambda _: None, 3)
     assert len(asked) == 4
     assert {mark for row in asked for _, _, mark in row["answers"]} == {""}
-    assert "not known" in Page(render(uncharted(answers=answers))).text
+    assert "not known" in Page(render(uncharted(answers=unknown))).text

@@ -235,7 +235,7 @@ def test_the_trainer_on_shared_prompts_takes_the_place_of_stock_if_it_is_wanted(
     packages, project, tmp_path
 ):
     assert python(RUN, packages, tmp_path / "events") == ("trained by stock\n", "")
-    wanted = {sitecustomize.PROJECT: str(project)}
+    wanted = process.with_shared_prefix({}, None, False) | {sitecustomize.PROJECT: str(project)}
     assert python(RUN, packages, tmp_path / "events", **wanted) == ("trained by ours\n", "")
 
 
@@ -248,8 +248,9 @@ def test_a_wanted_trainer_that_can_not_be_had_ends_the_training(packages, projec
             packages / "llamafactory" / "train" / "tuner.py",
             TRAINER.replace("_training_function", "trains_otherwise"),
         )
+    wanted = process.with_shared_prefix({}, None, False) | {sitecustomize.PROJECT: str(project)}
     with pytest.raises(subprocess.CalledProcessError) as ended:
-        python(RUN, packages, tmp_path / "events", **{sitecustomize.PROJECT: str(project)})
+        python(RUN, packages, tmp_path / "events", **wanted)
     assert "trained by" not in ended.value.stdout
 
 

@@ -1,97 +1,78 @@
 """lm-eval answers as the pipeline itself does, writes the same bytes each time, and its figures
-are those worked out by hand; POPE comes from a local server, in that data set's own layout.
+are those worked out by hand.
 """
 
 import json
-import re
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from ruamel.yaml import YAML
 
-from stages.answers import lm_eval
-from stages.answers.grading import is_correct, said
-from stages.answers.lm_eval import Results
-from stages.answers.published import ratio
+from stages.answers import lm_eval, published, task_results
+from stages.answers.grading import is_correct
+from stages.answers.task_results import Results
 from stages.core.errors import UserError
-from stages.evaluation import regression, statistics
+from stages.evaluation import paired, statistics
 from stages.model import formatted, scoring
 from stages.model.checkpoint import Checkpoint
-from tests.hub_server import closed_port, pope_repo, serve
+from tests.experiment import ROOT
+from tests.test_metrics import SETTINGS
+from tests.test_published import module
 
-TASKS = Path(__file__).parent.parent / "tasks"
-POPE = TASKS / "published" / "pope"
-SETTINGS = ("random", "popular", "adversarial")
-REVISION = YAML().load((POPE / "_pope_yaml").read_text())["dataset_kwargs"]["revision"]
+TASKS = ROOT / "tasks"
 
 
 # names
-
-
-def test_the_projects_own_tasks_are_known_without_lm_eval(monkeypatch):
-    monkeypatch.setattr(lm_eval, "_manager", None)
-    lm_eval.check(["easy_vqa", "pope"], TASKS)
-    lm_eval.check(["pope_random", "pope_popular"], TASKS)
-    lm_eval.check([], TASKS)
-
-
-def test_a_task_asked_for_twice_is_refused():
-    with pytest.raises(UserError, match=r"'pope' and 'pope_popular' both hold .* pope_popular"):
-        lm_eval.check(["pope", "pope_popular"], TASKS)
-    with pytest.raises(UserError, match="'pope_popular' and 'pope' both hold"):
-        lm_eval.check(["pope_popular", "pope"], TASKS)
 
 
 def test_a_task_that_asks_the_data_sets_own_questions_is_skipped_where_there_are_none(
     tmp_path, params_with, capsys
 ):
     (tmp_path / "questions.json").write_text("[]")
-    p = params_with(**{"evaluate.lm_eval": {"easy_vqa": 200}})
-    checkpoint = Checkpoint(tmp_path / "no model", p)  # which can answer nothing
-    assert lm_eval.run(checkpoint, TASKS, tmp_path, tmp_path) == Results({}, {})
+
+    def run(tasks):
+        p = params_with(**{"evaluate.lm_eval": tasks})
+        checkpoint = Checkpoint(tmp_path / "no model", p)  # which can answer nothing
+        return lm_eval.run(checkpoint, TASKS, tmp_path, tmp_path)
+
+    assert run(None) == Results({}, {})
+    assert run({"easy_vqa": 200}) == Results({}, {})
     assert "evaluate.lm_eval.easy_vqa is skipped: it asks the data set" in capsys.readouterr().out
-    assert lm_eval._asking_own_questions(TASKS) == {"easy_vqa"}
-
-
-def test_no_task_asks_for_no_questions(tmp_path, params_with):
-    checkpoint = Checkpoint(tmp_path / "no model", params_with(**{"evaluate.lm_eval": None}))
-    assert lm_eval.run(checkpoint, TASKS, tmp_path, tmp_path) == Results({}, {})
 
 
 @pytest.fixture(scope="module")
 def everything():
     """A manager of lm-eval's own tasks and the project's; its index takes 10 s."""
-    return lm_eval._manager(TASKS, defaults=True)
+    return lm_eval._manager(["mmmu_val"], TASKS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "meant"), [("easy_vqua", "easy_vqa"), ("mmmu_vol", "mmmu_val"), ("pop", "pope")]
+    ("names", "message"),
+    [
+        (["easy_vqa", "easy_vqua"], "has a task 'easy_vqua'; did you mean 'easy_vqa'"),
+        (["mmmu_vol"], "has a task 'mmmu_vol'; did you mean 'mmmu_val'"),
+        (["pope", "pope_popular"], "'pope' and 'pope_popular' both hold the task pope_popular"),
+        (["pope_popular", "pope"], "'pope_popular' and 'pope' both hold"),
+        (["mmmu_val", "mmmu_val_science"], "'mmmu_val' and 'mmmu_val_science' both hold"),
+    ],
 )
-def test_an_unknown_task_is_named_with_the_nearest_known_one(everything, monkeypatch, name, meant):
-    monkeypatch.setattr(lm_eval, "_manager", lambda *_, **__: everything)
-    with pytest.raises(UserError, match=rf"evaluate\.lm_eval: .*'{name}'; did you mean '{meant}'"):
-        lm_eval.check(["easy_vqa", name], TASKS)
+def test_an_unknown_task_and_one_asked_for_twice_are_refused(everything, names, message):
+    with pytest.raises(UserError, match=rf"evaluate\.lm_eval: .*{message}"):
+        lm_eval._tasks(names, everything, TASKS)
 
 
 @pytest.mark.slow
-def test_lm_evals_own_image_tasks_can_be_asked_for(everything, monkeypatch):
+def test_lm_evals_own_image_tasks_can_be_asked_for(everything):
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    monkeypatch.setattr(lm_eval, "_manager", lambda *_, **__: everything)
-    lm_eval.check(["mmmu_val", "chartqa", "pope"], TASKS)
-    members = lm_eval._indexed(everything)
-    assert len(lm_eval._leaves("mmmu_val", members)) == 30
-    for name in (*lm_eval._leaves("mmmu_val", members), "chartqa"):
+    found = lm_eval._tasks(["mmmu_val", "chartqa", "pope"], everything, TASKS)
+    assert len(found["mmmu_val"]) == 30
+    assert found["pope"] == [f"pope_{setting}" for setting in ("random", "popular", "adversarial")]
+    for name in (*found["mmmu_val"], *found["chartqa"]):
         config = load_yaml(everything.task_index[name].yaml_path)
         assert config["output_type"] == "generate_until"
         assert config["doc_to_image"]
-    with pytest.raises(UserError, match="'mmmu_val' and 'mmmu_val_science' both hold"):
-        lm_eval.check(["mmmu_val", "mmmu_val_science"], TASKS)
 
 
 # easy-VQA's questions
@@ -138,23 +119,19 @@ def asked(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(params_with, checkpoint_of, asked, images):
-    """``run(policy, {"easy_vqa": 20})``: answered now, nothing taken up."""
-
-    def running(policy, limits, folder=TASKS):
-        checkpoint = checkpoint_of(policy, params_with(**{"evaluate.lm_eval": limits}))
-        return lm_eval.run(checkpoint, folder, asked, images)
-
-    return running
+    """``run(policy)``: 20 questions answered now, nothing taken from an earlier run."""
+    p = params_with(**{"evaluate.lm_eval": {"easy_vqa": 20}})
+    return lambda policy: lm_eval.run(checkpoint_of(policy, p), TASKS, asked, images)
 
 
 @pytest.fixture(scope="module")
 def base_results(base, run):
-    return run(base, {"easy_vqa": 20})
+    return run(base)
 
 
 @pytest.fixture(scope="module")
 def tuned_results(tuned, run):
-    return run(tuned, {"easy_vqa": 20})
+    return run(tuned)
 
 
 @pytest.mark.slow
@@ -178,17 +155,15 @@ def test_lm_eval_gets_the_answers_that_scoring_gets(request, asked, images, of):
 
 
 @pytest.mark.slow
-def test_the_adapter_is_active_and_what_was_asked_is_the_same(base_results, tuned_results):
-    base, tuned = (results.samples["easy_vqa"] for results in (base_results, tuned_results))
-    assert [row["arguments"] for row in base] == [row["arguments"] for row in tuned]
-    assert [row["images"] for row in base] == [row["images"] for row in tuned]
-    assert [row["resps"] for row in base] != [row["resps"] for row in tuned]
-
-
-@pytest.mark.slow
-def test_with_the_adapter_switched_off_lm_eval_finds_the_base(base_results, tuned, run):
+def test_the_adapter_is_active_and_what_was_asked_is_the_same(
+    base_results, tuned_results, tuned, run
+):
+    base, tuned_ = (results.samples["easy_vqa"] for results in (base_results, tuned_results))
+    for key in ("arguments", "images"):
+        assert [row[key] for row in base] == [row[key] for row in tuned_]
+    assert [row["resps"] for row in base] != [row["resps"] for row in tuned_]
     with tuned.model.disable_adapter():
-        assert run(tuned, {"easy_vqa": 20}) == base_results
+        assert run(tuned) == base_results
 
 
 @pytest.mark.slow
@@ -209,8 +184,8 @@ def test_the_models_chat_template_and_the_pixel_bounds_of_format_apply(
 def test_repeated_runs_write_the_same_bytes_without_paths(
     base, run, base_results, asked, images, tmp_path
 ):
-    lm_eval.write(base_results, tmp_path / "one")
-    lm_eval.write(run(base, {"easy_vqa": 20}), tmp_path / "two")
+    task_results.write(base_results, tmp_path / "one")
+    task_results.write(run(base), tmp_path / "two")
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.json*"))
     assert [str(file) for file in files] == ["results.json", "samples/easy_vqa.jsonl"]
     for file in files:
@@ -218,213 +193,24 @@ def test_repeated_runs_write_the_same_bytes_without_paths(
         assert content == (tmp_path / "two" / file).read_bytes()
         for folder in (asked, images, TASKS, TASKS.parent):
             assert str(folder) not in content.decode()
-    assert lm_eval.read(tmp_path / "one") == base_results
+    assert task_results.read(tmp_path / "one") == base_results
 
 
-def test_documents_come_in_hash_order_and_show_many_images(asked, images):
-    documents = module(TASKS / "easy_vqa" / "easy_vqa.py").documents(str(asked), str(images))[
-        "test"
-    ]
+def test_documents_come_in_hash_order_and_no_questions_are_one_clear_error(asked, images, tmp_path):
+    documents = module(TASKS / "easy_vqa" / "easy_vqa.py").documents
+    found = documents(str(asked), str(images))["test"]
     rows = formatted.read(asked, "questions")
-    assert list(documents["id"]) == [row["id"] for row in formatted.sample(rows, len(rows))]
-    assert len(set(documents["image"][:8])) > 2  # in the file's order it would be two
-
-
-def test_a_data_set_without_questions_is_one_clear_error(tmp_path):
+    assert list(found["id"]) == [row["id"] for row in formatted.sample(rows, len(rows))]
+    assert len(set(found["image"][:8])) > 2  # in the file's order it would be two
     (tmp_path / "questions.json").write_text("[]")
     with pytest.raises(UserError, match=r"remove easy_vqa from evaluate\.lm_eval"):
-        module(TASKS / "easy_vqa" / "easy_vqa.py").documents(str(tmp_path), str(tmp_path))
-
-
-# POPE
-
-
-def module(path):
-    """The functions of a task's own file, as lm-eval loads them: by path."""
-    return SimpleNamespace(**runpy.run_path(str(path)))
-
-
-def test_precision_recall_and_f1_by_hand():
-    pope = module(POPE / "pope.py")
-    # 3 hits, 1 false alarm, 2 misses, 4 rightly denied
-    answers = [("yes", "Yes")] * 3 + [("no", "yes")] + [("yes", "No.")] * 2 + [("no", "no")] * 4
-    rows = [pope.graded({"answer": truth}, [said]) for truth, said in answers]
-    found = {key: ratio([row[key] for row in rows]) for key in ("precision", "recall", "f1")}
-    assert found == pytest.approx(
-        {
-            "precision": 3 / 4,
-            "recall": 3 / 5,
-            "f1": 2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5),
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def pope_hub(hub, tmp_path_factory):
-    """A miniature of POPE at the pinned revision: 18 questions of 3 images in each setting."""
-    repo = pope_repo(commit=REVISION)
-    with serve([repo]) as url, pytest.MonkeyPatch.context() as patch:
-        hub(patch, tmp_path_factory.mktemp("pope"), url)
-        yield repo
-
-
-# Of each image, the objects 0, 2 and 4 are there.
-SCRIPT = {0: "Yes", 1: "Yes.", 2: "No, there is not.", 3: "no", 4: "It could be.", 5: "A dog."}
-
-
-@pytest.fixture
-def scripted(monkeypatch):
-    """Answers by SCRIPT in place of a model's; ``adversarial`` objects are always seen."""
-    from lm_eval.api.model import LM
-
-    class Scripted(LM):
-        MULTIMODAL = True
-        tokenizer_name = "scripted"
-
-        def apply_chat_template(self, chat_history, add_generation_prompt=True):
-            return chat_history[-1]["content"]
-
-        def generate_until(self, requests, disable_tqdm=False):
-            return [self._answer(request) for request in requests]
-
-        @staticmethod
-        def _answer(request):
-            text, options, shown = request.args
-            assert options["do_sample"] is False
-            assert [image.mode for image in shown["visual"]] == ["RGB"]
-            assert text.startswith("<image>Is there a ")
-            assert text.endswith(
-                " in the image?\nAnswer the question using a single word or phrase."
-            )
-            return "yes" if "adversarial" in text else SCRIPT[int(text.split(" in the")[0][-1])]
-
-        def loglikelihood(self, requests, disable_tqdm=False):
-            raise NotImplementedError
-
-        def loglikelihood_rolling(self, requests, disable_tqdm=False):
-            raise NotImplementedError
-
-    model = Scripted()
-    monkeypatch.setattr(lm_eval, "_model", lambda *_: model)
-    return model
-
-
-@pytest.mark.slow
-def test_popes_figures_are_those_worked_out_by_hand(pope_hub, scripted, run):
-    results = run(None, {"pope": None})
-    found = lm_eval.figures(results)
-    # Of six questions: 1 hit, 1 false alarm, 1 miss and 1 unclear of what is there, 1 rightly
-    # denied, and 1 unclear.
-    half = {"accuracy": 2 / 6, "precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5}
-    half |= {"yes_ratio": 2 / 6, "unclear": 2 / 6}
-    every = {"accuracy": 1 / 2, "precision": 1 / 2, "recall": 1.0, "f1": 2 / 3}
-    every |= {"yes_ratio": 1.0, "unclear": 0.0}
-    expected = {"pope_random": half, "pope_popular": half, "pope_adversarial": every}
-    expected["pope"] = {metric: (2 * half[metric] + every[metric]) / 3 for metric in half}
-    assert found.keys() == expected.keys()
-    for task, figures in expected.items():
-        assert found[task].metrics == pytest.approx(figures), task
-        # The mean of the settings' F1 is not that of all their questions, so it has no interval.
-        assert found[task].values.keys() == figures.keys() - ({"f1"} if task == "pope" else set())
-        assert found[task].documents == (54 if task == "pope" else 18)
-        assert len(set(found[task].clusters)) == 3
-        assert found[task].higher_is_better["unclear"] is False
-        assert found[task].higher_is_better["yes_ratio"] is None
-
-
-@pytest.mark.slow
-def test_popes_documents_come_in_hash_order_at_the_pinned_revision(pope_hub, scripted, run):
-    results = run(None, {"pope_random": 6})
-    assert results.document["datasets"]["pope_random"]["commit"] == REVISION
-    assert results.document["n-samples"] == {"pope_random": {"original": 18, "effective": 6}}
-    samples = results.samples["pope_random"]
-    assert len({row["images"][0] for row in samples}) > 1  # the first six rows are of one image
-    rows = [{"id": f"{i + 1} {i}", "object": i % 6} for i in range(18)]
-    expected = [row["object"] for row in formatted.sample(rows, 6)]
-    assert [int(row["arguments"][0][0].split(" in the")[0][-1]) for row in samples] == expected
-
-
-@pytest.mark.slow
-def test_limits_hold_for_each_task_of_a_group_and_differ_between_names(pope_hub, scripted, run):
-    limits = {"pope_random": 4, "pope_popular": None, "pope_adversarial": 4}
-    results = run(None, limits)
-    assert {task: len(rows) for task, rows in results.samples.items()} == {
-        "pope_random": 4,
-        "pope_popular": 18,
-        "pope_adversarial": 4,
-    }
-    assert results.document["limits"] == limits
-    group = run(None, {"pope": 4})
-    assert {len(rows) for rows in group.samples.values()} == {4}
-    assert group.samples["pope_random"] == results.samples["pope_random"]
-
-
-@pytest.mark.slow
-def test_a_model_answers_pope(pope_hub, base, run, tmp_path):
-    results = run(base, {"pope": 3})
-    for setting in SETTINGS:
-        rows = results.samples[f"pope_{setting}"]
-        words = [said(row["resps"][0][0]) for row in rows]
-        right = [word == row["target"] for word, row in zip(words, rows, strict=True)]
-        found = results.document["results"][f"pope_{setting}"]
-        assert found["accuracy,none"] == pytest.approx(sum(right) / 3)
-        assert found["unclear,none"] == pytest.approx(words.count(None) / 3)
-    lm_eval.write(results, tmp_path / "written")
-    assert lm_eval.read(tmp_path / "written") == results
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"commit": "0" * 40}, r"no such revision.*dataset_kwargs"),
-        ({"commit": REVISION, "gated": True}, r"is gated.*HF_TOKEN"),
-        ({"commit": REVISION, "private": True}, r"was not found, or needs a token"),
-        ({"name": "someone/else"}, r"was not found, or needs a token"),
-        (
-            {"commit": REVISION, "gone": ["Full/random-00000-of-00001.parquet"]},
-            r"lists a file that can't be downloaded",
-        ),
-        ({"commit": REVISION, "status": 503}, r"can't be downloaded now .*HTTP 503"),
-        ({"offline": True}, r"is not here yet and HF_HUB_OFFLINE is set"),
-        ({"closed": True}, r"can't be reached or does not answer"),
-    ],
-    ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
-)
-def test_a_data_set_that_cannot_be_had_is_one_clear_error(
-    hub, scripted, run, monkeypatch, tmp_path, options, said
-):
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between tries
-    options = dict(options)
-    offline, closed = options.pop("offline", False), options.pop("closed", False)
-    repo = pope_repo(images=1, **options)
-    with serve([repo]) as url:
-        hub(monkeypatch, tmp_path, closed_port() if closed else url, offline)
-        with pytest.raises(
-            UserError, match=rf"evaluate\.lm_eval\.pope: .*lmms-lab/POPE .*{said}"
-        ) as error:
-            run(None, {"pope": 2})
-    assert "remove the task from evaluate.lm_eval" in str(error.value)
-    known = ("http://127.0.0.1:", "https://huggingface.co/settings/tokens")  # of files: signed
-    for address in re.findall(r"https?://[^\s),;]+", str(error.value)):
-        assert address.startswith(known), address
-        assert "?" not in address
-
-
-@pytest.mark.slow
-def test_a_task_that_scores_given_answers_is_one_clear_error(pope_hub, scripted, run, monkeypatch):
-    def refuse(*_, **__):
-        raise NotImplementedError
-
-    monkeypatch.setattr(scripted, "generate_until", refuse)
-    with pytest.raises(UserError, match=r"pope_random compares log-probs .* choose tasks"):
-        run(None, {"pope_random": 1})
+        documents(str(tmp_path), str(tmp_path))
 
 
 # figures
 
 
-def results_of(values, images, task="t", **more):
+def results_of(values, images, task="t", better=True, **more):
     """Results by hand: ``values``: metric to the documents' values; ``images``: their images."""
     rows = [
         {
@@ -443,19 +229,16 @@ def results_of(values, images, task="t", **more):
     document = {
         "results": {task: {"alias": task, "sample_len": len(rows), **means, **more}},
         "datasets": {task: {"shown": " ".join(map(str, images))}},
-        "higher_is_better": {task: dict.fromkeys(values, True)},
+        "higher_is_better": {task: dict.fromkeys(values, better)},
     }
     return Results(document, {task: rows})
 
 
-@pytest.fixture
-def compare(params_with):
-    """``compare(base, tuned)`` with 500 resamples."""
-    p = params_with(**{"evaluate.resamples": 500, "evaluate.seed": 0, "evaluate.confidence": 0.95})
-    return lambda base, tuned: regression.comparison(base, tuned, p.evaluate)
+def compare(base, tuned):
+    return paired.of_tasks(base, tuned, SETTINGS)
 
 
-def test_a_comparison_by_hand(compare):
+def test_a_comparison_by_hand():
     # 40 images, two documents each; the first eight documents are gained, the next two lost.
     images = [f"image {i // 2}" for i in range(80)]
     before = [0.0] * 8 + [1.0] * 2 + [1.0] * 40 + [0.0] * 30
@@ -463,8 +246,8 @@ def test_a_comparison_by_hand(compare):
     base = results_of({"accuracy": before, "f1": [[1, 0]] * 80}, images, **{"f1,none": 0.25})
     tuned = results_of({"accuracy": after, "f1": [[1, 1]] * 80}, images, **{"f1,none": 1.0})
     found = compare(base, tuned)
-    change = np.array(after) - np.array(before)
-    interval = statistics.bootstrap_interval(change, images, seed=0, resamples=500)
+    columns = {"change": np.array(after) - np.array(before)}
+    interval = statistics.bootstrap_intervals(columns, images, SETTINGS)["change"]
     expected = {
         "lm_eval/t/accuracy/base": 42 / 80,
         "lm_eval/t/accuracy/tuned": 48 / 80,
@@ -482,37 +265,86 @@ def test_a_comparison_by_hand(compare):
     }
     assert found == pytest.approx(expected, abs=1e-6)
     assert interval.low < 6 / 80 < interval.high
+    accuracy, f1 = paired.read_tasks({"win_rate": 1.0} | found)
+    assert (accuracy.task, accuracy.metric, accuracy.better) == ("t", "accuracy", "higher")
+    assert (accuracy.change.gained, accuracy.change.p_value) == (8, pytest.approx(0.109375))
+    assert (f1.change.difference, f1.change.low) == (0.75, None)
 
 
-def test_which_way_is_better_is_lm_evals_word(compare):
-    results = results_of({"unclear": [0.0, 1.0], "yes_ratio": [0.0, 1.0]}, ["a", "b"])
-    results.document["higher_is_better"] = {"t": {"unclear": False, "yes_ratio": None}}
-    found = compare(results, results)
-    assert found["lm_eval/t/unclear/higher_is_better"] == 0
-    assert "lm_eval/t/yes_ratio/higher_is_better" not in found
+@pytest.mark.parametrize(("better", "written"), [(True, 1), (False, 0), (None, None)])
+def test_which_way_is_better_is_lm_evals_word_and_few_images_give_no_interval(better, written):
+    base, tuned = (results_of({"m": v}, ["a", "a"], better=better) for v in ([0, 1], [1, 1]))
+    expected = {"lm_eval/t/m/base": 0.5, "lm_eval/t/m/tuned": 1.0, "lm_eval/t/m/change": 0.5}
+    expected |= {} if written is None else {"lm_eval/t/m/higher_is_better": written}
+    assert compare(base, tuned) == expected
 
 
-def test_documents_without_images_are_each_their_own_cluster():
-    found = lm_eval.figures(results_of({"acc": [0, 1, 1]}, [None, None, None]))
-    assert len(set(found["t"].clusters)) == 3
+def test_the_change_of_a_ratio_has_the_interval_of_its_mean_by_image():
+    """Where every whole is the same; the figure is the ratio's."""
+
+    def results(parts):
+        values = {"chair": [[part, 4] for part in parts], "mean": [part / 4 for part in parts]}
+        images = [f"image {at // 2}" for at in range(80)]
+        figure = {"chair,none": sum(parts) / 4 / 80}
+        return results_of(values, images, better=False, **figure)
+
+    found = compare(results([3, 1] * 20 + [2] * 40), results([1, 1] * 20 + [2] * 40))
+    for what in ("base", "tuned", "change", "change_low", "change_high"):
+        assert found[f"lm_eval/t/chair/{what}"] == pytest.approx(found[f"lm_eval/t/mean/{what}"])
+    assert found["lm_eval/t/chair/change"] == pytest.approx(-40 / 4 / 80)
+    assert found["lm_eval/t/chair/change_high"] < 0
 
 
-def test_few_images_give_no_interval(compare):
-    base, tuned = (results_of({"acc": values}, ["a", "a"]) for values in ([0, 1], [1, 1]))
-    assert compare(base, tuned) == {
-        "lm_eval/t/acc/base": 0.5,
-        "lm_eval/t/acc/tuned": 1.0,
-        "lm_eval/t/acc/change": 0.5,
-        "lm_eval/t/acc/higher_is_better": 1,
-    }
+def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
+    """With wholes that differ, against resampling of the ratio itself."""
+    random = np.random.default_rng(0)
+    wholes = random.integers(1, 9, 400)
+    pairs = [(float(random.binomial(of, 0.3)), float(of)) for of in wholes]
+    values = np.array(published.linear([list(pair) for pair in pairs]))
+    assert values.mean() == pytest.approx(published.ratio(pairs))
+    assert published.ratio([(0, 0)]) == published.ratio([]) == 0
+    drawn = [published.ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]
+    assert values.std() / 20 == pytest.approx(np.std(drawn), rel=0.1)
 
 
-def test_figures_that_json_has_no_word_for_are_left_out():
-    results = results_of({"acc": [0, 1]}, ["a", "b"], **{"ppl,none": None, "other,strict": 3})
-    assert lm_eval.figures(results)["t"].metrics == {"acc": 0.5, "other_strict": 3.0}
+def test_groups_that_are_all_right_change_by_set_with_an_interval_and_a_test():
+    """Two questions of each of 40 sets, each asked of two figures. 12 sets are newly right."""
+    asked = [(of, question, at) for of in range(40) for question in range(2) for at in range(2)]
+    images = [f"image {of} {at}" for of, _, at in asked]
+
+    def results(right, figure):
+        values = [[f"{of} {question}", right(of, at)] for of, question, at in asked]
+        return results_of({"all": values}, images, better=None, **{"all,none": figure})
+
+    before = results(lambda of, at: at == 0, 0.0)  # one figure wrong
+    found = compare(before, results(lambda of, at: at == 0 or of < 12, 0.3))
+    names = ("base", "tuned", "change", "gained", "lost")
+    assert [found[f"lm_eval/t/all/{what}"] for what in names] == [0, 0.3, 0.3, 24, 0]
+    # Of a share of 40 sets, not of 80 questions: both questions of a set change together.
+    width = found["lm_eval/t/all/change_high"] - found["lm_eval/t/all/change_low"]
+    assert width == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 40) ** 0.5, rel=0.15)
 
 
-def test_other_documents_are_not_compared(compare):
+def test_groups_that_share_an_image_are_resampled_together():
+    def row(group, image):
+        return {"doc_id": 0, "images": [image], "metrics": {"all": [group, True]}}
+
+    rows = [row("a", "1"), row("b", "2"), row("c", "3"), row("b", "1"), row("d", "4")]
+    rows += [row("c", "5"), row("d", "2")]  # a, b and d are joined, c is not
+    (before, after), labels = paired.of_groups("all", rows, rows)
+    assert before.tolist() == after.tolist() == [1.0] * 4
+    assert labels[0] == labels[1] == labels[3] != labels[2]
+    assert paired.of_groups("other", rows, rows)[1] == []
+
+
+def test_documents_without_images_are_each_their_own_cluster_and_no_number_is_left_out():
+    results = results_of({"acc": [0, 1, 1]}, [None] * 3, **{"ppl,none": None, "other,strict": 3})
+    found = task_results.figures(results)["t"]
+    assert len(set(found.clusters)) == 3
+    assert found.metrics == {"acc": pytest.approx(2 / 3), "other_strict": 3.0}
+
+
+def test_other_documents_are_not_compared():
     base, tuned = (results_of({"acc": [0, 1]}, images) for images in (["a", "b"], ["a", "c"]))
     with pytest.raises(UserError, match=r"same documents of t; `dvc repro -f baseline`"):
         compare(base, tuned)
@@ -520,30 +352,27 @@ def test_other_documents_are_not_compared(compare):
         compare(base, results_of({"acc": [0, 1]}, ["a", "b"], task="u"))
 
 
-def test_no_task_writes_an_empty_file_without_lm_eval(monkeypatch, run, compare, tmp_path):
-    monkeypatch.setattr(lm_eval, "_manager", None)
-    results = run(None, {})
-    lm_eval.write(results, tmp_path / "lm_eval")
-    assert (tmp_path / "lm_eval" / "results.json").read_text() == "{}\n"
-    assert lm_eval.read(tmp_path / "lm_eval") == results
-    assert compare(results, results) == {}
-
-
-def test_text_of_any_kind_is_read_back(tmp_path):
+def test_what_is_written_is_read_back_and_broken_files_are_named(tmp_path):
     results = results_of({"acc": [0, 1]}, ["a", "b"])
     results.samples["t"][0]["resps"] = [["two\nlines\u2028and \u00e9 \U0001f600"]]
-    lm_eval.write(results, tmp_path)
-    assert lm_eval.read(tmp_path) == results
-    lm_eval.write(Results({}, {}), tmp_path)
+    task_results.write(results, tmp_path)
+    assert task_results.read(tmp_path) == results
+    nothing = Results({}, {})
+    task_results.write(nothing, tmp_path)
+    assert (tmp_path / "results.json").read_text() == "{}\n"
     assert not list((tmp_path / "samples").iterdir())
+    assert task_results.read(tmp_path) == nothing
+    assert compare(nothing, nothing) == {}
+    for text, named in (("{", "results.json"), ('{"datasets": {"t": {}}}', "t.jsonl")):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(UserError, match=f"{named} is missing or broken; `dvc repro -f`"):
+            task_results.read(tmp_path)
 
 
-def test_missing_or_broken_results_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"results\.json is missing"):
-        lm_eval.read(tmp_path)
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(UserError, match=r"results\.json is not what"):
-        lm_eval.read(tmp_path)
-    (tmp_path / "results.json").write_text('{"datasets": {"t": {}}}')
-    with pytest.raises(UserError, match=r"t\.jsonl is missing"):
-        lm_eval.read(tmp_path)
+def test_numbers_that_json_has_no_word_for_are_null_and_functions_their_names():
+    value = {
+        "a": [float("nan"), np.float64(0.5), np.int64(2)],
+        1: test_other_documents_are_not_compared,
+    }
+    expected = b'{"1": "test_other_documents_are_not_compared", "a": [null, 0.5, 2]}'
+    assert task_results.to_json(value) == expected

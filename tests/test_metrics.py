@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -87,14 +88,6 @@ def test_metrics_by_hand(scores):
     assert found["reward_margin_p05"] == pytest.approx(-1.5 + 0.15 * 1.5)
 
 
-def test_wilsons_interval_counts_images_as_trials(scores):
-    found = metrics.of_pairs(scores, SETTINGS)
-    expected = statistics.wilson_interval(0.625 * 3, 3)
-    assert (found["win_rate_wilson_low"], found["win_rate_wilson_high"]) == pytest.approx(
-        expected, abs=1e-6
-    )
-
-
 def many(images, differences, margins):
     """Scores of one pair an image, as far as ``of_length`` reads them."""
     tokens = {"chosen_tokens": 5 + pd.Series(differences), "rejected_tokens": 5}
@@ -112,32 +105,27 @@ def test_length_controls_by_hand():
     assert found["win_rate_equal_length"] == 0.75
     assert found["pairs_chosen_longer"] == 9
     assert "win_rate_chosen_longer" not in found
-
-
-def test_what_length_explains_is_taken_away():
-    """Margins that are exactly the difference in length, and nothing else."""
+    # Margins that are exactly the difference in length, and nothing else.
     differences = [-2, -1, 1, 2, 3] * 4
     found = metrics.of_length(many(20, differences, [float(d) for d in differences]), SETTINGS)
     assert found["length_explained"] == 1.0
     assert found["win_rate_without_length"] == 0.5  # every remainder is a tie
 
 
-@pytest.mark.parametrize("differences", [[1] * 20, [1, 2] * 10, [-3, -1] * 10])
-def test_what_happens_at_equal_length_is_not_guessed_from_afar(differences):
-    found = metrics.of_length(many(20, differences, [1.0] * 20), SETTINGS)
-    assert 1.0 in (found.get("win_rate_chosen_longer"), found.get("win_rate_chosen_shorter"))
+@pytest.mark.parametrize("differences", [[1] * 20, [1, 2] * 10, [-3, -1] * 10, [-1, 0, 1] * 3])
+def test_what_happens_at_equal_length_is_not_guessed_from_afar_or_from_few_images(differences):
+    n = len(differences)
+    found = metrics.of_length(many(n, differences, [1.0] * n), SETTINGS)
     assert not {"win_rate_without_length", "win_rate_at_equal_length"} & set(found)
 
 
-def test_few_images_give_no_fit_and_no_rate():
-    found = metrics.of_length(many(9, [-1, 0, 1] * 3, [1.0] * 9), SETTINGS)
-    assert {"longer_wins", "pairs_equal_length"} <= set(found)
-    assert not {"win_rate_without_length", "win_rate_equal_length"} & set(found)
-
-
 def test_rates_of_few_images_and_rates_of_one_have_wilsons_interval(scores):
-    won = scores.assign(reward_margin=1.0)
-    found = metrics.of_pairs(won, SETTINGS)
+    found = metrics.of_pairs(scores, SETTINGS)
+    expected = statistics.wilson_interval(0.625 * 3, 3)  # each image one trial
+    for name in ("win_rate_wilson", "win_rate"):
+        ends = (found[f"{name}_low"], found[f"{name}_high"])
+        assert ends == pytest.approx(expected, abs=1e-6)
+    found = metrics.of_pairs(scores.assign(reward_margin=1.0), SETTINGS)
     assert found["win_rate"] == found["win_rate_high"] == 1.0
     assert found["win_rate_low"] == pytest.approx(statistics.wilson_interval(3, 3)[0], abs=1e-6)
 
@@ -175,22 +163,17 @@ def test_the_order_of_the_reference_is_of_no_matter(scores):
     pd.testing.assert_frame_equal(metrics.score(PAIRS, POLICY, shuffled, BETA), scores)
 
 
-def test_a_reference_that_lacks_a_pair_is_refused():
-    with pytest.raises(ValueError, match="3 of the 4 test pairs"):
-        metrics.score(PAIRS, POLICY, REFERENCE.iloc[1:], BETA)
-
-
-@pytest.mark.parametrize("column", list(LENGTHS))
-def test_a_reference_of_other_tokens_is_refused(column):
-    other = REFERENCE.assign(**{column: REFERENCE[column] + [0, 0, 1, 0]})
-    with pytest.raises(ValueError, match=column):
-        metrics.score(PAIRS, POLICY, other, BETA)
-
-
-def test_a_reference_that_knows_a_pair_twice_is_refused():
-    twice = pd.concat([REFERENCE, REFERENCE.iloc[:1]])
-    with pytest.raises(ValueError, match="not"):
-        metrics.score(PAIRS, POLICY, twice, BETA)
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (REFERENCE.iloc[1:], "3 of the 4 test pairs"),
+        *((REFERENCE.assign(**{c: REFERENCE[c] + [0, 0, 1, 0]}), c) for c in LENGTHS),
+        (pd.concat([REFERENCE, REFERENCE.iloc[:1]]), "not"),
+    ],
+)
+def test_a_reference_of_other_pairs_or_tokens_is_refused(reference, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.score(PAIRS, POLICY, reference, BETA)
 
 
 def test_an_untrained_policy_ties_everywhere():
@@ -247,38 +230,42 @@ def test_answers_are_measured():
     assert metrics.of_answers(ANSWERED.iloc[:0], SETTINGS) == {}
 
 
-def of_data(scores):
-    """What follows from the data alone: what the split can show, and its shortcuts."""
+@pytest.fixture
+def all_metrics(scores):
     judged = {name: statistics.outcomes([1, -1, 1, 1]) for name in ("first_words", "bag_of_words")}
     counts = dict.fromkeys(
         ("audited_pairs", "contradictory_pairs", "audited_images", "near_duplicate_images"), 0
     )
-    split = metrics.of_split(statistics.outcomes([1, -1, 1, 1]), scores["group"], SETTINGS)
-    return split, metrics.of_shortcuts(judged, counts, scores["group"], SETTINGS)
-
-
-@pytest.fixture
-def all_metrics(scores):
-    split, shortcuts = of_data(scores)
     enough = many(30, [-1] * 10 + [0] * 10 + [1] * 10, [1.0] * 30)
     return (
         metrics.of_pairs(scores, SETTINGS)
-        | split
+        | metrics.of_split(statistics.outcomes([1, -1, 1, 1]), scores["group"], SETTINGS)
         | metrics.of_length(enough, SETTINGS)
-        | shortcuts
+        | metrics.of_shortcuts(judged, counts, scores["group"], SETTINGS)
         | metrics.of_images(shown_other(scores), SETTINGS)
         | metrics.of_answers(ANSWERED, SETTINGS)
         | metrics.of_questions(GRADED, SETTINGS)
     )
 
 
+def test_what_the_data_show_and_give_away(scores):
+    found = metrics.of_split(np.tile([1.0, 0.0], 400), pd.Series(range(800)), SETTINGS)
+    assert found["independent_pairs"] == 800
+    assert found["win_rate_detectable"] == pytest.approx(0.0493, abs=1e-4)
+    assert metrics.of_split(np.ones(4), pd.Series(["g"] * 4), SETTINGS) == {}
+    judged = {"bag_of_words": np.array([1.0, 1.0, 0.5, 0.0])}
+    found = metrics.of_shortcuts(judged, {"audited_pairs": 9}, ["a", "b", "c", "d"], SETTINGS)
+    assert (found["bag_of_words_wins"], found["audited_pairs"]) == (0.625, 9)
+
+
 def test_the_catalogue_has_every_key_in_its_order_and_no_other(all_metrics):
     assert tuple(all_metrics) == KEYS
 
 
-def test_what_a_run_can_lack_says_what_it_needs(scores):
-    _, shortcuts = of_data(scores)
-    least = metrics.of_pairs(scores, SETTINGS) | metrics.of_length(scores, SETTINGS) | shortcuts
+def test_what_a_run_can_lack_says_what_it_needs(scores, all_metrics):
+    least = metrics.of_pairs(scores, SETTINGS) | metrics.of_length(scores, SETTINGS)
+    least |= {key: all_metrics[key] for key in METRICS if key.endswith("_words_wins")}
+    least |= {key: 0 for key in METRICS if key.startswith(("audited_", "contradictory_", "near_"))}
     assert set(least) & set(METRICS) == {m.key for m in METRICS.values() if not m.needs}
 
 
@@ -300,10 +287,9 @@ def test_one_image_gives_no_intervals_instead_of_a_crash(scores):
 
 def test_in_words_gives_the_figures_that_come_first(scores):
     found = metrics.of_pairs(scores, SETTINGS) | metrics.of_questions(GRADED, SETTINGS)
-    lines = metrics.in_words(found).splitlines()
-    assert re.fullmatch(r"win rate 62\.5% \[[\d.]+, [\d.]+\] of 4 held-out pairs", lines[0])
-    assert re.fullmatch(r"right answers 33\.3% .* \(base\) → 66\.7% .* \(tuned\)", lines[2])
-    assert "−0.50" in lines[3]  # noqa: RUF001
+    rate, _, right = metrics.in_words(found).split("; ")
+    assert re.fullmatch(r"win rate 62\.5% \[[\d.]+, [\d.]+\] of 4 held-out pairs", rate)
+    assert re.fullmatch(r"right answers 33\.3% \[.*\] → 66\.7% \[.*\]", right)
 
 
 def test_the_headline_has_four_digits_and_falls_back_on_lm_evals_first_task(all_metrics):

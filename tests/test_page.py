@@ -5,26 +5,33 @@ import io
 import json
 import os
 import re
-import select
 import shutil
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
+from websockets.sync.client import connect
 
 from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, METRICS
 from stages.pairs.refusals import REASONS
-from stages.reporting import card, gallery, verdicts
-from stages.reporting.page import Origin, forward_pass, funnel, method, parameter_count, render
+from stages.params.losses import LOSSES
+from stages.reporting import card, gallery
+from stages.reporting.inputs import folder_name, origin, parameter_count
+from stages.reporting.page import funnel, render
 from tests.experiment import (
+    DEMO,
+    EASY_VQA,
+    QWEN,
+    TOPICS,
     Page,
     answer_table,
     inputs_with,
@@ -36,101 +43,68 @@ from tests.experiment import (
     uncharted,
 )
 
-ROOT = Path(__file__).parent.parent
-
 # A real browser, without a network
 
 
 class Browser:
-    """Headless Chromium, spoken to through its debugging pipe (file descriptors 3 and 4)."""
+    """Headless Chromium, spoken to through its debugging port."""
 
     def __init__(self, program: str, profile: Path) -> None:
-        ours_in, theirs_out = os.pipe()
-        theirs_in, ours_out = os.pipe()
-
-        def place() -> None:
-            os.dup2(theirs_in, 203)  # out of the way first: a pipe may already be 3 or 4
-            os.dup2(theirs_out, 204)
-            os.dup2(203, 3)
-            os.dup2(204, 4)
-
         self.process = subprocess.Popen(
             [
                 *(program, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-                *("--disable-dev-shm-usage", "--disable-extensions", "--remote-debugging-pipe"),
+                *("--disable-dev-shm-usage", "--disable-extensions", "--remote-debugging-port=0"),
                 *("--disable-background-networking", "--disable-component-update"),
                 *(f"--user-data-dir={profile}", "about:blank"),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=(3, 4),
-            preexec_fn=place,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self.reading, self.writing = ours_in, ours_out
-        self.rest, self.last, self.session = b"", 0, ""
+        written = profile / "DevToolsActivePort"
+        until = time.monotonic() + 60
+        while not (written.exists() and written.read_text().count("\n")):
+            assert time.monotonic() < until, "the browser does not start"
+            time.sleep(0.1)
+        listing = f"http://127.0.0.1:{written.read_text().split()[0]}/json/list"
+        with urllib.request.urlopen(listing, timeout=60) as answer:
+            (tab,) = (each for each in json.load(answer) if each["type"] == "page")
+        self.socket = connect(tab["webSocketDebuggerUrl"], max_size=None)
+        self.last = 0
         self.events: list[dict[str, Any]] = []
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             self.ask(f"{domain}.enable")
 
     def ask(self, method: str, **parameters: Any) -> Any:
         self.last += 1
         message = {"id": self.last, "method": method, "params": parameters}
-        if self.session:
-            message["sessionId"] = self.session
-        os.write(self.writing, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self.next()
-            if answer.get("id") == self.last:
-                assert "error" not in answer, answer
-                return answer["result"]
+        self.socket.send(json.dumps(message))
+        while (answer := json.loads(self.socket.recv(timeout=60))).get("id") != self.last:
             self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
 
-    def next(self) -> Any:
-        until = time.monotonic() + 15
-        while b"\0" not in self.rest:
-            ready, _, _ = select.select([self.reading], [], [], until - time.monotonic())
-            assert ready, "the browser does not answer"
-            piece = os.read(self.reading, 1 << 20)
-            assert piece, "the browser has ended"
-            self.rest += piece
-        message, _, self.rest = self.rest.partition(b"\0")
-        return json.loads(message)
-
-    def show(self, page: Path, width: int, height: int = 800, scheme: str = "light") -> None:
+    def show(self, page: Path, width: int, scheme: str = "light") -> None:
         self.events.clear()
-        self.ask(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=2 if width < 500 else 1,
-            mobile=width < 500,
-        )
-        self.ask(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": scheme}],
-        )
+        phone = width < 500
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1 + phone, "mobile": phone}
+        self.ask("Emulation.setDeviceMetricsOverride", **size)
+        self.media("screen", scheme)
         self.ask("Page.navigate", url=page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self.next())
+            self.events.append(json.loads(self.socket.recv(timeout=60)))
+
+    def media(self, media: str, scheme: str) -> None:
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.ask("Emulation.setEmulatedMedia", media=media, features=features)
 
     def value(self, script: str) -> Any:
-        return self.ask("Runtime.evaluate", expression=script, returnByValue=True)["result"].get(
-            "value"
-        )
-
-    def picture(self, whole: bool = False) -> bytes:
-        shot = self.ask("Page.captureScreenshot", captureBeyondViewport=whole)
-        return base64.b64decode(shot["data"])
+        found = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+        return found["result"].get("value")
 
     def close(self) -> None:
+        self.socket.close()
         self.process.kill()
         self.process.wait()
-        os.close(self.reading)
-        os.close(self.writing)
 
 
 @pytest.fixture(scope="module")
@@ -171,19 +145,20 @@ def test_the_page_is_dark_in_dark_mode_and_light_on_paper(browser, tmp_path):
     page = tmp_path / "report.html"
     page.write_text(render(inputs_with()), encoding="utf-8")
     background = "getComputedStyle(document.body).backgroundColor"
+    font = "getComputedStyle(document.querySelector('svg.chart text')).fontFamily"
     browser.show(page, 1280, scheme="dark")
     assert browser.value(background) == "rgb(17, 21, 26)"
-    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
-    browser.ask("Emulation.setEmulatedMedia", media="print", features=dark)
+    assert "DejaVu" not in browser.value(font)  # matplotlib's; the page has its own
+    browser.media("print", "dark")
     assert browser.value(background) == "rgb(255, 255, 255)"
-    browser.ask("Emulation.setEmulatedMedia", media="")
 
 
 # The page
 
 
 def test_the_page_is_well_formed_html_with_unique_ids_and_links_that_lead_somewhere():
-    page = Page(render(inputs_with()))
+    html = render(inputs_with())
+    page = Page(html)
     assert not page.wrong
     assert not page.open
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
@@ -192,6 +167,11 @@ def test_the_page_is_well_formed_html_with_unique_ids_and_links_that_lead_somewh
     targets |= {a["aria-labelledby"] for a in page.all("section")}
     assert len(targets) == 8
     assert targets <= set(ids)
+    tables = re.findall(r"(?s)<table.*?</table>", html)
+    outside_of_cards = [table for table in tables if "log-prob per token</th>" not in table]
+    assert len(outside_of_cards) >= 8
+    assert all("<caption>" in table for table in outside_of_cards)
+    assert all('scope="' in head for head in re.findall(r"<th\b[^>]*>", html))
 
 
 def test_the_policy_of_the_page_forbids_everything_but_its_own_styles_and_images():
@@ -207,17 +187,16 @@ def test_the_policy_of_the_page_forbids_everything_but_its_own_styles_and_images
     assert not page.all("script")
 
 
-def test_the_page_names_no_address_but_that_of_the_model():
-    html = render(inputs_with())
+def test_the_page_names_no_address_but_those_of_model_and_data_on_the_hub():
+    html = render(inputs_with(model=QWEN, data=[TOPICS, EASY_VQA]))
     assert set(re.findall(r"(?i)\b[a-z]+://[^\s\"'<]+", html)) == {
-        "https://huggingface.co/Qwen/Qwen3-VL-4B-Instruct/tree/ebb281ec70b0"
+        f"https://huggingface.co/Qwen/Qwen3-VL-4B-Instruct/tree/{'e' * 40}",
+        f"https://huggingface.co/datasets/helehan/topic-overwrite/tree/{'8' * 40}",
     }
     assert not re.search(r"(?i)@import|url\(\s*['\"]?(?!#)", html)
-
-
-def test_a_data_set_of_the_hub_has_its_address_among_the_data_sets():
-    data = Origin("hub", "helehan/topic-overwrite", "818d38f4")
-    assert data.link == "https://huggingface.co/datasets/helehan/topic-overwrite/tree/818d38f4"
+    text = Page(html).text
+    assert "on helehan/topic-overwrite, easy-vqa" in text
+    assert "easy-vqa, version 1.0, licence MIT" in text
 
 
 HOSTILE = (
@@ -248,20 +227,20 @@ def test_texts_of_the_data_are_shown_as_they_are_and_never_run(text):
 
 
 def test_a_long_answer_is_folded_and_still_there_in_whole():
-    answer = "So it goes on. " * 700
+    answer = "So it continues. " * 700
     answers = answer_table().assign(tuned_answer=answer)
     html = render(uncharted(answers=answers))
     folded = re.findall(r"(?s)<details class=\"long\">.*?</details>", html)
     assert folded
-    assert all(answer in text and "10,500 characters" in text for text in folded)
+    assert all(answer in text and "11,900 characters" in text for text in folded)
     assert '<details class="long">' not in render(uncharted())
 
 
 def test_a_pair_without_kind_shows_no_none_and_no_nan():
     scores = score_table().assign(kind=None, origin=None)
     answers = answer_table().assign(kind=None)
-    text = Page(render(uncharted(scores=scores, answers=answers))).text
-    assert not re.search(r"\b(None|nan|NaN|NaT|inf)\b", text)
+    text = Page(render(uncharted(scores=scores, answers=answers, slices=slice_table()))).text
+    assert not re.search(r"\b(None|nan|NaN|NaT|inf)\b", text.partition("Parameters")[0])
 
 
 def test_every_image_is_inside_small_and_described():
@@ -283,24 +262,12 @@ def test_every_image_is_inside_small_and_described():
     assert widths == {"64": "small", "320": None}
 
 
-def test_an_image_that_is_missing_or_broken_is_said_to_be_missing():
-    for content in (None, b"", b"not an image", picture_of(1)[:200]):
-        page = Page(render(uncharted(image=lambda _, content=content: content)))
-        if not page.all("img"):
-            assert "no image" in page.text
-            break
-    assert gallery.picture(b"not an image") is None
-    assert gallery.picture(None) is None
-
-
-def test_every_table_says_what_it_shows_and_which_cells_are_heads():
-    html = render(inputs_with())
-    tables = re.findall(r"(?s)<table.*?</table>", html)
-    outside_of_cards = [table for table in tables if "log-prob per token</th>" not in table]
-    assert len(outside_of_cards) >= 8
-    assert all("<caption>" in table for table in outside_of_cards)
-    for table in tables:
-        assert all('scope="' in head for head in re.findall(r"<th\b[^>]*>", table))
+@pytest.mark.parametrize("content", [None, b"", b"not an image", picture_of(1)[:200]])
+def test_an_image_that_is_missing_or_broken_is_said_to_be_missing(content):
+    assert gallery.picture(content) is None
+    page = Page(render(uncharted(image=lambda _: content)))
+    assert not page.all("img")
+    assert "no image" in page.text
 
 
 # Metrics in tables
@@ -328,27 +295,12 @@ def test_rows_of_both_models_are_not_described_as_the_bases():
 
 def test_metrics_without_optional_groups_or_intervals_still_make_a_page():
     values = {"pairs": 3, "images": 1, "win_rate": 1.0, "ties": 0, "reward_margin": 0.2}
-    assert [note.text for note in verdicts.concerns(values)] == [
-        "Few test images (1): read every figure with great care."
-    ]
-    page = Page(
-        render(
-            uncharted(
-                metrics=values,
-                answers=answer_table(0, 0).reindex(columns=answer_table().columns),
-                slices=None,
-                margins=None,
-                train_curve=None,
-                validation_curve=None,
-                lengths=None,
-                training={},
-                parameters={},
-            )
-        )
-    )
+    answers = answer_table(0, 0).reindex(columns=answer_table().columns)
+    page = Page(render(uncharted(metrics=values, answers=answers)))
     assert not page.wrong
     for sentence in (
         "No clear change of preference.",
+        "Few test images (1): read every figure with great care.",
         "no interval",
         "There are no training curves.",
         "There is nothing to draw.",
@@ -361,47 +313,39 @@ def test_metrics_without_optional_groups_or_intervals_still_make_a_page():
 # Data, method, provenance
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "orpo", "simpo"])
+def test_a_run_is_called_by_its_loss_and_says_where_the_loss_has_no_reference(loss):
+    text = Page(render(uncharted({"train.loss": loss, "train.seed": 7}))).text
+    name = LOSSES[loss].words
+    assert f"Method {name[0].upper()}{name[1:]}" in text
+    assert f"Loss {loss}, beta 0.1, plus 0.5 times the SFT loss on chosen" in text
+    assert (card.NO_REFERENCE in text) == (not LOSSES[loss].reference)
+    assert "lora, rank 8, 12,345 trained parameters" in text
+    steps = "0.75 epochs, 16 pairs a step and device, learning rate 0.001, cosine, seed 7"
+    assert steps in text
+
+
+def test_a_base_in_few_bits_has_the_page_say_that_merging_makes_another_model():
+    html = render(uncharted({"model.quantization_bit": 4}))
+    assert card.other_once_merged(4) in html
+    assert "base in 4 bits" in html
+    assert "unquantised" not in render(uncharted())
+
+
+COMPARED = {"pairs": 16, "policy_difference": 3.1e-6, "largest_logps": 41.2}
+
+
 @pytest.mark.parametrize(
-    ("loss", "name"),
+    ("first_batch", "words"),
     [
-        ("sigmoid", "Direct preference optimization (DPO)"),
-        ("hinge", "Direct preference optimization with a hinge loss"),
-        ("orpo", "Odds ratio preference optimization (ORPO)"),
-        ("simpo", "Simple preference optimization (SimPO)"),
+        (COMPARED, "differ by at most 3e-06 nats from LLaMA-Factory's own (the largest log-prob"),
+        (COMPARED | {"reference_difference": 0.0002}, "looked up, by at most 0.0002 (the largest"),
+        ({"stock_because": "why"}, "Forward pass LLaMA-Factory's own: why Test"),
+        ({}, "Forward pass LLaMA-Factory's own Test"),
     ],
 )
-def test_a_run_is_called_by_its_loss_and_says_where_the_loss_has_no_reference(loss, name):
-    inputs = inputs_with()
-    inputs = replace(inputs, training={**inputs.training, "pref_loss": loss})
-    rows = dict(method(inputs))
-    assert rows["Method"] == name
-    assert rows["Loss"] == f"{loss}, beta 0.1"
-    assert rows.get("Reference") == (card.NO_REFERENCE if loss in ("orpo", "simpo") else None)
-
-
-def test_a_run_says_how_its_log_probs_compared_with_stock():
-    compared = {"pairs": 16, "policy_difference": 3.1e-6, "largest_logps": 41.2}
-    assert forward_pass(compared) == (
-        "prompt shared by both answers; on the first 16 pairs the policy's log-probs differ by at "
-        "most 3e-06 nats from LLaMA-Factory's own (the largest log-prob is 41 nats)"
-    )
-    assert "the reference's, looked up, by at most 0.0002" in forward_pass(
-        compared | {"reference_difference": 0.0002}
-    )
-    assert forward_pass({"stock_because": "why"}) == "LLaMA-Factory's own: why"
-    assert forward_pass({}) == "LLaMA-Factory's own"
-    inputs = replace(inputs_with(), first_batch=compared)
-    assert "prompt shared by both answers" in Page(render(inputs)).text
-
-
-@pytest.mark.parametrize("loss", ["orpo", "simpo"])
-def test_the_page_of_another_loss_speaks_of_dpo_only_as_a_scale(loss):
-    inputs = inputs_with()
-    text = Page(render(replace(inputs, training={**inputs.training, "pref_loss": loss}))).text
-    assert "Training loss, with the SFT term" in text
-    assert "DPO loss" not in text
-    assert "Method DPO" not in text
-    assert card.NO_REFERENCE in text
+def test_a_run_says_how_its_log_probs_compared_with_stock(first_batch, words):
+    assert words in Page(render(uncharted(first_batch=first_batch))).text
 
 
 def test_the_funnel_accounts_for_every_row():
@@ -423,27 +367,27 @@ def test_the_funnel_accounts_for_every_row():
 
 
 def test_parameters_are_printed_without_paths_of_this_machine():
-    model = {"source": {"kind": "path", "path": "/opt/someone/secret/my-model"}}
-    text = Page(render(uncharted(parameters={"train": {"beta": 0.7}, "model": model}))).text
+    model = {"kind": "path", "path": "/opt/someone/secret/my-model", "licence": None}
+    text = Page(render(uncharted({"train.beta": 0.7, "model.source": model}))).text
     assert "beta: 0.7" in text
     assert "path: my-model" in text
     assert "secret" not in text
 
 
-def test_parameters_are_counted_without_loading_them(tmp_path):
+@pytest.mark.parametrize(
+    ("path", "name"), [("demo/model", "demo/model"), ("/opt/secret/m", "m"), ("../up/m", "m")]
+)
+def test_a_model_of_a_folder_has_its_name_and_no_place_on_this_machine(tmp_path, path, name):
     arrays = {"a": np.zeros((3, 4), np.float32), "b": np.zeros((), np.float32)}
     save_file(arrays, tmp_path / "m.safetensors")
-    assert parameter_count(tmp_path) == 13
+    source = {key: getattr(DEMO, key) for key in ("kind", "repo", "commit", "licence", "files")}
+    (tmp_path / "SOURCE.json").write_text(json.dumps(source))
+    found = origin(tmp_path, folder_name(SimpleNamespace(path=Path(path))))
+    assert (found.name, found.parameters, found.size) == (name, 13, "2.9 MB")
+    assert found.weights == DEMO.files[1]
     assert parameter_count(tmp_path / "none") is None
 
 
 def test_a_number_and_its_interval_are_not_broken_over_lines():
     html = render(uncharted())
     assert "95.0% [92.0,\u00a098.0] of them" in html
-
-
-def test_a_base_in_few_bits_has_the_page_say_that_merging_makes_another_model():
-    inputs = inputs_with()
-    quantised = replace(inputs, training={**inputs.training, "quantization_bit": 4})
-    assert card.other_once_merged(4) in render(quantised)
-    assert "unquantised" not in render(inputs)

@@ -1,18 +1,52 @@
-"""Presets are valid, complete and explained."""
+"""Presets are valid and explained, and ``use`` writes them whole, with their comments."""
 
-from pathlib import Path
+import shutil
+import subprocess
 
 import pytest
+from ruamel.yaml import YAML
 
 from stages import fetch
+from stages.commands import use
 from stages.core.errors import UserError
 from stages.params import params
-from tests.contracts import PRESETS, ROOT, agree, is_passed_on, key_lines
+from tests.contracts import PRESETS, ROOT, agree, is_passed_on, key_lines, preset_of
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_is_valid(preset):
-    assert params.load(preset).train.loss == "sigmoid"
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A clone with the presets and ``params.yaml``, committed."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "params", "params")
+    shutil.copy("params/demo.yaml", "params.yaml")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    commit(tmp_path)
+    return tmp_path
+
+
+def git(folder, *words):
+    subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True)
+
+
+def commit(folder):
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-a", "-m", "edit")
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_is_valid_and_explains_every_key_of_ours(path, project):
+    """By a comment on its line, or by one that its section's line has for all of it."""
+    assert preset_of(path).train.loss == "sigmoid"
+    use.main(path.stem)
+    clear_from_their_values = {"kind", "revision", "files"}  # of a source
+    lines = list(key_lines(project / "params.yaml"))
+    told = {key for key, _, comment in lines if comment}
+    for key, value, _ in lines:
+        section, _, name = key.rpartition(".")
+        if not value or is_passed_on(key):
+            continue
+        if ".source" not in section or name not in clear_from_their_values:
+            assert {key, section} & told, f"say what {key} does, in a comment"
 
 
 def test_params_yaml_starts_as_the_demo_preset():
@@ -22,56 +56,85 @@ def test_params_yaml_starts_as_the_demo_preset():
     ), "cp params/demo.yaml params.yaml"
 
 
-def test_own_data_says_first_of_all_where_to_name_the_data(tmp_path, monkeypatch):
-    (tmp_path / "params.yaml").write_text((ROOT / "params" / "own-data.yaml").read_text())
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        UserError, match=r"data\.sources\.mine: set/data\.sources\.mine\.path/to/your/pairs does"
-    ):
-        fetch.main("data.sources.mine", tmp_path / "raw")
+def test_own_data_is_the_demos_model_and_says_first_of_all_where_to_name_the_data(project):
+    use.main("own-data")
+    p = params.load()
+    assert p.model == preset_of(ROOT / "params" / "demo.yaml").model
+    assert p.evaluate.lm_eval == {}
+    with pytest.raises(UserError, match=r"set/data\.sources\.mine\.path/to/your/pairs"):
+        fetch.main("mine", project / "raw")
 
 
-def test_own_data_has_the_demos_model_and_no_task_of_its_data():
-    own, demo = (params.load(ROOT / "params" / f"{name}.yaml") for name in ("own-data", "demo"))
-    assert own.model == demo.model
-    assert own.evaluate.lm_eval == {}
+BASE = """\
+# Preset a: what it is.
+
+data:
+  sources:                    # where from
+    one: {kind: hub}          # which kind
+train:
+  loss: sigmoid               # which loss
+  beta: 0.1                   # how strong
+
+evaluate:
+  tasks: {a: 1, b: "2"}       # how many
+  none: null                  # nothing
+"""
+OVER = """\
+# Preset b: another one.
+base: a
+
+data:
+  sources: {two: {kind: path}}
+train:
+  loss: ipo
+  gpus: 2                     # how many
+evaluate:
+  none: 7                     # a number
+"""
+MERGED = """\
+# Preset b: another one.
+# This file is params/a.yaml with the changes of params/b.yaml.
+
+data:
+  sources: {two: {kind: path}} # where from
+train:
+  loss: ipo                   # which loss
+  gpus: 2                     # how many
+  beta: 0.1                   # how strong
+
+evaluate:
+  tasks: {a: 1, b: "2"}       # how many
+  none: 7                     # a number
+"""
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_every_preset_has_the_keys_of_the_demo(preset):
-    """Of our own keys, that is; sources differ, and ``train`` passes on what a preset wants."""
-
-    def ours(path: Path) -> set[str]:
-        return {
-            key
-            for key, _, _ in key_lines(path)
-            if ".source" not in key and ".lm_eval." not in key and not is_passed_on(key)
-        }
-
-    assert ours(preset) == ours(ROOT / "params" / "demo.yaml")
+def test_an_overlay_changes_its_base_and_keeps_the_comments(tmp_path):
+    (tmp_path / "a.yaml").write_text(BASE)
+    (tmp_path / "b.yaml").write_text(OVER)
+    assert use.whole(tmp_path / "a.yaml") == BASE
+    assert use.whole(tmp_path / "b.yaml") == MERGED
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_every_parameter_of_ours_is_explained_where_people_meet_it(preset):
-    """By a comment on its line, or by one that its section's line has for all of it."""
-    clear_from_their_values = {"kind", "revision", "files"}  # of a source
-    told = {key for key, _, comment in key_lines(preset) if comment}
-    for key, value, _ in key_lines(preset):
-        section, _, name = key.rpartition(".")
-        if (
-            value
-            and not is_passed_on(key)
-            and not (section.endswith(".source") and name in clear_from_their_values)
-        ):
-            assert {key, section} & told, f"{preset.name}: say what {key} does, in a comment"
+def test_use_never_overwrites_edits_unless_they_are_committed_or_it_is_forced(project, capsys):
+    path = project / "params.yaml"
+    use.main("own-data")
+    use.main("demo")  # uncommitted, but a preset
+    edited = path.read_text().replace("beta: 0.1", "beta: 0.7")
+    path.write_text(edited)
+    with pytest.raises(UserError, match="uncommitted edits; FORCE=1"):
+        use.main("own-data")
+    assert path.read_text() == edited
+    use.main("own-data", "1")
+    path.write_text(edited)
+    commit(project)
+    use.main("own-data")
+    assert YAML(typ="safe").load(path)["data"]["sources"]["mine"]["kind"] == "path"
+    assert capsys.readouterr().out.count("params.yaml is now the preset") == 4
+    path.unlink()
+    use.main("demo")
 
 
-def test_presets_explain_equal_settings_in_equal_words():
-    """What a comment says of a value is true in every preset that has the value."""
-    said: dict[tuple[str, str], dict[str, str]] = {}
-    for preset in PRESETS:
-        for key, value, comment in key_lines(preset):
-            if ".source" not in key and not key.startswith(("train.", "data.sources")):
-                said.setdefault((key, value), {}).setdefault(comment, preset.name)
-    differing = {setting: comments for setting, comments in said.items() if len(comments) > 1}
-    assert not differing
+@pytest.mark.parametrize("preset", ["", "dem", "../params", "demo own-data"])
+def test_use_lists_the_presets_when_none_or_an_unknown_one_is_named(project, preset):
+    with pytest.raises(UserError, match=r"one of: demo, own-data, qwen2\.5-vl-3b, qwen3-vl-4b"):
+        use.main(preset)

@@ -187,7 +187,6 @@ FAILURES = {
     "no GPU could be used": "RuntimeError: No CUDA GPUs are available",
     "quantisation failed": "ImportError: `bitsandbytes` 4-bit quantization requires a newer one",
     "a process of the distributed run": "DistBackendError: NCCL error in: ProcessGroupNCCL.cpp",
-    "run `make join`": "DistStoreError: Timed out after 601 seconds waiting for clients",
     "fewer free devices": "RuntimeError: Ray had no 2 x {'CPU': 1, 'GPU': 1} to give",
     "the machine ran out of memory": "  traceback : Signal 9 (SIGKILL) received by PID 4242",
 }

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from stages.core.errors import UserError
-from stages.model import reference_logps
+from stages.model import lookup, reference_logps
 
 FEATURE = {
     "chosen_input_ids": [1, 2, 3],
@@ -27,7 +27,7 @@ def written(tmp_path, base, params_with):
     """``data/reference`` of the demo's parameters, one pair."""
     logps = pd.DataFrame(
         {
-            "key": [reference_logps.pair_key(FEATURE)],
+            "key": [lookup.pair_key(FEATURE)],
             "chosen_logps": [-3.5],
             "rejected_logps": [-4.5],
         }
@@ -101,9 +101,9 @@ def test_a_folder_that_does_not_say_how_it_was_made_is_told(written, base, param
 
 
 def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
-    found = reference_logps.lookup(written)
+    found = lookup.by_pair(written)
     moved = FEATURE | {"images": ["/elsewhere/ab.jpg"]}
-    assert found[reference_logps.pair_key(moved)] == (-3.5, -4.5)
+    assert found[lookup.pair_key(moved)] == (-3.5, -4.5)
     changes: tuple[dict[str, list[Any]], ...] = (
         {"chosen_input_ids": [1, 2, 3, 4]},
         {"rejected_input_ids": [1, 2, 3]},
@@ -112,17 +112,17 @@ def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
         {"chosen_input_ids": [1, 2, 4], "rejected_input_ids": [1, 2, 3]},
     )
     for change in changes:
-        assert reference_logps.pair_key(FEATURE | change) not in found
+        assert lookup.pair_key(FEATURE | change) not in found
 
 
 def test_a_table_that_is_torn_or_contradicts_itself_is_told(written):
-    file = written / reference_logps.TABLE
+    file = written / lookup.TABLE
     table = pd.read_parquet(file)
     pd.concat([table, table]).to_parquet(file)
-    assert len(reference_logps.lookup(written)) == 1
+    assert len(lookup.by_pair(written)) == 1
     pd.concat([table, table.assign(chosen_logps=-9.0)]).to_parquet(file)
     with pytest.raises(UserError, match="two different rows of the pair"):
-        reference_logps.lookup(written)
+        lookup.by_pair(written)
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(UserError, match=r"logps\.parquet can't be read.*dvc repro -f reference"):
-        reference_logps.lookup(written)
+        lookup.by_pair(written)

@@ -37,8 +37,8 @@ def write_inputs(folder: Path) -> dict[str, Path]:
         source |= {"kind": kind, "licence": licence, "repo": kind if licence else None}
         (folder / name / "SOURCE.json").write_text(json.dumps(source))
     (folder / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
-    (folder / "adapter" / "llamafactory.yaml").write_text("stage: dpo\npref_beta: 0.1\n")
-    (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
+    (folder / "adapter" / "llamafactory.yaml").write_text(inputs.configuration)
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(inputs.adapter))
     (folder / "adapter" / "fingerprint.json").write_text('{"fingerprint": "0123abcd"}')
     return {
         **{name: folder / name for name in ("curves", "images", "raw", "adapter")},
@@ -120,9 +120,6 @@ def test_the_stage_copes_without_files_that_only_feed_charts(arguments):
     (arguments["curves"] / "train.csv").write_text("")
     report.main(**arguments)
     assert "There is nothing to draw." in arguments["page"].read_text(encoding="utf-8")
-
-
-def test_an_adapter_without_its_configuration_is_refused(arguments):
     (arguments["adapter"] / "llamafactory.yaml").unlink()
     with pytest.raises(UserError, match=r"llamafactory\.yaml is missing"):
         report.main(**arguments)

@@ -227,17 +227,15 @@ def test_answers_are_a_table_of_pairs_and_questions(
     asked = prompts.selected(formatted_dir, p)
     table = prompts.answers(checkpoint, asked, images, label="test")
     assert list(table["of"]) == ["pair"] * 3 + ["question"] * 2
-    rows = [*asked.pairs, *asked.questions]
-    assert list(table["id"]) == [row["id"] for row in rows]
-    again = scoring.answer(base, rows, images, max_new_tokens=4, batch_tokens=4096, label="test")
+    assert list(table["id"]) == [row["id"] for row in asked]
+    again = scoring.answer(base, asked, images, max_new_tokens=4, batch_tokens=4096, label="test")
     assert list(table["answer"]) == [answer.text for answer in again]
     assert list(table["finished"]) == [answer.finished for answer in again]
 
 
 def test_nothing_asked_loads_no_model(checkpoint_of, images, params_with):
     checkpoint = checkpoint_of(None, params_with())
-    nothing = prompts.Prompts([], [])
-    assert prompts.answers(checkpoint, nothing, images, label="test").shape == (0, 5)
+    assert prompts.answers(checkpoint, [], images, label="test").shape == (0, 5)
 
 
 def test_an_answer_says_how_long_it_is_and_whether_it_ended(base, pairs, images):

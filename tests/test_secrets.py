@@ -97,7 +97,7 @@ def test_a_password_in_params_is_refused_and_not_repeated(tmp_path, write_params
     place = f"{scheme}://me:PlantedServerPassword@host/x.json"
     source = {"kind": "path", "path": place, "licence": None}
     write_params(tmp_path / "params.yaml", **{"data.sources": {"mine": source}})
-    with pytest.raises(UserError, match="an address is no path") as caught:
+    with pytest.raises(UserError, match="is an address: `dvc import-url`") as caught:
         params.load(tmp_path / "params.yaml")
     assert not any(secret in str(caught.value) for secret in SECRETS)
 

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from stages.core.errors import UserError
-from stages.model.reference_logps import pair_key
+from stages.model.lookup import pair_key
 from stages.tuning import config as tuning
 from tests.trainer import dpo_trainer
 

@@ -1,15 +1,13 @@
-"""The audit of pairs finds what was put there, and says so above 60%."""
+"""The audit of pairs finds what was put there."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.evaluation import metrics, shortcuts
-from stages.reporting import verdicts
+from stages.evaluation import shortcuts
 from stages.reporting.page import render
-from tests.experiment import metrics_of, uncharted
-from tests.test_metrics import SETTINGS
+from tests.experiment import uncharted
 
 
 def pair(name, chosen, rejected, question="What is it?", image=None):
@@ -35,33 +33,20 @@ def many(count, chosen, rejected):
     ]
 
 
-def rates(pairs):
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "first_words", "bag_of_words"),
+    [
+        ("Indeed it is {}.", "Perhaps it is {}.", 1.0, 1.0),
+        ("it looks much like {} today", "it looks much like {} maybe", 0.5, 1.0),  # the last word
+        ("The shape is {}.", "The shape is {}.", 0.5, 0.5),  # they differ by chance
+        ("!", "?", 0.5, 0.5),  # without a word
+    ],
+)
+def test_judges_find_what_gives_chosen_away(chosen, rejected, first_words, bag_of_words):
+    pairs = many(1300, chosen, rejected)
     found = shortcuts.judges(pairs[:300], pairs[300:])
-    return {name: float(outcome.mean()) for name, outcome in found.items()}
-
-
-def test_a_first_word_that_gives_chosen_away_is_found():
-    found = rates(many(400, "Indeed it is {}.", "Perhaps it is {}."))
-    assert found == {"first_words": 1.0, "bag_of_words": 1.0}
-
-
-def test_a_word_at_the_end_is_found_by_the_bag_alone():
-    found = rates(many(400, "it looks much like {} today", "it looks much like {} maybe"))
-    assert found["first_words"] == 0.5
-    assert found["bag_of_words"] == 1.0
-
-
-def test_answers_that_differ_by_chance_are_told_apart_by_chance():
-    found = rates(many(1300, "The shape is {}.", "The shape is {}."))
-    assert found["first_words"] == 0.5
-    assert found["bag_of_words"] == pytest.approx(0.5, abs=0.06)
-
-
-def test_answers_without_a_word_are_ties():
-    assert rates([pair(f"{i}", "!", "?") for i in range(310)]) == {
-        "first_words": 0.5,
-        "bag_of_words": 0.5,
-    }
+    assert found["first_words"].mean() == first_words
+    assert found["bag_of_words"].mean() == pytest.approx(bag_of_words, abs=0.06)
 
 
 def test_swapped_answers_contradict_each_other_and_nothing_else_does():
@@ -116,42 +101,8 @@ def test_findings_are_listed_and_counted(tmp_path):
         "audited_images": 1,
         "near_duplicate_images": 1,
     }
-    page = render(uncharted(audit=table, metrics=metrics_of(**counts)))
+    page = render(uncharted(audit=table))
     assert "contradictory pairs" in page
     assert "<code>b.jpg</code>" in page
     empty = pd.DataFrame(columns=list(shortcuts.LISTED))
     assert "No pair contradicts another" in render(uncharted(audit=empty))
-
-
-def test_metrics_of_shortcuts_by_hand():
-    judged = {"bag_of_words": np.array([1.0, 1.0, 0.5, 0.0])}
-    found = metrics.of_shortcuts(judged, {"audited_pairs": 9}, ["a", "b", "c", "d"], SETTINGS)
-    assert found["bag_of_words_wins"] == 0.625
-    assert found["audited_pairs"] == 9
-
-
-@pytest.mark.parametrize(
-    ("key", "words"),
-    [
-        ("longer_wins", "always preferring the longer answer"),
-        ("first_words_wins", "first three words"),
-        ("bag_of_words_wins", "which words the answers have"),
-        ("base_accuracy_blank", "the base with a blank image"),
-    ],
-)
-def test_a_shortcut_gets_a_sentence_above_60_percent(key, words):
-    def notes(value):
-        return [c.text for c in verdicts.concerns(metrics_of(**{key: value})) if words in c.text]
-
-    assert notes(0.6) == []
-    (note,) = notes(0.61)
-    assert "61.0%" in note
-
-
-def test_contradictions_and_copies_get_a_sentence():
-    notes = [
-        c.text
-        for c in verdicts.concerns(metrics_of(contradictory_pairs=2, near_duplicate_images=3))
-    ]
-    assert any("contradicts itself: 2 pairs" in note for note in notes)
-    assert any("look the same as one of another split: 3." in note for note in notes)

@@ -1,7 +1,5 @@
 """Slices: every pair is in one of each kind, and a small one shows no rate."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,17 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.evaluation import slices, statistics
-from stages.params.params import Evaluate, Generation
-
-SETTINGS = Evaluate(
-    confidence=0.95,
-    resamples=300,
-    seed=0,
-    controls=0,
-    lm_eval={},
-    task_files=Path("tasks"),
-    generation=Generation(prompts=0, questions=0, max_new_tokens=8),
-)
+from tests.test_metrics import SETTINGS
 
 
 @pytest.fixture
@@ -51,25 +39,18 @@ def test_slices_by_hand(scores):
     assert (everything["pairs"], everything["note"]) == (60, "")
 
 
-def test_a_middling_slice_has_wilsons_interval(scores):
+def test_a_slice_of_few_images_or_all_won_has_wilsons_interval(scores):
     shape = slices.table(scores, SETTINGS).set_index("label").loc["question type: shape"]
-    low, high = statistics.wilson_interval(15, 15)
-    assert (shape["win_rate_low"], shape["win_rate_high"]) == pytest.approx((low, high), abs=1e-5)
-
-
-def test_where_all_pairs_are_won_the_interval_has_a_width(scores):
-    table = slices.table(scores.assign(reward_margin=1.0), SETTINGS).set_index("label")
-    colour = table.loc["question type: colour"]
-    assert (colour["win_rate"], colour["win_rate_high"]) == (1.0, 1.0)
-    assert colour["win_rate_low"] == pytest.approx(statistics.wilson_interval(40, 40)[0], abs=1e-5)
+    won = slices.table(scores.assign(reward_margin=1.0), SETTINGS).set_index("label")
+    for row, images in ((shape, 15), (won.loc["question type: colour"], 40)):
+        ends = (row["win_rate_low"], row["win_rate_high"])
+        assert ends == pytest.approx(statistics.wilson_interval(images, images), abs=1e-5)
 
 
 def test_a_slice_with_too_few_pairs_says_so_instead_of_showing_a_rate(scores):
-    table = slices.table(scores, SETTINGS).set_index("label")
-    few = table.loc["image tokens: 20"]
+    few = slices.table(scores, SETTINGS).set_index("label").loc["image tokens: 20"]
     assert (few["pairs"], few["note"]) == (5, slices.TOO_FEW)
-    for figure in ("win_rate", "win_rate_low", "base_accuracy", "tuned_accuracy"):
-        assert pd.isna(few[figure]), figure
+    assert few[["win_rate", "win_rate_low", "base_accuracy", "tuned_accuracy"]].isna().all()
 
 
 def test_a_data_set_without_kinds_has_no_slices_of_them(scores):

@@ -6,12 +6,12 @@ import re
 import pytest
 
 from stages.core.text import listed, readable, shown
-from stages.reporting import text
+from stages.reporting import markup
 
 
 @pytest.mark.parametrize("given", ["a`b", "``", "`", "a|b", "", "a\nb", "``` x"])
 def test_inline_code_is_one_span_of_one_line(given):
-    shown = text.code(given)
+    shown = markup.code(given)
     assert "\n" not in shown
     found = re.fullmatch(r"(`+)(?!`)(.*?)(?<!`)\1", shown)
     assert found, shown
@@ -19,14 +19,14 @@ def test_inline_code_is_one_span_of_one_line(given):
 
 
 def test_one_line_has_nothing_that_ends_it_and_is_cut():
-    assert text.one_line("a\n\n# b\x1b[31m") == "a # b [31m"
-    assert text.one_line("abcdef", 4) == "abc…"
-    assert text.cell("a|b") == "a\\|b"
+    assert markup.one_line("a\n\n# b\x1b[31m") == "a # b [31m"
+    assert markup.one_line("abcdef", 4) == "abc…"
+    assert markup.cell("a|b") == "a\\|b"
 
 
 @pytest.mark.parametrize("given", ["a", "it's", 'say "x"', "both ' and \"", "\\", "é\n"])
 def test_a_literal_is_that_string_in_double_quotes(given):
-    shown = text.literal(given)
+    shown = markup.literal(given)
     assert ast.literal_eval(shown) == given
     assert shown[0] == shown[-1] == '"'
     assert shown.isascii()

@@ -290,7 +290,7 @@ def test_tokens_that_are_allowed_by_name_are_the_tokens_they_are(params_with, tm
 )
 def test_a_token_that_can_not_be_allowed_is_refused(qwen, token, told):
     with pytest.raises(UserError) as caught:
-        tokens.check_allowed([token], qwen.tokenizer)
+        tokens.check_allowed([token], qwen.family, qwen.tokenizer)
     assert told in str(caught.value)
 
 

@@ -82,8 +82,10 @@ def stage(tmp_path, monkeypatch, write_params):
         (tmp_path / f"{name}.json").write_text("[]")
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "SOURCE.json").write_text("{}")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
     looked_up = reference_logps.made_with(tmp_path / "base", params.load(), dtype="float32")
-    reference_logps.write(tmp_path / "reference", pd.DataFrame(), looked_up)
+    nothing = scoring.to_table([], scoring.nothing())
+    reference_logps.write(tmp_path / "reference", nothing, looked_up)
     made = Stage(tmp_path)
     monkeypatch.setattr(process, "launch", made.launch)
     return made
@@ -194,27 +196,6 @@ def test_a_disk_that_the_next_checkpoint_would_fill_ends_it_and_the_next_run_com
     assert (stage.out / "fingerprint.json").exists()
 
 
-def test_machines_that_the_parameters_do_not_know_are_refused_before_anything_is_loaded(
-    stage, monkeypatch
-):
-    monkeypatch.setenv("NNODES", "2")
-    with pytest.raises(UserError, match=r"NNODES is 2.*docs/scaling\.md"):
-        stage.run()
-    assert stage.launched == 0
-
-
-def test_two_machines_are_another_training_and_two_processes_of_one_the_same(stage, write_params):
-    p, seen = params.load(), set()
-    for values in ({}, {"train.nodes": 2}):
-        write_params(stage.folder / "params.yaml", **values)
-        stage.run()
-        seen.add(json.loads((stage.out / "fingerprint.json").read_text())["fingerprint"])
-    assert len(seen) == 2
-    assert (stage.environment["NNODES"], stage.environment["NODE_RANK"]) == ("2", "0")
-    machines = p.train.model_copy(update={"nodes": 2, "gpus": 1})
-    assert machines.processes == p.train.model_copy(update={"gpus": 2}).processes == 2
-
-
 def test_a_second_process_waits_and_takes_up_what_the_first_trained(stage, capfd):
     stage.run()
     (fingerprint,) = (path.name for path in stage.folder.glob("models/training/[!.]*"))
@@ -255,7 +236,7 @@ class Project:
         ]
 
     def start(self, *words, **more):
-        """The stage, or another command in the project."""
+        """The stage, or other words for Python, in the project."""
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
@@ -264,7 +245,7 @@ class Project:
             **more,
         }
         return subprocess.Popen(
-            [sys.executable, "-m", *(words or ("stages.train", *self.arguments))],
+            [sys.executable, *(words or ("-m", "stages.train", *self.arguments))],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -449,42 +430,17 @@ def test_it_ends_with_the_bytes_of_one_that_nothing_interrupted(resumed, killed,
 
 
 @pytest.mark.slow
-def test_two_machines_have_the_curves_of_one_at_the_same_batch(project, untouched, write_params):
-    """Each a node of torchrun with one process, over gloo on this machine's loopback."""
-    made = project("nodes")
-    set_params(made.folder, write_params, nodes=2, per_device_train_batch_size=1)
-    loopback = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    other = made.start("stages.commands.join", "--trainings", "1", NODE_RANK="1", **loopback)
-    first = made.start(**loopback)
-    try:
-        said, _ = first.communicate(timeout=500)
-        joined, _ = other.communicate(timeout=120)
-    finally:
-        for one in (first, other):
-            one.kill()
-    assert first.returncode == 0, said[-3000:] + joined[-3000:]
-    assert "machine 1: the training here ended with status 0" in joined, joined[-3000:]
-    assert "waiting for machine 1" in said
-    curves = [pd.read_csv(p.folder / "reports/curves/train.csv") for p in (made, untouched[0])]
-    assert list(curves[0]["step"]) == list(curves[1]["step"]) == list(range(1, STEPS + 1))
-    assert (curves[0]["loss"] - curves[1]["loss"]).abs().max() < 1e-4
-    assert curves[1]["loss"].max() - curves[1]["loss"].min() > 1e-2  # there was a curve to follow
-    names = {path.name for path in made.workspace.iterdir()}
-    assert names >= {"events.jsonl", "adapter_model.safetensors", "trainer_state.json"}
-    events = [json.loads(line) for line in (made.workspace / "events.jsonl").open()]
-    steps = [entry["step"] for entry in events if "loss" in entry]
-    assert steps == list(range(1, STEPS + 1))  # each once: only the first machine writes
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("ray"), reason="ray is one of the extras")
 def test_two_workers_of_ray_have_the_curve_of_one_process_and_leave_no_process(
     project, untouched, write_params
 ):
     made = project("ray")
-    set_params(made.folder, write_params, nodes=2, per_device_train_batch_size=1)
+    set_params(made.folder, write_params, per_device_train_batch_size=1)
+    # As train.gpus: 2 says it where there are GPUs.
+    two = "from stages.params.params import Train; Train.processes = 2; from stages import train; "
+    code = f"{two}from stages.core import command; command.run(train.main)"
     with tempfile.TemporaryDirectory() as short:  # Ray's sockets are below it
-        started = made.start(USE_RAY="1", RAY_TMPDIR=short)
+        started = made.start("-c", code, *made.arguments, USE_RAY="1", RAY_TMPDIR=short)
         said, _ = started.communicate(timeout=500)
         assert started.returncode == 0, said[-3000:]
         assert not processes_with("RAY_TMPDIR", short)

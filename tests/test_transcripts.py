@@ -20,7 +20,6 @@ WITHOUT = {
     "clean": "deletes, in silence",
     "use": "copies a file; tests/test_setup.py",
     "ui": "a server with a page; docs/comparing.md has its pictures",
-    "join": "needs a second machine; docs/scaling.md",
 }
 
 

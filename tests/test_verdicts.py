@@ -4,27 +4,32 @@ from typing import Any
 
 import pytest
 
-from stages.reporting import tables, verdicts
+from stages.evaluation.catalogue import BOTH, METRICS
+from stages.reporting import metric_tables, verdicts
 from stages.reporting.page import render
-from tests.experiment import around, metrics_of, slice_table, uncharted
+from tests.experiment import POPE, around, metrics_of, slice_table, uncharted
 
-POPE = "lm_eval/pope_random/acc"
+EVERY = metrics_of()
 
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [
-        (0.51, 0.6, "better"),
-        (0.4, 0.49, "worse"),
-        (0.5, 0.6, "unclear"),
-        (0.4, 0.6, "unclear"),
-        (None, None, "unclear"),
-        (float("nan"), float("nan"), "unclear"),
-    ],
+    [(0.51, 0.6, "better"), (0.4, 0.49, "worse"), (0.4, 0.6, "unclear"), (None, None, "unclear")],
 )
 def test_a_verdict_needs_the_whole_interval_on_one_side(low, high, expected):
     values = {"win_rate": 0.5, "win_rate_low": low, "win_rate_high": high}
     assert verdicts.verdict(values, "win_rate") == expected
+
+
+def test_where_less_is_better_and_where_neither_is_it_is_judged_so():
+    values = metrics_of(
+        **around("repetition_change", 0.05, 0.02),
+        **around("unfinished_change", -0.05, 0.02),
+        **around("answer_tokens_change", 5.0, 1.0),
+    )
+    found = [verdicts.verdict(values, f"{n}_change") for n in ("repetition", "unfinished")]
+    assert found == ["worse", "better"]
+    assert verdicts.verdict(values, "answer_tokens_change") == "unclear"
 
 
 def test_the_headline_gives_every_figure_with_its_interval():
@@ -34,6 +39,7 @@ def test_the_headline_gives_every_figure_with_its_interval():
         "72.0% [67.0, 77.0]. Of 16 held-out questions it answers 90.0% [87.0, 93.0] right, the "
         "base 40.0% [37.0, 43.0]."
     )
+    assert "40 held-out pairs (13 images)" in verdicts.headline(metrics_of(images=13))
 
 
 def test_the_headline_does_not_claim_what_the_interval_does_not_show():
@@ -45,20 +51,12 @@ def test_the_headline_does_not_claim_what_the_interval_does_not_show():
     assert "raised rejected over chosen" in render(uncharted(metrics=worse))
 
 
-def test_the_headline_tells_images_from_pairs():
-    assert "40 held-out pairs (13 images)" in verdicts.headline(metrics_of(images=13))
-
-
-def warnings_of(slices: Any = None, **changed: Any) -> list[str]:
-    return [c.text for c in verdicts.concerns(metrics_of(**changed), slices) if c.warning]
-
-
-def notes_of(**changed: Any) -> list[str]:
-    return [c.text for c in verdicts.concerns(metrics_of(**changed)) if not c.warning]
+def concerns_of(slices: Any = None, **changed: Any) -> list[tuple[bool, str]]:
+    return [(c.warning, c.text) for c in verdicts.concerns(metrics_of(**changed), slices)]
 
 
 def test_good_metrics_raise_no_concern():
-    assert verdicts.concerns(metrics_of(), slice_table()) == []
+    assert concerns_of(slice_table()) == []
     assert "No rule raised a warning." in render(uncharted())
 
 
@@ -89,69 +87,18 @@ def test_good_metrics_raise_no_concern():
     ],
 )
 def test_what_got_worse_is_named_in_a_warning(changed, expected):
-    (text,) = warnings_of(**changed)
+    ((is_warning, text),) = concerns_of(**changed)
+    assert is_warning
     assert expected in text
-    page = render(uncharted(metrics=metrics_of(**changed)))
-    assert '<li class="warning"><b>⚠ Warning.</b>' in page
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        # 4 lost and none gained: the bootstrap leaves 0 out, McNemar's test does not.
-        {**around("correct_change", -0.02, 0.015), "correct_p_value": 0.125},
-        {**around("accuracy_change", -0.02, 0.015), "accuracy_p_value": 0.125},
-        {**around("lm_eval/pope_random/acc/change", -0.1, 0.05)},  # its p-value is 1
-        # Which way is better is not known.
-        {
-            **around("lm_eval/pope_random/acc/change", -0.1, 0.05),
-            "lm_eval/pope_random/acc/p_value": 0.001,
-            "lm_eval/pope_random/acc/higher_is_better": None,
-        },
-        # An untrained model ties everywhere: there is no preference that could be for the words.
-        {**around("win_rate", 0.5, 0.0), **around("win_rate_over_blank", 0.0, 0.0)},
-    ],
-)
-def test_a_change_that_could_be_chance_is_no_warning(changed):
-    assert warnings_of(**changed) == []
-
-
-def test_of_many_tasks_one_must_be_surer_to_be_told():
-    """By chance one of twenty is below 0.05."""
-    worse = {**around(f"{POPE}/change", -0.1, 0.05), f"{POPE}/p_value": 0.01}
-    assert len(warnings_of(**worse)) == 1
-    others = {f"lm_eval/task{i}/acc/{what}": 0.0 for i in range(9) for what in ("tuned", "change")}
-    others |= {f"lm_eval/task{i}/acc/p_value": 1.0 for i in range(9)}
-    others |= {f"lm_eval/task{i}/acc/higher_is_better": 1 for i in range(9)}
-    assert warnings_of(**worse, **others) == []
-
-
-def test_a_share_of_which_less_is_better_is_judged_so():
-    rows = {row.stem: row for row in tables.both_models(metrics_of(**repeating()))}
-    assert rows["repetition"].verdict == "worse"
-    assert rows["unfinished"].verdict == "better"
-    assert rows["answer_tokens"].verdict == "unclear"
-
-
-def repeating() -> dict[str, Any]:
-    return {
-        **around("repetition_change", 0.05, 0.02),
-        **around("unfinished_change", -0.05, 0.02),
-        **around("answer_tokens_change", 5.0, 1.0),
-    }
-
-
-def test_a_worse_lm_eval_metric_is_no_warning_where_lower_is_not_worse():
-    values = around("lm_eval/wiki/word_perplexity/change", -3.0, 0.5)
-    base = {"lm_eval/wiki/word_perplexity/base": 12.0, "lm_eval/wiki/word_perplexity/tuned": 9.0}
-    assert warnings_of(**values, **base) == []
-
-
-def test_a_slice_that_lost_is_named():
+def test_a_slice_that_lost_is_named_on_the_page():
     slices = slice_table()
     slices.loc[1, ["win_rate", "win_rate_low", "win_rate_high"]] = [0.2, 0.1, 0.3]
-    (text,) = warnings_of(slices)
+    ((_, text),) = concerns_of(slices)
     assert "question type = colour" in text
+    page = render(uncharted(slices=slices))
+    assert f'<li class="warning"><b>⚠ Warning.</b>{text[:40]}' in page
 
 
 @pytest.mark.parametrize(
@@ -160,9 +107,81 @@ def test_a_slice_that_lost_is_named():
         (around("base_accuracy", 0.93, 0.02), "little to learn"),
         ({"longer_wins": 0.8}, "preferring the longer answer is right in 80.0%"),
         ({"longer_wins": 0.2}, "preferring the shorter answer is right in 80.0%"),
+        ({"longer_wins": 0.6}, None),
+        ({"first_words_wins": 0.61}, "first three words is right in 61.0%"),
+        ({"bag_of_words_wins": 0.61}, "which words the answers have is right in 61.0%"),
+        ({"base_accuracy_blank": 0.61}, "the base with a blank image is right in 61.0%"),
+        ({"bag_of_words_wins": 0.6}, None),
+        ({"contradictory_pairs": 2}, "contradicts itself: 2 pairs"),
+        ({"near_duplicate_images": 3}, "look the same as one of another split: 3."),
         ({"ties": 3}, "3 pairs are tied"),
+        ({"images": 12}, "Few test images (12)"),
+        (
+            {**around("win_rate", 0.51, 0.03), "win_rate_detectable": 0.0493},
+            "differs from 50% by 4.9 points",
+        ),
     ],
 )
 def test_what_a_reader_should_know_is_a_note(changed, expected):
-    (text,) = notes_of(**changed)
-    assert expected in text
+    found = concerns_of(**changed)
+    assert not any(is_warning for is_warning, _ in found)
+    assert len(found) == (expected is not None)
+    assert all(expected in text for _, text in found)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        # 4 lost and none gained: the bootstrap leaves 0 out, McNemar's test does not.
+        {**around("correct_change", -0.02, 0.015), "correct_p_value": 0.125},
+        {**around("accuracy_change", -0.02, 0.015), "accuracy_p_value": 0.125},
+        {**around(f"{POPE}/change", -0.1, 0.05)},  # its p-value is 1
+        # Which way is better is not known.
+        {
+            **around(f"{POPE}/change", -0.1, 0.05),
+            f"{POPE}/p_value": 0.001,
+            f"{POPE}/higher_is_better": None,
+        },
+        # An untrained model ties everywhere: there is no preference that could be for the words.
+        {**around("win_rate", 0.5, 0.0), **around("win_rate_over_blank", 0.0, 0.0)},
+    ],
+)
+def test_a_change_that_could_be_chance_is_no_warning(changed):
+    assert not any(is_warning for is_warning, _ in concerns_of(**changed))
+
+
+def test_of_many_tasks_one_must_be_surer_to_be_told():
+    """By chance one of twenty is below 0.05."""
+    worse = {**around(f"{POPE}/change", -0.1, 0.05), f"{POPE}/p_value": 0.01}
+    assert len(concerns_of(**worse)) == 1
+    others = {
+        f"lm_eval/task{i}/acc/{what}": value
+        for i in range(9)
+        for what, value in (("tuned", 0), ("change", 0), ("p_value", 1), ("higher_is_better", 1))
+    }
+    assert concerns_of(**worse, **others) == []
+
+
+# tables of metrics
+
+
+def test_every_metric_is_in_exactly_one_table():
+    both = [key for one in BOTH for key in (one.base, one.tuned, one.change)]
+    controls = metric_tables.controls(EVERY)
+    counted = {metric.rows for metric in METRICS.values() if metric.alarm} - {"pairs"}
+    others = metric_tables.others(EVERY)
+    shown = [*both, *counted, *(metric.key for metric in (*controls, *others))]
+    assert sorted(shown) == sorted(key for key in METRICS if key in EVERY)
+    assert metric_tables.both_models(EVERY) == list(BOTH)
+    assert metric_tables.both_models({"base_accuracy": 1.0}) == []
+
+
+def test_bars_are_of_shares_and_points_where_there_is_no_interval():
+    by_stem = {both.stem: both for both in BOTH}
+    assert metric_tables.bars(EVERY, by_stem["answer_tokens"]) == []
+    assert metric_tables.bars(EVERY, by_stem["correct"]) == [
+        ("base", 0.4, 0.37, 0.43),
+        ("tuned", 0.9, 0.87, 0.93),
+    ]
+    plain = {key: value for key, value in EVERY.items() if not key.endswith(("_low", "_high"))}
+    assert metric_tables.bars(plain, by_stem["accuracy"])[0] == ("base", 0.72, 0.72, 0.72)

@@ -382,7 +382,6 @@ def test_the_seeds_of_a_setting_are_found_by_their_parameters(tracked, monkeypat
         return experiment(name, parameters=YAML(typ="safe").load(text))
 
     monkeypatch.setattr(revisions, "load", load)
-    found, notes = revisions.seeds_of("copy")
+    found = revisions.seeds_of("copy")
     head = call("git", "rev-parse", "HEAD", folder=tracked[0]).strip()
     assert {one.name for one in found} == {"copy", "queued", head}
-    assert notes == []

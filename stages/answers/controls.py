@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from stages.core.meaning import code
 from stages.model import formatted
-from stages.model.checkpoint import Checkpoint, code, decisive
+from stages.model.checkpoint import Checkpoint, decisive
 
 GREY = (128, 128, 128)
 
@@ -89,8 +90,6 @@ def shown(pairs: Sequence[dict[str, Any]], images: Path, folder: Path) -> dict[s
     found: dict[str, list[Any]] = {}
     for way, substitute in ways:
         # An absolute path stays what it is when it is joined to the folder of images.
-        by_name = {name: str(substitute(name).resolve()) for name in names}
-        found[way] = [
-            pair | {"images": [by_name[name] for name in pair["images"]]} for pair in pairs
-        ]
+        path = {name: str(substitute(name).resolve()) for name in names}
+        found[way] = [pair | {"images": [path[name] for name in pair["images"]]} for pair in pairs]
     return found

@@ -55,8 +55,6 @@ def repetition(text: str, n: int = 4) -> float:
     Words are what spaces separate. Source: seq-rep-n of Welleck et al. 2020 (arXiv 1908.04319,
     section 6), there of tokens.
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
     words = text.split()
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

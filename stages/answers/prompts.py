@@ -1,6 +1,6 @@
 """The prompts that base and tuned both answer, and their answers side by side."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +13,40 @@ from stages.model.checkpoint import Checkpoint
 from stages.params.params import Params
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """``pairs``: a sample of test pairs. ``questions``: held-out questions with known answers."""
+def selected(formatted_data: Path, p: Params) -> list[dict[str, Any]]:
+    """The formatted rows that every model is asked, as many as ``evaluate.generation`` says.
 
-    pairs: list[dict[str, Any]]
-    questions: list[dict[str, Any]]
+    ``of`` is "pair" for a sample of test pairs, "question" for one of the held-out questions with
+    known answers.
+    """
+    pairs, questions = (formatted.read(formatted_data, name) for name in ("test", "questions"))
+    return [
+        row | {"of": of}
+        for of, rows, count in (
+            ("pair", pairs, p.evaluate.generation.prompts),
+            ("question", questions, p.evaluate.generation.questions),
+        )
+        for row in formatted.sample(rows, count)
+    ]
 
 
-def selected(formatted_data: Path, p: Params) -> Prompts:
-    """The same sample for every model, as large as ``evaluate.generation`` says."""
-    return Prompts(
-        formatted.sample(formatted.read(formatted_data, "test"), p.evaluate.generation.prompts),
-        formatted.sample(
-            formatted.read(formatted_data, "questions"), p.evaluate.generation.questions
-        ),
-    )
-
-
-def answers(checkpoint: Checkpoint, asked: Prompts, images: Path, *, label: str) -> pd.DataFrame:
-    """``Checkpoint.answers``, one row a prompt, with ``of``: "pair" or "question"."""
+def answers(
+    checkpoint: Checkpoint, asked: Sequence[dict[str, Any]], images: Path, *, label: str
+) -> pd.DataFrame:
+    """``Checkpoint.answers``, one row a prompt, with ``of``."""
     table = checkpoint.answers(
-        [*asked.pairs, *asked.questions],
+        asked,
         images,
         max_new_tokens=checkpoint.p.evaluate.generation.max_new_tokens,
         label=label,
     )
-    of = ["pair"] * len(asked.pairs) + ["question"] * len(asked.questions)
-    table.insert(1, "of", pd.Series(of, dtype="str"))
+    table.insert(1, "of", pd.Series([row["of"] for row in asked], dtype="str"))
     return table
 
 
-def beside_each_other(asked: Prompts, base: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
+def beside_each_other(
+    asked: Sequence[dict[str, Any]], base: pd.DataFrame, tuned: pd.DataFrame
+) -> pd.DataFrame:
     """One row a prompt: what was asked, both answers, and whether each is right where that is
     known.
 
@@ -54,24 +56,23 @@ def beside_each_other(asked: Prompts, base: pd.DataFrame, tuned: pd.DataFrame) -
     rows = [
         {
             "id": row["id"],
-            "of": of,
+            "of": row["of"],
             "image": row["images"][0] if row["images"] else "",
             "kind": row["kind"],
             "question": formatted.question(row),
             "truth": row.get("answer"),
         }
-        for of, asked_rows in (("pair", asked.pairs), ("question", asked.questions))
-        for row in asked_rows
+        for row in asked
     ]
-    table = pd.DataFrame(rows, columns=["id", "of", "image", "kind", "question", "truth"])
-    asked_for = set(map(tuple, table[["id", "of"]].to_numpy()))
+    key = ["id", "of"]
+    table = pd.DataFrame(rows, columns=[*key, "image", "kind", "question", "truth"])
     for name, given in (("base", base), ("tuned", tuned)):
-        if set(map(tuple, given[["id", "of"]].to_numpy())) != asked_for:
+        if set(given[key].itertuples(index=False)) != set(table[key].itertuples(index=False)):
             raise UserError(
                 f"the {name} model answered other prompts; `dvc repro -f baseline` asks again"
             )
-        named = given.set_index(["id", "of"]).add_prefix(f"{name}_").reset_index()
-        table = table.merge(named, on=["id", "of"], validate="1:1")
+        named = given.set_index(key).add_prefix(f"{name}_").reset_index()
+        table = table.merge(named, on=key, validate="1:1")
         table[f"{name}_correct"] = [
             None if truth is None else is_correct(question, truth, answer)
             for question, truth, answer in zip(

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def pinned(url: str, sha256: str) -> Path:
     """The file of that content, from ``cache()`` or downloaded once.
 
     Raises:
-        UserError: it can't be had, or is another file than the one that is pinned.
+        UserError: it can't be downloaded, or is another file than the one that is pinned.
     """
     import httpx
     from huggingface_hub import constants
@@ -41,44 +41,23 @@ def pinned(url: str, sha256: str) -> Path:
             f"{url} is not here yet and HF_HUB_OFFLINE is set; unset it once to download it, {fix}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, digest = path.with_suffix(".part"), hashlib.sha256()
+    part = path.with_suffix(".part")
     try:
-        with (
-            httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer,
-            part.open("wb") as file,
-        ):
+        with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer:
             answer.raise_for_status()
-            for block in answer.iter_bytes():
-                digest.update(block)
-                file.write(block)
+            with part.open("wb") as file:
+                file.writelines(answer.iter_bytes())
     except httpx.HTTPError as error:
         raise UserError(
             f"{url} can't be downloaded ({type(error).__name__}); check the network and the "
             f"proxy, {fix}"
         ) from None
-    if digest.hexdigest() != sha256:
-        raise UserError(
-            f"{url} is not the file that is pinned (SHA-256 {sha256}); try again, {fix}"
-        )
-    return part.replace(path)
-
-
-def checked(dataset: Any, task: str, **columns: Collection[str] | None) -> Any:
-    """The data set, which has these columns, and in them these values (None: any).
-
-    Raises:
-        UserError: it has not: another revision, or another data set.
-    """
-    key = f"evaluate.lm_eval.{task}: the data set has"
-    if missing := sorted(columns.keys() - set(dataset.column_names)):
-        raise UserError(f"{key} no column {', '.join(missing)}; remove the task")
-    for column, values in columns.items():
-        if values is not None and (other := {*map(str.strip, dataset[column])} - {*values}):
+    with part.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             raise UserError(
-                f"{key} {min(other)!r} as {column}, where the task knows "
-                f"{', '.join(sorted(values))}; remove the task"
+                f"{url} is not the file that is pinned (SHA-256 {sha256}); try again, {fix}"
             )
-    return dataset
+    return part.replace(path)
 
 
 def in_hash_order(dataset: Any, *columns: str) -> Any:
@@ -124,15 +103,12 @@ def linear(values: Sequence[Any]) -> tuple[float, ...]:
     """
     if all(map(is_number, values)):
         return tuple(map(float, values))
-    if not all(isinstance(value, list) and len(value) == 2 for value in values):
+    pairs = [value for value in values if isinstance(value, list) and all(map(is_number, value))]
+    whole = sum(of for _, of in pairs) if {len(pair) for pair in pairs} == {2} else 0
+    if not whole or len(pairs) < len(values):
         return ()
-    if not all(is_number(number) for value in values for number in value):
-        return ()
-    whole = sum(of for _, of in values)
-    if not whole:
-        return ()
-    figure, share = sum(part for part, _ in values) / whole, whole / len(values)
-    return tuple(figure + (part - figure * of) / share for part, of in values)
+    figure, share = sum(part for part, _ in pairs) / whole, whole / len(values)
+    return tuple(figure + (part - figure * of) / share for part, of in pairs)
 
 
 def is_number(value: Any) -> bool:

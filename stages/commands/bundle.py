@@ -12,10 +12,10 @@ from typing import Any
 
 from stages.commands.outputs import Places
 from stages.core.errors import UserError
+from stages.params import params
 from stages.reporting import card
 from stages.sources import source as fetched
 from stages.sources.source import Source
-from stages.tracking import tags
 from stages.tuning.config import sha256
 from stages.tuning.process import WEIGHTS
 
@@ -45,7 +45,7 @@ def write(
             "`dvc checkout --force` brings that back"
         )
     base = fetched.read(at.model)
-    data = [fetched.read(at.raw / name) for name in tags.source_names()]
+    data = [fetched.read(at.raw / name) for name in params.load().data.sources]
     for name in (WEIGHTS, "llamafactory.yaml", "fingerprint.json"):
         shutil.copyfile(at.adapter / name, folder / name)
     shutil.copyfile(at.card, folder / "README.md")
@@ -55,7 +55,7 @@ def write(
         shutil.copyfile(name, folder / name)
     config = json.loads((at.adapter / CONFIG).read_text(encoding="utf-8"))
     _write(folder / CONFIG, config | named(base))
-    licence = card.licence_of(card.strictest(each.licence for each in data), base.licence)
+    licence = card.licence_of(*(each.licence for each in data), base.licence)
     (folder / "LICENCES.md").write_text(licences(data, base, licence), encoding="utf-8")
     facts = {
         "version": version,

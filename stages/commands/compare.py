@@ -18,11 +18,10 @@ hard cancels, and its interval is the one to read.
 import os
 from pathlib import Path
 
-from stages.commands import revisions
+from stages.commands import comparison, revisions
+from stages.commands.seeds import over_seeds
 from stages.core import command
 from stages.core.errors import UserError
-from stages.reporting import comparison
-from stages.reporting import seeds as over_seeds
 
 
 def main(
@@ -31,12 +30,10 @@ def main(
     if bool(before and after) == bool(seeds) or bool(before) != bool(after) or len(seeds) > 2:
         raise UserError("give --before and --after, or --seeds with one or two revisions")
     if seeds:
-        loaded = [revisions.seeds_of(name) for name in seeds]
-        notes = [note for _, told in loaded for note in told]
-        text = over_seeds.render(over_seeds.compare([found for found, _ in loaded], notes))
+        text = over_seeds([revisions.seeds_of(name) for name in seeds])
     else:
-        found = comparison.compare(revisions.load(before), revisions.load(after))
-        text = comparison.render(found)
+        both = revisions.load(before), revisions.load(after)
+        text = comparison.render(comparison.compare(*both))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     print(text, end="")

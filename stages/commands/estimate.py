@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from stages.commands import flops
 from stages.commands.flops import GIGA, Pair, Size, Way
-from stages.params.params import REFERENCE_FREE, Params
+from stages.params.losses import LOSSES
+from stages.params.params import Params
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED = {4: 0.56, 8: 1.05}  # bytes of a number in bitsandbytes' NF4 or int8, with its scales
@@ -86,7 +87,7 @@ def way(p: Params) -> Way:
     shared = p.train.shared_prefix
     checkpointing = not p.train.passed_through.get("disable_gradient_checkpointing", False)
     if not shared:
-        free = p.train.loss in REFERENCE_FREE
+        free = not LOSSES[p.train.loss].reference
         return Way(False, free, 2 if free else 4, False, checkpointing)
     return Way(True, True, int(not p.train.keep_vision_features), True, checkpointing)
 

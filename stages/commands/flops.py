@@ -10,55 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stages.families import known
+
 TERA, GIGA = 1e12, 1e9
 VOCABULARY = 151936  # Qwen's; a config.json says its own
 PATCHES = 4  # of the vision tower, to an image token
 
-
 Size = Mapping[str, Mapping[str, Any]]
-
-# Dimensions of models that presets name, as their config.json has them; of Qwen2.5-VL's tower the
-# gated MLP (three products of 3,420) counts as two of 5,130, and windows as full attention.
-PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
-    "Qwen/Qwen3-VL-4B-Instruct": {
-        "text": {
-            "hidden_size": 2560,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "intermediate_size": 9728,
-            "mrope_section": [24, 20, 20],
-        },
-        "vision": {
-            "depth": 24,
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_heads": 16,
-            "out_hidden_size": 2560,
-            "num_position_embeddings": 2304,
-            "deepstack_visual_indexes": [5, 11, 17],
-        },
-    },
-    "Qwen/Qwen2.5-VL-3B-Instruct": {
-        "text": {
-            "hidden_size": 2048,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 2,
-            "head_dim": 128,
-            "intermediate_size": 11008,
-        },
-        "vision": {
-            "depth": 32,
-            "hidden_size": 1280,
-            "intermediate_size": 5130,
-            "num_heads": 16,
-            "out_hidden_size": 2048,
-            "deepstack_visual_indexes": [],
-        },
-    },
-}
+PUBLISHED: Mapping[str, Size] = known.published()  # by repository
 
 
 @dataclass(frozen=True)

@@ -241,11 +241,9 @@ def table_of_gpus(
     shares = {gpu.name: share for gpu, share in map(share_of_peak, found) if gpu}
     assumed = max(shares.values(), default=utilisation)
     rows = []
-    nodes = p.train.nodes  # only train uses more than one
     for gpu in GPUS if p.train.gpus else ():
         share = shares.get(gpu.name, assumed)
-        gpus = [p.train.gpus * (nodes if one.stage == "train" else 1) for one in work]
-        times = [estimate.hours(one.flop, gpu, share, n) for one, n in zip(work, gpus, strict=True)]
+        times = [estimate.hours(one.flop, gpu, share, p.train.gpus) for one in work]
         fits = "yes" if MARGIN * needed <= gpu.memory_gb else "tight"
         if sum(typical.values()) > gpu.memory_gb:
             fits = "no"

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.commands import revisions
+from stages.commands import comparison, revisions
 from stages.commands.outputs import Places
 from stages.core.errors import UserError
 from stages.core.text import listed
-from stages.evaluation import regression
-from stages.reporting import comparison, verdicts
+from stages.evaluation import paired
+from stages.reporting import verdicts
 from stages.tracking.tags import git
 
 ARTIFACT = "adapter"  # its name under `artifacts` in dvc.yaml
@@ -112,7 +112,7 @@ def undefensible(at: Places, before: str | None) -> Iterator[str]:
     than the base; and what got worse.
     """
     metrics = json.loads((at.results / "metrics.json").read_text(encoding="utf-8"))
-    for one in verdicts.worse_tasks(regression.read(metrics)):
+    for one in verdicts.worse_tasks(paired.read_tasks(metrics)):
         yield verdicts.got_worse(one)
     if before is None:
         if verdicts.verdict(metrics, "win_rate") != "better":
@@ -124,9 +124,7 @@ def undefensible(at: Places, before: str | None) -> Iterator[str]:
     except UserError as error:
         yield f"it can't be compared with {before}: {error}"
         return
-    for one in verdicts.worse_tasks(
-        regression.task_changes(old.probed, new.probed, found.settings)
-    ):
+    for one in verdicts.worse_tasks(paired.task_changes(old.probed, new.probed, new.settings)):
         yield f"Against {before}, {verdicts.got_worse(one)}"
     rates = [one for one in found.measures if one.name == comparison.WIN_RATE]
     if not rates:

@@ -3,12 +3,13 @@
 One entry for each key, in the file's order. What computes, judges, shows or documents a metric asks
 here; nothing is guessed from parts of a key's name. The ends of an interval have no entry of their
 own: ``<key>_low`` and ``<key>_high`` are in the unit of their key. The keys of lm-eval's tasks are
-read by ``stages.evaluation.regression``.
+read by ``stages.evaluation.paired``.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeGuard
 
 Better = Literal["higher", "lower"]
@@ -105,8 +106,8 @@ class Metric:
     """
 
     key: str
-    unit: Unit
     meaning: str
+    unit: Unit = COUNT
     interval: bool = False
     better: Better | None = None
     null: float = 0
@@ -127,10 +128,9 @@ class Both:
     stem: str
     title: str
     meaning: str
-    unit: Unit
     change: str
-    by: str
-    better: Better | None = None
+    unit: Unit = SHARE
+    better: Better | None = "higher"
     p_value: str = ""
     needs: str = ""
     rows: str = "pairs"
@@ -145,108 +145,34 @@ class Both:
 
     def metrics(self) -> tuple[Metric, ...]:
         """Its entries: base, tuned and change."""
-
-        def entry(key: str, unit: Unit, meaning: str, p_value: str = "", title: str = "") -> Metric:
-            return Metric(
-                key,
-                unit,
-                meaning,
-                interval=True,
-                better=self.better,
-                needs=self.needs,
-                rows=self.rows,
-                p_value=p_value,
-                title=title,
-            )
-
-        change = f"{self.tuned} - {self.base}, {self.by} by {self.by}"
+        mean = partial(_mean, better=self.better, needs=self.needs, rows=self.rows)
+        by = "pair" if self.rows == "pairs" else "question"
+        difference = f"{self.tuned} - {self.base}, {by} by {by}"
+        base, tuned = (self.meaning.format(model=m) for m in ("the base", "the tuned model"))
         return (
-            entry(self.base, self.unit, self.meaning.format(model="the base")),
-            entry(
-                self.tuned,
-                self.unit,
-                self.meaning.format(model="the tuned model"),
-                title=self.title,
-            ),
-            entry(self.change, self.unit.difference, change, self.p_value),
+            mean(self.base, base, self.unit),
+            mean(self.tuned, tuned, self.unit, title=self.title),
+            mean(self.change, difference, self.unit.difference, p_value=self.p_value),
         )
 
 
-def _win_rate_where(name: str, words: str, alarm: str) -> tuple[Metric, ...]:
-    """A count of pairs by length, and their win rate."""
-    return (
-        Metric(f"pairs_{name}", COUNT, f"pairs whose {words}"),
-        Metric(
-            f"win_rate_{name}",
-            SHARE,
-            f"win rate of pairs whose {words}",
-            interval=True,
-            better="higher",
-            null=0.5,
-            needs=f"such pairs of at least {ENOUGH_IMAGES} images",
-            rows=f"pairs_{name}",
-            alarm=alarm,
-        ),
-    )
-
-
-def _shown_another(way: str, image: str, as_high: str) -> tuple[Metric, ...]:
-    """What the control pairs give with another image than their own."""
-
-    def entry(key: str, unit: Unit, meaning: str, alarm: str, **more: Any) -> Metric:
-        return Metric(
-            key,
-            unit,
-            meaning,
-            interval=True,
-            needs=_CONTROLS,
-            rows="control_pairs",
-            alarm=alarm,
-            **more,
-        )
-
-    return (
-        entry(
-            f"win_rate_{way}",
-            SHARE,
-            f"win rate of the control pairs with {image}",
-            as_high,
-            null=0.5,
-        ),
-        entry(
-            f"win_rate_over_{way}",
-            POINTS,
-            f"win rate with the own image - win_rate_{way}, pair by pair",
-            "0 inside the interval: the model may not look at the image.",
-            better="higher",
-        ),
-        *(
-            entry(
-                f"{model}_accuracy_{way}",
-                SHARE,
-                f"{model}_accuracy of the control pairs with {image}",
-                f"As high as {model}_accuracy: the text alone gives chosen away.",
-            )
-            for model in ("base", "tuned")
-        ),
-    )
-
+_mean = partial(Metric, interval=True)
+_win_rate = partial(_mean, unit=SHARE, better="higher", null=0.5)
+_of_split = partial(Metric, needs="at least two images")
 
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
 _FIT = f"{ENOUGH_IMAGES} images, and differences in length on both sides of 0 or at 0"
-_TWO_IMAGES = "at least two images"
 _CONTROLS = "`evaluate.controls` above 0"
 _ANSWERS = "`evaluate.generation.prompts` above 0"
 _QUESTIONS = "a data set with known answers, `evaluate.generation.questions` above 0"
+_LENGTH = "Far below the win rate: much of it is length."
+_MCNEMAR = "exact two-sided McNemar test that gained and lost are equally likely"
 
 ACCURACY = Both(
     "accuracy",
     "Preference accuracy",
     "share of pairs where {model} gives chosen the higher log-prob per token, a tie counted half",
-    SHARE,
     "accuracy_change",
-    "pair",
-    better="higher",
     p_value="accuracy_p_value",
 )
 ACCURACY_SUMMED = Both(
@@ -254,282 +180,239 @@ ACCURACY_SUMMED = Both(
     "Preference accuracy, summed",
     "share of pairs where {model} gives chosen the higher summed log-prob, which favours short "
     "answers",
-    SHARE,
     "accuracy_change_summed",
-    "pair",
-    better="higher",
     p_value="accuracy_p_value_summed",
 )
-ANSWER_TOKENS = Both(
+_of_answers = partial(Both, needs=_ANSWERS, rows="answers")
+ANSWER_TOKENS = _of_answers(
     "answer_tokens",
     "Answer tokens",
     "mean length of {model}'s answers in tokens",
-    TOKENS,
     "answer_tokens_change",
-    "question",
-    needs=_ANSWERS,
-    rows="answers",
+    TOKENS,
+    better=None,
 )
-REPETITION = Both(
+REPETITION = _of_answers(
     "repetition",
     "Repetition",
     "mean share of {model}'s word 4-grams that its answer had already said",
-    FRACTION,
     "repetition_change",
-    "question",
+    FRACTION,
     better="lower",
-    needs=_ANSWERS,
-    rows="answers",
 )
-UNFINISHED = Both(
+UNFINISHED = _of_answers(
     "unfinished",
     "Unfinished",
     "share of {model}'s answers that max_new_tokens cut",
-    SHARE,
     "unfinished_change",
-    "question",
     better="lower",
-    needs=_ANSWERS,
-    rows="answers",
 )
 CORRECT = Both(
     "correct",
     "Right answers",
     "share of the questions that {model} answers correctly",
-    SHARE,
     "correct_change",
-    "question",
-    better="higher",
     p_value="correct_p_value",
     needs=_QUESTIONS,
     rows="questions",
 )
 BOTH = (ACCURACY, ACCURACY_SUMMED, ANSWER_TOKENS, REPETITION, UNFINISHED, CORRECT)
 MARGIN_QUANTILES = {f"reward_margin_p{q:02}": q / 100 for q in (5, 25, 50, 75, 95)}
-_LENGTH = "Far below the win rate: much of it is length."
+WAYS = {  # what the control pairs show in place of their image, and what a high win rate then means
+    "blank": ("a grey image of the same size", "the image is not needed to win"),
+    "shuffled": ("the image of another pair", "any image does"),
+}
+
+
+def _of_length(name: str, words: str, alarm: str) -> tuple[Metric, ...]:
+    """How many pairs there are of a kind by length, and their win rate."""
+    needs, rows = f"such pairs of at least {ENOUGH_IMAGES} images", f"pairs_{name}"
+    rate, meaning = f"win_rate_{name}", f"win rate of pairs whose {words}"
+    return (
+        Metric(rows, f"pairs whose {words}"),
+        _win_rate(rate, meaning, needs=needs, rows=rows, alarm=alarm),
+    )
+
+
+def _of_images(way: str, image: str, as_high: str) -> tuple[Metric, ...]:
+    """What the control pairs give with another image than their own."""
+    mean = partial(_mean, needs=_CONTROLS, rows="control_pairs")
+    of = f"of the control pairs with {image}"
+    return (
+        mean(
+            f"win_rate_{way}",
+            f"win rate {of}",
+            SHARE,
+            null=0.5,
+            alarm=f"As high as the win rate: {as_high}.",
+        ),
+        mean(
+            f"win_rate_over_{way}",
+            f"win rate with the own image - win_rate_{way}, pair by pair",
+            POINTS,
+            better="higher",
+            alarm="0 inside the interval: the model may not look at the image.",
+        ),
+        *(
+            mean(
+                f"{both}_{way}",
+                f"{both} {of}",
+                SHARE,
+                alarm=f"As high as {both}: the text alone gives chosen away.",
+            )
+            for both in (ACCURACY.base, ACCURACY.tuned)
+        ),
+    )
+
 
 _ENTRIES = (
     # of all test pairs
-    Metric("pairs", COUNT, "test pairs scored"),
-    Metric("images", COUNT, "distinct images among them; the bootstrap draws these"),
-    Metric(
+    Metric("pairs", "test pairs scored"),
+    Metric("images", "distinct images among them; the bootstrap draws these"),
+    _win_rate(
         "win_rate",
-        SHARE,
         "share of pairs whose reward margin is above 0, a tie counted half",
-        interval=True,
-        better="higher",
-        null=0.5,
         title="Win rate over the base",
     ),
-    Metric(
-        "win_rate_wilson_low",
-        SHARE,
-        "lower end of Wilson's interval of win_rate, each image one trial",
-    ),
-    Metric(
-        "win_rate_wilson_high", SHARE, "its upper end; the interval to read below some 30 images"
-    ),
-    Metric("ties", COUNT, "pairs whose reward margin is exactly 0"),
-    Metric(
+    Metric("win_rate_wilson_low", "lower end of Wilson's interval, each image one trial", SHARE),
+    Metric("win_rate_wilson_high", "its upper end; the one to read below some 30 images", SHARE),
+    Metric("ties", "pairs whose reward margin is exactly 0"),
+    _mean(
         "reward_margin",
-        MARGIN,
         "mean of beta·[(log π - log π_ref)(chosen) - (log π - log π_ref)(rejected)]",
-        interval=True,
+        MARGIN,
         better="higher",
         title="Reward margin",
     ),
     *(
-        Metric(
-            key,
-            MARGIN,
-            "the median reward margin"
-            if quantile == 0.5
-            else f"{100 * quantile:.0f}% of the reward margins are below this",
-        )
+        Metric(key, f"{100 * quantile:.0f}% of the reward margins are below this", MARGIN)
         for key, quantile in MARGIN_QUANTILES.items()
     ),
-    Metric(
+    _mean(
         "chosen_logps_change",
-        NATS,
         "mean of (log π - log π_ref)(chosen); below 0 chosen lost probability",
-        interval=True,
+        NATS,
         better="higher",
         title="Chosen log-prob",
     ),
-    Metric("rejected_logps_change", NATS, "mean of (log π - log π_ref)(rejected)", interval=True),
+    _mean("rejected_logps_change", "mean of (log π - log π_ref)(rejected)", NATS),
     *ACCURACY.metrics(),
-    Metric("accuracy_gained", COUNT, "pairs that the tuned model orders better than the base"),
-    Metric("accuracy_lost", COUNT, "pairs that the tuned model orders worse than the base"),
-    Metric(
-        "accuracy_p_value",
-        P_VALUE,
-        "exact two-sided McNemar test that gained and lost are equally likely",
-    ),
+    Metric("accuracy_gained", "pairs that the tuned model orders better than the base"),
+    Metric("accuracy_lost", "pairs that the tuned model orders worse than the base"),
+    Metric("accuracy_p_value", _MCNEMAR, P_VALUE),
     *ACCURACY_SUMMED.metrics(),
-    Metric("accuracy_p_value_summed", P_VALUE, "McNemar's test of accuracy_change_summed"),
+    Metric("accuracy_p_value_summed", "McNemar's test of accuracy_change_summed", P_VALUE),
     # what the split can show, whatever was trained
-    Metric(
+    _of_split(
         "independent_pairs",
-        COUNT,
         "pairs of different images that would say as much as these, by how alike the base treats "
         "the pairs of an image",
-        needs=_TWO_IMAGES,
     ),
-    Metric(
+    _of_split(
         "win_rate_detectable",
+        "smallest distance of the win rate from one half that this split shows in 4 of 5 cases",
         POINTS,
-        "smallest distance of the win rate from one half that this split shows with a chance of "
-        "80%",
-        needs=_TWO_IMAGES,
     ),
-    Metric(
+    _of_split(
         "accuracy_detectable",
+        "smallest rise of the preference accuracy that it shows in 4 of 5 cases, at most",
         POINTS,
-        "smallest rise of the preference accuracy that it shows with a chance of 80%, at most",
-        needs=_TWO_IMAGES,
     ),
     # controls: length
-    Metric(
+    _mean(
         "longer_wins",
-        SHARE,
         "share of pairs whose chosen has more tokens: what preferring length scores",
-        interval=True,
+        SHARE,
         alarm="Far from 50%: length alone tells chosen from rejected.",
     ),
-    *_win_rate_where(
+    *_of_length(
         "chosen_shorter",
         "chosen has fewer tokens than rejected",
         "Far below the win rate: the model prefers longer answers.",
     ),
-    *_win_rate_where(
+    *_of_length(
         "equal_length",
         "answers have equally many tokens",
         "Far below the win rate: it needs length to tell the two apart.",
     ),
-    *_win_rate_where(
+    *_of_length(
         "chosen_longer",
         "chosen has more tokens than rejected",
         "Far above the win rate: the model prefers longer answers.",
     ),
-    Metric(
+    _win_rate(
         "win_rate_without_length",
-        SHARE,
         "win rate of what remains of the margins after a fit to length",
-        interval=True,
-        better="higher",
-        null=0.5,
         needs=_FIT,
         alarm=_LENGTH,
     ),
-    Metric(
+    _win_rate(
         "win_rate_at_equal_length",
-        SHARE,
         "win rate at equal length, by a logistic fit to the difference",
-        better="higher",
-        null=0.5,
+        interval=False,
         needs=_FIT,
         alarm=_LENGTH,
     ),
     Metric(
         "length_explained",
-        FRACTION,
         "share of the margins' variance that the difference in length explains",
+        FRACTION,
         needs=_FIT,
         alarm="Large: the margins follow from the difference in length.",
     ),
     # shortcuts: what tells chosen from rejected, or contradicts it, in the data alone
-    *(
-        Metric(
-            f"{judge}_wins",
-            SHARE,
-            f"share of pairs whose chosen a judge finds that knows {known} and learned from the "
-            "training pairs",
-            interval=True,
-            alarm=f"Far above 50%: {tells} chosen from rejected.",
-        )
-        for judge, known, tells in (
-            ("first_words", "the answers' first three words", "how an answer begins tells"),
-            ("bag_of_words", "which words the answers have", "words alone tell"),
-        )
+    _mean(
+        "first_words_wins",
+        "share of pairs in which chosen is picked by a judge that learned from the training pairs "
+        "and reads only the answers' first three words",
+        SHARE,
+        alarm="Far above 50%: how an answer begins tells chosen from rejected.",
     ),
-    Metric("audited_pairs", COUNT, "pairs of all splits"),
+    _mean(
+        "bag_of_words_wins",
+        "share of pairs in which chosen is picked by a judge that learned from the training pairs "
+        "and knows only which words the answers have",
+        SHARE,
+        alarm="Far above 50%: words alone tell chosen from rejected.",
+    ),
+    Metric("audited_pairs", "pairs of all splits"),
     Metric(
         "contradictory_pairs",
-        COUNT,
         "pairs with the same image and question as another, whose answers are swapped",
         rows="audited_pairs",
         alarm="Above 0: the data contradicts itself, and these pairs can't all be won.",
     ),
-    Metric("audited_images", COUNT, "images of test pairs"),
+    Metric("audited_images", "images of test pairs"),
     Metric(
         "near_duplicate_images",
-        COUNT,
         "images of test pairs that look the same as one of another split",
         rows="audited_images",
         alarm="Above 0: training saw something of what is tested.",
     ),
     # controls: the image
-    Metric(
-        "control_pairs",
-        COUNT,
-        "test pairs that were scored again with another image in place of their own",
-        needs=_CONTROLS,
-    ),
-    *_shown_another(
-        "blank",
-        "a grey image of the same size",
-        "As high as the win rate: the image is not needed to win.",
-    ),
-    *_shown_another(
-        "shuffled", "the image of another pair", "As high as the win rate: any image does."
-    ),
+    Metric("control_pairs", "test pairs scored again with another image", needs=_CONTROLS),
+    *(metric for way, words in WAYS.items() for metric in _of_images(way, *words)),
     # generated answers
-    Metric(
-        "answers",
-        COUNT,
-        "questions of test pairs that both models answered greedily",
-        needs=_ANSWERS,
-    ),
+    Metric("answers", "questions of test pairs that both models answered greedily", needs=_ANSWERS),
     *ANSWER_TOKENS.metrics(),
     *REPETITION.metrics(),
     *UNFINISHED.metrics(),
     Metric(
-        "same_answers",
-        SHARE,
-        "share of questions to which both gave the same answer",
-        needs=_ANSWERS,
-        rows="answers",
+        "same_answers", "share of answers that are equal", SHARE, needs=_ANSWERS, rows="answers"
     ),
     # graded answers
-    Metric(
-        "questions",
-        COUNT,
-        "held-out questions with known answers that both models answered",
-        needs=_QUESTIONS,
-    ),
+    Metric("questions", "held-out questions that both models answered", needs=_QUESTIONS),
     Metric(
         "constant_correct",
-        SHARE,
         "share that always giving the most frequent true answer gets right",
+        SHARE,
         needs=_QUESTIONS,
         rows="questions",
     ),
     *CORRECT.metrics(),
-    Metric(
-        "correct_gained",
-        COUNT,
-        "questions that only the tuned model answers correctly",
-        needs=_QUESTIONS,
-    ),
-    Metric(
-        "correct_lost", COUNT, "questions that only the base answers correctly", needs=_QUESTIONS
-    ),
-    Metric(
-        "correct_p_value",
-        P_VALUE,
-        "exact two-sided McNemar test that gained and lost are equally likely",
-        needs=_QUESTIONS,
-    ),
+    Metric("correct_gained", "questions that only the tuned model gets right", needs=_QUESTIONS),
+    Metric("correct_lost", "questions that only the base gets right", needs=_QUESTIONS),
+    Metric("correct_p_value", _MCNEMAR, P_VALUE, needs=_QUESTIONS),
 )
 METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _ENTRIES}
 # Every key that the file can have, lm-eval's aside, in its order.

@@ -11,18 +11,13 @@ import numpy as np
 import pandas as pd
 
 from stages.answers import grading
-from stages.evaluation import catalogue, power, regression, statistics
-from stages.evaluation.catalogue import (
-    ENOUGH_IMAGES,
-    HEADLINE,
-    KEYS,
-    MARGIN_QUANTILES,
-    METRICS,
-    SHARE,
-)
+from stages.evaluation import catalogue, paired, statistics
+from stages.evaluation.catalogue import ENOUGH_IMAGES, METRICS, SHARE, WAYS, Both
 from stages.params.params import Evaluate
 
 MODELS = ("base", "tuned")
+LOGPS = ("chosen_logps", "rejected_logps")
+LENGTHS = ("chosen_tokens", "rejected_tokens", "image_tokens")
 
 
 def score(
@@ -36,26 +31,15 @@ def score(
     Raises:
         ValueError: the reference lacks a pair or counted other tokens: it was made from other data.
     """
-    about = pd.DataFrame(
-        [{k: pair[k] for k in ("id", "group", "origin", "kind")} for pair in pairs]
-    )
-    logps = ["chosen_logps", "rejected_logps"]
-    lengths = ["chosen_tokens", "rejected_tokens", "image_tokens"]
-    table = about.merge(
-        policy[["id", *logps, *lengths]].rename(columns={c: f"policy_{c}" for c in logps}),
-        on="id",
-        validate="1:1",
-    )
-    table = table.merge(
-        reference[["id", *logps, *lengths]].rename(
-            columns={c: f"reference_{c}" for c in (*logps, *lengths)}
-        ),
-        on="id",
-        validate="1:1",
-    )
-    if len(table) != len(about):
-        raise ValueError(f"the reference has {len(table)} of the {len(about)} test pairs")
-    for column in lengths:
+    rows = [{key: pair[key] for key in ("id", "group", "origin", "kind")} for pair in pairs]
+    table = pd.DataFrame(rows)
+    for name, given in (("policy", policy), ("reference", reference)):
+        known = given.set_index("id")[[*LOGPS, *LENGTHS]].add_prefix(f"{name}_")
+        table = table.merge(known, left_on="id", right_index=True, validate="1:1")
+    if len(table) != len(rows):
+        raise ValueError(f"the reference has {len(table)} of the {len(rows)} test pairs")
+    table = table.rename(columns={f"policy_{column}": column for column in LENGTHS})
+    for column in LENGTHS:
         if not (table[column] == table.pop(f"reference_{column}")).all():
             raise ValueError(
                 f"reference and policy differ in {column}: they were not given the same tokens"
@@ -99,46 +83,42 @@ def with_controls(scores: pd.DataFrame, controlled: Mapping[str, pd.DataFrame]) 
 
 def of_pairs(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     """Metrics of all scored pairs: the catalogue's keys up to those of length."""
-    accuracy = {model: statistics.outcomes(scores[f"{model}_margin"]) for model in MODELS}
-    summed = {
-        model: statistics.outcomes(
-            scores[f"{prefix}_chosen_logps"] - scores[f"{prefix}_rejected_logps"]
-        )
-        for model, prefix in zip(MODELS, ("reference", "policy"), strict=True)
-    }
-    wins = statistics.win_rate(scores["reward_margin"])
-    images = scores["group"].nunique()
-    low, high = statistics.wilson_interval(wins.rate * images, images, settings.confidence)
-    test, test_summed = (
-        statistics.mcnemar(accuracy["base"], accuracy["tuned"]),
-        statistics.mcnemar(summed["base"], summed["tuned"]),
+    policy, reference = (
+        {side: scores[f"{of}_{side}_logps"] for side in ("chosen", "rejected")}
+        for of in ("policy", "reference")
     )
-    quantiles = np.quantile(scores["reward_margin"], tuple(MARGIN_QUANTILES.values()))
+    accuracy = [statistics.outcomes(scores[f"{model}_margin"]) for model in MODELS]
+    summed = [statistics.outcomes(of["chosen"] - of["rejected"]) for of in (reference, policy)]
+    wins = statistics.outcomes(scores["reward_margin"])
+    images = scores["group"].nunique()
+    low, high = statistics.wilson_interval(wins.mean() * images, images, settings.confidence)
+    test = statistics.mcnemar(*accuracy)
+    quantiles = np.quantile(scores["reward_margin"], tuple(catalogue.MARGIN_QUANTILES.values()))
     values: dict[str, float] = {
         "pairs": len(scores),
         "images": images,
         "win_rate_wilson_low": low,
         "win_rate_wilson_high": high,
-        "ties": wins.ties,
+        "ties": int((wins == 0.5).sum()),
         "accuracy_gained": test.gained,
         "accuracy_lost": test.lost,
         "accuracy_p_value": test.p_value,
-        "accuracy_p_value_summed": test_summed.p_value,
-    } | dict(zip(MARGIN_QUANTILES, quantiles.tolist(), strict=True))
+        "accuracy_p_value_summed": statistics.mcnemar(*summed).p_value,
+    } | dict(zip(catalogue.MARGIN_QUANTILES, quantiles.tolist(), strict=True))
     means = {
-        "win_rate": statistics.outcomes(scores["reward_margin"]),
+        "win_rate": wins,
         "reward_margin": scores["reward_margin"],
-        "chosen_logps_change": scores["policy_chosen_logps"] - scores["reference_chosen_logps"],
-        "rejected_logps_change": scores["policy_rejected_logps"]
-        - scores["reference_rejected_logps"],
-        "base_accuracy": accuracy["base"],
-        "tuned_accuracy": accuracy["tuned"],
-        "accuracy_change": accuracy["tuned"] - accuracy["base"],
-        "base_accuracy_summed": summed["base"],
-        "tuned_accuracy_summed": summed["tuned"],
-        "accuracy_change_summed": summed["tuned"] - summed["base"],
+        "chosen_logps_change": policy["chosen"] - reference["chosen"],
+        "rejected_logps_change": policy["rejected"] - reference["rejected"],
+        **_both(catalogue.ACCURACY, *accuracy),
+        **_both(catalogue.ACCURACY_SUMMED, *summed),
     }
-    return _ordered(values | _with_intervals(means, scores["group"], settings))
+    return _ordered(values | with_intervals(means, scores["group"], settings))
+
+
+def _both(both: Both, base: Any, tuned: Any) -> dict[str, Any]:
+    """Values of single rows of base, of tuned, and of their difference."""
+    return {both.base: base, both.tuned: tuned, both.change: tuned - base}
 
 
 def of_split(outcomes: Any, groups: "pd.Series[Any]", settings: Evaluate) -> dict[str, float]:
@@ -148,14 +128,10 @@ def of_split(outcomes: Any, groups: "pd.Series[Any]", settings: Evaluate) -> dic
     """
     if groups.nunique() < 2:
         return {}
-    found = power.detectable(outcomes, groups.to_numpy(), level=settings.confidence)
-    return _ordered(
-        {
-            "independent_pairs": round(found.independent_pairs),
-            "win_rate_detectable": found.win_rate,
-            "accuracy_detectable": found.accuracy,
-        }
-    )
+    found = statistics.detectable(outcomes, groups.to_numpy(), level=settings.confidence)
+    win_rate, accuracy, pairs = found
+    values = {"win_rate_detectable": win_rate, "accuracy_detectable": accuracy}
+    return _ordered(values | {"independent_pairs": round(pairs)})
 
 
 def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
@@ -170,7 +146,7 @@ def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         means["win_rate_without_length"] = statistics.outcomes(control.residual)
         values["win_rate_at_equal_length"] = control.logistic_rate
         values["length_explained"] = control.explained
-    values |= _with_intervals(means, scores["group"], settings)
+    values |= with_intervals(means, scores["group"], settings)
     for name, those in (
         ("chosen_shorter", scores[difference < 0]),
         ("equal_length", scores[difference == 0]),
@@ -179,7 +155,7 @@ def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         values[f"pairs_{name}"] = len(those)
         if those["group"].nunique() >= ENOUGH_IMAGES:
             wins = {f"win_rate_{name}": statistics.outcomes(those["reward_margin"])}
-            values |= _with_intervals(wins, those["group"], settings)
+            values |= with_intervals(wins, those["group"], settings)
     return _ordered(values)
 
 
@@ -190,12 +166,12 @@ def of_shortcuts(
     what ``shortcuts.listed`` counted.
     """
     means = {f"{name}_wins": values for name, values in judged.items()}
-    return _ordered({**counts, **_with_intervals(means, pd.Series(groups), settings)})
+    return _ordered({**counts, **with_intervals(means, pd.Series(groups), settings)})
 
 
 def of_images(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     """What the win rate is when another image is shown, from the columns of ``with_controls``."""
-    ways = [way for way in ("blank", "shuffled") if f"reward_margin_{way}" in scores]
+    ways = [way for way in WAYS if f"reward_margin_{way}" in scores]
     if not ways:
         return {}
     sample = scores.dropna(subset=[f"reward_margin_{way}" for way in ways])
@@ -208,7 +184,7 @@ def of_images(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         for model in MODELS:
             means[f"{model}_accuracy_{way}"] = statistics.outcomes(sample[f"{model}_margin_{way}"])
     values: dict[str, float] = {"control_pairs": len(sample)}
-    return _ordered(values | _with_intervals(means, sample["group"], settings))
+    return _ordered(values | with_intervals(means, sample["group"], settings))
 
 
 def of_answers(answers: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
@@ -218,16 +194,15 @@ def of_answers(answers: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     if answers.empty:
         return {}
     means: dict[str, Any] = {}
-    for name, of_model in (
-        ("answer_tokens", lambda model: answers[f"{model}_tokens"].astype(float)),
-        ("repetition", lambda model: answers[f"{model}_answer"].map(grading.repetition)),
-        ("unfinished", lambda model: 1.0 - answers[f"{model}_finished"].astype(float)),
+    for both, of_model in (
+        (catalogue.ANSWER_TOKENS, lambda model: answers[f"{model}_tokens"].astype(float)),
+        (catalogue.REPETITION, lambda model: answers[f"{model}_answer"].map(grading.repetition)),
+        (catalogue.UNFINISHED, lambda model: 1.0 - answers[f"{model}_finished"].astype(float)),
     ):
-        base, tuned = (of_model(model) for model in MODELS)
-        means |= {f"base_{name}": base, f"tuned_{name}": tuned, f"{name}_change": tuned - base}
+        means |= _both(both, *map(of_model, MODELS))
     values: dict[str, float] = {"answers": len(answers)}
     values["same_answers"] = float((answers["base_answer"] == answers["tuned_answer"]).mean())
-    return _ordered(values | _with_intervals(means, answers["image"], settings))
+    return _ordered(values | with_intervals(means, answers["image"], settings))
 
 
 def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
@@ -240,7 +215,7 @@ def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         return {}
     base, tuned = (graded[f"{model}_correct"].astype(float) for model in MODELS)
     test = statistics.mcnemar(base, tuned)
-    means = {"base_correct": base, "tuned_correct": tuned, "correct_change": tuned - base}
+    means = _both(catalogue.CORRECT, base, tuned)
     values: dict[str, float] = {
         "questions": len(graded),
         "constant_correct": float(graded["truth"].value_counts(normalize=True).max()),
@@ -248,10 +223,10 @@ def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
         "correct_lost": test.lost,
         "correct_p_value": test.p_value,
     }
-    return _ordered(values | _with_intervals(means, graded["image"], settings))
+    return _ordered(values | with_intervals(means, graded["image"], settings))
 
 
-def _with_intervals(
+def with_intervals(
     means: Mapping[str, Any], groups: "pd.Series[Any]", settings: Evaluate
 ) -> dict[str, float]:
     """Means with their intervals; without intervals where all rows share one image. Those of
@@ -259,13 +234,7 @@ def _with_intervals(
     """
     if groups.nunique() < 2:
         return {name: float(np.mean(values)) for name, values in means.items()}
-    found = statistics.bootstrap_intervals(
-        means,
-        groups.to_numpy(),
-        seed=settings.seed,
-        resamples=settings.resamples,
-        level=settings.confidence,
-    )
+    found = statistics.bootstrap_intervals(means, groups.to_numpy(), settings)
     flat: dict[str, float] = {}
     for name, interval in found.items():
         low, high = interval.low, interval.high
@@ -279,7 +248,7 @@ def _ordered(values: Mapping[str, float]) -> dict[str, float]:
     """The metrics in the catalogue's order, each followed by its interval; 6 digits."""
     return {
         key: float(f"{values[key]:.6g}") if isinstance(values[key], float) else values[key]
-        for key in KEYS
+        for key in catalogue.KEYS
         if key in values
     }
 
@@ -290,32 +259,22 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     ``correct`` is the tuned model's right answers to the data set's own questions; where there are
     none, what it has in the first metric of lm-eval's first task.
     """
-    values = {short: metrics[key] for short, key in HEADLINE.items() if key in metrics}
-    if "correct" not in values and (first := next(regression.read(metrics), None)):
+    values = {short: metrics[key] for short, key in catalogue.HEADLINE.items() if key in metrics}
+    if "correct" not in values and (first := next(paired.read_tasks(metrics), None)):
         values["correct"] = first.change.after
-    return {short: round(values[short], 4) for short in HEADLINE if short in values}
+    return {short: round(values[short], 4) for short in catalogue.HEADLINE if short in values}
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
-    """The figures that come first, a line each, with their intervals. The report judges them."""
-    lines = [
+    """The figures that come first, in a line, with their intervals. The report judges them."""
+    found = [
         f"win rate {catalogue.with_interval(metrics, 'win_rate')} of {metrics['pairs']:,} held-out "
         "pairs"
     ]
-    lines += [
-        f"{both.title.lower()} {catalogue.with_interval(metrics, both.base)} (base) → "
-        f"{catalogue.with_interval(metrics, both.tuned)} (tuned)"
+    found += [
+        f"{both.title.lower()} {catalogue.with_interval(metrics, both.base)} → "
+        f"{catalogue.with_interval(metrics, both.tuned)}"
         for both in (catalogue.ACCURACY, catalogue.CORRECT)
         if both.tuned in metrics
     ]
-    lines += [
-        f"{words}: {catalogue.with_interval(metrics, key)}"
-        for key, words in (
-            ("chosen_logps_change", "log-prob of chosen, mean change in nats"),
-            ("win_rate_blank", "control: win rate with a grey image"),
-            ("win_rate_detectable", "this test split shows a win rate that differs from 50% by"),
-            ("accuracy_detectable", "and a rise of the preference accuracy by"),
-        )
-        if key in metrics
-    ]
-    return "\n".join(lines)
+    return "; ".join(found)

@@ -1,26 +1,34 @@
-"""What changed between two models that were measured on the same rows, row by row."""
+"""What changed between two models that were measured on the same rows, row by row.
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+Rows are pairs, questions, or the documents of lm-eval's tasks, whose keys in
+``results/metrics.json`` (``lm_eval/<task>/<metric>/<what>``) are written and read here.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from stages.answers import task_results
+from stages.answers.task_results import Results
+from stages.core.errors import UserError
 from stages.evaluation import statistics
-from stages.evaluation.statistics import Direction, Floats
+from stages.evaluation.catalogue import Better
+from stages.evaluation.statistics import Bootstrap, Direction, Floats
 
 _ROUNDING = 1e-12  # an end of an interval that is nearer to 0 than this is 0, and includes it
-
-
-class Bootstrap(Protocol):
-    """How intervals are made: the section ``evaluate`` of the parameters."""
-
-    @property
-    def confidence(self) -> float: ...
-    @property
-    def resamples(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
+PREFIX = "lm_eval"
+_WHAT = {  # the last part of a key: what it is of a Change
+    "base": "before",
+    "tuned": "after",
+    "change": "difference",
+    "change_low": "low",
+    "change_high": "high",
+    "gained": "gained",
+    "lost": "lost",
+    "p_value": "p_value",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,20 @@ class Change:
         return statistics.direction(self.low, self.high, self.p_value)
 
 
+@dataclass(frozen=True)
+class TaskChange:
+    """One metric of one of lm-eval's tasks for two models, in the metric's own unit.
+
+    ``better`` is ``None`` where lm-eval does not say; ``documents`` is 0 where the file does not.
+    """
+
+    task: str
+    metric: str
+    change: Change
+    better: Better | None
+    documents: int = 0
+
+
 def changes(
     columns: Mapping[str, tuple[Floats, Floats]],
     images: Sequence[object] | np.ndarray[Any, Any],
@@ -63,29 +85,162 @@ def changes(
     """
     intervals = {}
     if columns and len(set(images)) >= fewest:
-        intervals = statistics.bootstrap_intervals(
-            {name: after - before for name, (before, after) in columns.items()},
-            images,
-            seed=settings.seed,
-            resamples=settings.resamples,
-            level=settings.confidence,
-        )
+        differences = {name: after - before for name, (before, after) in columns.items()}
+        intervals = statistics.bootstrap_intervals(differences, images, settings)
     found = {}
     for name, (before, after) in columns.items():
-        interval = intervals.get(name)
-        test = statistics.mcnemar(before, after) if name in tested else None
-        found[name] = Change(
-            before=float(before.mean()),
-            after=float(after.mean()),
-            difference=float((after - before).mean()),
-            low=_end(interval.low) if interval else None,
-            high=_end(interval.high) if interval else None,
-            gained=test.gained if test else None,
-            lost=test.lost if test else None,
-            p_value=test.p_value if test else None,
-        )
+        means = float(before.mean()), float(after.mean()), float((after - before).mean())
+        change = Change(*means)
+        if interval := intervals.get(name):
+            low, high = (
+                0.0 if abs(end) < _ROUNDING else end for end in (interval.low, interval.high)
+            )
+            change = replace(change, low=low, high=high)
+        if name in tested:
+            test = statistics.mcnemar(before, after)
+            change = replace(change, gained=test.gained, lost=test.lost, p_value=test.p_value)
+        found[name] = change
     return found
 
 
-def _end(value: float) -> float:
-    return 0.0 if abs(value) < _ROUNDING else value
+# lm-eval's tasks
+
+
+def task_changes(before: Results, after: Results, settings: Bootstrap) -> list[TaskChange]:
+    """Every metric that both have, by task and metric.
+
+    A metric that is a mean over documents, of at least ``statistics.FEW_GROUPS`` different images,
+    has an interval, from a bootstrap of images of the paired differences; where its values are
+    right or wrong, there is McNemar's test too. So has the share of groups of which every document
+    is right (``of_groups``). Tasks that the two did not answer the same documents of are left out.
+    """
+    apart = set(different_documents(before, after))
+    first, second = task_results.figures(before), task_results.figures(after)
+    found = []
+    for task in sorted(first.keys() & second.keys()):
+        old, new = first[task], second[task]
+        if apart & set(new.parts):
+            continue
+        columns = {
+            metric: (np.array(old.values[metric]), np.array(values))
+            for metric, values in new.values.items()
+            if len(old.values.get(metric, ())) == len(values) == new.documents
+        }
+        enough = len(set(new.clusters)) >= statistics.FEW_GROUPS
+        tested = [name for name, both in columns.items() if enough and np.isin(both, (0, 1)).all()]
+        paired = changes(
+            columns, new.clusters, settings, tested=tested, fewest=statistics.FEW_GROUPS
+        )
+        for metric in new.metrics.keys() - columns.keys():
+            samples = [
+                [row for part in new.parts for row in of.samples.get(part, [])]
+                for of in (before, after)
+            ]
+            grouped, together = of_groups(metric, *samples)
+            if len(set(together)) >= statistics.FEW_GROUPS:
+                paired |= changes({metric: grouped}, together, settings, tested=[metric])
+        for metric in sorted(new.metrics.keys() & old.metrics.keys()):
+            told = old.metrics[metric], new.metrics[metric]
+            plain = Change(*told, told[1] - told[0])
+            change = replace(
+                paired.get(metric, plain),
+                before=told[0],
+                after=told[1],
+                difference=plain.difference,
+            )
+            better = _better(new.higher_is_better.get(metric))
+            found.append(TaskChange(task, metric, change, better, new.documents))
+    return found
+
+
+def _better(higher_is_better: float | None) -> Better | None:
+    return None if higher_is_better is None else "higher" if higher_is_better else "lower"
+
+
+def of_groups(
+    metric: str,
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+) -> tuple[tuple[Floats, Floats], list[str]]:
+    """Groups of documents that are right where each of them is, as HallusionBench's figures and
+    questions: 0 or 1 before and after, of shape (groups,) each, and labels to resample them by.
+
+    A document's value of such a metric is its group and whether it is right. Groups that share an
+    image, directly or through others, have one label: a figure of HallusionBench is an image, a
+    question is asked of all figures of its set. Nothing where the metric is another kind.
+    """
+    right: tuple[dict[str, bool], ...] = ({}, {})
+    for rows, found in zip((before, after), right, strict=True):
+        for value in (row["metrics"].get(metric) for row in rows):
+            match value:
+                case [str(group), bool(one)]:
+                    found[group] = found.get(group, True) and one
+                case _:
+                    return (np.empty(0), np.empty(0)), []
+    shown: dict[str, set[str]] = {}
+    for row in after:
+        image = " ".join(row["images"]) or str(row["doc_id"])
+        shown.setdefault(row["metrics"][metric][0], set()).add(image)
+    label: dict[str, str] = {}
+    for seen in shown.values():
+        joined = {label.get(image, image) for image in seen}
+        label |= dict.fromkeys(seen, min(joined))
+        label |= {image: min(joined) for image, old in label.items() if old in joined}
+    values = tuple(np.array([float(found[group]) for group in shown]) for found in right)
+    return (values[0], values[1]), [label[min(seen)] for seen in shown.values()]
+
+
+def different_documents(before: Results, after: Results) -> list[str]:
+    """Tasks of which the two did not answer the same documents, or only one answered any."""
+    first, second = (
+        {task: data["shown"] for task, data in of.document.get("datasets", {}).items()}
+        for of in (before, after)
+    )
+    return sorted(
+        task for task in first.keys() | second.keys() if first.get(task) != second.get(task)
+    )
+
+
+def of_tasks(base: Results, tuned: Results, settings: Bootstrap) -> dict[str, float]:
+    """Metrics of base and tuned under flat keys, 6 digits.
+
+    ``lm_eval/<task>/<metric>/`` and then ``base``, ``tuned``, ``change`` (tuned - base), where they
+    are known ``change_low``, ``change_high``, ``gained``, ``lost`` and ``p_value``, and
+    ``higher_is_better`` (1 or 0) where lm-eval says which it is.
+
+    Raises:
+        UserError: base and tuned did not answer the same documents.
+    """
+    if apart := different_documents(base, tuned):
+        raise UserError(
+            f"base and tuned did not answer the same documents of {', '.join(apart)}; "
+            "`dvc repro -f baseline` lets the base answer again"
+        )
+    flat: dict[str, float] = {}
+    for one in task_changes(base, tuned, settings):
+        values = {what: getattr(one.change, name) for what, name in _WHAT.items()}
+        if one.better:
+            values["higher_is_better"] = int(one.better == "higher")
+        flat |= {
+            f"{PREFIX}/{one.task}/{one.metric}/{what}": float(f"{value:.6g}")
+            if isinstance(value, float)
+            else value
+            for what, value in values.items()
+            if value is not None
+        }
+    return flat
+
+
+def read_tasks(metrics: Mapping[str, Any]) -> Iterator[TaskChange]:
+    """lm-eval's part of ``results/metrics.json``, in the file's order."""
+    for key in metrics:
+        task_and_metric, _, what = key.removeprefix(f"{PREFIX}/").rpartition("/")
+        if not key.startswith(f"{PREFIX}/") or what != "tuned":
+            continue
+        of = {
+            what: metrics.get(f"{PREFIX}/{task_and_metric}/{what}")
+            for what in (*_WHAT, "higher_is_better")
+        }
+        task, _, metric = task_and_metric.partition("/")
+        change = Change(**{name: of[what] for what, name in _WHAT.items()})  # type: ignore[arg-type]
+        yield TaskChange(task, metric, change, _better(of["higher_is_better"]))

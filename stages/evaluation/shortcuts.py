@@ -23,6 +23,7 @@ FIRST_WORDS = 3
 # may have no bit between them, so their colours are compared too.
 MOST_BITS, MOST_LEVELS = 4, 16
 _CELLS = 4_000_000  # of a block of comparisons
+SIDES = ("chosen", "rejected")
 LISTED = ("finding", "split", "one", "other_split", "other")
 
 Pair = Mapping[str, Any]
@@ -60,16 +61,15 @@ def _learned(train: Sequence[Pair], test: Sequence[Pair], features: Any) -> Floa
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    vectorizer = CountVectorizer(analyzer=features, binary=True)
-    answers = [_said(pair, side) for pair in train for side in ("chosen", "rejected")]
+    vectorizer = CountVectorizer(analyzer=features, binary=True, dtype=np.float64)
+    answers = [_said(pair, side) for pair in train for side in SIDES]
     if not any(map(features, answers)):
         return np.full(len(test), 0.5)
     vectorizer.fit(answers)
 
     def difference(pairs: Sequence[Pair]) -> Any:
         chosen, rejected = (
-            vectorizer.transform([_said(pair, side) for pair in pairs]).astype(np.float64)
-            for side in ("chosen", "rejected")
+            vectorizer.transform([_said(pair, side) for pair in pairs]) for side in SIDES
         )
         return chosen - rejected
 
@@ -97,7 +97,7 @@ def contradictions(pairs: Iterable[Pair]) -> list[tuple[str, str]]:
         prompt = json.dumps([pair["images"], pair["messages"]], ensure_ascii=False)
         prompt, chosen, rejected = (
             " ".join(text.casefold().split())
-            for text in (prompt, _said(pair, "chosen"), _said(pair, "rejected"))
+            for text in (prompt, *(_said(pair, side) for side in SIDES))
         )
         found += [(other, str(pair["id"])) for other in seen.get((prompt, rejected, chosen), [])]
         seen.setdefault((prompt, chosen, rejected), []).append(str(pair["id"]))
@@ -130,17 +130,16 @@ def near_duplicates(images: Mapping[str, str], folder: Path) -> list[tuple[str, 
     seen = [looks(folder / name) for name in names]
     hashes = np.array([one for one, _ in seen], dtype=np.uint64)
     colours = np.stack([other for _, other in seen])
-    _, splits = np.unique([images[name] for name in names], return_inverse=True)
+    splits = np.array([images[name] for name in names])
     found = []
     step = max(1, _CELLS // len(names))
     for start in range(0, len(names), step):
         rows = slice(start, start + step)
         near = np.bitwise_count(hashes[rows, None] ^ hashes[None]) <= MOST_BITS
         near &= splits[rows, None] != splits[None]
-        for i, j in zip(*np.nonzero(near), strict=True):
-            one, other = start + int(i), int(j)
-            if one < other and np.abs(colours[one] - colours[other]).max() <= MOST_LEVELS:
-                found.append((names[one], names[other]))
+        for i, j in np.argwhere(near) + np.array([start, 0]):
+            if i < j and np.abs(colours[i] - colours[j]).max() <= MOST_LEVELS:
+                found.append((names[i], names[j]))
     return found
 
 
@@ -150,28 +149,15 @@ def listed(
     """All contradictory pairs and near-duplicate images, a row each (columns ``LISTED``), and how
     many pairs and test images there are of either, of how many.
     """
-    of_pair = {str(pair["id"]): split for split, pairs in by_split.items() for pair in pairs}
-    of_image = {
-        str(name): split
-        for split, pairs in by_split.items()
-        for pair in pairs
-        for name in pair["images"]
-    }
-    swapped = contradictions(pair for pairs in by_split.values() for pair in pairs)
+    pairs = [(split, pair) for split, those in by_split.items() for pair in those]
+    of_pair = {str(pair["id"]): split for split, pair in pairs}
+    of_image = {str(name): split for split, pair in pairs for name in pair["images"]}
+    swapped = contradictions(pair for _, pair in pairs)
     alike = near_duplicates(of_image, folder)
-    table = pd.DataFrame(
-        [
-            (finding, place[one], one, place[other], other)
-            for finding, place, couples in (
-                ("contradictory pairs", of_pair, swapped),
-                ("near-duplicate images", of_image, alike),
-            )
-            for one, other in couples
-        ],
-        columns=list(LISTED),
-    )
+    rows = [("contradictory pairs", of_pair[a], a, of_pair[b], b) for a, b in swapped]
+    rows += [("near-duplicate images", of_image[a], a, of_image[b], b) for a, b in alike]
     tested = {name for couple in alike for name in couple if of_image[name] == "test"}
-    return table, {
+    return pd.DataFrame(rows, columns=list(LISTED)), {
         "audited_pairs": len(of_pair),
         "contradictory_pairs": len({one for couple in swapped for one in couple}),
         "audited_images": sum(split == "test" for split in of_image.values()),

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.evaluation import statistics
+from stages.evaluation import metrics, statistics
 from stages.evaluation.catalogue import ENOUGH_IMAGES
 from stages.params.params import Evaluate
 
 BINS = 4  # of a number, each with about equally many pairs
 TOO_FEW = "too few pairs"
+_RATE = ("win_rate", "win_rate_low", "win_rate_high")
+_ACCURACIES = {"base_accuracy": "base_margin", "tuned_accuracy": "tuned_margin"}
 
 
 def table(scores: pd.DataFrame, settings: Evaluate) -> pd.DataFrame:
@@ -20,36 +22,21 @@ def table(scores: pd.DataFrame, settings: Evaluate) -> pd.DataFrame:
 
     A slice of fewer than ``ENOUGH_IMAGES`` images has no figures and says so in ``note``.
     """
-    rows: list[dict[str, Any]] = [
-        {"by": by, "slice": name, "label": f"{by}: {name}"}
-        | {"pairs": len(part), "images": part["group"].nunique()}
-        | _figures(part, settings)
-        for by, name, part in _parts(scores)
-    ]
+    rows = []
+    for by, name, part in _parts(scores):
+        images = part["group"].nunique()
+        row: dict[str, Any] = {"by": by, "slice": name, "label": f"{by}: {name}"}
+        row |= {"pairs": len(part), "images": images}
+        row |= dict.fromkeys((*_RATE, *_ACCURACIES)) | {"note": TOO_FEW}
+        if images >= ENOUGH_IMAGES:
+            figures = metrics.with_intervals(
+                {"win_rate": statistics.outcomes(part["reward_margin"])}, part["group"], settings
+            )
+            for key, margin in _ACCURACIES.items():
+                figures[key] = float(statistics.outcomes(part[margin]).mean())
+            row |= {key: float(f"{value:.6g}") for key, value in figures.items()} | {"note": ""}
+        rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _figures(part: pd.DataFrame, settings: Evaluate) -> dict[str, Any]:
-    images = part["group"].nunique()
-    if images < ENOUGH_IMAGES:
-        nothing = ("win_rate", "win_rate_low", "win_rate_high", "base_accuracy", "tuned_accuracy")
-        return dict.fromkeys(nothing) | {"note": TOO_FEW}
-    interval = statistics.bootstrap_interval(
-        statistics.outcomes(part["reward_margin"]),
-        part["group"].to_numpy(),
-        seed=settings.seed,
-        resamples=settings.resamples,
-        level=settings.confidence,
-    )
-    low, high = statistics.rate_bounds(interval, settings.confidence)
-    figures = {
-        "win_rate": interval.estimate,
-        "win_rate_low": low,
-        "win_rate_high": high,
-        "base_accuracy": statistics.win_rate(part["base_margin"]).rate,
-        "tuned_accuracy": statistics.win_rate(part["tuned_margin"]).rate,
-    }
-    return {name: float(f"{value:.6g}") for name, value in figures.items()} | {"note": ""}
 
 
 def _parts(scores: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:

@@ -1,4 +1,4 @@
-"""What the scores of pairs amount to: rewards, rates, intervals, tests, what length explains.
+"""What the scores of pairs amount to: rewards, rates, intervals, tests, power, length control.
 
 Pure functions of arrays, one number a pair; numpy and scipy only. Log-probs are natural
 logarithms, summed over an answer's tokens (nats) unless said otherwise. Every function refuses an
@@ -6,9 +6,9 @@ empty, wrongly shaped or non-finite input with a ``ValueError`` that names the a
 first bad position: a NaN compares as "not greater", and would pass for a loss.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,30 +17,30 @@ Floats = NDArray[np.float64]
 Direction = Literal["higher", "lower", "unclear"]
 
 LEVEL = 0.95
-RESAMPLES = 10_000
+POWER = 0.8  # the chance with which a change that is called detectable is found
 FEW_GROUPS = 30  # with fewer, percentile intervals are too narrow
 SURE = 0.05  # a change of what is right or wrong needs a p-value below this
 _CELLS = 2_000_000  # of a chunk of resamples times groups: 16 MB, which stays near the cache
 
 
-@dataclass(frozen=True)
-class WinRate:
-    """A share of ``n`` pairs: ``rate`` = (``wins`` + ``ties`` / 2) / ``n``."""
+class Bootstrap(Protocol):
+    """How intervals are made: the section ``evaluate`` of the parameters."""
 
-    rate: float
-    n: int
-    wins: int
-    ties: int
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def resamples(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` pairs in ``groups`` groups, and its interval, all in the mean's unit."""
+    """A mean over pairs in ``groups`` groups, and its interval, all in the mean's unit."""
 
     estimate: float
     low: float
     high: float
-    n: int
     groups: int
 
 
@@ -68,7 +68,6 @@ class SeedsInterval:
     seeds_error: float
     images_error: float
     spreads: tuple[float, ...]
-    groups: int
 
     @property
     def seeds_share(self) -> float:
@@ -92,18 +91,14 @@ class LengthControl:
 def implicit_reward(policy_logps: ArrayLike, reference_logps: ArrayLike, beta: float) -> Floats:
     """DPO's implicit reward, beta · (log π(y|x) - log π_ref(y|x)), shape (n,), nats times beta.
 
-    The part that depends on the prompt alone is left out; it cancels in every margin. Source:
-    Rafailov et al. 2023 (arXiv 2305.18290), equation 5.
+    The part that depends on the prompt alone is left out; it cancels in every margin. With beta 1
+    it is the change of the log-prob in nats: below 0 training made y less likely. Source: Rafailov
+    et al. 2023 (arXiv 2305.18290), equation 5.
     """
     if not (np.isfinite(beta) and beta > 0):
         raise ValueError(f"beta must be a finite number above 0, not {beta}")
-    return beta * log_prob_change(policy_logps, reference_logps)
-
-
-def log_prob_change(policy_logps: ArrayLike, reference_logps: ArrayLike) -> Floats:
-    """log π(y|x) - log π_ref(y|x), shape (n,), nats; below 0: training made y less likely."""
     policy, reference = _columns(policy_logps=policy_logps, reference_logps=reference_logps)
-    return policy - reference
+    return beta * (policy - reference)
 
 
 def reward_margin(
@@ -117,23 +112,8 @@ def reward_margin(
 
     All four arguments are summed log-probs of shape (n,). Source: arXiv 2305.18290, equation 7.
     """
-    _columns(
-        policy_chosen=policy_chosen,
-        policy_rejected=policy_rejected,
-        reference_chosen=reference_chosen,
-        reference_rejected=reference_rejected,
-    )
     chosen = implicit_reward(policy_chosen, reference_chosen, beta)
     return chosen - implicit_reward(policy_rejected, reference_rejected, beta)
-
-
-def per_token(logps: ArrayLike, tokens: ArrayLike) -> Floats:
-    """Mean log-prob of an answer's tokens, logps / tokens, shape (n,), nats per token."""
-    sums, counts = _columns(logps=logps, tokens=tokens)
-    if (counts < 1).any():
-        at = int(np.argmax(counts < 1))
-        raise ValueError(f"tokens: an answer has at least one token, value {at} is {counts[at]:g}")
-    return sums / counts
 
 
 def preference_margin(
@@ -144,38 +124,28 @@ def preference_margin(
 ) -> Floats:
     """log π(chosen) - log π(rejected) per token, shape (n,), of one model without a reference.
 
-    Means per token take away most of the sum's bias to short answers. ``win_rate`` of it is that
-    model's preference accuracy.
+    Means per token take away most of the sum's bias to short answers. The mean of its ``outcomes``
+    is that model's preference accuracy.
     """
-    _columns(
+    chosen, rejected, of_chosen, of_rejected = _columns(
         chosen_logps=chosen_logps,
         rejected_logps=rejected_logps,
         chosen_tokens=chosen_tokens,
         rejected_tokens=rejected_tokens,
     )
-    return per_token(chosen_logps, chosen_tokens) - per_token(rejected_logps, rejected_tokens)
-
-
-# rates
+    if min(of_chosen.min(), of_rejected.min()) < 1:
+        raise ValueError("chosen_tokens, rejected_tokens: an answer has at least one token")
+    return chosen / of_chosen - rejected / of_rejected
 
 
 def outcomes(margins: ArrayLike) -> Floats:
     """1 where a margin is above 0, ½ where it is exactly 0, else 0; shape (n,).
 
-    The mean is the win rate; these are the numbers to hand to ``bootstrap_interval``.
+    The mean is the win rate; these are the numbers to hand to ``bootstrap_intervals``. A model that
+    was not trained at all ties everywhere and has 50%.
     """
     (values,) = _columns(margins=margins)
     return 0.5 * (np.sign(values) + 1.0)
-
-
-def win_rate(margins: ArrayLike) -> WinRate:
-    """The share of margins above 0, a tie (exactly 0) counted half, and the number of ties.
-
-    Ties are reported because a model that was not trained at all ties everywhere and shows 50%.
-    """
-    (values,) = _columns(margins=margins)
-    wins, ties = int((values > 0).sum()), int((values == 0).sum())
-    return WinRate(rate=(wins + ties / 2) / len(values), n=len(values), wins=wins, ties=ties)
 
 
 # intervals and tests
@@ -184,33 +154,24 @@ def win_rate(margins: ArrayLike) -> WinRate:
 def bootstrap_intervals(
     columns: Mapping[str, ArrayLike],
     groups: Sequence[object] | NDArray[np.generic],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
+    how: Bootstrap,
 ) -> dict[str, Interval]:
-    """Percentile intervals of the means of several columns, from the same resamples of
-    groups.
+    """Percentile intervals of the means of several columns, from the same resamples of groups.
 
     ``columns``: name to (n,) numbers, one a pair; ``groups``: (n,) labels, the pair's image. G
     groups are drawn with replacement from the G there are; a resample's mean is the ratio of sums
     Σ_g c_g S_g / Σ_g c_g N_g (c_g: times drawn, S_g: the group's sum, N_g: its pairs), and the
-    interval runs from the (1 - level)/2 to the (1 + level)/2 quantile of these. Pairs of one
-    image share what makes it hard, so resampling pairs instead would give intervals that are too
-    narrow.
+    interval runs from the (1 - c)/2 to the (1 + c)/2 quantile of these, c being the confidence.
+    Pairs of one image share what makes it hard, so resampling pairs instead would give intervals
+    that are too narrow.
 
-    To compare two models pass the per-pair difference: what both find hard cancels. Below some 30
-    groups a percentile interval is too narrow; where all pairs agree it has no width at all: show
-    ``wilson_interval`` next to it. The order of rows does not matter, nor does the set of columns.
+    To compare two models pass the per-pair difference: what both find hard cancels. The order of
+    rows does not matter, nor does the set of columns. For shares see ``rate_bounds`` as well.
 
     Raises ``ValueError`` for fewer than two groups, since nothing then says how groups differ.
     Source: Davison & Hinkley 1997, Bootstrap Methods, 3.8 and 5.3.1; Field & Welsh 2007 for
     clusters.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, not {level}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, not {resamples}")
     values = np.stack(_columns(**columns), axis=1)
     labels = np.asarray(groups)
     if labels.shape != (len(values),):
@@ -227,44 +188,25 @@ def bootstrap_intervals(
     sums = np.zeros((count, values.shape[1] + 1))
     np.add.at(sums[:, :-1], member, values - centre)
     sums[:, -1] = np.bincount(member, minlength=count)
-    means = np.empty((resamples, values.shape[1]))
-    generator = np.random.Generator(np.random.PCG64(seed))
-    step = max(1, _CELLS // count)
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = generator.integers(0, count, size=(rows, count))
-        drawn += np.arange(rows)[:, None] * count
-        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+    means = np.empty((how.resamples, values.shape[1]))
+    generator = np.random.Generator(np.random.PCG64(how.seed))
+    for rows in _chunks(how.resamples, count):
+        drawn = generator.integers(0, count, size=(len(means[rows]), count))
+        drawn += np.arange(len(drawn))[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         totals = times.astype(np.float64) @ sums
-        means[start : start + rows] = totals[:, :-1] / totals[:, -1:]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0) + centre
+        means[rows] = totals[:, :-1] / totals[:, -1:]
+    low, high = np.quantile(means, _tails(how), axis=0) + centre
     return {
-        name: Interval(float(centre[i]), float(low[i]), float(high[i]), len(values), count)
+        name: Interval(float(centre[i]), float(low[i]), float(high[i]), count)
         for i, name in enumerate(columns)
     }
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    groups: Sequence[object] | NDArray[np.generic],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
-) -> Interval:
-    """``bootstrap_intervals`` of one column."""
-    columns = {"values": values}
-    found = bootstrap_intervals(columns, groups, seed=seed, resamples=resamples, level=level)
-    return found["values"]
 
 
 def seeds_interval(
     settings: Sequence[ArrayLike],
     groups: Sequence[object] | NDArray[np.generic],
-    *,
-    seed: int,
-    resamples: int = RESAMPLES,
-    level: float = LEVEL,
+    how: Bootstrap,
 ) -> SeedsInterval:
     """What can be said of a setting, or of a second against a first, beyond the seeds that were
     trained and the images that were asked.
@@ -287,25 +229,19 @@ def seeds_interval(
     """
     from scipy.special import ndtri, stdtrit
 
-    if len(settings) not in (1, 2):
-        raise ValueError(f"settings: one or two, not {len(settings)}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, not {level}")
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"groups: an interval needs at least two groups, not {len(names)}")
-    tables = []
-    for place, setting in enumerate(settings):
-        table = np.asarray(setting, dtype=np.float64)
-        if table.ndim != 2 or table.shape[1] != len(member) or not np.isfinite(table).all():
+    tables = [np.asarray(setting, dtype=np.float64) for setting in settings]
+    for table in tables:
+        if table.ndim != 2 or table.shape[1] != len(member) or len(table) < 2:
             raise ValueError(
-                f"settings: number {place} must be finite and of shape (seeds, {len(member)}), "
+                f"settings: of shape (seeds, {len(member)}) with at least two seeds, "
                 f"not {table.shape}"
             )
-        if len(table) < 2:
-            raise ValueError(f"settings: number {place} has fewer than two seeds")
-        tables.append(table)
-    signs = (1.0,) if len(tables) == 1 else (-1.0, 1.0)
+        if not np.isfinite(table).all():
+            raise ValueError("settings: a value is not finite")
+    signs = {1: (1.0,), 2: (-1.0, 1.0)}[len(tables)]
     means = [table.mean(axis=1) for table in tables]  # of each seed, over the pairs
     estimate = float(sum(s * m.mean() for s, m in zip(signs, means, strict=True)))
     variances = [float(m.var(ddof=1)) / len(m) for m in means]
@@ -314,32 +250,28 @@ def seeds_interval(
     sizes = np.bincount(member, minlength=len(names)).astype(np.float64)
     rows = np.concatenate([t - m[:, None] for t, m in zip(tables, means, strict=True)])
     sums = np.stack([np.bincount(member, row, len(names)) for row in rows], axis=1)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    moved, by_images = np.empty(resamples), np.empty(resamples)
-    step = max(1, _CELLS // len(names))
-    for start in range(0, resamples, step):
-        count = min(step, resamples - start)
+    generator = np.random.Generator(np.random.PCG64(how.seed))
+    moved, by_images = np.zeros(how.resamples), np.zeros(how.resamples)
+    for those in _chunks(how.resamples, len(names)):
+        count, first = len(moved[those]), 0
         times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
         found = (times @ sums) / (times @ sizes)[:, None]  # (count, all seeds)
-        both, alone, first = np.zeros(count), np.zeros(count), 0
         for sign, mean in zip(signs, means, strict=True):
             s = len(mean)
             drawn = generator.multinomial(s, np.full(s, 1 / s), size=count) / s
             weights = 1 / s + np.sqrt(s / (s - 1)) * (drawn - 1 / s)
             part = found[:, first : first + s]
-            both += sign * ((weights * part).sum(axis=1) + (weights - 1 / s) @ mean)
-            alone += sign * part.mean(axis=1)
+            moved[those] += sign * ((weights * part).sum(axis=1) + (weights - 1 / s) @ mean)
+            by_images[those] += sign * part.mean(axis=1)
             first += s
-        moved[start : start + count], by_images[start : start + count] = both, alone
     images = float(by_images.var())
     total = sum(variances) + images
     if total > 0:
         uncertain = images**2 / (len(names) - 1)
         uncertain += sum(v**2 / (len(m) - 1) for v, m in zip(variances, means, strict=True))
-        tail = (1 + level) / 2
         freedom = total**2 / uncertain if uncertain > 0 else np.inf
-        moved *= float(stdtrit(freedom, tail) / ndtri(tail))
-    low, high = np.quantile(moved, [(1 - level) / 2, (1 + level) / 2])
+        moved *= float(stdtrit(freedom, _tails(how)[1]) / ndtri(_tails(how)[1]))
+    low, high = np.quantile(moved, _tails(how))
     return SeedsInterval(
         estimate=estimate,
         low=estimate + float(low),
@@ -347,7 +279,6 @@ def seeds_interval(
         seeds_error=float(np.sqrt(sum(variances))),
         images_error=float(np.sqrt(images)),
         spreads=tuple(float(m.std(ddof=1)) for m in means),
-        groups=len(names),
     )
 
 
@@ -360,12 +291,8 @@ def wilson_interval(successes: float, n: int, level: float = LEVEL) -> tuple[flo
     """
     from scipy.special import ndtri  # 0.3 s that importing this module need not cost
 
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes must be between 0 and n = {n}, not {successes}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, not {level}")
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes must be between 0 and n ≥ 1, not {successes} of {n}")
     z = float(ndtri((1 + level) / 2))
     p = successes / n
     middle = p + z * z / (2 * n)
@@ -394,17 +321,13 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
     after is above before, lost where below; under the null gained ~ Binomial(gained + lost, ½). A
     tie that becomes a win is a gain, and a tie that stays one is unchanged: with ties this is the
     sign test, without them McNemar's. No discordant pair gives p = 1. Pairs are taken as
-    independent, so where images repeat trust the clustered interval of the difference more.
-    Source: McNemar 1947; Conover 1999, 3.5.
+    independent (see ``direction``). Source: McNemar 1947; Conover 1999, 3.5.
     """
     from scipy.stats import binomtest
 
     first, second = _columns(before=before, after=after)
-    for name, values in (("before", first), ("after", second)):
-        bad = ~np.isin(values, (0.0, 0.5, 1.0))
-        if bad.any():
-            at = int(np.argmax(bad))
-            raise ValueError(f"{name}: outcomes are 0, 0.5 or 1, value {at} is {values[at]:g}")
+    if not np.isin([first, second], (0.0, 0.5, 1.0)).all():
+        raise ValueError("before, after: outcomes are 0, 0.5 or 1")
     gained, lost = int((second > first).sum()), int((second < first).sum())
     moved = gained + lost
     p_value = float(binomtest(gained, moved).pvalue) if moved else 1.0
@@ -428,6 +351,65 @@ def direction(
     if low > null:
         return "higher"
     return "lower" if high < null else "unclear"
+
+
+# what a test split can detect
+
+
+def detectable(
+    outcomes: ArrayLike,
+    groups: Sequence[object] | NDArray[np.generic],
+    *,
+    level: float = LEVEL,
+) -> tuple[float, float, float]:
+    """The smallest distance of the win rate from one half, and the smallest rise above the base's
+    preference accuracy, that intervals at ``level`` over images tell from no change with a chance
+    of ``POWER``; and how many pairs of different images would say as much.
+
+    Only the base's outcomes and the images of the pairs go in, so the numbers belong to the split:
+    they are the same for every experiment on it. Power computed from the tuned model's own result
+    would only repeat its p-value (Hoenig & Heisey 2001).
+
+    ``outcomes``: (n,) of the base's preference accuracy (1, ½ or 0 a pair); ``groups``: (n,), the
+    image of each. With D the design effect (``design_effect``), c = t(½ + level/2) + t(POWER) of
+    Student's distribution with one degree of freedom less than images, and k = c²·D/n:
+
+    - win rate ½ ± δ:  δ² = k·(¼ - δ²), the variance of a share that is δ away from one half.
+    - accuracy p → q = p + δ:  δ² = k·(p(1-p) + q(1-q)), the variance of the paired difference if
+      base and tuned went right and wrong independently. Training changes a part of the pairs only,
+      so its variance is smaller, and the smallest change that is found is at most this.
+
+    Raises ``ValueError`` for fewer than two images. Source: Lachin 1981 for sample sizes; Kish
+    1965, 8.2, for the design effect; Connor 1987 for paired shares.
+    """
+    from scipy.special import stdtrit
+
+    values, images = np.asarray(outcomes, dtype=np.float64), len(set(map(str, groups)))
+    if images < 2:
+        raise ValueError(f"groups: there must be at least two images, not {images}")
+    count = len(values) / design_effect(values, groups)
+    quantile = float(np.sum(stdtrit(images - 1, [0.5 + level / 2, POWER])))
+    k = quantile**2 / count
+    base = float(values.mean())
+    spread = base * (1 - base)
+    linear = k * (1 - 2 * base)
+    rise = (linear + np.sqrt(linear**2 + 8 * k * (1 + k) * spread)) / (2 * (1 + k))
+    return float(np.sqrt(k / 4 / (1 + k))), float(rise), count
+
+
+def design_effect(outcomes: ArrayLike, groups: Sequence[object] | NDArray[np.generic]) -> float:
+    """By how much images that hold several pairs widen the variance of a mean; at least 1.
+
+    Σ_g (Σ_{i in g} (x_i - m))² / Σ_i (x_i - m)²: exactly 1 where each pair has its own image. Where
+    all outcomes are the same, pairs of an image are taken to agree entirely: Σ_g n_g² / n.
+    """
+    values = np.asarray(outcomes, dtype=np.float64)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    apart = values - values.mean()
+    total = float(np.square(apart).sum())
+    if total == 0:
+        apart, total = np.ones_like(values), float(len(values))
+    return max(1.0, float(np.square(np.bincount(member, weights=apart)).sum()) / total)
 
 
 # what length explains
@@ -468,46 +450,47 @@ def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthC
 
 def _rate_at_0(margins: Floats, lengths: Floats) -> float:
     """sigmoid(a) of the logistic fit in ``length_control``: where the log posterior is highest."""
-    from scipy.optimize import minimize
     from scipy.special import expit
+    from sklearn.linear_model import LogisticRegression
 
-    scale = np.sqrt(np.square(lengths / max(1.0, np.abs(lengths).max())).mean())
-    scale *= max(1.0, np.abs(lengths).max())  # two steps, so that no square overflows
+    largest = max(1.0, np.abs(lengths).max())
+    scale = largest * np.sqrt(np.square(lengths / largest).mean())  # so that no square overflows
     inputs = np.stack([np.ones_like(lengths), lengths / scale if scale > 0 else lengths], axis=1)
-    target, prior = outcomes(margins), 1 / 10**2
+    wins = outcomes(margins)  # a tie is half a win and half a loss
+    model = LogisticRegression(C=10**2, fit_intercept=False, solver="newton-cholesky", tol=1e-9)
+    model.fit(
+        np.concatenate([inputs, inputs]),
+        np.repeat([1, 0], len(wins)),
+        sample_weight=np.concatenate([wins, 1 - wins]),
+    )
+    return float(expit(model.coef_[0, 0]))
 
-    def loss(at: Floats) -> float:
-        logits = inputs @ at
-        return float((np.logaddexp(0, logits) - target * logits).sum() + prior / 2 * at @ at)
 
-    def slope(at: Floats) -> Floats:
-        return inputs.T @ (expit(inputs @ at) - target) + prior * at
+def _chunks(resamples: int, groups: int) -> Iterator[slice]:
+    """Slices of the resamples, of at most ``_CELLS`` numbers for that many groups."""
+    step = max(1, _CELLS // groups)
+    for start in range(0, resamples, step):
+        yield slice(start, start + step)
 
-    def curvature(at: Floats) -> Floats:
-        chances = expit(inputs @ at)
-        return (inputs.T * (chances * (1 - chances))) @ inputs + prior * np.eye(2)
 
-    exact = {"method": "trust-exact", "options": {"gtol": 1e-9}}
-    return float(expit(minimize(loss, np.zeros(2), jac=slope, hess=curvature, **exact).x[0]))
+def _tails(how: Bootstrap) -> list[float]:
+    """The quantiles that an interval runs from and to."""
+    return [(1 - how.confidence) / 2, (1 + how.confidence) / 2]
 
 
 def _columns(**columns: ArrayLike) -> list[Floats]:
     """Each as float64 of one common shape (n,), n ≥ 1, all finite; else ``ValueError`` naming
     which.
     """
-    if not columns:
-        raise ValueError("columns: none were given")
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
     first, n = next((name, array.shape) for name, array in arrays.items())
     for name, array in arrays.items():
-        if array.ndim != 1:
-            raise ValueError(f"{name}: one number a pair is needed, shape (n,), not {array.shape}")
-        if len(array) == 0:
-            raise ValueError(f"{name}: there are no values")
+        if array.ndim != 1 or len(array) == 0:
+            raise ValueError(f"{name}: of shape (n,), n ≥ 1, not {array.shape}")
         if array.shape != n:
             raise ValueError(f"{name}: {len(array)} values, but {first} has {n[0]}")
         bad = ~np.isfinite(array)
         if bad.any():
             at = int(np.argmax(bad))
-            raise ValueError(f"{name}: value {at} is {array[at]}, {int(bad.sum())} are not finite")
+            raise ValueError(f"{name}: value {at} is {array[at]}")
     return list(arrays.values())

@@ -1,1 +1,1 @@
-"""What differs between families of models, one file for each; ``registry`` lists them."""
+"""What differs between families of models, a file for each; ``known`` lists them."""

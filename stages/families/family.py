@@ -1,25 +1,39 @@
-"""What a family of models has to say about itself."""
+"""What a family of vision-language models says about itself, and what those of Qwen have in common.
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+An image keeps its resolution: it becomes a grid of patches, and each square of ``merge_size``²
+patches becomes one token. Positions have three parts: time, row, column. In text all three advance
+together, by one a token. All tokens of an image share one time; its rows and columns count from
+there. The text behind it continues after the longer side of the image's grid of tokens, so an image
+of 3 by 5 tokens takes 5 positions. How a head holds the parts, and what else the vision tower
+gives, is in the file of each family.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
+
+from stages.core.meaning import code
+
+WORDS = ("name", "example", "tag", "citation", "published")  # they decide no number
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of vision-language models, as far as it differs from others.
+    """A family, as far as it differs from others. One whose methods differ too is a subclass.
 
     name: as people write it.
-    model_types: ``model_type`` in ``config.json``.
+    model_types: ``model_type`` in ``config.json``; the first names the family's file.
     templates: LLaMA-Factory's chat templates that fit; the first is for Instruct models.
     example: a repository on the Hub, for messages.
     tag: on the Hub, for the model card.
     citation: BibTeX, for the model card.
+    token_side: pixels of a side of the square that becomes one token.
+    one_row: the ``model_types`` whose answers can share a prompt (``stages.model.prefix``).
+    published: dimensions of its models by repository, as their config.json has them.
     image_token: the token that stands in a prompt for a piece of an image.
-    image_tokens: see ``qwen.image_tokens``; how many of them an image of a size becomes.
-    position_inputs: see ``qwen.position_inputs``; what ``generate`` needs to place an image.
-    seeing_each_image_once: see ``qwen.seeing_each_image_once``; a faster vision tower.
+    builds_prompts: tokens that the templates build prompts of.
     """
 
     name: str
@@ -28,7 +42,84 @@ class Family:
     example: str
     tag: str
     citation: str
-    image_token: str
-    image_tokens: Callable[..., int]
-    position_inputs: Callable[[Any, int], dict[str, Any]]
-    seeing_each_image_once: Callable[[Any], AbstractContextManager[None]]
+    token_side: int
+    one_row: tuple[str, ...]
+    published: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(compare=False)
+    image_token: str = "<|image_pad|>"
+    builds_prompts: str = r"<\|(im|vision|image|video)_\w+\|>|<\|endoftext\|>"
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of the code that says how this family computes."""
+        return code("families/family.py", f"families/{self.model_types[0]}.py", without=WORDS)
+
+    def builds_prompt(self, token: str) -> bool:
+        """Whether the templates build prompts of a token."""
+        return re.match(self.builds_prompts, token) is not None
+
+    def image_tokens(
+        self, size: tuple[int, int], *, image_processor: Any, plugin: Any, bounds: tuple[int, int]
+    ) -> int:
+        """Number of tokens that an image becomes, by its size alone.
+
+        LLaMA-Factory first brings it within ``bounds`` (``Qwen2VLPlugin._preprocess_image``), then
+        the model's processor rounds its sides to whole patches (``smart_resize``).
+
+        Args:
+            size: width and height in pixels.
+            image_processor: the model's own.
+            plugin: of LLaMA-Factory's template.
+            bounds: ``image_min_pixels`` and ``image_max_pixels``.
+        """
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        least, most = bounds
+        factor = image_processor.patch_size * image_processor.merge_size
+        width, height = plugin._get_qwen_video_size_after_regularization(*size, most, least)
+        rows, columns = smart_resize(
+            height,
+            width,
+            factor=factor,
+            min_pixels=image_processor.size["shortest_edge"],
+            max_pixels=image_processor.size["longest_edge"],
+        )
+        return (rows // factor) * (columns // factor)
+
+    def position_inputs(self, input_ids: Any, image_token_id: int) -> dict[str, Any]:
+        """What ``generate`` needs for positions: which tokens (n, length) are an image's."""
+        return {"mm_token_type_ids": (input_ids == image_token_id).long()}
+
+    @contextmanager
+    def seeing_each_image_once(self, model: Any) -> Iterator[None]:
+        """While it lasts, the vision tower sees the images of a batch of pairs once.
+
+        LLaMA-Factory's collator gives every image to chosen and to rejected, and puts all chosen
+        rows first: the second half of the images is the first again, and so is what the tower makes
+        of it. Each output of the tower is a tensor with a row a patch or token, or a list of them.
+        """
+        import torch
+
+        visual = next(module for name, module in model.named_modules() if name.endswith("visual"))
+        forward = visual.forward
+
+        def twice(output: Any) -> Any:
+            if isinstance(output, torch.Tensor):
+                return torch.cat([output] * 2)
+            return [torch.cat([each] * 2) for each in output]
+
+        def once(pixels: Any, grid_thw: Any, **more: Any) -> Any:
+            images = len(grid_thw) // 2
+            patches = int(grid_thw[:images].prod(dim=1).sum())
+            if not (
+                torch.equal(grid_thw[:images], grid_thw[images:])
+                and torch.equal(pixels[:patches], pixels[patches:])
+            ):
+                return forward(pixels, grid_thw, **more)
+            seen = forward(pixels[:patches], grid_thw[:images], **more)
+            return type(seen)(**{name: twice(output) for name, output in seen.items()})
+
+        visual.forward = once
+        try:
+            yield
+        finally:
+            del visual.forward  # the class's own is behind it

@@ -1,7 +1,9 @@
 """The families of models that the pipeline tunes. A new one is a file here and a line below."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stages.core.errors import UserError
 from stages.families import qwen2_5_vl, qwen3_vl
@@ -13,6 +15,16 @@ FAMILIES = (qwen3_vl.FAMILY, qwen2_5_vl.FAMILY)
 def model_types() -> tuple[str, ...]:
     """Every ``model_type`` that is known."""
     return tuple(kind for family in FAMILIES for kind in family.model_types)
+
+
+def in_one_row() -> tuple[str, ...]:
+    """Every ``model_type`` whose answers can share a prompt (``stages.model.prefix``)."""
+    return tuple(kind for family in FAMILIES for kind in family.one_row)
+
+
+def published() -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """Dimensions of models by repository."""
+    return {name: size for family in FAMILIES for name, size in family.published.items()}
 
 
 def names() -> str:

@@ -6,13 +6,14 @@ pixels, those of ``fullatt_block_indexes`` to the entire image. The chat templat
 system prompt.
 """
 
-from stages.families import qwen
 from stages.families.family import Family
 
 FAMILY = Family(
     name="Qwen2.5-VL",
     model_types=("qwen2_5_vl",),
     templates=("qwen2_vl",),
+    token_side=28,
+    one_row=("qwen2_5_vl",),
     example="Qwen/Qwen2.5-VL-3B-Instruct",
     tag="qwen2.5-vl",
     citation="""@techreport{bai2025qwen25vl,
@@ -21,8 +22,26 @@ FAMILY = Family(
   year   = {2025},
   note   = {arXiv:2502.13923}
 }""",
-    image_token="<|image_pad|>",
-    image_tokens=qwen.image_tokens,
-    position_inputs=qwen.position_inputs,
-    seeing_each_image_once=qwen.seeing_each_image_once,
+    published={
+        # The tower's gated MLP (three products of 3,420) counts as two of 5,130, and windows as
+        # full attention.
+        "Qwen/Qwen2.5-VL-3B-Instruct": {
+            "text": {
+                "hidden_size": 2048,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 2,
+                "head_dim": 128,
+                "intermediate_size": 11008,
+            },
+            "vision": {
+                "depth": 32,
+                "hidden_size": 1280,
+                "intermediate_size": 5130,
+                "num_heads": 16,
+                "out_hidden_size": 2048,
+                "deepstack_visual_indexes": [],
+            },
+        },
+    },
 )

@@ -5,13 +5,14 @@ frequencies of a head (``mrope_interleaved``). DeepStack: the tower also gives f
 its layers, which the language model adds to the image's tokens after its first layers.
 """
 
-from stages.families import qwen
 from stages.families.family import Family
 
 FAMILY = Family(
     name="Qwen3-VL",
     model_types=("qwen3_vl", "qwen3_vl_moe"),
     templates=("qwen3_vl_nothink", "qwen3_vl"),  # the second is for Thinking models
+    token_side=32,
+    one_row=("qwen3_vl",),
     example="Qwen/Qwen3-VL-4B-Instruct",
     tag="qwen3-vl",
     citation="""@techreport{qwen2025qwen3vl,
@@ -20,8 +21,26 @@ FAMILY = Family(
   year   = {2025},
   note   = {arXiv:2511.21631}
 }""",
-    image_token="<|image_pad|>",
-    image_tokens=qwen.image_tokens,
-    position_inputs=qwen.position_inputs,
-    seeing_each_image_once=qwen.seeing_each_image_once,
+    published={
+        "Qwen/Qwen3-VL-4B-Instruct": {
+            "text": {
+                "hidden_size": 2560,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "intermediate_size": 9728,
+                "mrope_section": [24, 20, 20],
+            },
+            "vision": {
+                "depth": 24,
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_heads": 16,
+                "out_hidden_size": 2560,
+                "num_position_embeddings": 2304,
+                "deepstack_visual_indexes": [5, 11, 17],
+            },
+        },
+    },
 )

@@ -22,16 +22,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.core import parallel
 from stages.core.errors import UserError
+from stages.core.meaning import code
 from stages.core.project import is_forced, project_root
-from stages.model import parallel, reference_logps, scoring
+from stages.families import known
+from stages.model import reference_logps, scoring
 from stages.params.params import Params
 
 KEPT = Path("models", "kept")
 MOST_KEPT = 2000  # pieces, the latest; 21,376 pairs, answers and 3 tasks make about 50
 CHUNK = 512  # pairs
-STAGES = Path(__file__).parent.parent
-CODE = ("families/*.py", "model/*.py")
+# The code that decides tokens and numbers, besides the family's.
+CODE = (
+    *("model/formatted.py", "model/lookup.py", "model/prefix.py", "model/scoring.py"),
+    "model/tokens.py",
+)
 # Of a formatted row; images are named by their content.
 DECISIVE = ("id", "messages", "chosen", "rejected", "images")
 
@@ -48,6 +54,10 @@ class Checkpoint:
     fresh: set[str] = field(
         default_factory=set, init=False
     )  # pieces that other processes just made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process the model is loaded again."""
+        return Checkpoint, (self.model, self.p, self.adapter)
 
     @cached_property
     def policy(self) -> scoring.Policy:
@@ -70,7 +80,7 @@ class Checkpoint:
             adapter={file.name: _sha256(file) for file in adapter},
             parameters=[self.p.scoring.model_dump(), self.p.format.model_dump()],
             device=torch.cuda.get_device_name() if device == "cuda" else device,
-            code=code(*CODE),
+            code=code(*CODE) | known.of_model(self.model).fingerprint,
             peft=version("peft") if adapter else None,
         )
 
@@ -114,7 +124,7 @@ class Checkpoint:
         """``scoring.to_table`` of every pair, in their order.
 
         Chunks are cut from pairs in the order of their length, so that a batch has like lengths.
-        With several GPUs, a process for each computes them (``stages.model.parallel``).
+        With several GPUs, a process for each computes and keeps them (``stages.core.parallel``).
 
         Raises:
             UserError: a log-prob is not finite.
@@ -123,12 +133,15 @@ class Checkpoint:
         places = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
         chunks = [[pairs[place] for place in those] for those in places]
         missing = [chunk for chunk in chunks if is_forced() or not self.has(chunk)]
-        if len(missing) > 1 and (count := parallel.processes(self.p)) > 1:
+        if len(missing) > 1 and (count := processes(self.p)) > 1:
             start = time.monotonic()
-            if parallel.log_probs(self, missing, images, count=count, label=label):
+            work = partial(self.chunk, images=images, label=label)
+            if parallel.each(work, missing, count=count, cpu=self.p.scoring.device == "cpu"):
                 self.seconds += time.monotonic() - start
                 self.scored += sum(map(len, missing))
                 self.fresh |= {self.name("log-probs", **decided_by(chunk)) for chunk in missing}
+            else:
+                print(f"{label}: one of {count} processes failed; one computes what is missing")
         done = 0
         tables = []
         for those, chunk in zip(places, chunks, strict=True):
@@ -185,14 +198,7 @@ class Checkpoint:
                     label=label,
                 )
             )
-            return pd.DataFrame(
-                {
-                    "id": pd.Series([row["id"] for row in rows], dtype="str"),
-                    "answer": pd.Series([answer.text for answer in answers], dtype="str"),
-                    "tokens": pd.Series([answer.tokens for answer in answers], dtype="int64"),
-                    "finished": pd.Series([answer.finished for answer in answers], dtype="bool"),
-                }
-            )
+            return scoring.answers_table(rows, answers)
 
         return self.kept_table(
             "answers",
@@ -208,10 +214,18 @@ class Checkpoint:
         if "policy" in self.__dict__:
             found["device"] = scoring.device_name(self.policy)
         if self.fresh:
-            found["processes"] = parallel.processes(self.p)
+            found["processes"] = processes(self.p)
         if self.scored:
             found["pairs_per_second"] = round(self.scored / self.seconds, 2)
         return found
+
+
+def processes(p: Params) -> int:
+    """How many processes score: one for each visible GPU, or one on the CPU."""
+    import torch
+
+    device = scoring.choose_device(p.scoring.device, torch.cuda.is_available())
+    return torch.cuda.device_count() if device == "cuda" else 1
 
 
 def refuse_infinite(table: pd.DataFrame, *, is_tuned: bool) -> None:
@@ -234,12 +248,6 @@ def digest(**parts: Any) -> str:
     """16 hexadecimal digits of JSON values by name."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def code(*patterns: str) -> dict[str, str]:
-    """Hashes of source files in ``stages``: what other code computed is not taken up."""
-    files = sorted(file for pattern in patterns for file in STAGES.glob(pattern))
-    return {file.relative_to(STAGES).as_posix(): _sha256(file) for file in files}
 
 
 def decided_by(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

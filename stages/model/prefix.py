@@ -21,8 +21,9 @@ from pathlib import PurePath
 from types import MethodType
 from typing import Any
 
+from stages.families import known
+
 IGNORE = -100  # the label of a token that is not trained on, as in LLaMA-Factory
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 TUNERS = ("LORA", "OFT")  # PEFT's methods that change layers, not the sequence
 
 # Tokens that go to the head together. With a vocabulary of 151,936 a chunk's logits take 156 MB in
@@ -43,8 +44,9 @@ def why_not(model: Any) -> str | None:
     """
     inner = plain(model)
     family = getattr(inner.config, "model_type", None)
-    if family not in FAMILIES or not hasattr(inner.model, "language_model"):
-        return f"a shared prompt is exact for {' and '.join(FAMILIES)}, and this model is {family}"
+    exact = known.in_one_row()
+    if family not in exact or not hasattr(inner.model, "language_model"):
+        return f"a shared prompt is exact for {' and '.join(exact)}, and this model is {family}"
     text = inner.model.language_model.config
     attention = text._attn_implementation
     if attention not in ("sdpa", "eager", "flex_attention"):

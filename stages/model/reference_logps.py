@@ -1,24 +1,24 @@
-"""The reference's log-probs on disk, and how a training finds those of its pairs.
+"""The reference's log-probs on disk, and what they were made with.
 
 The reference is frozen, so what it says of a pair is data: a training that looks it up spends
 nothing on a second forward pass. The numbers hold for the weights, tokens and precision that made
-them, so all of that is kept beside them, and ``differences`` says what a training does otherwise. A
-pair is known by its content, ``pair_key``: one that is not there is an error, never a guess.
+them, so all of that is kept beside them, and ``differences`` says what a training does otherwise.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from stages.core.errors import UserError
+from stages.model.lookup import TABLE
 from stages.params.params import Params
 
-TABLE, MADE_WITH = "logps.parquet", "made_with.json"
+MADE_WITH = "made_with.json"
 
 # What makes tokens and numbers, and what prepares images; bitsandbytes quantises, where it is
 # installed.
@@ -83,45 +83,6 @@ def differences(folder: Path, wanted: Mapping[str, Any]) -> list[str]:
         for name in sorted({*made, *here})
         if made.get(name) != here.get(name)
     ]
-
-
-def lookup(folder: Path) -> dict[str, tuple[float, float]]:
-    """Summed log-probs (chosen, rejected) in nats by ``pair_key``.
-
-    Raises:
-        UserError: the table can't be read, or two rows of a pair disagree.
-    """
-    path = folder / TABLE
-    columns = ["key", "chosen_logps", "rejected_logps"]
-    try:
-        table = pd.read_parquet(path, columns=columns).drop_duplicates()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} can't be read ({' '.join(str(error).split())[:200]}); "
-            "`dvc repro -f reference` makes it again"
-        ) from None
-    twice = table["key"][table["key"].duplicated()]
-    if len(twice):
-        raise UserError(
-            f"{path} has two different rows of the pair {twice.iloc[0]}; "
-            "`dvc repro -f reference` makes it again"
-        )
-    return {
-        key: (chosen, rejected)
-        for key, chosen, rejected in table.itertuples(index=False, name=None)
-    }
-
-
-def pair_key(feature: Mapping[str, Any]) -> str:
-    """A pair by its content: LLaMA-Factory's token ids of both answers with their prompt, and the
-    names of the images, which name their content; 32 hex digits.
-    """
-    parts: list[Sequence[Any]] = [
-        list(feature["chosen_input_ids"]),
-        list(feature["rejected_input_ids"]),
-        [PurePath(str(image)).name for image in feature.get("images") or []],
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _version(package: str) -> str | None:

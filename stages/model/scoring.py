@@ -20,7 +20,7 @@ import pandas as pd
 
 from stages.core.errors import UserError
 from stages.families.family import Family
-from stages.model import formatted, prefix, reference_logps, tokens
+from stages.model import formatted, lookup, prefix, tokens
 from stages.params.params import Params
 
 GROUP = 64  # pairs that a process prepares at a time
@@ -52,7 +52,7 @@ class PairLogProbs:
 
     An answer's tokens are those LLaMA-Factory trains on: the answer itself and the end of turn.
     ``image_tokens`` are the places in the prompt that hold the image. ``keys`` name the pairs
-    (``reference.pair_key``).
+    (``lookup.pair_key``).
     """
 
     chosen: np.ndarray
@@ -387,7 +387,7 @@ def _prepared(
                 places=places[batch],
                 inputs={name: tensor.numpy() for name, tensor in inputs.items()},
                 image_tokens=np.array(image_tokens),
-                keys=np.array([reference_logps.pair_key(each) for each in those], dtype=object),
+                keys=np.array([lookup.pair_key(each) for each in those], dtype=object),
             )
         )
     return batches
@@ -473,6 +473,18 @@ def answer(
                 answers[place] = Answer(text, len(new) if end is None else end, end is not None)
             progress.update(len(places))
     return [answers[place] for place in range(len(prompts))]
+
+
+def answers_table(rows: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> pd.DataFrame:
+    """``id``, ``answer``, its ``tokens``, and whether it ``finished``, one row a prompt."""
+    return pd.DataFrame(
+        {
+            "id": pd.Series([row["id"] for row in rows], dtype="str"),
+            "answer": pd.Series([answer.text for answer in answers], dtype="str"),
+            "tokens": pd.Series([answer.tokens for answer in answers], dtype="int64"),
+            "finished": pd.Series([answer.finished for answer in answers], dtype="bool"),
+        }
+    )
 
 
 def _of_like_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -3,7 +3,6 @@
 import copy
 import functools
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from stages.families.family import Family
 from stages.model import formatted
 from stages.model.formatted import PLACEHOLDERS
 from stages.params.params import Params
-
-BUILDS_PROMPTS = re.compile(r"<\|(im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 
 _TEXTS = 1024  # tokenized at once: an answer of 200 tokens takes about 20 kB
 
@@ -96,7 +93,7 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
     )
     module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
-    check_allowed(p.format.allowed_tokens, module["tokenizer"])
+    check_allowed(p.format.allowed_tokens, family, module["tokenizer"])
     return Tokenization(
         family=family,
         model_args=model_args,
@@ -115,7 +112,7 @@ def _added(tokenizer: Any) -> set[str]:
     )
 
 
-def check_allowed(allowed: Iterable[str], tokenizer: Any) -> None:
+def check_allowed(allowed: Iterable[str], family: Family, tokenizer: Any) -> None:
     """Refuse what ``format.allowed_tokens`` may not name.
 
     Raises:
@@ -124,7 +121,7 @@ def check_allowed(allowed: Iterable[str], tokenizer: Any) -> None:
     added = _added(tokenizer)
     ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
     for token in allowed:
-        if token in ends or token in PLACEHOLDERS or BUILDS_PROMPTS.match(token):
+        if token in ends or token in PLACEHOLDERS or family.builds_prompt(token):
             raise UserError(
                 f"format.allowed_tokens: the template builds prompts of {token}, so in the data it "
                 "would end a turn or ask for an image; take it out"

@@ -1,75 +1,71 @@
 """``params.yaml`` as frozen models: every knob of the pipeline, checked before any stage does any
 work.
 
-Unknown keys are refused with the nearest known name. Nothing has a hidden default: a key of ours
-that is missing is refused too, so ``params.yaml`` says all there is to say. (A source may lack what
-few need: without ``columns`` they have their usual names.) What each key does is written where
-people meet it, in the comments of ``params/*.yaml``.
+Nothing has a hidden default: a key of ours that is missing is refused, as one that is unknown is,
+so ``params.yaml`` says all there is to say. What each key does is written where people meet it, in
+the comments of ``params/demo.yaml`` and ``params/qwen3-vl-4b.yaml``.
 
-The ``train`` section is mostly LLaMA-Factory's own: ``beta``, ``loss``, ``gpus``,
-``nodes``, ``shared_prefix`` and ``keep_vision_features`` are ours, every other key is passed
-through under LLaMA-Factory's name and checked against its argument classes
-(``stages.params.arguments``), without importing them: that takes 20 s, this 0.2 s. What does
-not go together is in ``stages.params.rules``.
+In the ``train`` section a few keys are ours (``Train``). Every other key is passed through under
+LLaMA-Factory's name, checked against its options without importing it (``arguments``). A section
+refuses keys of its own that do not go together; tables of such options are in ``rules``.
 """
 
-import difflib
-import re
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.core.errors import UserError, did_you_mean
 from stages.core.schema import Section, SourceSection
+from stages.core.text import shown
+from stages.families import known
 from stages.params import arguments, rules
+from stages.params.losses import LOSSES
 from stages.sources.kinds import KINDS
 
 PARAMS_FILE = Path("params.yaml")
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|gdrive:", re.IGNORECASE)
-STRICT = ConfigDict(strict=True)  # 1 is not true, and "0.1" is not a number
+SEED = "train.seed"  # runs that differ in it alone are of one setting
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
-Loss = Literal["sigmoid", "hinge", "ipo", "orpo", "simpo"]
-REFERENCE_FREE: frozenset[str] = frozenset({"orpo", "simpo"})
 
 
 if TYPE_CHECKING:
     DataSource: TypeAlias = SourceSection
     ModelSource: TypeAlias = SourceSection
+    LossName: TypeAlias = str
+    Template: TypeAlias = str
 else:  # one of the kinds of sources that are registered, told by ``kind``
+    LossName = Literal[tuple(LOSSES)]
     DataSource = Union[tuple(kind.section for kind in KINDS.values())]  # noqa: UP007
     ModelSource = Union[tuple(k.model_section for k in KINDS.values() if k.model_section)]  # noqa: UP007
+    Template = Literal[tuple(name for family in known.FAMILIES for name in family.templates)]
+
+
+# Of a source of data: DVC's item, a folder below data/raw, and the origin of its rows. With a digit
+# at the beginning, dvc exp run -S could not name it.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")]
 
 
 class Data(Section):
-    """Sources by name: DVC's item, a folder below data/raw, and the origin of the rows."""
-
     sources: Annotated[
-        dict[str, Annotated[DataSource, Field(discriminator="kind")]], Field(min_length=1)
+        dict[Name, Annotated[DataSource, Field(discriminator="kind")]], Field(min_length=1)
     ]
 
-    @field_validator("sources")
-    @classmethod
-    def _names(cls, sources: dict[str, Any]) -> dict[str, Any]:
-        for name in sources:
-            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,39}", name):  # else -S can't name it
-                message = "a name is a letter, then letters, digits, - and _"
-                raise PydanticCustomError("names", message)
-        if len({name.lower() for name in sources}) < len(sources):
-            raise PydanticCustomError("names", "two names differ in case alone")
-        return sources
+    @model_validator(mode="after")
+    def _one_folder_each(self) -> Self:
+        if len({name.lower() for name in self.sources}) < len(self.sources):
+            raise ValueError("two names of sources differ in case alone")
+        return self
 
 
 class Trust(Section):
     """What of a model's author is trusted: files that can run code when they are loaded."""
-
-    model_config = STRICT
 
     pickle: bool
     remote_code: bool
@@ -78,14 +74,12 @@ class Trust(Section):
 class Model(Section):
     source: Annotated[ModelSource, Field(discriminator="kind")]
     trust: Trust
-    template: str
+    template: Template
     quantization_bit: Literal[4, 8] | None
 
 
 class Wanted(Section):
     """Which pairs are wanted (``stages.pairs.refusals``)."""
-
-    model_config = STRICT
 
     text_only: bool
     images: Positive
@@ -94,8 +88,6 @@ class Wanted(Section):
 
 
 class Preprocess(Section):
-    model_config = STRICT
-
     split_key: Annotated[str, Field(min_length=1, max_length=64)]
     validation: Fraction
     test: Annotated[float, Field(gt=0, lt=1)]
@@ -107,19 +99,29 @@ class Preprocess(Section):
     max_dropped: Annotated[float, Field(ge=0, le=1)]
     wanted: Wanted
 
+    @model_validator(mode="after")
+    def _leaves_some_to_train(self) -> Self:
+        if (total := self.validation + self.test) >= 1:
+            raise ValueError(
+                f"validation and test add up to {total:g}; leave something below 1 for train"
+            )
+        return self
+
 
 class Format(Section):
-    model_config = STRICT
-
     cutoff_len: Positive
-    image_max_pixels: Positive
+    image_max_pixels: Annotated[int, Field(ge=28 * 28)]  # at least a token
     image_min_pixels: Positive
     allowed_tokens: list[str]
 
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.image_min_pixels > self.image_max_pixels:
+            raise ValueError("image_min_pixels is larger than image_max_pixels")
+        return self
+
 
 class Scoring(Section):
-    model_config = STRICT
-
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["float32", "bfloat16", "float16"]
     batch_tokens: Positive
@@ -128,48 +130,57 @@ class Scoring(Section):
 class Train(Section):
     """Our own keys; the rest (``extra``) is LLaMA-Factory's, under its own names."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(extra="allow")
 
     beta: Annotated[float, Field(gt=0)]
-    loss: Loss
+    loss: LossName
     gpus: Annotated[int, Field(ge=0)]
-    nodes: Annotated[int, Field(ge=1)]
     shared_prefix: bool
     keep_vision_features: bool
 
     @property
     def processes(self) -> int:
-        """Over all machines; the pairs of a step are so many times those of one process."""
-        return max(self.gpus, 1) * self.nodes
+        """Of the training; the pairs of a step are so many times those of one."""
+        return max(self.gpus, 1)
 
     @property
     def passed_through(self) -> dict[str, Any]:
         """The keys that go to LLaMA-Factory as they are."""
         return dict(self.__pydantic_extra__ or {})
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        problems = []
+        if self.keep_vision_features and not self.shared_prefix:
+            problems.append("keep_vision_features needs shared_prefix: true")
+        if not LOSSES[self.loss].stock and not self.shared_prefix:
+            problems.append(
+                f"loss is {self.loss}, and LLaMA-Factory's own trainer would train sigmoid under "
+                "that name; shared_prefix: true passes the name on"
+            )
+        if self.passed_through.get("dpo_label_smoothing") and not LOSSES[self.loss].smoothed:
+            problems.append(f"dpo_label_smoothing does not go with loss: {self.loss}; remove it")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
 
 class Generation(Section):
-    model_config = STRICT
-
     prompts: Annotated[int, Field(ge=0)]
     questions: Annotated[int, Field(ge=0)]
     max_new_tokens: Positive
 
 
-def _none_is_empty(tasks: Any) -> Any:
-    return {} if tasks is None else tasks
-
-
 class Evaluate(Section):
-    model_config = STRICT
-
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     resamples: Annotated[int, Field(ge=100)]
     seed: Annotated[int, Field(ge=0)]
     controls: Annotated[int, Field(ge=0)]
     generation: Generation
     task_files: Annotated[Path, Field(strict=False)]
-    lm_eval: Annotated[dict[str, Positive | None], BeforeValidator(_none_is_empty)]
+    lm_eval: Annotated[
+        dict[str, Positive | None], BeforeValidator(lambda tasks: {} if tasks is None else tasks)
+    ]
 
 
 class Params(Section):
@@ -182,6 +193,14 @@ class Params(Section):
     scoring: Scoring
     train: Train
     evaluate: Evaluate
+
+    @property
+    def needs_a_gpu(self) -> str | None:
+        """A key that asks for what a CPU can't do."""
+        given = self.train.passed_through
+        on = [f"train.{name}" for name in ("fp16", "pure_bf16", "tf32") if given.get(name)]
+        on += ["model.quantization_bit"] if self.model.quantization_bit else []
+        return next(iter(on), None)
 
 
 def load(path: Path = PARAMS_FILE) -> Params:
@@ -197,74 +216,48 @@ def load(path: Path = PARAMS_FILE) -> Params:
         raise UserError(
             f"{path} is missing; run from the project's root, or `make use PRESET=demo` makes it"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {_one_line(error)}") from None
-    except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {_one_line(error)}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path} must hold the sections {', '.join(Params.model_fields)}")
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
     return checked(document, str(path))
 
 
-def checked(document: Mapping[str, Any], name: str) -> Params:
+def checked(document: Any, name: str) -> Params:
     """The parameters in a document, by section and key, all of whose problems are told at once.
 
     Raises:
         UserError: a key is unknown, missing or out of range, or does not go with another one.
     """
-    if told := list(dict.fromkeys(_gone(document))):
-        raise UserError("; ".join(f"{name}: {each}" for each in told))
-    problems, wrong, found = [], set(), None
-    try:
-        found = Params.model_validate(document)
-    except ValidationError as error:
-        for detail in error.errors():
-            problems.append(_explain(detail))
-            wrong.add(_key(detail["loc"]))
-    given = document.get("train")
-    for key, value in given.items() if isinstance(given, Mapping) else ():
-        if key not in Train.model_fields and (problem := arguments.problem_with(str(key), value)):
-            problems.append(f"'train.{key}' {problem}")
-            wrong.add(f"train.{key}")
-    problems += rules.problems(document, wrong)
-    if problems or found is None:
-        raise UserError("; ".join(f"{name}: {problem}" for problem in dict.fromkeys(problems)))
+    if not isinstance(document, Mapping):
+        raise UserError(f"{name} must hold the sections {', '.join(Params.model_fields)}")
+    if moved := list(rules.moved(flattened(document))):
+        raise UserError("; ".join(f"{name}: {problem}" for problem in moved))
+    train = document.get("train")
+    given = {str(key): train[key] for key in train} if isinstance(train, Mapping) else {}
+    options = {key: value for key, value in given.items() if key not in Train.model_fields}
+    refused = {key: why for key in options if (why := arguments.refusal(key, options[key]))}
+    problems = {f"train.{key}": f"'train.{key}' {why}" for key, why in refused.items()}
+    passed = {key: value for key, value in options.items() if key not in refused}
+    for error in _errors(Params, document):
+        key = _key(error["loc"])
+        problems.setdefault(key, _explain(key, error))
+    for error in _errors(arguments.options(), passed):
+        key = f"train.{error['loc'][0]}"  # what follows is which of several types it is not
+        problems.setdefault(key, _explain(key, error))
+    passed = {key: value for key, value in passed.items() if f"train.{key}" not in problems}
+    if told := [*problems.values(), *rules.problems(passed)]:
+        raise UserError("; ".join(f"{name}: {problem}" for problem in told))
+    found = Params.model_validate(document)
+    if found.needs_a_gpu and found.train.gpus == 0:
+        raise UserError(f"{name}: '{found.needs_a_gpu}' needs a GPU, and train.gpus is 0")
     return found
 
 
-def _gone(document: Mapping[str, Any]) -> Iterator[str]:
-    """What the file has from before there was ``data.sources``, and what to write instead."""
-    data, model = document.get("data"), document.get("model")
-    data = data if isinstance(data, Mapping) else {}
-    entries = data.get("sources")
-    if "source" in data:
-        yield "'data.source' is now one entry of data.sources: data.sources.<a name>: {kind: …}"
-    if "columns" in data:
-        yield "'data.columns' is now a key of each source: data.sources.<name>.columns"
-    sources = [data.get("source"), *(entries.values() if isinstance(entries, Mapping) else ())]
-    sources.append(model.get("source") if isinstance(model, Mapping) else None)
-    for source in sources:
-        if not isinstance(source, Mapping):
-            continue
-        if source.get("kind") == "several":
-            yield "kind several is gone: each of its sources is an entry of data.sources"
-        if source.get("kind") == "sharegpt":
-            yield (
-                "kind sharegpt is gone: kind path reads these files; its path is a folder, an "
-                "archive or a list of files, and it takes remap and datasets too"
-            )
-        if "image_urls" in source:
-            yield (
-                "image_urls is gone: img2dataset downloads images by their addresses into tars, "
-                "which kind path reads (docs/guide.md)"
-            )
-        places = [source.get("path"), source.get("files")]
-        places += [each for place in places if isinstance(place, list) for each in place]
-        if any(isinstance(place, str) and _ADDRESS.match(place) for place in places):
-            yield (
-                "an address is no path: `dvc import-url` brings a file from https or S3, gdown one "
-                "from Google Drive, and kind path reads it (docs/guide.md)"
-            )
+def _errors(model: type[BaseModel], document: Any) -> list[ErrorDetails]:
+    try:
+        model.model_validate(document)
+    except ValidationError as error:
+        return error.errors()
+    return []
 
 
 def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
@@ -278,62 +271,50 @@ def flattened(document: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _explain(detail: ErrorDetails) -> str:
-    """One clause for one of pydantic's errors, with the key as it is written in the file."""
-    key, name = _key(detail["loc"]), str(detail["loc"][-1])
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{did_you_mean(name, _siblings(detail['loc'][:-1]))}"
-    if detail["type"] == "union_tag_not_found":
-        return f"key '{key}.kind' is missing"
-    if detail["type"] == "union_tag_invalid":
-        context = detail["ctx"]
-        known = context["expected_tags"].replace("'", "").split(", ")
-        hint = did_you_mean(context["tag"], known)
-        return f"'{key}.kind' = {context['tag']!r}: must be one of {', '.join(known)}{hint}"
-    if detail["type"] == "model_attributes_type":
-        return f"'{key}' must hold keys, one of them kind"
-    if detail["type"] == "model_type":
-        return f"'{key}' must hold keys, such as {_siblings(detail['loc'])[0]}"
-    if detail["type"] == "missing":
-        given = [str(name) for name in detail["input"] if name not in _siblings(detail["loc"][:-1])]
-        misspelt = difflib.get_close_matches(name, given, n=1)
-        return f"key '{key}' is missing" + (
-            f"; is '{misspelt[0]}' meant for it?" if misspelt else ""
-        )
-    message = detail["msg"][0].lower() + detail["msg"][1:]
-    return (
-        f"'{key}' = {arguments.shown(detail['input'])}: {message}"
-        if _is_leaf(detail["input"])
-        else f"'{key}': {message}"
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[tuple[str, str, str], ...]:
+    """Keys whose values differ, with both values as JSON writes them; ``-`` where there is none."""
+
+    def shown(parameters: Mapping[str, Any], key: str) -> str:
+        return json.dumps(parameters[key], default=str) if key in parameters else "-"
+
+    return tuple(
+        (key, shown(before, key), shown(after, key))
+        for key in {**before, **after}
+        if key not in before or key not in after or before[key] != after[key]
     )
+
+
+def _explain(key: str, detail: ErrorDetails) -> str:
+    """One clause for one of pydantic's errors."""
+    kind, given, message = detail["type"], detail["input"], detail["msg"]
+    if kind == "extra_forbidden":
+        name = key.rpartition(".")[2]
+        return f"unknown key '{key}'{did_you_mean(name, _known_names() - {name})}"
+    if kind == "union_tag_invalid":
+        tags = detail["ctx"]["expected_tags"].replace("'", "")
+        hint = did_you_mean(detail["ctx"]["tag"], tags.split(", "))
+        return f"'{key}.kind' = {detail['ctx']['tag']!r}: must be one of {tags}{hint}"
+    if kind in ("missing", "union_tag_not_found"):
+        return f"key '{key}{'.kind' * (kind != 'missing')}' is missing"
+    if kind.startswith("model_"):
+        return f"'{key}' must hold keys of its own"
+    if kind == "value_error":  # one of ours
+        message = str(detail["ctx"]["error"])
+    shown_value = f" = {shown(repr(given))}" if not isinstance(given, dict | list) else ""
+    return f"'{key}'{shown_value}: {message[0].lower()}{message[1:]}"
 
 
 def _key(location: tuple[int | str, ...]) -> str:
     """A place as it is written in the file; pydantic's also names the kind of a source."""
-    return ".".join(str(part) for i, part in enumerate(location) if not _is_kind(location, i))
+    kind = {"model.source": 2, "data.sources": 3}.get(".".join(map(str, location[:2])))
+    return ".".join(str(part) for i, part in enumerate(location) if i != kind)
 
 
-def _is_kind(location: tuple[int | str, ...], index: int) -> bool:
-    return (*map(str, location[:2]), index) in (("model", "source", 2), ("data", "sources", 3))
-
-
-def _is_leaf(value: object) -> bool:
-    return not isinstance(value, dict | list | BaseModel)
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    """The keys known at a place in the file."""
-    section: type[BaseModel] = Params
-    for i, part in enumerate(location):
-        if _is_kind(location, i):
-            kind = KINDS[str(part)]
-            section = (location[0] == "model" and kind.model_section) or kind.section
-        elif str(part) in section.model_fields:
-            annotation = section.model_fields[str(part)].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                section = annotation
-    return list(section.model_fields)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _known_names() -> set[str]:
+    """The names of all keys, of every section and of every kind of source."""
+    sections: list[type[BaseModel]] = [Section, arguments.options()]
+    for section in sections:
+        sections += section.__subclasses__()
+    return {name for section in sections for name in section.model_fields}

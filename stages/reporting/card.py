@@ -10,40 +10,54 @@ them.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.core.text import readable
-from stages.evaluation import catalogue, regression
-from stages.evaluation.catalogue import METRICS, is_known
+from stages.evaluation import paired
+from stages.evaluation.catalogue import FIGURE, METRICS, is_known
 from stages.families.family import Family
-from stages.params.params import REFERENCE_FREE, Params
-from stages.reporting import tables
-from stages.reporting.text import capitalized, cell, code, fenced, literal, without_absolute_paths
-from stages.sources.kinds import KINDS
-from stages.sources.local import PathModel
-from stages.sources.source import About, Source
+from stages.params.losses import LOSSES
+from stages.reporting import metric_tables
+from stages.reporting.inputs import Inputs
+from stages.reporting.markup import filled, without_absolute_paths
 
 TEMPLATE = Path(__file__).with_suffix(".md")
 
 _NON_COMMERCIAL = re.compile(r"(?:^|[-_ ])nc(?:$|[-_ ])|non-?commercial", re.IGNORECASE)
 
-METHODS = {  # train.loss: in words (the report's too), and the Hub's tag
-    "sigmoid": ("direct preference optimization (DPO)", "dpo"),
-    "hinge": ("direct preference optimization with a hinge loss", "dpo"),
-    "ipo": ("identity preference optimization (IPO)", "ipo"),
-    "orpo": ("odds ratio preference optimization (ORPO)", "orpo"),
-    "simpo": ("simple preference optimization (SimPO)", "simpo"),
-}
-# For the losses of params.REFERENCE_FREE, here and in the report.
+# For the losses that have no reference, here and in the report.
 NO_REFERENCE = (
-    "This loss uses no reference; the win rate and reward margin below compare with the base all "
-    "the same, on DPO's scale."
+    "This loss uses no reference. The win rate and reward margin below still compare with the "
+    "base, on DPO's scale."
 )
 
-DEMO_BASE = Path("demo/model")  # made by demo/make_base.py, with the habits that DPO takes away
+DEMO_BASE = "demo/model"  # made by demo/make_base.py, with the habits that DPO takes away
+# What goes into model-index: a metric and its type there.
+INDEXED = {"win_rate": "win_rate", "tuned_accuracy": "accuracy", "tuned_correct": "accuracy"}
+
+
+@dataclass(frozen=True)
+class About:
+    """What people should know of a published data set that its ``SOURCE.json`` does not say."""
+
+    language: str
+    note: str
+
+
+KNOWN = {
+    "easy-vqa": About(
+        "en",
+        "easy-VQA holds drawings of one shape in one colour, and questions about them; the answers "
+        "in pairs are sentences that the pipeline makes from its labels.",
+    ),
+    "helehan/topic-overwrite": About(
+        "en",
+        "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that "
+        "model gets wrong may be among the chosen answers.",
+    ),
+}
 
 
 def other_once_merged(bits: int) -> str:
@@ -67,211 +81,65 @@ class Licence:
         return self.name or self.identifier
 
 
-# As in CITATION.cff.
-CITATIONS = {
-    "dpo": """@article{rafailov2023direct,
-  title  = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},
-  author = {Rafailov, Rafael and Sharma, Archit and Mitchell, Eric and Ermon, Stefano and
-            Manning, Christopher D. and Finn, Chelsea},
-  year   = {2023},
-  note   = {arXiv:2305.18290}
-}""",
-    "llamafactory": """@article{zheng2024llamafactory,
-  title  = {LlamaFactory: Unified Efficient Fine-Tuning of 100+ Language Models},
-  author = {Zheng, Yaowei and Zhang, Richong and Zhang, Junhao and Ye, Yanhan and Luo, Zheyan and
-            Feng, Zhangchi and Ma, Yongqiang},
-  year   = {2024},
-  note   = {arXiv:2403.13372}
-}""",
-    "tpo": """@article{he2024systematic,
-  title  = {Systematic Reward Gap Optimization for Mitigating VLM Hallucinations},
-  author = {He, Lehan and Chen, Zeren and Shi, Zhelun and Yu, Tianyu and Shao, Jing and Sheng, Lu},
-  year   = {2024},
-  note   = {arXiv:2411.17265}
-}""",
-}
-
-# What goes into model-index: a metric and its type there.
-INDEXED = {"win_rate": "win_rate", "tuned_accuracy": "accuracy", "tuned_correct": "accuracy"}
-
-
-def render(
-    p: Params,
-    *,
-    metrics: Mapping[str, float],
-    preprocess: Mapping[str, Any],
-    formatted: Mapping[str, Any],
-    data: Sequence[Source],
-    model: Source,
-    configuration: str,
-    adapter: Mapping[str, Any],
-    family: Family,
-) -> str:
-    """The card.
-
-    ``metrics``, ``preprocess`` and ``formatted`` are ``metrics.json``, ``preprocess.json`` and
-    ``format.json`` of ``reports``; ``data`` and ``model`` say what was fetched; ``configuration``
-    is the text of ``models/adapter/llamafactory.yaml`` and ``adapter`` its ``adapter_config.json``;
-    ``family`` is the base's. Groups of metrics that a run lacks are left out.
-
-    Raises:
-        ValueError: the Hub's library does not read back the metadata that it wrote.
-    """
-    import jinja2
-
-    base_name = _base_name(p, model)
-    data_licence = strictest(source.licence for source in data)
-    licence = licence_of(data_licence, model.licence)
-    known = _about(data)
-    method, _ = METHODS[p.train.loss]
-    parts = (("data", data_licence), ("base model", model.licence))
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "code": code,
-        "fenced": fenced,
-        "literal": literal,
-        "number": lambda value: f"{value:,}",
-        "capitalized": capitalized,
-        "cell": cell,
-    }
-    bits = p.model.quantization_bit
-    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        metadata=f"---\n{_metadata(p, metrics, data, model, adapter, family, licence)}\n---",
-        # One by one and here, because the contract tests look for what is read in this file.
-        parameters={
-            "beta": p.train.beta,
-            "loss": p.train.loss,
-            "gpus": p.train.gpus * p.train.nodes,
-            "template": p.model.template,
-            "once_merged": bits and other_once_merged(bits),
-            "image_min_pixels": p.format.image_min_pixels,
-            "image_max_pixels": p.format.image_max_pixels,
-            "cutoff_len": p.format.cutoff_len,
-            "max_new_tokens": p.evaluate.generation.max_new_tokens,
-        },
-        title=_title(p, base_name),
+def render(inputs: Inputs, family: Family) -> str:
+    """The card. ``family`` is the base's. Groups of metrics that a run lacks are left out."""
+    p, metrics, base = inputs.p, inputs.metrics, inputs.model
+    loss = LOSSES[p.train.loss]
+    licence = licence_of(*(part.licence for part in (*inputs.data, base)))
+    name = base.name.rpartition("/")[2] if base.kind == "hub" else base.name
+    title = f"{name.replace('/', '-')}-{loss.tag}-adapter"
+    known = [KNOWN[each.repo] for each in inputs.data if each.repo in KNOWN]
+    return filled(
+        TEMPLATE,
+        metadata=_metadata(inputs, family, licence, title, known),
+        title=title,
+        p=p,
+        adapter=inputs.adapter,
         metrics=metrics,
-        preprocess=preprocess,
-        used=formatted["kept_by_split"],
-        left_out=preprocess["rows_left_out"] + sum(formatted["left_out"].values()),
-        method=method,
-        no_reference=NO_REFERENCE if p.train.loss in REFERENCE_FREE else "",
-        adapter_kind=str(adapter.get("peft_type", "adapter")).replace("LORA", "LoRA"),
-        rank=f" of rank {adapter['r']}" if "r" in adapter else "",
-        adapter_base=str(adapter.get("base_model_name_or_path")),
-        peft=str(adapter.get("peft_version", "unknown")),
-        base={
-            "name": base_name,
-            "local": _is_local(model),
-            "family": family.name,
-            "of_the_demo": _is_the_demos(p),
-            "commit": model.commit,
-            "revision": _revision(model),
-            "licence": model.licence,
-            "files": len(model.files),
-            "size": readable(model.size),
-        },
-        data={
-            "name": _data_name(data),
-            "described": _described(data),
-            "commit": data[0].commit if len(data) == 1 else None,
-            "licence": data_licence,
-            "note": known.note if known else "",
-        },
+        preprocess=inputs.preprocess,
+        used=inputs.format["kept_by_split"],
+        left_out=inputs.preprocess["rows_left_out"] + sum(inputs.format["left_out"].values()),
+        loss=loss,
+        no_reference="" if loss.reference else NO_REFERENCE,
+        once_merged=other_once_merged(bits) if (bits := p.model.quantization_bit) else "",
+        family=family,
+        base=base,
+        of_the_demo=base.kind == "path" and base.name == DEMO_BASE,
+        data=inputs.data,
+        notes=[about.note for about in known],
+        parts=[*(("data", each) for each in inputs.data), ("base model", base)],
+        is_non_commercial=is_non_commercial,
         licence=licence,
-        unknown=" and of the ".join(what for what, licence in parts if not licence),
-        non_commercial=[
-            {"what": what, "licence": licence}
-            for what, licence in parts
-            if is_non_commercial(licence)
-        ],
-        both_models=tables.both_models(metrics),
-        win_rate=tables.figure(metrics, "win_rate"),
-        tasks=tables.tasks(metrics),
-        controls=tables.controls(metrics),
-        figures=[
-            {"key": key, "figure": tables.figure(metrics, key), "meaning": metric.meaning}
-            for key, metric in METRICS.items()
-            if key in metrics
-        ],
-        confidence=f"{p.evaluate.confidence * 100:g}%",
-        logps_changes=[
-            catalogue.with_interval(metrics, key)
-            for key in ("chosen_logps_change", "rejected_logps_change")
-            if is_known(metrics.get(key))
-        ],
-        grew_although_chosen_fell=is_known(metrics.get("chosen_logps_change"))
-        and metrics["chosen_logps_change"] < 0
-        and is_known(metrics.get("reward_margin"))
-        and metrics["reward_margin"] > 0,
-        configuration=without_absolute_paths(configuration),
-        citations="\n\n".join(
-            [
-                *(CITATIONS[name] for name in ("dpo", "llamafactory")),
-                family.citation,
-                *(CITATIONS[name] for name in (known.citations if known else ())),
-            ]
-        ),
+        both_models=metric_tables.both_models(metrics),
+        tasks=list(paired.read_tasks(metrics)),
+        FIGURE=FIGURE,
+        controls=metric_tables.controls(metrics),
+        figures=[metric for key, metric in METRICS.items() if key in metrics],
+        configuration=without_absolute_paths(inputs.configuration),
     )
-    # Blank lines that an omitted section leaves; not inside blocks, which have at most one.
-    text = re.sub(r"\n{3,}", "\n\n", body).rstrip() + "\n"
-    _check_reads_back(text, licence)
-    return text
 
-
-# --------------------------------------------------------------------------------------------------
-# Licences
 
 # Licences by the Hub's names, each more restrictive than those before it: what is made from works
 # under both may be passed on under the later one. Others (share-alike alone, no derivatives, a
 # model's own licence) fit into no such order: next to a different one, both are named.
 LICENCES = (
-    "cc0-1.0",
-    "unlicense",
-    "mit",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "apache-2.0",
-    "cc-by-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0",
+    *("cc0-1.0", "unlicense", "mit", "bsd-2-clause", "bsd-3-clause", "apache-2.0", "cc-by-4.0"),
+    *("cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
 )
 
 
-def strictest(licences: Iterable[str | None]) -> str | None:
-    """The licence of several works taken together; ``None`` if one of them is unknown.
-
-    All in ``LICENCES``: the latest there. Else no rule says which holds, and all are named.
-    """
-    given = list(licences)
-    if not all(given):
-        return None
-    named = {identifier(str(licence)): str(licence) for licence in given}
-    if all(name in LICENCES for name in named):
-        return named[max(named, key=LICENCES.index)]
-    return " and ".join(named.values())
-
-
-def identifier(licence: str) -> str:
-    """Spelt as the Hub does: "CC BY-NC 4.0" is cc-by-nc-4.0."""
-    return "-".join(licence.lower().split())
-
-
-def licence_of(data: str | None, base: str | None) -> Licence:
-    """The licence of an adapter of that base, trained on that data: the more restrictive one.
+def licence_of(*parts: str | None) -> Licence:
+    """The licence of an adapter made from data and a base under these: the most restrictive one.
 
     Where no rule says which holds, it is ``other``, by the names that the sources give. Spelling is
     the Hub's: "CC BY-NC 4.0" is cc-by-nc-4.0.
     """
-    found = strictest(identifier(licence or "") for licence in (data, base))
-    if found is None:
+    if not all(parts):
         return Licence("unknown")
-    return Licence(found) if found in LICENCES else Licence("other", found)
+    names = list(dict.fromkeys("-".join(str(part).lower().split()) for part in parts))
+    if all(name in LICENCES for name in names):
+        return Licence(max(names, key=LICENCES.index))
+    return Licence("other", " and ".join(names))
 
 
 def is_non_commercial(licence: str | None) -> bool:
@@ -279,134 +147,66 @@ def is_non_commercial(licence: str | None) -> bool:
     return bool(licence and _NON_COMMERCIAL.search(licence))
 
 
-# --------------------------------------------------------------------------------------------------
-# Metadata
-
-
 def _metadata(
-    p: Params,
-    metrics: Mapping[str, float],
-    data: Sequence[Source],
-    model: Source,
-    adapter: Mapping[str, Any],
-    family: Family,
-    licence: Licence,
+    inputs: Inputs, family: Family, licence: Licence, title: str, known: Sequence[About]
 ) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
-    base_name = _base_name(p, model)
-    known = _about(data)
-    on_hub = all(source.kind == "hub" for source in data)
-    measured = [
-        EvalResult(
-            task_type="image-text-to-text",
-            dataset_type=", ".join(str(source.repo or "local") for source in data),
-            dataset_name=_data_name(data)
-            + (", its own test questions" if METRICS[key].rows == "questions" else ""),
-            # The pairs' split is the pipeline's, none of the source. The library makes one entry of
-            # results that agree in type, split and revision, whatever their names.
-            dataset_split=None if METRICS[key].rows == "questions" else "held out by image",
-            dataset_revision=data[0].commit if on_hub and len(data) == 1 else None,
-            metric_type=kind,
-            metric_name=METRICS[key].title,
-            metric_value=metrics[key],
-        )
-        for key, kind in INDEXED.items()
-        if is_known(metrics.get(key))
-    ] + [
-        EvalResult(
-            task_type="image-text-to-text",
-            dataset_type=one.task,
-            dataset_name=f"{one.task} (lm-eval)",
-            metric_type=one.metric,
-            metric_name=f"{one.task} {one.metric}",
-            metric_value=one.change.after,
-        )
-        for one in regression.read(metrics)
-        if is_known(one.change.after)
-    ]
-    _, tag = METHODS[p.train.loss]
+    adapter = str(inputs.adapter.get("peft_type", "adapter")).lower()
+    loss = LOSSES[inputs.p.train.loss].tag
+    measured = _measured(inputs)
+    on_hub = [each.name for each in inputs.data if each.kind == "hub"]
     facts = ModelCardData(
-        base_model=None if _is_local(model) else base_name,  # the field names a repository
+        # The field names a repository; a local base has none.
+        base_model=inputs.model.name if inputs.model.kind == "hub" else None,
         library_name="peft",
         pipeline_tag="image-text-to-text",
         license=licence.identifier,
         license_name=licence.name,
-        datasets=[str(source.repo) for source in data] if on_hub else None,
-        language=[known.language] if known else None,
-        tags=[
-            tag,
-            str(adapter.get("peft_type", "adapter")).lower(),
-            "llama-factory",
-            "preference-tuning",
-            family.tag,
-            "dvc",
-        ],
-        model_name=_title(p, base_name) if measured else None,
+        datasets=on_hub or None,
+        language=sorted({about.language for about in known}) or None,
+        tags=[loss, adapter, "llama-factory", "preference-tuning", family.tag, "dvc"],
+        model_name=title if measured else None,
         eval_results=measured or None,
     )
     return facts.to_yaml()
 
 
-def _check_reads_back(text: str, licence: Licence) -> None:
-    from huggingface_hub import ModelCard
+def _measured(inputs: Inputs) -> list[Any]:
+    """Results for the index: on the pairs, on the data set's own questions, of lm-eval's tasks.
 
-    card = ModelCard(text)
-    if card.data.to_dict().get("license") != licence.identifier or not card.text.strip():
-        raise ValueError("the model card's metadata does not read back as it was written")
+    The pairs' split is the pipeline's, none of the source. The library makes one entry of results
+    that agree in type, split and revision, whatever their names.
+    """
+    from huggingface_hub import EvalResult
 
-
-def _title(p: Params, base_name: str) -> str:
-    published = KINDS[p.model.source.kind].address is not None
-    name = base_name.rpartition("/")[2] if published else base_name
-    return f"{name.replace('/', '-')}-{METHODS[p.train.loss][1]}-adapter"
-
-
-def _base_name(p: Params, model: Source) -> str:
-    return KINDS[p.model.source.kind].name(p.model.source, model)
-
-
-def _is_local(model: Source) -> bool:
-    """Whether no repository of the Hub holds the base: its name there would be another model's."""
-    return KINDS[model.kind].address is None
-
-
-def _is_the_demos(p: Params) -> bool:
-    source = p.model.source
-    return isinstance(source, PathModel) and source.path == DEMO_BASE
-
-
-def _revision(model: Source) -> str:
-    """What pins the base, to follow its name: its commit, else the digest of its first weights
-    file, by name."""
-    weights = sorted(
-        (file.path, file.sha256) for file in model.files if file.path.endswith(".safetensors")
-    )
-    if not model.commit and weights:
-        path, digest = weights[0]
-        return f"whose {code(path)} has a SHA-256 that begins with {code(digest[:12])}"
-    return f"at {code(model.commit or 'unknown')}"
-
-
-def _data_name(data: Sequence[Source]) -> str:
-    return ", ".join(str(source.repo or "local files") for source in data)
-
-
-def _described(data: Sequence[Source]) -> str:
-    """The sources in words, each with its licence where there are several."""
-    words = [KINDS[source.kind].words(source) for source in data]
-    if len(data) == 1:
-        return words[0]
-    licences = (source.licence or "licence unknown" for source in data)
-    return "several sources: " + "; ".join(
-        f"{each} ({licence})" for each, licence in zip(words, licences, strict=True)
-    )
-
-
-def _about(data: Sequence[Source]) -> About | None:
-    known = [about for source in data if (about := KINDS[source.kind].about(source))]
-    if not known:
-        return None
-    notes = dict.fromkeys(about.note for about in known)
-    citations = dict.fromkeys(name for about in known for name in about.citations)
-    return About(known[0].language, " ".join(notes), tuple(citations))
+    metrics, data = inputs.metrics, inputs.data
+    commits = [each.commit for each in data if each.kind == "hub"]
+    name = ", ".join(each.repo or "local files" for each in data)
+    of_data = {
+        "dataset_type": ", ".join(each.repo or "local" for each in data),
+        "dataset_revision": commits[0] if len(commits) == len(data) == 1 else None,
+    }
+    pairs = of_data | {"dataset_name": name, "dataset_split": "held out by image"}
+    questions = of_data | {"dataset_name": f"{name}, its own test questions"}
+    found: list[tuple[dict[str, Any], str, str, Any]] = [
+        (
+            questions if METRICS[key].rows == "questions" else pairs,
+            *(kind, METRICS[key].title, metrics.get(key)),
+        )
+        for key, kind in INDEXED.items()
+    ]
+    for one in paired.read_tasks(metrics):
+        of_task = {"dataset_type": one.task, "dataset_name": f"{one.task} (lm-eval)"}
+        found.append((of_task, one.metric, f"{one.task} {one.metric}", one.change.after))
+    return [
+        EvalResult(
+            task_type="image-text-to-text",
+            metric_type=kind,
+            metric_name=title,
+            metric_value=value,
+            **where,
+        )
+        for where, kind, title, value in found
+        if is_known(value)
+    ]

@@ -112,16 +112,18 @@ def margins(table: pd.DataFrame | None) -> "Figure | None":
         axes.set_ylabel("pairs")
         axes.yaxis.get_major_locator().set_params(integer=True)
         top = axes.get_xaxis_transform()
-        for side, place, gap in (("lost", "right", -5), ("won", "left", 5)):
-            lost = side == "lost"
+        for said, place, gap, colour in (
+            ("← lost", "right", -5, "base"),
+            ("won →", "left", 5, "tuned"),
+        ):
             axes.annotate(
-                f"← {side}" if lost else f"{side} →",
+                said,
                 xy=(0, 1.02),
                 xycoords=top,
                 xytext=(gap, 0),
                 textcoords="offset points",
                 ha=place,
-                color=COLOURS["base" if lost else "tuned"],
+                color=COLOURS[colour],
                 annotation_clip=False,
             )
     return figure
@@ -130,18 +132,15 @@ def margins(table: pd.DataFrame | None) -> "Figure | None":
 def slices(table: pd.DataFrame | None, overall: float | None = None) -> "Figure | None":
     """Win rate of each slice, a dot with its interval; slices without a figure are left out.
 
-    ``table`` has the columns of reports/slices.csv. ``overall``, the win rate of all pairs, is a
-    dashed line.
+    ``table`` is reports/results/slices.csv. ``overall``, the win rate of all pairs, is a dashed
+    line.
     """
-    data = _numbers(table, "win_rate", "win_rate_low", "win_rate_high", needed=("win_rate",))
+    data = _numbers(table, "win_rate", "win_rate_low", "win_rate_high")
     if data.empty:
         return None
-    by = data["by"].astype(str) if "by" in data else pd.Series("", index=data.index)
-    data = data.assign(by=by)
-    height = 34 + 21 * len(data) + 27 * data["by"].nunique()
     with _style():
-        figure, axes = _axes(height=height)
-        place, ticks, labels = 0.0, [], []
+        figure, axes = _axes(height=34 + 21 * len(data) + 27 * data["by"].nunique())
+        place, ticks = 0.0, {}
         for group, rows in data.groupby("by", sort=False):
             axes.text(
                 0.02,
@@ -153,21 +152,18 @@ def slices(table: pd.DataFrame | None, overall: float | None = None) -> "Figure 
                 va="center",
                 fontsize=10.5,
             )
-            place += 1
             for row in rows.to_dict("records"):
-                rate, low, high = (float(row[f"win_rate{end}"]) for end in ("", "_low", "_high"))
-                if math.isfinite(low) and math.isfinite(high):
-                    axes.plot([low, high], [place, place], color=COLOURS["tuned"], linewidth=2)
-                axes.plot(rate, place, "o", color=COLOURS["tuned"], markersize=6)
-                ticks.append(place)
-                labels.append(_short(str(row.get("slice", ""))))
                 place += 1
-            place += 0.3
+                ends = [row["win_rate_low"], row["win_rate_high"]]
+                axes.plot(ends, [place, place], color=COLOURS["tuned"], linewidth=2)
+                axes.plot(row["win_rate"], place, "o", color=COLOURS["tuned"], markersize=6)
+                ticks[place] = _short(str(row["slice"]))
+            place += 1.3
         axes.set_ylim(place - 0.4, -0.6)
-        axes.set_yticks(ticks, labels, color=COLOURS["ink"])
+        axes.set_yticks(list(ticks), list(ticks.values()), color=COLOURS["ink"])
         axes.grid(visible=False, axis="y")
-        lows = data[["win_rate", "win_rate_low"]].min().min()
-        left = max(0.0, math.floor(10 * min(lows, overall or 1, 0.9)) / 10 - 0.02)
+        lowest = min(float(data["win_rate_low"].min()), overall or 1, 0.9)
+        left = max(0.0, math.floor(10 * lowest) / 10 - 0.02)
         axes.set_xlim(left, 1.02)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
         axes.xaxis.get_major_locator().set_params(nbins=5, steps=[1, 2, 5, 10])
@@ -213,67 +209,40 @@ def lengths(table: pd.DataFrame | None) -> "Figure | None":
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure as the PNG or SVG that ``path`` ends in, on white, the same bytes each time.
-
-    Raises:
-        ValueError: the name ends in something else.
-    """
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in ("png", "svg"):
-        raise ValueError(f"{path.name}: a figure is saved as .png or .svg")
+    """Write a figure as PNG, on white, the same bytes each time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Software": None} if kind == "png" else {"Date": None}
     with _style():
-        figure.savefig(path, format=kind, dpi=200, metadata=metadata, facecolor="white")
+        figure.savefig(path, dpi=200, metadata={"Software": None}, facecolor="white")
 
 
 def inline_svg(figure: "Figure", name: str, label: str) -> str:
-    """A figure as an ``<svg>`` for a page: no fixed size, no font or colour of its own.
+    """A figure as an ``<svg>`` for a page, without a fixed size.
 
-    Colours become the variables of ``COLOURS`` (``var(--tuned)``), text is the page's. Every id
-    begins with ``name``, so that several fit in one page, and ``label`` is what a screen reader
-    says. The page sets ``stroke-linejoin`` where it matters: matplotlib's own rule would apply to
-    the entire page.
+    Colours become the variables of ``COLOURS`` (``var(--tuned)``). Every id begins with ``name``,
+    so that several fit in one page, and ``label`` is what a screen reader says. The page sets the
+    font, the colour of texts without one, and ``stroke-linejoin``: matplotlib's own rule would
+    apply to the entire page.
     """
     import io
 
     from markupsafe import escape
 
     stream = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with _style():
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    drawing = stream.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    box = re.search(r'viewBox="([^"]+)"', drawing)
-    if box is None:
-        raise ValueError("matplotlib wrote an SVG without a viewBox")
-    body = drawing[drawing.index(">") + 1 :]
-    for unwanted in (
-        r"(?s)<metadata>.*?</metadata>\s*",
-        r"(?s)<style\b.*?</style>\s*",
-        r"<!--.*?-->\s*",
-    ):
-        body = re.sub(unwanted, "", body)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(?:xlink:)?href="#', f'href="#{name}-', body)
-    body = body.replace("url(#", f"url(#{name}-")
-    body = re.sub(r"font: (?:normal )?(bold |\d+ )?([\d.]+)px [^;\"]*", _font, body)
-    body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
+        figure.savefig(stream, format="svg", metadata=nothing)
+    _, _, drawing = stream.getvalue().partition("<svg")
+    head, _, body = drawing.partition(">")
+    box = head.partition('viewBox="')[2].partition('"')[0]
+    body = re.sub(r"(?s)<style\b.*?</style>\s*|<!--.*?-->\s*", "", body)
+    body = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{name}-", body).replace("xlink:", "")
     for role, colour in COLOURS.items():
         body = body.replace(colour, f"var(--{role})")
-    # A text without a colour has the default, black, whatever the page's is.
-    body = body.replace('<text style="', '<text style="fill: var(--ink); ')
-    body = re.sub(r"fill: var\(--ink\); (?=[^\"]*\bfill: )", "", body)
     label = str(escape(label))
     return (
-        f'<svg class="chart" viewBox="{box[1]}" role="img" aria-label="{label}">'
+        f'<svg class="chart" viewBox="{box}" role="img" aria-label="{label}">'
         f"<title>{label}</title>{body}"
     )
-
-
-def _font(found: "re.Match[str]") -> str:
-    weight = f"font-weight: {found[1].strip()}; " if found[1] else ""
-    return f"{weight}font-size: {found[2]}px"
 
 
 # pieces
@@ -336,15 +305,12 @@ def _panel(
         if not axes.lines:
             return None
         axes.set_xlabel("step")
-        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=8 + 15 * _rows(axes))
+        rows = math.ceil(len(axes.lines) / 2)  # of the legend
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=8 + 15 * rows)
         if columns == ("learning_rate",):
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}" if value else "0")
         _legend(axes)
     return figure
-
-
-def _rows(axes: "Axes") -> int:
-    return math.ceil(len(axes.lines) / 2)
 
 
 def _legend(axes: "Axes") -> None:
@@ -361,18 +327,12 @@ def _legend(axes: "Axes") -> None:
     )
 
 
-def _numbers(
-    table: pd.DataFrame | None, *columns: str, needed: Sequence[str] | None = None
-) -> pd.DataFrame:
-    """The rows with finite numbers in the ``needed`` columns (all, if not said)."""
-    needed = columns if needed is None else needed
-    if table is None or not set(needed) <= set(table.columns):
+def _numbers(table: pd.DataFrame | None, *columns: str) -> pd.DataFrame:
+    """The rows with finite numbers in all of these columns."""
+    if table is None or not set(columns) <= set(table.columns):
         return pd.DataFrame(columns=list(columns))
-    data = table.copy()
-    for column in columns:
-        values = data[column] if column in data else pd.Series(np.nan, index=data.index)
-        data[column] = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
-    return data.dropna(subset=list(needed))
+    finite = np.isfinite(table[list(columns)].apply(pd.to_numeric, errors="coerce")).all(axis=1)
+    return table[finite]
 
 
 def _short(text: str) -> str:

@@ -6,9 +6,7 @@ sample (``evaluate.generation.prompts``), have the models' own answers.
 
 import base64
 import io
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ import pandas as pd
 
 from stages.evaluation.catalogue import LOG_PROB, MARGIN, is_known
 from stages.model import formatted
-from stages.reporting.text import rows_of, text_of
+from stages.reporting.markup import rows_of, text_of
 
 LONG_TEXT = 320  # characters; longer ones are folded
 LONGEST_SIDE = 320  # pixels of an image in the page
@@ -53,61 +51,17 @@ def extremes(
     return won, lost, changed
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image inside the page: a data URI and its size in pixels."""
-
-    uri: str
-    width: int
-    height: int
-
-    @property
-    def small(self) -> bool:
-        return max(self.width, self.height) <= SMALL_SIDE
-
-
-@dataclass(frozen=True)
-class Card:
-    """One pair: texts, and (base, tuned) log-probs per token of chosen and of rejected.
-
-    An own answer is ``None`` where the model was not asked.
-    """
-
-    id: str
-    question: str
-    chosen: str
-    rejected: str
-    base_answer: str | None
-    tuned_answer: str | None
-    base_is: str
-    tuned_is: str
-    chosen_logps: tuple[str, str]
-    rejected_logps: tuple[str, str]
-    margin: str
-    won: bool
-    order: str
-    controls: str
-    kind: str
-    alt: str
-    picture: Picture | None
-
-
 def card(
     row: Mapping[str, Any], pair: Mapping[str, Any] | None, image: Callable[[str], bytes | None]
-) -> Card:
+) -> dict[str, Any]:
     """A card of a row of ``extremes`` and of the formatted pair that it is about, which has the
-    texts and the image's name."""
-    chosen = pair["chosen"]["content"] if pair else ""
-    rejected = pair["rejected"]["content"] if pair else ""
+    texts and the image's name.
+
+    ``logps`` are (base, tuned) log-probs per token. A model's own answer is ``None`` where it was
+    not asked.
+    """
+    said = {side: pair[side]["content"] if pair else "" for side in ("chosen", "rejected")}
     question = formatted.question(pair) if pair else ""
-    base_answer, tuned_answer = (_own_answer(row[f"{model}_answer"]) for model in ("base", "tuned"))
-    logps = {
-        side: tuple(
-            LOG_PROB.text(_per_token(row[f"{prefix}_{side}_logps"], row[f"{side}_tokens"]))
-            for prefix in ("reference", "policy")
-        )
-        for side in ("chosen", "rejected")
-    }
     blind = [
         f"{MARGIN.text(row[key])} with {what}"
         for key, what in (
@@ -116,45 +70,45 @@ def card(
         )
         if is_known(row.get(key))
     ]
-    return Card(
-        id=str(row["id"]),
-        question=question,
-        chosen=chosen,
-        rejected=rejected,
-        base_answer=base_answer,
-        tuned_answer=tuned_answer,
-        base_is=same_as(base_answer, chosen, rejected),
-        tuned_is=same_as(tuned_answer, chosen, rejected),
-        chosen_logps=(logps["chosen"][0], logps["chosen"][1]),
-        rejected_logps=(logps["rejected"][0], logps["rejected"][1]),
-        margin=MARGIN.text(row["reward_margin"]),
-        won=row["reward_margin"] > 0,
-        order=f"base ranks {_first(row['base_margin'])} first, tuned {_first(row['tuned_margin'])}",
-        controls=", ".join(blind),
-        kind=text_of(row.get("kind")),
-        alt=alt_text(question, chosen),
-        picture=picture(image(pair["images"][0])) if pair and pair["images"] else None,
-    )
+    own = {model: _own_answer(row[f"{model}_answer"]) for model in ("base", "tuned")}
+    return {
+        "id": row["id"],
+        "question": question,
+        "answers": [
+            (
+                side,
+                text,
+                [
+                    LOG_PROB.text(row[f"{model}_{side}_logps"] / row[f"{side}_tokens"])
+                    for model in ("reference", "policy")
+                ],
+            )
+            for side, text in said.items()
+        ],
+        "own": [(model, answer, same_as(answer, said)) for model, answer in own.items()],
+        "margin": MARGIN.text(row["reward_margin"]),
+        "won": row["reward_margin"] > 0,
+        "order": f"base ranks {_first(row['base_margin'])} first, "
+        f"tuned {_first(row['tuned_margin'])}",
+        "controls": ", ".join(blind),
+        "kind": text_of(row.get("kind")),
+        "alt": alt_text(question, said["chosen"]),
+        "picture": picture(image(pair["images"][0])) if pair and pair["images"] else None,
+    }
 
 
 def _own_answer(answer: Any) -> str | None:
     return None if answer is None or answer != answer else str(answer)
 
 
-def _per_token(logps: Any, tokens: Any) -> float:
-    return float(logps) / float(tokens) if tokens else math.nan
-
-
 def _first(order: float) -> str:
     return "neither" if order == 0 else "chosen" if order > 0 else "rejected"
 
 
-def same_as(answer: str | None, chosen: str, rejected: str) -> str:
+def same_as(answer: str | None, said: Mapping[str, str]) -> str:
     """Whether a generated answer is one of the two, white space at the ends aside."""
-    for name, text in (("chosen", chosen), ("rejected", rejected)):
-        if answer and text and answer.strip() == text.strip():
-            return f"same as {name}"
-    return ""
+    same = [side for side, text in said.items() if answer and answer.strip() == text.strip()]
+    return f"same as {same[0]}" if same else ""
 
 
 def alt_text(question: str, answer: str) -> str:
@@ -163,27 +117,27 @@ def alt_text(question: str, answer: str) -> str:
     return f"Image of the question “{short[0]}”. Chosen answer: “{short[1]}”"
 
 
-def picture(content: bytes | None) -> Picture | None:
-    """An image for the page: as it is if it is small already, else scaled down, as JPEG."""
+def picture(content: bytes | None) -> dict[str, Any] | None:
+    """An image for the page, as a data URI with its size in pixels: as it is if it is small
+    already, else scaled down, as JPEG. ``None`` where it is missing or broken."""
     if content is None:
         return None
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content)) as image:
-            kind = image.format or ""
-            if max(image.size) > LONGEST_SIDE or kind not in ("JPEG", "PNG"):
+            kind, size = image.format or "", image.size
+            if max(size) > LONGEST_SIDE or kind not in ("JPEG", "PNG"):
                 scaled = image.convert("RGB")
                 scaled.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
                 stream = io.BytesIO()
                 scaled.save(stream, "JPEG", quality=82)
                 content, kind, size = stream.getvalue(), "JPEG", scaled.size
-            else:
-                size = image.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, Image.DecompressionBombError):
         return None
     encoded = base64.b64encode(content).decode("ascii")
-    return Picture(f"data:image/{kind.lower()};base64,{encoded}", *size)
+    uri = f"data:image/{kind.lower()};base64,{encoded}"
+    return {"uri": uri, "width": size[0], "height": size[1], "small": max(size) <= SMALL_SIDE}
 
 
 def folded(text: str) -> tuple[str, str]:
@@ -205,12 +159,7 @@ GRADES = (  # whether base, and whether tuned is right
 
 def grades(answers: pd.DataFrame) -> list[tuple[str, int]]:
     """How many questions with a known answer became right, became wrong, or stayed so."""
-    known = _graded(answers)
-    return [
-        (name, int(((known["base_correct"] == base) & (known["tuned_correct"] == tuned)).sum()))
-        for name, base, tuned in GRADES
-        if len(known)
-    ]
+    return [(name, len(rows)) for name, rows in _graded(answers) if name]
 
 
 def questions(
@@ -218,18 +167,9 @@ def questions(
 ) -> list[dict[str, Any]]:
     """At most ``size`` of each of ``GRADES``, those whose id comes first; of all questions, if none
     is graded."""
-    asked = answers[answers["of"] == "question"]
-    known = _graded(answers)
-    rows: list[dict[str, Any]] = []
-    for name, base, tuned in GRADES:
-        here = known[(known["base_correct"] == base) & (known["tuned_correct"] == tuned)]
-        rows += [{**row, "grade": name} for row in rows_of(here.sort_values("id").head(size))]
-    if known.empty:
-        some = rows_of(asked.sort_values("id").head(2 * size))
-        rows = [{**row, "grade": ""} for row in some]
     return [
         {
-            "grade": row["grade"],
+            "grade": grade,
             "question": text_of(row["question"]),
             "truth": text_of(row["truth"]),
             "answers": [
@@ -239,13 +179,21 @@ def questions(
             "alt": alt_text(text_of(row["question"]), text_of(row["truth"])),
             "picture": picture(image(str(row["image"]))),
         }
-        for row in rows
+        for grade, rows in _graded(answers)
+        for row in rows_of(rows.sort_values("id").head(size if grade else 2 * size))
     ]
 
 
-def _graded(answers: pd.DataFrame) -> pd.DataFrame:
+def _graded(answers: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The questions by grade; all without one if no true answer is known."""
     asked = answers[answers["of"] == "question"]
-    return asked.dropna(subset=["base_correct", "tuned_correct"])
+    known = asked.dropna(subset=["base_correct", "tuned_correct"])
+    if known.empty:
+        return [("", asked)]
+    return [
+        (name, known[(known["base_correct"] == base) & (known["tuned_correct"] == tuned)])
+        for name, base, tuned in GRADES
+    ]
 
 
 def _mark(correct: Any) -> str:

@@ -6,146 +6,84 @@ Content-Security-Policy forbids the rest. The words follow from the numbers by t
 from nothing else: no time, device, commit or path of a machine.
 """
 
-import json
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from ruamel.yaml import YAML
-
-from stages.core.errors import UserError
-from stages.evaluation import catalogue
-from stages.evaluation.catalogue import COUNT, DASH, ENOUGH_IMAGES, is_known
+from stages.evaluation import paired
+from stages.evaluation.catalogue import ENOUGH_IMAGES, FIGURE, is_known
 from stages.pairs.pairs import SPLITS
 from stages.pairs.refusals import REASONS
-from stages.params import params
-from stages.reporting import card, figures, gallery, tables, verdicts
-from stages.reporting.text import capitalized, rows_of, without_absolute_paths
-from stages.sources import source as fetched
-from stages.sources.kinds import KINDS
+from stages.params.losses import LOSSES
+from stages.reporting import card, figures, gallery, metric_tables, verdicts
+from stages.reporting.inputs import Inputs
+from stages.reporting.markup import filled, rows_of, without_absolute_paths
 
-TEMPLATE = "page.html"
-_INTERVAL = re.compile(r"(\[[^\s\]]+,) ([^\s\]]+\])")  # which a line must not break
+TEMPLATE = Path(__file__).with_suffix(".html")
 CARDS = 6  # of each part of the gallery
 QUESTIONS = 3  # of each of gallery.GRADES
 AUDITED = 20  # rows of the audit of pairs
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where data or a model came from; ``name`` is a repository, a path or a package."""
-
-    kind: str
-    name: str
-    commit: str | None = None
-    licence: str | None = None
-    parameters: int | None = None
-    digest: str | None = None  # SHA-256 of the first weights file, where there is one
-
-    @property
-    def link(self) -> str | None:
-        address = KINDS[self.kind].address
-        is_model = self.parameters is not None
-        return address(self.name, self.commit, not is_model) if address and self.commit else None
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All that the page shows, as the stages wrote it. Tables that are not there are ``None``.
-
-    ``image`` gives the bytes of an image by its name, or ``None``. ``training`` is
-    llamafactory.yaml, ``parameters`` all of params.yaml, ``first_batch`` what the trainer on shared
-    prompts found there (``tuning/trainer.py``).
-    """
-
-    metrics: Mapping[str, Any]
-    scores: pd.DataFrame
-    answers: pd.DataFrame
-    slices: pd.DataFrame | None
-    margins: pd.DataFrame | None
-    train_curve: pd.DataFrame | None
-    validation_curve: pd.DataFrame | None
-    lengths: pd.DataFrame | None
-    preprocess: Mapping[str, Any]
-    format: Mapping[str, Any]
-    test_pairs: Sequence[Mapping[str, Any]]
-    image: Callable[[str], bytes | None]
-    data: Sequence[Origin]
-    model: Origin
-    training: Mapping[str, Any]
-    confidence: float
-    adapter_parameters: int | None = None
-    first_batch: Mapping[str, Any] = field(default_factory=dict)
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    audit: pd.DataFrame | None = None
-
-
 def render(inputs: Inputs) -> str:
     """The page. The same inputs give the same bytes."""
-    import jinja2
+    from huggingface_hub.utils import yaml_dump
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": COUNT.text,
-        "unbroken": lambda text: _INTERVAL.sub("\\1\N{NO-BREAK SPACE}\\2", text),
-    }
-    won, lost, changed = gallery.extremes(inputs.scores, inputs.answers, CARDS)
+    p, values = inputs.p, dict(inputs.metrics)
+    extremes = gallery.extremes(inputs.scores, inputs.answers, CARDS)
     by_id = {str(pair["id"]): pair for pair in inputs.test_pairs}
-    values = dict(inputs.metrics)
-    return environment.get_template(TEMPLATE).render(
-        inputs=inputs,
+    loss, bits = LOSSES[p.train.loss], p.model.quantization_bit
+    return filled(
+        TEMPLATE,
+        p=p,
         m=values,
-        level=f"{100 * inputs.confidence:g}%",
+        model=inputs.model,
+        data=list(inputs.data),
+        level=f"{100 * p.evaluate.confidence:g}%",
         title=verdicts.TITLES[verdicts.verdict(values, "win_rate")],
         headline=verdicts.headline(values),
         concerns=verdicts.concerns(values, inputs.slices),
         rules=verdicts.RULES,
-        tiles=tables.tiles(values),
-        both_models=tables.both_models(values),
-        others=tables.others(values),
-        controls=tables.controls(values),
-        tasks=tables.tasks(values),
-        win_rate=catalogue.shown("win_rate", values.get("win_rate")),
+        verdict=verdicts.verdict,
+        judged=verdicts.judged,
+        tiles=metric_tables.tiles(values),
+        both_models=metric_tables.both_models(values),
+        bars=metric_tables.bars,
+        others=metric_tables.others(values),
+        controls=metric_tables.controls(values),
+        tasks=list(paired.read_tasks(values)),
+        FIGURE=FIGURE,
         charts=[
             (name, label, Markup(figures.inline_svg(figure, name, label)))
             for name, label, figure in charts(inputs)
         ],
-        slices=tables.slice_rows(inputs.slices),
+        slices=rows_of(inputs.slices),
         enough_images=ENOUGH_IMAGES,
+        scores=len(inputs.scores),
         gallery=[
             (
-                name,
-                sentence,
-                [
-                    gallery.card(row, by_id.get(str(row["id"])), inputs.image)
-                    for row in rows_of(rows)
-                ],
+                *part,
+                [gallery.card(row, by_id.get(row["id"]), inputs.image) for row in rows_of(rows)],
             )
-            for (name, sentence), rows in zip(gallery.PARTS, (won, lost, changed), strict=True)
+            for part, rows in zip(gallery.PARTS, extremes, strict=True)
         ],
         asked=gallery.questions(inputs.answers, inputs.image, QUESTIONS),
         grades=gallery.grades(inputs.answers),
+        text=gallery.folded,
         funnel=funnel(inputs.preprocess, inputs.format),
         splits=split_rows(inputs.preprocess, inputs.format),
         audit=rows_of(inputs.audit)[:AUDITED],
-        method=method(inputs),
-        parameters=without_absolute_paths(dumped(inputs.parameters)),
-        text=gallery.folded,
+        audited=None if inputs.audit is None else len(inputs.audit),
+        method=loss.words,
+        no_reference="" if loss.reference else card.NO_REFERENCE,
+        once_merged=card.other_once_merged(bits) if bits else "",
+        train=p.train.passed_through,
+        schedule=schedule(inputs),
+        first_batch=inputs.first_batch,
+        adapter_parameters=inputs.adapter_parameters,
+        parameters=without_absolute_paths(yaml_dump(p.model_dump(mode="json"))),
     )
-
-
-# charts
 
 
 def charts(inputs: Inputs) -> list[tuple[str, str, Any]]:
@@ -167,46 +105,32 @@ def charts(inputs: Inputs) -> list[tuple[str, str, Any]]:
     return found + [(name, label, figure) for name, label, figure in others if figure is not None]
 
 
-# data and method
-
-
-def funnel(preprocess: Mapping[str, Any], formatted_: Mapping[str, Any]) -> list[dict[str, Any]]:
+def funnel(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """From the rows of the source to the pairs that were used: what stayed, what went and why."""
     meanings = {**REASONS, "longer_than_cutoff_len": "prompt and answer exceed format.cutoff_len"}
-    rows: list[dict[str, Any]] = []
-
-    def kept(text: str, value: Any) -> None:
-        if is_known(value):
-            rows.append({"text": text, "count": value, "left_out": False, "detail": ""})
-
-    def left_out(reasons: Mapping[str, Any]) -> None:
-        none = [reason for reason, count in reasons.items() if not count]
-        apart = [reason for reason in reasons if reason not in none or len(none) == 1]
-        named = [
-            (reason.replace("_", " "), reasons[reason], meanings.get(reason, ""))
-            for reason in apart
-        ]
+    rows = [{"text": "Rows in the source", "count": preprocess["rows_in"]}]
+    for report, step, kept in (
+        (preprocess, "preprocess", "rows_kept"),
+        (formatted, "format", "pairs_kept"),
+    ):
+        left_out = report["left_out"]
+        none = [reason for reason, count in left_out.items() if not count]
+        for reason, count in left_out.items():
+            if count or len(none) == 1:
+                about = {"text": reason.replace("_", " "), "detail": meanings.get(reason, "")}
+                rows.append(about | {"count": count, "left_out": True})
         if len(none) > 1:
-            named.append(("each of these", 0, ", ".join(none).replace("_", " ")))
-        for text, count, detail in named:
-            rows.append({"text": text, "count": count, "left_out": True, "detail": detail})
-
-    kept("Rows in the source", preprocess.get("rows_in"))
-    left_out(preprocess.get("left_out", {}))
-    kept("Pairs after preprocess", preprocess.get("rows_kept"))
-    left_out(formatted_.get("left_out", {}))
-    kept("Pairs after format", formatted_.get("pairs_kept"))
-    largest = max((row["count"] for row in rows), default=0) or 1
-    return [{**row, "share": row["count"] / largest} for row in rows]
+            detail = ", ".join(none).replace("_", " ")
+            rows.append({"text": "each of these", "count": 0, "left_out": True, "detail": detail})
+        rows.append({"text": f"Pairs after {step}", "count": report[kept]})
+    largest = max(row["count"] for row in rows) or 1
+    return [{"left_out": False, "detail": "", "share": r["count"] / largest} | r for r in rows]
 
 
-def split_rows(
-    preprocess: Mapping[str, Any], formatted_: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def split_rows(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Pairs and images of each split; pairs as format kept them."""
-    pairs = formatted_.get("kept_by_split") or preprocess.get("pairs_by_split", {})
-    images = preprocess.get("images_by_split", {})
-    total = sum(pairs.get(split, 0) for split in SPLITS) or 1
+    pairs, images = formatted["kept_by_split"], preprocess["images_by_split"]
+    total = sum(pairs.values()) or 1
     return [
         {
             "split": split,
@@ -218,141 +142,19 @@ def split_rows(
     ]
 
 
-def method(inputs: Inputs) -> list[tuple[str, str]]:
-    """What was compared with what: names and values, of what is known."""
-    training, values = inputs.training, inputs.metrics
-    curves = (inputs.train_curve, inputs.validation_curve)
-    last = max(
-        (int(one["step"].max()) for one in curves if one is not None and len(one)), default=0
+def schedule(inputs: Inputs) -> list[str]:
+    """How long and how fast training went, of what is known."""
+    train, curves = inputs.p.train.passed_through, (inputs.train_curve, inputs.validation_curve)
+    steps = max((int(one["step"].max()) for one in curves if one is not None), default=0)
+    pairs = train.get("per_device_train_batch_size", 0) * train.get(
+        "gradient_accumulation_steps", 1
     )
-    batch = [
-        int(training.get(key) or 0)
-        for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
-    ]
-    tuning = str(training.get("finetuning_type", ""))
-    if "lora_rank" in training:
-        tuning += f", rank {training['lora_rank']}"
-    if inputs.adapter_parameters:
-        tuning += f", {inputs.adapter_parameters:,} trained parameters"
-    if bits := training.get("quantization_bit"):
-        tuning += f", base in {bits} bits"
-    extra = training.get("pref_ftx")
-    words, _ = card.METHODS.get(str(training.get("pref_loss")), ("", ""))
-    loss = f"{training.get('pref_loss', DASH)}, beta {training.get('pref_beta', DASH)}"
-    if extra:
-        loss += f", plus {extra} times the SFT loss on chosen"
-    reference = card.NO_REFERENCE if training.get("pref_loss") in params.REFERENCE_FREE else ""
-    schedule = [
-        f"{last:,} steps" if last else "",
-        f"{training['num_train_epochs']} epochs" if "num_train_epochs" in training else "",
-        f"{math.prod(batch)} pairs a step and device" if all(batch) else "",
-        f"learning rate {training['learning_rate']:g}"
-        if is_known(training.get("learning_rate"))
-        else "",
-        str(training.get("lr_scheduler_type", "")),
-        f"seed {training['seed']}" if "seed" in training else "",
-    ]
-    tested = f"{values.get('pairs', 0):,} pairs on {values.get('images', 0):,} images"
-    if values.get("answers"):
-        tested += f"; {values['answers']:,} generated answers"
-    if values.get("questions"):
-        tested += f"; {values['questions']:,} questions"
-    return [
-        (name, text)
-        for name, text in (
-            ("Method", capitalized(words)),
-            ("Loss", loss),
-            ("Reference", reference),
-            ("Adapter", tuning),
-            ("Once merged", card.other_once_merged(bits) if bits else ""),
-            ("Training", ", ".join(part for part in schedule if part)),
-            ("Forward pass", forward_pass(inputs.first_batch)),
-            ("Test", tested),
-        )
-        if text
-    ]
-
-
-def forward_pass(first_batch: Mapping[str, Any]) -> str:
-    """How training computed log-probs, and how far that was from LLaMA-Factory's own way."""
-    if not first_batch:
-        return "LLaMA-Factory's own"
-    if reason := first_batch.get("stock_because"):
-        return f"LLaMA-Factory's own: {reason}"
-    text = (
-        "prompt shared by both answers; on the first "
-        f"{COUNT.text(first_batch['pairs'])} pairs the policy's log-probs differ by at most "
-        f"{first_batch['policy_difference']:.1g} nats from LLaMA-Factory's own"
+    known = (
+        ("{:,} steps", steps),
+        ("{} epochs", train.get("num_train_epochs")),
+        ("{} pairs a step and device", pairs),
+        ("learning rate {:g}", train.get("learning_rate")),
+        ("{}", train.get("lr_scheduler_type")),
     )
-    if "reference_difference" in first_batch:
-        difference = first_batch["reference_difference"]
-        text += f", and the reference's, looked up, by at most {difference:.1g}"
-    return f"{text} (the largest log-prob is {first_batch['largest_logps']:.0f} nats)"
-
-
-# reading
-
-
-def table(path: Path) -> pd.DataFrame | None:
-    """A CSV file, or ``None`` where there is none or it is empty."""
-    try:
-        return pd.read_csv(path)
-    except (FileNotFoundError, pd.errors.EmptyDataError):
-        return None
-
-
-def parsed(path: Path) -> dict[str, Any]:
-    """A JSON file that a stage wrote."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
-def contents(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
-
-
-def yaml(path: Path) -> dict[str, Any]:
-    """A YAML file.
-
-    Raises:
-        UserError: it is missing.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; `dvc repro -f train` makes it again")
-    return YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
-
-
-def described(folder: Path, source: params.DataSource | params.ModelSource) -> Origin:
-    """Where a fetched folder came from, and what pins it."""
-    found = fetched.read(folder)
-    weights = next((file for file in found.files if file.path.endswith(".safetensors")), None)
-    return Origin(
-        found.kind,
-        KINDS[found.kind].name(source, found),
-        found.commit,
-        found.licence,
-        parameter_count(folder),
-        weights.sha256 if weights else None,
-    )
-
-
-def parameter_count(folder: Path) -> int | None:
-    """Numbers in a folder's safetensors files, from their headers alone; ``None`` if none."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as weights:
-            total += sum(math.prod(weights.get_slice(k).get_shape()) for k in weights.keys())  # noqa: SIM118
-    return total or None
-
-
-def dumped(parameters: Mapping[str, Any]) -> str:
-    """The parameters as YAML, in their order."""
-    from io import StringIO
-
-    stream = StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.dump(dict(parameters), stream)
-    return stream.getvalue()
+    words = [words.format(value) for words, value in known if value]
+    return words + ([f"seed {train['seed']}"] if "seed" in train else [])

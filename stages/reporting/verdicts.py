@@ -9,22 +9,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from stages.evaluation import regression, statistics
-from stages.evaluation.catalogue import (
-    ACCURACY,
-    CORRECT,
-    FIGURE,
-    METRICS,
-    REPETITION,
-    UNFINISHED,
-    Better,
-    is_known,
-    shown,
-    with_interval,
-)
+from stages.evaluation import catalogue, paired, statistics
+from stages.evaluation.catalogue import ACCURACY, CORRECT, METRICS, is_known, shown, with_interval
 from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
 from stages.evaluation.statistics import SURE, Direction
-from stages.reporting.text import rows_of
+from stages.reporting.markup import rows_of
 
 Verdict = Literal["better", "worse", "unclear"]
 
@@ -50,7 +39,7 @@ def direction(values: Mapping[str, Any], key: str) -> Direction:
     return statistics.direction(low, high, p_value, null=metric.null)
 
 
-def judged(found: Direction, better: Better | None) -> Verdict:
+def judged(found: Direction, better: catalogue.Better | None) -> Verdict:
     """Whether going that way is good; ``unclear`` where neither way is."""
     if found == "unclear" or better is None:
         return "unclear"
@@ -118,18 +107,15 @@ RULES = (
 
 def concerns(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> list[Concern]:
     """Warnings, then notes, by the ``RULES``."""
-    warnings = (
-        *_log_prob_warnings(values),
-        *_change_warnings(values),
-        *_image_warnings(values),
-        *_slice_warnings(slices),
-        *_answer_warnings(values),
-    )
-    notes = _notes(values)
-    return [Concern(True, text) for text in warnings] + [Concern(False, text) for text in notes]
+    warnings = (*_change_warnings(values), *_image_warnings(values), *_slice_warnings(slices))
+    return [
+        *(Concern(True, text) for text in (*warnings, *_answer_warnings(values))),
+        *(Concern(False, text) for text in (*_base_notes(values), *_data_notes(values))),
+        *(Concern(False, text) for text in _split_notes(values)),
+    ]
 
 
-def _log_prob_warnings(values: Mapping[str, Any]) -> Iterable[str]:
+def _change_warnings(values: Mapping[str, Any]) -> Iterable[str]:
     change = values.get("chosen_logps_change")
     if is_known(change) and change < 0:
         sure = "" if verdict(values, "chosen_logps_change") == "worse" else ", not clearly"
@@ -138,20 +124,16 @@ def _log_prob_warnings(values: Mapping[str, Any]) -> Iterable[str]:
             f"{with_interval(values, 'chosen_logps_change')} nats on average. DPO can widen the "
             "margin that way too; train.pref_ftx holds chosen up."
         )
-
-
-def _change_warnings(values: Mapping[str, Any]) -> Iterable[str]:
     for both, what in (
         (ACCURACY, "Preference accuracy fell"),
         (CORRECT, "Right answers became fewer"),
     ):
         if verdict(values, both.change) == "worse":
             yield f"{what}: {with_interval(values, both.change)}."
-    for one in worse_tasks(regression.read(values)):
-        yield got_worse(one)
+    yield from map(got_worse, worse_tasks(paired.read_tasks(values)))
 
 
-def worse_tasks(found: Iterable[regression.TaskChange]) -> list[regression.TaskChange]:
+def worse_tasks(found: Iterable[paired.TaskChange]) -> list[paired.TaskChange]:
     """Those that got worse, by the ``RULES``."""
     tasks = [one for one in found if one.better]
     tested = sum(one.change.p_value is not None for one in tasks)
@@ -163,10 +145,10 @@ def worse_tasks(found: Iterable[regression.TaskChange]) -> list[regression.TaskC
     ]
 
 
-def got_worse(one: regression.TaskChange) -> str:
+def got_worse(one: paired.TaskChange) -> str:
     """A sentence on such a task."""
     change = one.change
-    figure = FIGURE.difference.with_interval(change.difference, change.low, change.high)
+    figure = catalogue.FIGURE.difference.with_interval(change.difference, change.low, change.high)
     return f"{one.task} got worse: {one.metric} {figure}."
 
 
@@ -200,27 +182,30 @@ def _slice_warnings(slices: pd.DataFrame | None) -> Iterable[str]:
 
 
 def _answer_warnings(values: Mapping[str, Any]) -> Iterable[str]:
-    if verdict(values, REPETITION.change) == "worse":
+    repeated = catalogue.REPETITION
+    if verdict(values, repeated.change) == "worse":
         yield (
-            f"Answers repeat themselves more: {with_interval(values, REPETITION.tuned)}, the "
-            f"base's {with_interval(values, REPETITION.base)}."
+            f"Answers repeat themselves more: {with_interval(values, repeated.tuned)}, the base's "
+            f"{with_interval(values, repeated.base)}."
         )
-    base, tuned = values.get(UNFINISHED.base), values.get(UNFINISHED.tuned)
+    keys = (catalogue.UNFINISHED.base, catalogue.UNFINISHED.tuned)
+    base, tuned = (values.get(key) for key in keys)
     if is_known(base) and is_known(tuned) and tuned - base > MORE_UNFINISHED:
-        yield (
-            f"More answers do not come to an end: {shown(UNFINISHED.tuned, tuned)}, the base's "
-            f"{shown(UNFINISHED.base, base)}."
-        )
+        before, after = (shown(key, values[key]) for key in keys)
+        yield f"More answers do not come to an end: {after}, the base's {before}."
 
 
-def _notes(values: Mapping[str, Any]) -> Iterable[str]:
+def _base_notes(values: Mapping[str, Any]) -> Iterable[str]:
     base = values.get(ACCURACY.base)
     if is_known(base) and base >= HIGH_BASE:
         yield (
             f"The base already ordered {with_interval(values, ACCURACY.base)} of the pairs "
             "rightly: there was little to learn."
         )
-    yield from _data_notes(values)
+
+
+def _split_notes(values: Mapping[str, Any]) -> Iterable[str]:
+    """What so many test pairs can't show."""
     detectable = values.get("win_rate_detectable")
     if verdict(values, "win_rate") == "unclear" and is_known(detectable):
         yield (
@@ -232,7 +217,7 @@ def _notes(values: Mapping[str, Any]) -> Iterable[str]:
     if is_known(images) and images < FEW_IMAGES:
         yield f"Few test images ({images:,}): read every figure with great care."
     if values.get("ties"):
-        yield (f"{values['ties']:,} pairs are tied (margin exactly 0) and count as half a win.")
+        yield f"{values['ties']:,} pairs are tied (margin exactly 0) and count as half a win."
 
 
 def _data_notes(values: Mapping[str, Any]) -> Iterable[str]:

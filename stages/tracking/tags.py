@@ -11,9 +11,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from stages.core.project import project_root
-from stages.params.params import PARAMS_FILE, flattened
-from stages.reporting.comparison import differences
-from stages.reporting.seeds import SEED
+from stages.params.params import PARAMS_FILE, SEED, differences, flattened
 
 
 def experiment_name(root: Path = Path()) -> str:

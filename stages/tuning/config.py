@@ -6,20 +6,25 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError, did_you_mean
-from stages.model import reference_logps
-from stages.params.params import REFERENCE_FREE, Params
+from stages.core.meaning import code
+from stages.families import known
+from stages.model import lookup, reference_logps
+from stages.params import losses
+from stages.params.losses import LOSSES
+from stages.params.params import Params
+from stages.tuning.inside.sitecustomize import FOLDER
 
 WORKSPACE = Path("models/training")  # a folder for each fingerprint; DVC leaves it alone
 
-TUNING = Path(__file__).parent
-INSIDE = TUNING / "inside"  # our code that runs in every training process
-# And what runs there besides where prompts are shared.
-MODEL = TUNING.parent / "model"
-SHARED_CODE = (TUNING / "trainer.py", MODEL / "prefix.py", MODEL / "reference_logps.py")
+INSIDE = Path(__file__).parent / "inside"
+# Our code in every training process, and what is there besides where prompts are shared.
+CODE = ("tuning/inside/sitecustomize.py",)
+SHARED_CODE = ("tuning/trainer.py", "model/prefix.py", "model/lookup.py")
 
 # Packages whose version decides what a training computes.
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
@@ -27,9 +32,6 @@ PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate"
 # LLaMA-Factory's options that change what the base model makes of a pair. Where one is set, the
 # reference is computed in each step, by a model that has it too.
 CHANGE_THE_REFERENCE = (
-    *("add_special_tokens", "add_tokens", "new_special_tokens_config", "resize_vocab"),
-    *("default_system", "enable_thinking", "use_fast_tokenizer"),
-    *("crop_to_patches", "image_do_pan_and_scan", "rope_scaling", "shift_attn"),
     *("upcast_layernorm", "upcast_lmhead_output", "quantization_method", "quantization_type"),
     *("double_quantization", "enable_liger_kernel", "fp8", "torch_compile"),
 )
@@ -124,7 +126,7 @@ def starts_at_reference(p: Params) -> bool:
     NEFTune adds noise to what the policy reads (``train.neftune_noise_alpha``).
     """
     noise = p.train.passed_through.get("neftune_noise_alpha")
-    return p.train.loss not in REFERENCE_FREE and not noise
+    return LOSSES[p.train.loss].reference and not noise
 
 
 def dtype(p: Params) -> str:
@@ -142,7 +144,7 @@ def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
     Raises:
         UserError: the folder does not say how it was made.
     """
-    if not p.train.shared_prefix or p.train.loss in REFERENCE_FREE:
+    if not p.train.shared_prefix or not LOSSES[p.train.loss].reference:
         return None
     given = p.train.passed_through
     more = {f"train.{name}": given[name] for name in CHANGE_THE_REFERENCE if given.get(name)}
@@ -169,8 +171,8 @@ def fingerprint(
 ) -> str:
     """A name for everything that decides what a training produces: 16 hex digits.
 
-    It covers the LLaMA-Factory configuration (not where it writes), the number of ``processes`` of
-    all machines (the effective batch follows from it), the formatted train and validation pairs
+    It covers the LLaMA-Factory configuration (not where it writes), the number of ``processes``
+    (the effective batch follows from it), the formatted train and validation pairs
     (which name their images by content), the base model's files (by the hashes in its
     ``SOURCE.json``), the versions of the packages that compute, our code inside the training
     process, and the reference's log-probs where they are ``cached``.
@@ -185,14 +187,17 @@ def fingerprint(
         },
         "model": sha256(model / "SOURCE.json"),
         "packages": {package: version(package) for package in PACKAGES},
-        "inside": {
-            path.name: sha256(path)
-            for path in (*INSIDE.glob("*.py"), *(SHARED_CODE if shared_prefix else ()))
-        },
+        "inside": code(*CODE) | (shared_code(model) if shared_prefix else {}),
         "keep_vision_features": keep_vision_features,
-        "reference": sha256(cached / reference_logps.TABLE) if cached else None,
+        "reference": sorted(lookup.by_pair(cached).items()) if cached else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def shared_code(model: Path) -> dict[str, str]:
+    """Hashes of what runs in a training besides ``CODE`` where prompts are shared."""
+    loss = code("params/losses.py", without=losses.WORDS)
+    return code(*SHARED_CODE) | loss | known.of_model(model).fingerprint
 
 
 def require_gpus(wanted: int, *, bf16: bool = False, tf32: bool = False) -> None:
@@ -219,23 +224,65 @@ def require_gpus(wanted: int, *, bf16: bool = False, tf32: bool = False) -> None
         raise UserError(f"train.tf32 is true, and the {torch.cuda.get_device_name(0)} has none")
 
 
+def on_ray(environment: Mapping[str, str]) -> bool:
+    """Whether Ray starts the processes, on one machine or several."""
+    return _is_on(environment, "USE_RAY")
+
+
+def _is_on(environment: Mapping[str, str], name: str) -> bool:
+    """Whether a variable says yes, as LLaMA-Factory reads it."""
+    return environment.get(name, "0").lower() in ("1", "true", "y")
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Refuse what would make LLaMA-Factory train by other processes than ``train.gpus`` says, by
+    which a training is named.
+
+    Raises:
+        UserError: which variable, and what to do.
+    """
+    if on_ray(environment) and find_spec("ray") is None:
+        raise UserError(
+            "USE_RAY is set, and Ray is not installed: `make extras` installs it; unset USE_RAY to "
+            "train on this machine alone"
+        )
+    for name in ("USE_V1", "USE_MCA", "USE_KT"):
+        if _is_on(environment, name):
+            raise UserError(
+                f"{name} is set, with which LLaMA-Factory trains by other code, whose options and "
+                "results this pipeline does not know: unset it"
+            )
+    for name in ("NNODES", "NODE_RANK", "RDZV_ID", "MIN_NNODES"):
+        if environment.get(name, "") not in ("", "0", "1"):
+            raise UserError(
+                f"{name} is set, and several machines train by Ray here, not by torchrun: unset "
+                "it, start Ray on the machines, and set USE_RAY=1 (docs/scaling.md)"
+            )
+
+
 def environment(gpus: int, base: Mapping[str, str]) -> dict[str, str]:
     """Environment in which ``llamafactory-cli`` uses exactly ``gpus`` GPUs (0: the CPU).
 
     One GPU of several must be chosen here, since LLaMA-Factory turns to torchrun wherever it sees
     more than one. A choice the user already made (``CUDA_VISIBLE_DEVICES``) is narrowed, never
-    widened.
+    widened. On Ray they may be other machines' GPUs, and Ray chooses.
     """
-    visible = base.get("CUDA_VISIBLE_DEVICES", "")
-    devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
     # Else every file and argument is listed, and the progress bar is hard to find.
     result = {"LLAMAFACTORY_VERBOSITY": "WARN"} | dict(base)
-    result["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:gpus])
     # LLaMA-Factory looks for torchrun on the path, also where .venv was never activated.
     tools = [str(Path(sys.executable).parent), *filter(None, [base.get("PATH")])]
     result["PATH"] = os.pathsep.join(tools)
-    if gpus > 1:
-        result |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(gpus)}
+    if gpus == 0 or not on_ray(base):
+        visible = base.get("CUDA_VISIBLE_DEVICES", "")
+        devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
+        result["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:gpus])
+    if on_ray(base):
+        result.pop("FORCE_TORCHRUN", None)
+        result |= {"RAY_USAGE_STATS_ENABLED": "0", FOLDER: os.getcwd()}
+    else:
+        result["NPROC_PER_NODE"] = str(max(gpus, 1))
+        if gpus > 1:
+            result["FORCE_TORCHRUN"] = "1"
     return result
 
 

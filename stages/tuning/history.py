@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from stages.core.errors import UserError
-from stages.tuning.inside.sitecustomize import CHECKPOINT
+from stages.tuning.inside.sitecustomize import CHECKPOINT, FIRST_BATCH
 
 # Names in LLaMA-Factory's log history, and the field's terms that our curves use.
 CURVES = {
@@ -28,7 +28,6 @@ CURVES = {
 
 SPLITS = ("train", "validation")  # one table of curves each
 STATE = "trainer_state.json"  # the trainer's last file
-FIRST_BATCH = "first_batch.json"  # how shared prompts and stock differ on the first pairs
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

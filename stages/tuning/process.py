@@ -16,7 +16,7 @@ from stages.core.errors import UserError
 from stages.core.processes import ended_with_the_stage
 from stages.tuning.config import INSIDE, sha256
 from stages.tuning.history import STATE
-from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, VISION
+from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, TRAINER, VISION
 
 # What a failed training prints, and what most likely helps; the first match is told.
 FIXES = (
@@ -52,14 +52,9 @@ FIXES = (
         "train.preprocessing_num_workers",
     ),
     (
-        r"DistStoreError: .* waiting for clients",
-        "another machine of train.nodes did not join within ten minutes, torchrun's limit: run "
-        "`make join` on it first (docs/scaling.md)",
-    ),
-    (
         r"devices in the Ray cluster|Ray had no \d+ x",
-        "Ray has fewer free devices than train.gpus times train.nodes: start it on all machines "
-        "and end what else uses it (docs/scaling.md)",
+        "Ray has fewer free devices than train.gpus: start it on all machines and end what else "
+        "uses it (docs/scaling.md)",
     ),
     (
         # Not the bare name: every distributed run mentions NCCL.
@@ -187,7 +182,8 @@ def with_shared_prefix(
     """What the environment ``base`` needs for the training to use the trainer on shared prompts,
     with the reference's log-probs where they are ``cached``.
     """
-    found = {**base, PROJECT: str(Path(__file__).parents[2])}
+    project = str(Path(__file__).parents[2])
+    found = {**base, PROJECT: project, TRAINER: "stages.tuning.trainer:SharedPrefixTrainer"}
     found |= {VISION: "1"} if keep_vision_features else {}
     return found | ({REFERENCE: str(cached.absolute())} if cached else {})
 

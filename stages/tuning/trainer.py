@@ -24,11 +24,10 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from PIL import Image
 
 from stages.core.errors import UserError
-from stages.model import prefix, reference_logps
-from stages.tuning.history import FIRST_BATCH
-from stages.tuning.inside.sitecustomize import REFERENCE, VISION
+from stages.model import lookup, prefix
+from stages.params.losses import LOSSES
+from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE, VISION
 
-BY_LENGTH = ("ipo", "orpo", "simpo")  # losses that take mean log-probs, as in stock
 SIDES = ("chosen_logps", "rejected_logps")
 
 # Larger differences from stock than rounding makes, as a share of the log-probs: float32 has 24
@@ -66,7 +65,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if not finetuning_args.use_ref_model:
             self.reference = None
         elif self.reference is None and REFERENCE in os.environ:
-            self.reference = reference_logps.lookup(Path(os.environ[REFERENCE]))
+            self.reference = lookup.by_pair(Path(os.environ[REFERENCE]))
         if self.reference is not None:
             for split in ("train_dataset", "eval_dataset"):
                 require_reference(getattr(self, split, None) or (), self.reference)
@@ -114,7 +113,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
     def concatenated_forward(
         self, model: Any, batch: dict[str, Any], is_ref_model: bool = False
     ) -> dict[str, Any]:
-        """Log-probs (n,) of both answers; means instead of sums for ipo, orpo and simpo."""
+        """Log-probs (n,) of both answers; means instead of sums where the loss takes them."""
         if "segments" not in batch:
             return dict(super().concatenated_forward(model, batch, is_ref_model))
         inputs = {name: tensor for name, tensor in batch.items() if name != "reference"}
@@ -126,7 +125,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             both = place < lengths.amin(dim=0)[:, None]
             per_token = per_token.where(both, self.ld_alpha * per_token)
         logps = per_token.sum(dim=-1)
-        if self.loss_type in BY_LENGTH:
+        if LOSSES[self.loss_type].mean:
             logps = logps / lengths
         chosen, rejected = logps
         means = output.get("logits", logps.new_zeros(2))
@@ -135,7 +134,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             "rejected_logps": rejected,
             "chosen_logits": means[0],
             "rejected_logits": means[1],
-            "chosen_logps_avg": chosen if self.loss_type in BY_LENGTH else chosen / lengths[0],
+            "chosen_logps_avg": chosen if LOSSES[self.loss_type].mean else chosen / lengths[0],
         }
 
     def compute_reference_log_probs(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
@@ -144,7 +143,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             found: tuple[Any, Any] = super().compute_reference_log_probs(model, batch)
             return found
         logps = batch["reference"]
-        if self.loss_type in BY_LENGTH:
+        if LOSSES[self.loss_type].mean:
             logps = logps / (batch["targets"] != prefix.IGNORE).sum(dim=-1)
         return logps[0], logps[1]
 
@@ -220,7 +219,7 @@ def require_reference(
     features: Sequence[Mapping[str, Any]], cached: Mapping[str, tuple[float, float]]
 ) -> None:
     """Raise ``UserError`` if a pair has no log-probs of the reference."""
-    missing = sum(reference_logps.pair_key(feature) not in cached for feature in features)
+    missing = sum(lookup.pair_key(feature) not in cached for feature in features)
     if missing:
         raise UserError(
             f"data/reference has no log-probs of {missing} of {len(features)} pairs: it was made "
@@ -253,6 +252,6 @@ class SharedPrefixCollator:
         images = partial(prefix.process_images, self.stock.template, self.stock.processor)
         batch = prefix.pack(features, self.stock.model, images, always_look=self.placeholder)
         if self.reference is not None:
-            logps = [self.reference[reference_logps.pair_key(feature)] for feature in features]
+            logps = [self.reference[lookup.pair_key(feature)] for feature in features]
             batch["reference"] = torch.tensor(logps, dtype=torch.float32).T.contiguous()
         return batch

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 # Environment variables
 EVENTS = "TRAINING_EVENTS"  # the file to write to
 PROJECT = "TRAINING_PROJECT"  # where ``stages`` is, if its trainer is wanted
+TRAINER = "TRAINING_TRAINER"  # the module and the class of that trainer, with a colon between
 REFERENCE = "TRAINING_REFERENCE"  # the folder of the reference's log-probs, if they are to be used
 VISION = "TRAINING_KEEPS_VISION"  # whether what the frozen vision tower makes of an image is kept
 FOLDER = "TRAINING_FOLDER"  # where to train, if Ray starts the processes: they begin where it began
 
 TUNER = "llamafactory.train.tuner"
 CHECKPOINT = "checkpoint_bytes"  # what each step that is written says of the next checkpoint
+FIRST_BATCH = "first_batch.json"  # how shared prompts and stock differ on the first pairs
 
 
 class Hook:
@@ -75,7 +77,7 @@ def wrap_training(tuner: Any) -> None:
             os.chdir(folder)
         attempt(lambda: config["callbacks"].append(writer(os.environ[EVENTS])))
         if project := os.environ.get(PROJECT):
-            use_trainer(project)
+            use_trainer(project, os.environ[TRAINER])
         return train(config)
 
     tuner._training_function = train_and_write
@@ -107,14 +109,15 @@ def fit_ray(tuner: Any) -> None:
     tuner.get_ray_remote_config_for_worker = lambda **given: place(**given) | {"num_cpus": 1}
 
 
-def use_trainer(project: str) -> None:
+def use_trainer(project: str, trainer: str) -> None:
     """Put the trainer on shared prompts where ``run_dpo`` looks for LLaMA-Factory's own."""
     sys.path.append(project)  # last, so that it hides no package
+    from importlib import import_module
+
     import llamafactory.train.dpo.trainer as stock
 
-    from stages.tuning.trainer import SharedPrefixTrainer
-
-    stock.CustomDPOTrainer = SharedPrefixTrainer
+    module, _, name = trainer.partition(":")
+    stock.CustomDPOTrainer = getattr(import_module(module), name)
 
 
 def writer(file: str) -> Any:

@@ -14,10 +14,7 @@ from stages.answers.grading import said
 
 def in_hash_order(dataset: Any) -> Any:
     """The data set lists six questions of each image in a row."""
-    found = published.checked(
-        dataset, "pope", id=None, question_id=None, question=None, answer=("yes", "no"), image=None
-    )
-    return published.in_hash_order(found, "question_id", "id")
+    return published.in_hash_order(dataset, "question_id", "id")
 
 
 def graded(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tuple[int, int]]:

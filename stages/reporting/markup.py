@@ -1,20 +1,45 @@
-"""Texts that others wrote, made fit for one line, one cell or one block; and rows of tables."""
+"""Templates, and texts that others wrote, made fit for one line, one cell or one block."""
 
 import re
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pandas as pd
+
+from stages.evaluation import catalogue
+
+_INTERVAL = re.compile(r"(\[[^\s\]]+,) ([^\s\]]+\])")  # which a line must not break
+
+
+def filled(template: Path, **values: Any) -> str:
+    """A Jinja template with its values: escaped in HTML, without doubled blank lines in Markdown.
+
+    Templates know metrics by ``catalogue.shown``, ``interval`` and ``with_interval``.
+    """
+    import jinja2
+
+    is_page = template.suffix == ".html"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=is_page,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {each.__name__: each for each in (cell, code, fenced, literal, one_line)}
+    environment.filters["count"] = catalogue.COUNT.text
+    environment.filters["capitalized"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["unbroken"] = lambda text: _INTERVAL.sub("\\1\N{NO-BREAK SPACE}\\2", text)
+    environment.tests["known"] = catalogue.is_known
+    for each in (catalogue.shown, catalogue.interval, catalogue.with_interval):
+        environment.globals[each.__name__] = each
+    text = environment.get_template(template.name).render(values)
+    return text if is_page else re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def text_of(value: Any) -> str:
     """A cell of a table as text; nothing for what is absent."""
     return "" if value is None or value != value else str(value)
-
-
-def capitalized(text: str) -> str:
-    """With a capital first letter, the others as they are."""
-    return text[:1].upper() + text[1:]
 
 
 def one_line(text: object, longest: int | None = None) -> str:

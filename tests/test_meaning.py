@@ -1,0 +1,141 @@
+"""What an edit of our own code costs: kept results, trainings, or nothing."""
+
+import shutil
+
+import pytest
+
+from stages.core import meaning
+from stages.families import known
+from stages.model.checkpoint import Checkpoint
+from stages.tuning import config
+
+COMMENT, CODE = "# said otherwise\n", "SAID_OTHERWISE = 1\n"
+SCORES, TRAINING = "kept log-probs and answers", "training"
+
+
+def edited(text, edit):
+    """The source of a module after an edit; the first line of each is its docstring's."""
+    if edit == "docstring":
+        return text.replace('"""', '"""Said otherwise. ', 1)
+    if edit == "layout":
+        return text.replace("(\n", "(\n\n", 1)
+    if edit == "citation":
+        return text.replace("arXiv:", "arXiv preprint arXiv:")
+    return text + edit
+
+
+@pytest.fixture
+def base(tmp_path, model_dir):
+    """The demo's base model, which is a Qwen3-VL, as far as fingerprints look at it."""
+    shutil.copy(model_dir / "config.json", tmp_path)
+    (tmp_path / "SOURCE.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "discarded"),
+    [
+        ("model/scoring.py", COMMENT, ()),
+        ("model/scoring.py", "docstring", ()),
+        ("model/scoring.py", "layout", ()),
+        ("model/scoring.py", CODE, (SCORES,)),
+        ("model/tokens.py", CODE, (SCORES,)),
+        ("model/formatted.py", CODE, (SCORES,)),
+        ("model/prefix.py", "docstring", ()),
+        ("model/prefix.py", CODE, (SCORES, TRAINING)),
+        ("model/lookup.py", CODE, (SCORES, TRAINING)),
+        ("model/reference_logps.py", CODE, ()),  # how log-probs lie on disk
+        ("model/checkpoint.py", CODE, ()),
+        ("core/parallel.py", CODE, ()),
+        ("families/qwen3_vl.py", COMMENT, ()),
+        ("families/qwen3_vl.py", "citation", ()),
+        ("families/qwen3_vl.py", CODE, (SCORES, TRAINING)),
+        ("families/family.py", CODE, (SCORES, TRAINING)),
+        ("families/known.py", CODE, ()),
+        ("families/qwen2_5_vl.py", CODE, ()),  # of another family
+        ("params/losses.py", "citation", ()),
+        ("params/losses.py", CODE, (TRAINING,)),
+        ("tuning/trainer.py", "docstring", ()),
+        ("tuning/trainer.py", CODE, (TRAINING,)),
+        ("tuning/inside/sitecustomize.py", COMMENT, ()),
+        ("tuning/inside/sitecustomize.py", CODE, (TRAINING,)),
+        ("tuning/process.py", CODE, ()),
+        ("answers/grading.py", CODE, ()),
+        ("evaluation/metrics.py", CODE, ()),
+    ],
+)
+def test_an_edit_discards_what_it_decides_and_nothing_else(
+    base, params_with, tmp_path, monkeypatch, file, edit, discarded
+):
+    p = params_with()
+
+    def names():
+        trained = config.fingerprint(
+            {}, tmp_path, base, 1, shared_prefix=True, keep_vision_features=False, cached=None
+        )
+        return {SCORES: Checkpoint(base, p).fingerprint, TRAINING: trained}
+
+    before = names()
+    shutil.copytree(meaning.STAGES, tmp_path / "stages")
+    monkeypatch.setattr(meaning, "STAGES", tmp_path / "stages")
+    assert names() == before
+    source = (tmp_path / "stages" / file).read_text()
+    assert edited(source, edit) != source
+    (tmp_path / "stages" / file).write_text(edited(source, edit))
+    after = names()
+    assert {name for name in before if after[name] != before[name]} == set(discarded)
+
+
+def test_training_the_stock_way_does_not_depend_on_our_trainer(base, tmp_path, monkeypatch):
+    def name():
+        return config.fingerprint(
+            {}, tmp_path, base, 1, shared_prefix=False, keep_vision_features=False, cached=None
+        )
+
+    before = name()
+    shutil.copytree(meaning.STAGES, tmp_path / "stages")
+    monkeypatch.setattr(meaning, "STAGES", tmp_path / "stages")
+    with (tmp_path / "stages/tuning/trainer.py").open("a") as file:
+        file.write(CODE)
+    assert name() == before
+
+
+def test_every_family_has_a_file_by_its_first_model_type():
+    for family in known.FAMILIES:
+        assert len(family.fingerprint) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("def f():\n  'says'\n  return 1", "def f(): return 1  # says", True),
+        ("class A:\n  'says'\n  x: int\n  'of x'", "class A:\n\n    x: int", True),
+        ("u'a'", "'b'", True),  # neither does anything
+        ("x = u'a'", "x = 'a'", True),
+        ("x = 'a'", "x = 'b'", False),
+        ("x = 0", "x = None", False),
+        ("x = False", "x = 0", False),
+        ("f(a)", "f(a, b=1)", False),
+        ("f'{x:{w}}'", "f'{x:{w}}' ''", True),
+        ("x: int = 1", "x: float = 1", False),
+    ],
+)
+def test_what_means_the_same_has_the_same_hash(one, other, same):
+    assert (meaning.meaning(one) == meaning.meaning(other)) is same
+
+
+def test_arguments_that_decide_nothing_can_be_left_out():
+    one, other = (f"A(size=2, words='{words}')" for words in ("a", "b"))
+    assert meaning.meaning(one) != meaning.meaning(other)
+    assert meaning.meaning(one, {"words"}) == meaning.meaning(other, {"words"})
+
+
+def test_what_a_newer_python_adds_to_the_tree_changes_no_hash(monkeypatch):
+    import ast
+
+    source = "def f(x): return f'{x}'\nimport a"
+    before = meaning.meaning(source)
+    for node, empty in ((ast.FunctionDef, []), (ast.Import, 0)):
+        monkeypatch.setattr(node, "_fields", (*node._fields, "newer"))
+        monkeypatch.setattr(node, "newer", empty, raising=False)
+    assert meaning.meaning(source) == before
