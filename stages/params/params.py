@@ -47,7 +47,8 @@ else:  # one of the kinds of sources that are registered, told by ``kind``
     Template = Literal[tuple(name for family in known.FAMILIES for name in family.templates)]
 
 
-# Of a source of data: DVC's item, a folder below data/raw, and the origin of its rows.
+# Of a source of data: DVC's item, a folder below data/raw, and the origin of its rows. With a digit
+# at the beginning, dvc exp run -S could not name it.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$")]
 
 
