@@ -1,12 +1,11 @@
 """Asking: what is refused, what is shown, and that it is what the evaluation counts."""
 
-from pathlib import Path
-
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest

@@ -94,7 +94,7 @@ def test_an_adapter_of_the_same_fingerprint_is_not_trained_again(stage, capfd, w
     assert {path.name for path in stage.curves.iterdir()} == {
         *("train.csv", "validation.csv", "first_batch.json")
     }
-    assert capfd.readouterr().err.count("Training goes on without it") == 1
+    assert capfd.readouterr().err.count("The training continues without them") == 1
     assert stage.run() == {}  # its diary says nothing of a device
     assert "nothing to train" in capfd.readouterr().out
     assert stage.launched == 1
@@ -313,7 +313,7 @@ def test_a_training_leaves_adapter_configuration_and_curves(untouched):
     assert made.workspace.name == fingerprint
     assert f"training {fingerprint}: a clean start" in output
     assert "reward margin at step 1: " in output
-    assert output.count("Training goes on without it") == 1  # the tracking server is down
+    assert output.count("The training continues without them") == 1  # the tracking server is down
     compared = json.loads((made.folder / "reports/curves/first_batch.json").read_text())
     assert compared["reference"] == "cached"
     assert 0 < compared["policy_difference"] < 1e-3
