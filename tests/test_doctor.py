@@ -9,7 +9,7 @@ import pytest
 from stages.commands import doctor
 from stages.core.errors import UserError
 from stages.params import params
-from tests.contracts import ROOT, table_under
+from tests.contracts import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +114,3 @@ def test_what_is_wrong_is_printed_with_what_to_do_and_the_command_fails(monkeypa
 def test_without_the_demos_model_there_is_one_sentence():
     with pytest.raises(UserError, match="a complete clone"):
         doctor.main(model=Path("nowhere"))
-
-
-def test_every_check_is_documented():
-    rows = table_under(
-        (ROOT / "docs" / "planning.md").read_text(encoding="utf-8"), "## make doctor"
-    )
-    assert [row[0] for row in rows] == [claim for claim, _ in doctor.CHECKS]

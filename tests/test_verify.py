@@ -17,7 +17,6 @@ from safetensors.numpy import save_file
 from stages.commands import lockfile, same_results, statement, verify
 from stages.commands.same_results import DIFFERENT, ROUNDING, SAME, Bound
 from stages.core.errors import UserError
-from tests.contracts import ROOT
 
 
 def verdict(tmp_path, name, before, after):
@@ -256,11 +255,3 @@ def test_a_lock_file_that_is_none_is_refused_in_a_sentence(tmp_path):
         with pytest.raises(UserError, match="can't be read as DVC's lock file"):
             lockfile.read(path)
     assert os.listdir(tmp_path) == ["dvc.lock"]
-
-
-def test_the_documented_bounds_are_those_of_the_code():
-    text = " ".join((ROOT / "docs" / "verify.md").read_text(encoding="utf-8").split())
-    for suffix, words in ((".parquet", "nats)"), (".json", "curves)"), (".csv", "curves)")):
-        bound = same_results.BOUNDS[suffix]
-        assert f"{words} to {100 * bound.relative:g}% and {bound.absolute:g}" in text
-    assert f"to {100 * same_results.WEIGHTS:g}% of their length" in text
