@@ -34,7 +34,7 @@ from tests.contracts import (
 
 RESULTS = ROOT / "reports" / "results" / "metrics.json"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted(n for n in tracked_files() if re.fullmatch(r"(docs/|benchmarks/)?\w+\.md", n))
 
 # results
 
@@ -201,13 +201,13 @@ def test_every_stage_that_a_command_in_the_documents_names_exists():
 def test_the_table_of_machines_counts_the_pairs_of_a_step():
     text = (ROOT / "docs/scaling.md").read_text()
     rows = table_under(text, "A step takes `per_device_train_batch_size`")
-    for machines, preset, settings, pairs in rows:
+    for gpus, preset, settings, pairs in rows:
         document = yaml_of(f"params/{preset.strip('`')}.yaml")
         train = dict(document["train"])
         for key, value in re.findall(r"train\.(\w+)=(\d+)", settings):
             train[key] = int(value)
         p = params.checked({**document, "train": train}, "params.yaml")
-        assert [int(n) for n in re.findall(r"\d+", machines)] == [p.train.nodes, p.train.gpus]
+        assert int(gpus) == p.train.gpus
         assert int(pairs) == per_step(p)
 
 
@@ -231,7 +231,7 @@ def test_readme_counts_the_steps_of_the_4b_preset():
     assert steps == pytest.approx(pairs * share / 100 * epochs / batch, rel=0.01)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/evaluation.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_link_in_a_document_leads_somewhere(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -246,7 +246,7 @@ def test_every_link_in_a_document_leads_somewhere(document):
             assert anchor in slugs, f"{document}: {target}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/evaluation.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_a_document_says_is_defined_in_a_file_is_defined_there(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for name, path in re.findall(r"`(\w+)` in\s+\[`([\w/.]+\.py)`\]", text):
