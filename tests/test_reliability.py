@@ -31,9 +31,8 @@ def test_a_promise_names_tests_that_exist(promise):
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("Parquet page above 1.1 GB", formats._PAGE_BYTES / 1e9),
-        ("line of JSON above 268 MB", formats._LINE_BYTES / 1e6),
-        ("JSON list above 1.1 GB", formats._LIST_BYTES / 1e9),
+        ("JSON value above 67 MB", formats.MOST_LINE / 1e6),
+        ("more than 10,000 columns", formats.MOST_COLUMNS),
         ("image file above 134 MB", formats.MOST_BYTES / 1e6),
         ("text above 1,048,576 characters", layouts.MOST_CHARACTERS),
         ("more than 100 scans", images.MOST_SCANS),
