@@ -15,10 +15,11 @@ from ruamel.yaml import YAML
 from benchmarks import flops, size
 from stages.evaluation.catalogue import (
     ACCURACY,
+    BOTH,
     CORRECT,
     HEADLINE,
+    MARGIN_QUANTILES,
     METRICS,
-    Metric,
     about,
     shown,
     with_interval,
@@ -94,16 +95,29 @@ def table(metrics: Mapping[str, float]) -> str:
 
 
 def keys() -> str:
-    """The catalogue as a Markdown table."""
-
-    def row(metric: Metric) -> str:
-        return (
-            f"| `{metric.key}` | {metric.meaning} | {metric.unit.name} "
-            f"| {'yes' if metric.interval else ''} | {metric.better or ''} | {metric.needs} |"
-        )
-
-    head = "| key | meaning | unit | interval | better | there with |\n|---|---|---|---|---|---|"
-    return "\n".join([head, *map(row, METRICS.values())]) + "\n"
+    """The catalogue as a Markdown table: keys of one meaning share a row, and what a run must
+    have for a key to be there is a note below.
+    """
+    needs = list(dict.fromkeys(metric.needs for metric in METRICS.values() if metric.needs))
+    together = {
+        both.base: ([both.base, both.tuned, both.change], both.meaning.format(model="the model"))
+        for both in BOTH
+    }
+    quantiles = list(MARGIN_QUANTILES)
+    together[quantiles[0]] = (quantiles, "that share of the reward margins is below")
+    told = {name for names, _ in together.values() for name in names} - together.keys()
+    rows = []
+    for metric in METRICS.values():
+        if metric.key in told:
+            continue
+        names, meaning = together.get(metric.key, ([metric.key], metric.meaning))
+        way = {"higher": "↑", "lower": "↓", None: ""}[metric.better]
+        unit = f"{metric.unit.name} {'±' * metric.interval}{way}".strip()
+        note = f" ({needs.index(metric.needs) + 1})" if metric.needs else ""
+        rows.append(f"| {' '.join(f'`{name}`' for name in names)} | {meaning}{note} | {unit} |")
+    head = ["| key | meaning | unit |", "|---|---|---|"]
+    notes = "; ".join(f"({place}) {need}" for place, need in enumerate(needs, start=1))
+    return "\n".join([*head, *rows, "", f"There with: {notes}."]) + "\n"
 
 
 def headline() -> str:

@@ -95,14 +95,6 @@ def test_a_page_may_differ_only_where_the_numbers_that_it_shows_moved(tmp_path, 
     assert [verdict for verdict, _ in same_results.outputs(*sides).values()] == expected
 
 
-def test_the_documented_bounds_are_those_of_the_code():
-    text = " ".join((ROOT / "docs" / "verify.md").read_text(encoding="utf-8").split())
-    for suffix, words in ((".parquet", "nats)"), (".json", "curves)"), (".csv", "curves)")):
-        relative, absolute = same_results.BOUNDS[suffix]
-        assert f"{words} to {100 * relative:g}% and {absolute:g}" in text
-    assert f"to {100 * same_results.WEIGHTS:g}% of their length" in text
-
-
 # a small repository, whose stages stand in another order than they run
 
 PIPELINE = """
