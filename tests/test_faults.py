@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from benchmarks import endurance
-from tests.contracts import ROOT, files_of, stages_in, table_under, text_of
+from tests.contracts import ROOT, files_of, stages_in, text_of
 from tests.repository import (
     PUT,
     attempt,

@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 from stages.commands import lockfile, same_results, verify
 from stages.commands.same_results import DIFFERENT, ROUNDING, SAME
 from stages.core.errors import UserError
-from tests.contracts import ROOT
 
 
 def compared(tmp_path, name, before, after):
