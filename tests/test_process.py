@@ -33,7 +33,6 @@ WHOLE, TORN = '{"global_step": 1}', '{"global_step": 10, "log_hist'
         ({"20": None}, None, set()),
         ({}, None, set()),
     ],
-    ids=str,
 )
 def test_the_newest_whole_checkpoint_is_resumed_else_the_folder_is_emptied(
     tmp_path, there, resumed, left
