@@ -34,7 +34,7 @@ def base(tmp_path, model_dir):
 
 def training(formatted, model, shared_prefix):
     ours = {"shared_prefix": shared_prefix, "keep_vision_features": False, "portable": True}
-    return config.fingerprint({}, formatted, model, 1, **ours, cached=None)
+    return config.fingerprint({}, formatted, model, 1, ours=ours, cached=None)
 
 
 @pytest.mark.parametrize(

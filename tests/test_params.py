@@ -31,6 +31,8 @@ OUT_OF_RANGE = {
     "train.gpus": (-1, 1.5, True),
     "train.shared_prefix": ("no", 1, 0),
     "train.keep_vision_features": ("no", 1),
+    "train.portable": ("no", 1),
+    "scoring.portable": ("no", 1),
     "evaluate.confidence": (0.5, 1, 95),
     "evaluate.resamples": (99, 0),
     "evaluate.seed": (-1, 0.5),
