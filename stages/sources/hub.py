@@ -19,13 +19,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from tqdm import tqdm
 
-from stages.core import hub_errors
-from stages.core.errors import UserError
-from stages.core.schema import SourceSection
+from stages.core.errors import UserError, of_the_hub, site_of
 from stages.core.text import listed, shown
 from stages.pairs.files import FETCHED, ending, is_hidden, key
 from stages.sources import base_model, source
-from stages.sources.source import PARTIAL, About, File, Kind, Source, Tables, is_permitted
+from stages.sources.source import (
+    PARTIAL,
+    About,
+    File,
+    Kind,
+    Source,
+    SourceSection,
+    Tables,
+    is_permitted,
+)
 
 CONNECTIONS = 8  # as many as snapshot_download opens
 RepoType = Literal["dataset", "model"]
@@ -245,12 +252,12 @@ def _explained(asked: HubModel, repo_type: RepoType) -> Iterator[None]:
 
     # Its warnings hold the addresses that it asks, and those may hold passwords and signatures.
     logging.set_verbosity_error()
-    site = hub_errors.site_of(constants.ENDPOINT)
+    site = site_of(constants.ENDPOINT)
     page = f"{site}/{'datasets/' if repo_type == 'dataset' else ''}{asked.repo}"
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, TypeError) as error:
-        told = hub_errors.explain(error, asked.repo, page=page, revision=asked.revision)
+        told = of_the_hub(error, asked.repo, page=page, revision=asked.revision)
         if told is None and isinstance(error, OSError):
             if error.errno is not None:  # of the disk
                 raise

@@ -18,11 +18,10 @@ from tqdm import tqdm
 
 from stages.core import command
 from stages.core.errors import UserError
-from stages.core.schema import SourceSection
 from stages.core.text import listed, readable, shown
 from stages.pairs.files import ending, is_hidden, walk
 from stages.sources import base_model, source
-from stages.sources.source import PARTIAL, Kind, Source, Tables, is_permitted
+from stages.sources.source import PARTIAL, Kind, Source, SourceSection, Tables, is_permitted
 
 MODEL_FILES = re.compile(r".*\.(json|safetensors|txt|jinja|bin|pt|pth|py)")  # of a base model
 MOST = 200 * 10**9  # bytes that an archive may unpack to
