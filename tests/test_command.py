@@ -73,31 +73,6 @@ def test_a_users_mistake_is_one_message_without_a_trace(stage):
     assert done.stderr == "error: params.yaml: no such key; add it\n"
 
 
-@pytest.mark.parametrize("lines", [1, 100_000])
-def test_a_reader_that_has_seen_enough_ends_the_stage_without_a_word(stage, lines):
-    body = f"""
-    time.sleep(0.3)
-    print("line\\n" * {lines})
-    print("more")
-    """
-    process = subprocess.Popen(
-        stage(body, "--raw-data", "a"),
-        env={"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout
-    assert process.stderr
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 128 + signal.SIGPIPE
-
-
-def test_another_broken_pipe_keeps_its_trace(stage):
-    done = run(stage("raise BrokenPipeError('a worker')", "--raw-data", "a"))
-    assert "BrokenPipeError: a worker" in done.stderr
-
-
 def test_a_defect_keeps_its_trace(stage):
     done = run(stage("raise ValueError('ours')", "--raw-data", "a"))
     assert done.returncode == 1

@@ -63,7 +63,3 @@ def of(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"data.sources.{name}: {error}") from None
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} is missing; `dvc repro -sf fetch@{name}` fetches it again"
-        ) from None
