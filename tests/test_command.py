@@ -48,19 +48,6 @@ def test_arguments_are_converted_by_their_annotations(stage):
     assert done.stdout == "8\n"
 
 
-def test_a_missing_argument_is_told_with_the_usage(stage):
-    done = run(stage("pass"))
-    assert done.returncode == 2
-    assert "--raw-data" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_help_is_the_stages_docstring(stage):
-    done = run(stage("pass", "--help"))
-    assert done.returncode == 0
-    assert "100% of what it does" in done.stdout
-
-
 def test_a_users_mistake_is_one_message_without_a_trace(stage):
     body = """
     try:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -130,6 +131,18 @@ def test_a_damaged_file_is_named_in_a_sentence(folder, suffix, damage):
         assert f"rows{suffix} can't be read" in mistake(folder)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damaged_bytes_give_rows_or_one_sentence(folder, suffix):
+    whole, draw = written(suffix, ROWS), random.Random(suffix)
+    for _ in range(20):
+        damaged = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        (folder / f"rows{suffix}").write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            assert len(read(folder)) <= len(ROWS) + 1
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -240,26 +253,6 @@ def test_what_is_no_file_is_not_data(folder, name):
     else:
         os.symlink(folder / name if name.startswith("loop") else folder / "nowhere", folder / name)
     assert len(read(folder)) == 3
-
-
-def test_a_damaged_byte_anywhere_in_a_footer_ends_no_process(folder):
-    """Found by fuzzing: pyarrow aborts when it is asked for the metadata of a damaged column."""
-    content = parquet(pa.table({name: ["x"] for name in PARTS}))
-    end = content.rindex(b"ARROW:schema")
-    for place in range(end - 400, end, 2):
-        damaged = bytearray(content)
-        damaged[place] ^= 0x10
-        (folder / "a.parquet").write_bytes(damaged)
-        with contextlib.suppress(UserError):
-            assert len(read(folder)) < 3
-
-
-def test_a_message_prints_at_most_100_characters_of_a_value(folder):
-    """A base64 image in the image column once made a message of 209,844 characters."""
-    names = {"c" * 5000: "v" * 10**6} | {f"column {i}": 1 for i in range(5000)}
-    (folder / "a.jsonl").write_bytes(lines([names]))
-    message = mistake(folder)
-    assert "and 4,981 more" in message
 
 
 # Limits

@@ -111,24 +111,6 @@ def test_encoding_is_deterministic_and_carries_no_metadata():
     assert "comment" not in image.info
 
 
-# The corner to which a viewer that turns the image brings a mark at the stored top left.
-@pytest.mark.parametrize(
-    ("orientation", "corner"),
-    [(1, "tl"), (2, "tr"), (3, "br"), (4, "bl"), (5, "tl"), (6, "tr"), (7, "br"), (8, "bl")],
-)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_exif_orientation_is_applied_once(kind, orientation, corner):
-    stored = Image.new("RGB", (96, 48), WHITE)
-    stored.paste(RED, (0, 0, 24, 24))
-    result, image = normal(encoded(stored, kind, exif=exif(orientation)))
-    width, height = (48, 96) if orientation >= 5 else (96, 48)
-    assert (result.width, result.height) == (width, height)
-    x, y = (4 if corner[1] == "l" else width - 5), (4 if corner[0] == "t" else height - 5)
-    assert_colour(image, (x, y), RED, within=12)
-    assert_colour(image, (width - 1 - x, height - 1 - y), WHITE)
-    assert image.getexif().get(0x0112, 1) == 1
-
-
 def grey16(kind):
     samples = np.zeros((40, 80), np.uint16)
     samples[:, 40:] = 32768
@@ -349,7 +331,7 @@ MADE = {
     **{
         f"{kind}, turned {turn}": encoded(pattern(), kind, exif=exif(turn))
         for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
-        for turn in (3, 5, 6, 8)
+        for turn in range(2, 9)
     },
     **{
         f"{kind}, moving": encoded(

@@ -8,9 +8,6 @@ import json
 import multiprocessing.forkserver
 import os
 import random
-import subprocess
-import sys
-import time
 import weakref
 from concurrent.futures import Future
 from pathlib import Path
@@ -332,35 +329,6 @@ def test_a_broken_image_among_several_leaves_the_row_out():
     assert found[1][1] == tuple(images.Stored(f"{name}.jpg", 1, 1) for name in "aba")
 
 
-def test_workers_of_a_killed_stage_end_by_themselves(tmp_path):
-    script = """if __name__ == "__main__":
-        import os, signal, time
-        from stages.pairs import images
-        pool = images.pool(1)
-        print(pool.submit(os.getpid).result(), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    path = tmp_path / "script.py"
-    path.write_text(script)
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, str(path)]
-    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False).stdout
-    worker = int(output)
-    deadline = time.monotonic() + 10
-    while _runs(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _runs(worker)
-
-
-def _runs(pid):
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat")
-        return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
-
-
 class Later:
     """A pool whose work ends only when asked for, last in first out."""
 
@@ -454,17 +422,3 @@ def test_label_counts_sum_up_rare_ones():
     many = output.by_label({f"origin{i:02}": i + 1 for i in range(60)})
     assert len(many) == 51
     assert many["other"] == sum(range(1, 11))
-
-
-def test_dvc_shows_every_number_of_the_report(run, tmp_path):
-    rows = [row(number, origin_dataset=f"set/{number % 2}.x") for number in range(40)]
-    report = run(raw_folder(tmp_path / "raw", rows))
-
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    command = [sys.executable, "-m", "dvc", "metrics", "show", "reports/preprocess.json"]
-    done = subprocess.run(
-        [*command, "--json"], cwd=tmp_path, stdout=subprocess.PIPE, check=True, text=True
-    )
-    assert json.loads(done.stdout)[""]["data"]["reports/preprocess.json"]["data"] == report
-    assert report["pairs_by_origin"] == {"set_0_x": 20, "set_1_x": 20}

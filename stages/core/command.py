@@ -33,7 +33,6 @@ FORCE = re.compile(r"--force|-[a-z]*f[a-z]*")  # one-letter options may be joine
 DISK = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or ask for a larger quota",
-    errno.EFBIG: "raise `ulimit -f`, or take a file system that holds larger files",
     errno.EROFS: "make the file system writable",
     errno.EACCES: "make it accessible to this user",
     errno.EPERM: "make it accessible to this user",

@@ -1,9 +1,8 @@
 """One source's tables, read row by row as records.
 
 Files are read in the order of their names. How a file holds rows is ``formats``' to know, which
-column holds what ``layouts``', which file a name means ``files``', and what image a cell means
-``pictures``'. An odd cell costs its row; where most of the first rows are odd, it is the column
-that is wrong, and the run stops.
+column holds what ``layouts``', and which file a name means ``files``'. An odd cell costs its row;
+where most of the first rows are odd, it is the column that is wrong, and the run stops.
 """
 
 import base64
@@ -103,14 +102,13 @@ def contents(path: Path, reading: Reading) -> Contents:
     names = [name for name in (walk(path) if path.is_dir() else ()) if name != FETCHED]
     left_out = {name: "it can run code" for name in names if suffix(name) in PICKLES | CODE}
     packed = [name for name in names if suffix(name) in _ARCHIVES]
-    left_out |= dict.fromkeys(packed, "an archive, which is unpacked if `path` names it as well")
+    left_out |= dict.fromkeys(packed, "an archive; unpack it there")
     tables = [name for name in names if ending(name) and PurePosixPath(name).name not in _NOT_DATA]
     infos = [name for name in names if PurePosixPath(name).name == _INFO]
     described = _described(path, infos, tables, reading.datasets)
     archives = [name for name in tables if ending(name) == ".tar"]
     lists = [name for name in tables if name.removesuffix(".parquet") + ".tar" in archives]
     for few, why in (
-        ([name for name in tables if PurePosixPath(name).match("cache-*.arrow")], "a cache"),
         ([name for name in tables if name not in described], f"not in {_INFO}"),
         (lists, "img2dataset's list of what is in the tar of that name"),
         ([name for name in tables if _is_no_table(path / name, reading)], "an object, not rows"),

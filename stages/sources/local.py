@@ -7,15 +7,14 @@ import re
 import shutil
 import tarfile
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from stages.core import command, console
 from stages.core.errors import UserError
 from stages.core.text import listed, readable, shown
-from stages.pairs.files import ending, is_hidden, walk
+from stages.pairs.files import walk
 from stages.sources import base_model, source
 from stages.sources.source import PARTIAL, Kind, Source, SourceSection, Tables, is_permitted
 
@@ -103,11 +102,9 @@ def copy_all(
     """Bring files, by their names in ``out``, there, leaving alone those that are there already.
 
     Raises:
-        UserError: one is a Git LFS pointer, or the disk has no room.
+        UserError: the disk has no room.
     """
     source.begin(out)
-    for path in files.values():
-        source.refuse_lfs_pointer(path, str(path))
     described = [source.described(path, name) for name, path in sorted(files.items())]
     missing = [file for file in described if not source.is_there(out / file.path, file)]
     source.check_room(out, sum(file.size for file in missing), what=f"the {kind} source")
@@ -122,21 +119,8 @@ def copy_all(
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is to be unpacked: a zip or tar, but for a tar of samples, which is a table.
-
-    In a tar of samples (webdataset) every table shares its stem with another file.
-    """
-    if not path.is_file() or not _format(path):
-        return False
-    if not path.name.lower().endswith(".tar"):
-        return True
-    try:
-        with tarfile.open(path) as packed:
-            names = [name for name in packed.getnames() if not is_hidden(name)]
-    except tarfile.TarError:
-        return False  # whoever reads it as a table says what is wrong
-    stems = Counter(PurePosixPath(name).with_suffix("") for name in names)
-    return any(ending(name) and stems[PurePosixPath(name).with_suffix("")] == 1 for name in names)
+    """Whether a file is to be unpacked: a zip or a packed tar. A plain tar is a table."""
+    return path.is_file() and _format(path) not in (None, "tar")
 
 
 def unpacked(path: Path, folder: Path) -> Path:
