@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from stages.core import command
-from stages.core.project import is_forced, project_root
+from stages.core.command import is_forced, project_root
 from stages.model import formatted
 from stages.params import params
 from stages.tracking import runs

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from stages.answers import controls, lm_eval, prompts
-from stages.core import meaning, project
+from stages.core import command, meaning
 from stages.core.errors import UserError
 from stages.model import checkpoint, formatted, reference_logps, scoring
 from stages.model.checkpoint import Checkpoint
@@ -444,9 +444,9 @@ def test_forced_is_what_dvc_was_told(monkeypatch, line, forced):
     if line:
         monkeypatch.setenv("DVC_STAGE", "reference")
         monkeypatch.setattr("psutil.Process", lambda: Process(line))
-    project.is_forced.cache_clear()
-    assert project.is_forced() is forced
-    project.is_forced.cache_clear()
+    command.is_forced.cache_clear()
+    assert command.is_forced() is forced
+    command.is_forced.cache_clear()
 
 
 # a real model

@@ -164,18 +164,6 @@ def test_a_full_disk_is_one_message_in_every_stage(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_limit_on_the_size_of_files_is_one_message(tmp_path):
-    body = """
-        import resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))
-        Path('/tmp/x').write_text('x' * 100)
-    """
-    done = stage_that(body, tmp_path)
-    assert done.stderr.startswith("error: File too large: ")
-    assert "ulimit -f" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_a_disk_that_can_not_be_written_is_one_message_with_its_file(tmp_path):
     body = "raise OSError(errno.EROFS, 'Read-only file system', 'models/adapter')"
     done = stage_that(body, tmp_path)

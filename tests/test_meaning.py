@@ -51,7 +51,7 @@ def training(formatted, model, shared_prefix):
         ("model/lookup.py", CODE, (SCORES, TRAINING)),
         ("model/reference_logps.py", CODE, ()),  # how log-probs lie on disk
         ("model/checkpoint.py", CODE, ()),
-        ("core/parallel.py", CODE, ()),
+        ("core/processes.py", CODE, ()),
         ("families/qwen3_vl.py", COMMENT, ()),
         ("families/qwen3_vl.py", "citation", ()),
         ("families/qwen3_vl.py", CODE, (SCORES, TRAINING)),

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core import console, parallel, portable
+from stages.core import console, portable
+from stages.core.command import is_forced, project_root
 from stages.core.errors import UserError
 from stages.core.meaning import code
-from stages.core.project import is_forced, project_root
+from stages.core.processes import do_each
 from stages.families import known
 from stages.model import reference_logps, scoring
 from stages.params.params import Params
@@ -123,7 +124,7 @@ class Checkpoint:
         """``scoring.to_table`` of every pair, in their order.
 
         Chunks are cut from pairs in the order of their length, so that a batch has like lengths.
-        With several GPUs, a process for each computes and keeps them (``stages.core.parallel``).
+        With several GPUs, a process for each computes and keeps them (``stages.core.processes``).
 
         Raises:
             UserError: a log-prob is not finite.
@@ -148,7 +149,7 @@ class Checkpoint:
         start = time.monotonic()
         work = partial(self.chunk, images=images, label=label)
         cpu = self.p.scoring.device == "cpu"
-        if not parallel.each(work, list(missing.values()), count=count, cpu=cpu):
+        if not do_each(work, list(missing.values()), count=count, cpu=cpu):
             print(f"{label}: one of {count} processes failed; one computes what is missing")
             return
         self.seconds += time.monotonic() - start

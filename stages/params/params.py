@@ -21,12 +21,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.core.errors import UserError, did_you_mean
-from stages.core.schema import Section, SourceSection
 from stages.core.text import shown
 from stages.families import known
 from stages.params import arguments, rules
 from stages.params.losses import LOSSES
 from stages.sources.kinds import KINDS
+from stages.sources.source import Section, SourceSection
 
 PARAMS_FILE = Path("params.yaml")
 SEED = "train.seed"  # runs that differ in it alone are of one setting

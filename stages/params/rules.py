@@ -17,8 +17,8 @@ MOVED: dict[str, str] = {
     "data.source.*": "is one entry of data.sources now: data.sources.<a name>: {kind: …}",
     "data.columns.*": "is a key of each source now: data.sources.<name>.columns",
     "*.kind: several": "is gone: each of its sources is an entry of data.sources",
-    "*.kind: sharegpt": "is gone: kind path reads these files, as a folder, an archive or a list, "
-    "and takes remap and datasets too",
+    "*.kind: sharegpt": "is gone: kind path reads these files, as a folder or an archive, and "
+    "takes remap and datasets too",
     "*.image_urls": "is gone: img2dataset downloads images by their addresses into tars, and kind "
     "path reads those (docs/guide.md)",
     **dict.fromkeys(
@@ -26,6 +26,7 @@ MOVED: dict[str, str] = {
         "is an address: `dvc import-url` brings a file from https or S3, gdown one from Google "
         "Drive, and kind path reads it (docs/guide.md)",
     ),
+    "*.path: [[]*": "is a list; put these files into one folder, archives unpacked, and name that",
     "train.nodes": "is gone; Ray reaches the GPUs of other machines, see docs/scaling.md",
     "base": "is for a preset; `make use PRESET=name` writes params.yaml from it",
 }
