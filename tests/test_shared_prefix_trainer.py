@@ -4,9 +4,9 @@ import copy
 from functools import partial
 
 import pytest
+from stages.model.lookup import pair_key
 
 from stages.core.errors import UserError
-from stages.model.lookup import pair_key
 from stages.tuning import config as tuning
 from tests.trainer import dpo_trainer
 

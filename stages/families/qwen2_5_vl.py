@@ -13,7 +13,6 @@ FAMILY = Family(
     model_types=("qwen2_5_vl",),
     templates=("qwen2_vl",),
     token_side=28,
-    one_row=("qwen2_5_vl",),
     example="Qwen/Qwen2.5-VL-3B-Instruct",
     tag="qwen2.5-vl",
     citation="""@techreport{bai2025qwen25vl,
