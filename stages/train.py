@@ -68,7 +68,8 @@ def trained_once(
             "(`dvc repro -f train` trains it again)"
         )
         return facts
-    if process.holds(folder, fingerprint) and not is_forced():
+    is_there = process.holds(folder, fingerprint) and (folder / history.STATE).is_file()
+    if is_there and not is_forced():
         print(f"training {fingerprint}: finished in an earlier experiment, in {folder}")
     else:
         facts = train(p, configuration, folder, cached)

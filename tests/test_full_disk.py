@@ -117,7 +117,6 @@ def test_a_cheap_stage_is_stopped_by_one_message_and_completes_later(project, st
 WRITERS = {
     "format": """
         from stages import format
-        format.write_quantiles(disk / "lengths.csv", [Lengths(1, 2, 3, 4)] * 9)
         format.write_json(disk / "formatted/train.json", [content])
     """,
     "reference": """
@@ -136,8 +135,9 @@ WRITERS = {
         (made / process.WEIGHTS).write_text(content)
         (made / "llamafactory.yaml").write_text("{}")
         (made / "adapter_config.json").write_text("{}")
-        process.publish(made, disk / "adapter", "0123")
-        assert process.is_trained("0123", disk / "adapter")
+        process.finish(made)
+        process.publish(made, disk / "adapter")
+        assert process.holds(disk / "adapter", "made")
     """,
     "train, its folder": """
         from stages.tuning import process

@@ -196,8 +196,6 @@ def scored(qwen):
         image_token_id=qwen.image_token_id,
         model=None,
         pairwise=pairwise,
-        collator=None,
-        two_rows_because=None,
         **parts | {"template": scoring._processing_images_once(qwen.template)},
     )
 

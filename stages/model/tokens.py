@@ -216,8 +216,3 @@ def fits(lengths: Lengths, cutoff_len: int) -> bool:
 
     whole = lengths.prompt, max(lengths.chosen, lengths.rejected)
     return bool(infer_seqlen(*whole, cutoff_len) == whole)
-
-
-def within(tokens: Tokenization, counted: Sequence[Lengths]) -> list[bool]:
-    """Which pairs ``cutoff_len`` leaves whole."""
-    return [fits(lengths, tokens.data_args.cutoff_len) for lengths in counted]

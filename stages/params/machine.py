@@ -1,6 +1,7 @@
 """Whether this machine has the GPUs that the parameters ask for."""
 
 import os
+from collections.abc import Mapping
 
 from stages.core.errors import UserError
 from stages.params.params import Params
@@ -8,9 +9,9 @@ from stages.params.params import Params
 ELSEWHERE = "WITHOUT_GPU"  # set in the environment where another machine runs the stages for a GPU
 
 
-def on_ray() -> bool:
+def on_ray(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether Ray starts the processes of a training, by LLaMA-Factory's own switch."""
-    return os.environ.get("USE_RAY", "0").lower() in ("1", "true", "y")
+    return environment.get("USE_RAY", "0").lower() in ("1", "true", "y")
 
 
 def lacking(p: Params) -> list[str]:

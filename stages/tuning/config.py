@@ -182,7 +182,7 @@ def environment(gpus: int, base: Mapping[str, str], *, is_portable: bool) -> dic
     Raises:
         UserError: ``USE_RAY`` is set, and Ray is not installed.
     """
-    if machine.on_ray() and find_spec("ray") is None:
+    if machine.on_ray(base) and find_spec("ray") is None:
         raise UserError(
             "USE_RAY is set, and Ray is not installed: `make extras` installs it; unset USE_RAY to "
             "train on this machine alone"
@@ -196,11 +196,11 @@ def environment(gpus: int, base: Mapping[str, str], *, is_portable: bool) -> dic
     # LLaMA-Factory looks for torchrun on the path, also where .venv was never activated.
     tools = [str(Path(sys.executable).parent), *filter(None, [base.get("PATH")])]
     result["PATH"] = os.pathsep.join(tools)
-    if gpus == 0 or not machine.on_ray():
+    if gpus == 0 or not machine.on_ray(base):
         visible = base.get("CUDA_VISIBLE_DEVICES", "")
         devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
         result["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:gpus])
-    if machine.on_ray():
+    if machine.on_ray(base):
         result.pop("FORCE_TORCHRUN", None)
         result |= {"RAY_USAGE_STATS_ENABLED": "0", FOLDER: os.getcwd()}
     else:
