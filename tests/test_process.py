@@ -346,5 +346,5 @@ def test_an_adapter_is_known_by_its_fingerprint_and_its_bytes(tmp_path):
         path.write_bytes(kept)
     (out / "adapter_model.safetensors").write_bytes(b"weight$")
     assert not training.holds(out, "f")
-    (out / "fingerprint.json")(out / "fingerprint.json").write_text("[")
+    (out / "fingerprint.json").write_text("[")
     assert not training.holds(out, "f")

@@ -105,11 +105,11 @@ def fit_ray(tuner: Any) -> None:
 def use_trainer(project: str) -> None:
     """Put the trainer on shared prompts where ``run_dpo`` looks for LLaMA-Factory's own."""
     sys.path.append(project)  # last, so that it hides no package
+    from importlib import import_module
+
     import llamafactory.train.dpo.trainer as stock
 
-    from stages.tuning.trainer import SharedPrefixTrainer
-
-    stock.CustomDPOTrainer = SharedPrefixTrainer
+    stock.CustomDPOTrainer = import_module("stages.tuning.trainer").SharedPrefixTrainer
 
 
 def writer(file: str) -> Any:
