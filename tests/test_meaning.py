@@ -21,8 +21,8 @@ def edited(text, edit):
         return text.replace('"""', '"""Said otherwise. ', 1)
     if edit == "layout":
         return text.replace("(\n", "(\n\n", 1)
-    if edit == "citation":
-        return text.replace("arXiv:", "arXiv preprint arXiv:")
+    if edit == "paper":
+        return text.replace('paper="2', 'paper="3')
     return text + edit
 
 
@@ -54,12 +54,12 @@ def training(formatted, model, shared_prefix):
         ("model/checkpoint.py", CODE, ()),
         ("core/parallel.py", CODE, ()),
         ("families/qwen3_vl.py", COMMENT, ()),
-        ("families/qwen3_vl.py", "citation", ()),
+        ("families/qwen3_vl.py", "paper", ()),
         ("families/qwen3_vl.py", CODE, (SCORES, TRAINING)),
         ("families/family.py", CODE, (SCORES, TRAINING)),
         ("families/known.py", CODE, ()),
         ("families/qwen2_5_vl.py", CODE, ()),  # of another family
-        ("params/losses.py", "citation", ()),
+        ("params/losses.py", "paper", ()),
         ("params/losses.py", CODE, (TRAINING,)),
         ("tuning/trainer.py", "docstring", ()),
         ("tuning/trainer.py", CODE, (TRAINING,)),

@@ -140,15 +140,6 @@ words = st.lists(st.sampled_from(["red", "shape", "the", "é", "\n", "?"]), max_
 
 
 @slow
-@given(st.lists(st.tuples(words, words, words, st.sampled_from([64, 96])), max_size=5))
-def test_pairs_counted_together_have_the_lengths_that_each_has_alone(loaded, pairs):
-    made = [row(*texts) for *texts, _ in pairs]
-    sizes = [(side, side) for *_, side in pairs]
-    alone = [count_one(loaded, *each) for each in zip(made, sizes, strict=True)]
-    assert tokens.count(loaded, made, [[size] for size in sizes]) == alone
-
-
-@slow
 @given(question=words, chosen=words, rejected=words, below=st.integers(-3, 3))
 def test_a_pair_that_fits_is_never_cut_and_one_that_does_not_is(
     loaded, question, chosen, rejected, below

@@ -14,7 +14,7 @@ from typing import Any
 
 from stages.core.meaning import code
 
-WORDS = ("name", "example", "tag", "citation", "published")  # they decide no number
+WORDS = ("name", "example", "tag", "paper", "published")  # they decide no number
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Family:
     templates: LLaMA-Factory's chat templates that fit; the first is for Instruct models.
     example: a repository on the Hub, for messages.
     tag: on the Hub, for the model card.
-    citation: BibTeX, for the model card.
+    paper: number on arXiv, for the model card (``reporting/citations.bib``).
     token_side: pixels of a side of the square that becomes one token.
     published: dimensions of its models by repository, as their config.json has them.
     image_token: the token that stands in a prompt for a piece of an image.
@@ -38,7 +38,7 @@ class Family:
     templates: tuple[str, ...]
     example: str
     tag: str
-    citation: str
+    paper: str
     token_side: int
     published: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(compare=False)
     image_token: str = "<|image_pad|>"

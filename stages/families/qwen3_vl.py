@@ -14,12 +14,7 @@ FAMILY = Family(
     token_side=32,
     example="Qwen/Qwen3-VL-4B-Instruct",
     tag="qwen3-vl",
-    citation="""@techreport{qwen2025qwen3vl,
-  title  = {Qwen3-VL Technical Report},
-  author = {{Qwen Team}},
-  year   = {2025},
-  note   = {arXiv:2511.21631}
-}""",
+    paper="2511.21631",
     published={
         "Qwen/Qwen3-VL-4B-Instruct": {
             "text": {
