@@ -32,6 +32,7 @@ from tests.one_by_one import (
     summed,
     tiny,
     tiny_qwen2_5,
+    unmasked,
 )
 
 pytestmark = pytest.mark.slow
@@ -157,11 +158,7 @@ FEATURES = [
 
 
 def causal_only(patch, model):
-    def mask(segments, implementation, dtype):
-        width = segments.shape[1]
-        return torch.ones(len(segments), 1, width, width, dtype=torch.bool).tril()
-
-    patch.setattr(prefix, "attention_mask", mask)
+    patch.setattr(prefix, "attention_mask", unmasked)
 
 
 def spoilt(change):

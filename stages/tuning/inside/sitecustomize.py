@@ -59,11 +59,7 @@ def wrap_training(tuner: Any) -> None:
     """Let every training of this process write its steps, with our trainer if it is wanted. Ray
     pickles its worker by name, so that each of its processes imports ``tuner``, and comes here, by
     itself."""
-    import logging
-
     train = tuner._training_function
-    # It asks for a package that it would take code from the Hub with, for weights in 4 bits.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
     def train_and_write(config: dict[str, Any]) -> Any:
         if folder := os.environ.get(FOLDER):
