@@ -8,8 +8,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -207,29 +205,3 @@ def test_the_trainer_that_is_wanted_takes_the_place_of_stock_or_the_training_end
     write(packages / "llamafactory" / "train" / "tuner.py", other)
     with pytest.raises(subprocess.CalledProcessError):
         python(RUN, packages, events, **wanted)
-
-
-def test_starting_python_loads_next_to_nothing_more(tmp_path):
-    code = "import sys; print(*sys.modules)"
-    # The sitecustomize that it hides, such as Debian's, is loaded by importlib.util.
-    theirs = "import importlib.util; " if find_spec("sitecustomize") else ""
-    plain = subprocess.run(
-        [sys.executable, "-c", theirs + code], env={}, capture_output=True, text=True, check=True
-    )
-    shown, _ = python(code, tmp_path, tmp_path / "events")
-    more = set(shown.split()) - set(plain.stdout.split())
-    assert more <= {
-        *("sitecustomize", "__future__", "importlib", "importlib._bootstrap"),
-        *("importlib._bootstrap_external", "importlib.machinery", "warnings"),
-    }
-
-
-def test_llamafactory_has_the_function_that_is_wrapped():
-    """Read, not imported: that takes 20 s."""
-    spec = find_spec("llamafactory")
-    assert spec is not None
-    assert spec.origin is not None
-    tuner = sitecustomize.TUNER.split(".")[1:]
-    source = Path(spec.origin).parent.joinpath(*tuner).with_suffix(".py").read_text()
-    assert "def _training_function(config: dict[str, Any])" in source
-    assert 'callbacks: list[Any] = config.get("callbacks")' in source

@@ -98,15 +98,24 @@ def test_empty_answers_have_log_probs_and_gradients_of_0(models):
     assert apart(summed(output), one_by_one(model, [pair(0, 0, 3)], process)) < 1e-9
 
 
-@pytest.mark.parametrize("family", sorted(PATCH))
-def test_float32_agrees_within_its_rounding(models, family):
-    model, process = copy.deepcopy(models[family]).float(), Looks(family)
+@pytest.mark.parametrize(
+    ("family", "dtype", "close"),
+    [
+        ("qwen3_vl", torch.float32, 1e-4),
+        ("qwen2_5_vl", torch.float32, 1e-4),
+        ("qwen3_vl", torch.bfloat16, 0.02),
+    ],
+)
+def test_every_precision_sums_in_float32_and_agrees_within_its_rounding(
+    models, family, dtype, close
+):
+    model, process = copy.deepcopy(models[family]).to(dtype), Looks(family)
     features = [pair(i, 25, 18, [image(i)], alike=i) for i in range(3)]
     expected = one_by_one(model, features, process)
     output = summed(shared(model, features, process))
     assert output.dtype == torch.float32
-    assert apart(output, expected) < 1e-4
-    assert apart(gradients(model, output), gradients(model, expected)) < 1e-3
+    assert apart(output, expected) < close
+    assert apart(gradients(model, output), gradients(model, expected)) < 10 * close
 
 
 def test_mixture_of_experts_agrees_too(model_dir):
@@ -131,14 +140,6 @@ def test_mixture_of_experts_agrees_too(model_dir):
 def looks_in_float32(names):
     seen = Looks("qwen3_vl")(names)
     return seen | {"pixel_values": seen["pixel_values"].float()}
-
-
-def test_bfloat16_sums_in_float32(models):
-    model, process = copy.deepcopy(models["qwen3_vl"]).bfloat16(), Looks("qwen3_vl")
-    features = [pair(i, 25, 18, [image(i)]) for i in range(3)]
-    output = summed(shared(model, features, process))
-    assert output.dtype == torch.float32
-    assert apart(output, one_by_one(model, features, process)) < 0.02
 
 
 def test_eager_attention_has_the_same_mask(models):
@@ -244,26 +245,6 @@ def test_each_trap_changes_the_log_probs(models, family, trap):
         trap(patch, model)
         wrong = summed(shared(model, FEATURES, process))
     assert apart(wrong, expected) > 1e-6
-
-
-def test_deepstack_lies_within_the_depth_of_the_demo(model_dir):
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    indexes = config["vision_config"]["deepstack_visual_indexes"]
-    assert indexes
-    assert max(indexes) < config["vision_config"]["depth"]
-    assert len(indexes) <= config["text_config"]["num_hidden_layers"]
-
-
-def test_there_are_four_rows_of_positions_and_the_first_counts_text(models):
-    batch = prefix.pack(
-        [pair(0, 2, 3, [image(0)], question=2)], models["qwen3_vl"], Looks("qwen3_vl")
-    )
-    length = 3 + 6 + 2  # words, an image of four tokens between its marks, the question
-    assert batch["position_ids"][:, 0, length:].tolist() == [
-        [11, 12, 11, 12, 13],
-        # The image's four tokens take two places on each of mrope's axes.
-        *[[9, 10, 9, 10, 11]] * 3,
-    ]
 
 
 def test_generation_before_or_after_changes_nothing(models):
@@ -397,10 +378,6 @@ def test_an_image_that_only_keeps_processes_together_changes_nothing(models):
 # What can't be done
 
 
-def test_what_is_exact_is_let_through(models):
-    assert [prefix.why_not(model) for model in models.values()] == [None, None]
-
-
 def test_why_not_tells_the_reason_in_a_sentence(models, model_dir):
     from peft import IA3Config, PromptTuningConfig, get_peft_model
 
@@ -411,6 +388,7 @@ def test_why_not_tells_the_reason_in_a_sentence(models, model_dir):
     def reason(model):
         return prefix.why_not(model) or "none"
 
+    assert [reason(model) for model in models.values()] == ["none", "none"]
     text_only = SimpleNamespace(config=SimpleNamespace(model_type="llama"), model=None)
     assert "this model is llama" in reason(text_only)
     flash = copy.deepcopy(qwen3)
