@@ -7,11 +7,11 @@ import re
 
 import pytest
 from ruamel.yaml import YAML
-from tests.test_compare import experiment
 
 from stages.commands import revisions
 from tests.contracts import ROOT
 from tests.repository import REPORTED, STAGES, attempt, call, clone, commit_and_push, hashes, make
+from tests.test_compare import experiment
 from tests.test_secrets import PLANTED, leaks
 
 pytestmark = pytest.mark.slow
