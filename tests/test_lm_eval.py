@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from stages.answers import lm_eval, published, task_results
+from stages.answers import lm_eval, task_results
 from stages.answers.grading import is_correct
 from stages.answers.task_results import Results
 from stages.core.errors import UserError
 from stages.evaluation import paired, statistics
 from stages.model import formatted, scoring
 from stages.model.checkpoint import Checkpoint
+from tasks.published.grades import ratio
 from tests.experiment import ROOT
 from tests.test_metrics import SETTINGS
 from tests.test_published import module
@@ -300,10 +301,10 @@ def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
     random = np.random.default_rng(0)
     wholes = random.integers(1, 9, 400)
     pairs = [(float(random.binomial(of, 0.3)), float(of)) for of in wholes]
-    values = np.array(published.linear([list(pair) for pair in pairs]))
-    assert values.mean() == pytest.approx(published.ratio(pairs))
-    assert published.ratio([(0, 0)]) == published.ratio([]) == 0
-    drawn = [published.ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]
+    values = np.array(task_results.linear([list(pair) for pair in pairs]))
+    assert values.mean() == pytest.approx(ratio(pairs))
+    assert ratio([(0, 0)]) == ratio([]) == 0
+    drawn = [ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]
     assert values.std() / 20 == pytest.approx(np.std(drawn), rel=0.1)
 
 

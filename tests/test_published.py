@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.answers import lm_eval, published, task_results
-from stages.answers.grading import said
+from stages.answers import lm_eval, task_results
 from stages.core.errors import UserError
 from stages.evaluation import paired
 from stages.model import formatted
+from tasks.published import data_sets
+from tasks.published.grades import said
 from tests.contracts import PRESETS, ROOT, table_under, yaml_of
 from tests.hub_server import TASKS, Repo, closed_port, pope_repo, serve
 
@@ -118,7 +119,7 @@ def test_a_word_stands_for_the_first_object_that_lists_it_as_in_ambers_script(
         path.write_text(AMBER_LISTS[path.name])
         return path
 
-    monkeypatch.setattr(published, "pinned", held)
+    monkeypatch.setattr(data_sets, "pinned", held)
     amber = task("amber.py")
     # tree is on the list of forest, so it counts as forest where both are there.
     doc = {"truth": ["tree", "forest"], "hallu": []}
@@ -293,9 +294,10 @@ def test_what_decides_a_task_are_the_files_next_to_it(tmp_path):
     def decides(*homes):
         return lm_eval._decides(tmp_path, [tmp_path / home for home in homes], [])
 
+    shared = {"data_sets.py", "grades.py"}
     before, others = decides("mmstar"), decides("chair", "pope")
-    assert {path.partition("/")[0] for path in before["files"]} == {"mmstar"}
-    assert {path.partition("/")[0] for path in others["files"]} == {"chair", "pope"}
+    assert {path.partition("/")[0] for path in before["files"]} == {"mmstar", *shared}
+    assert {path.partition("/")[0] for path in others["files"]} == {"chair", "pope", *shared}
     with (tmp_path / "mmstar" / "mmstar.py").open("a") as file:
         file.write("# changed\n")
     assert decides("chair", "pope") == others
@@ -325,15 +327,15 @@ def test_a_pinned_file_is_downloaded_once_or_is_one_clear_error(here):
             (f"{closed_port()}/words.txt", sha, r"can't be downloaded \(ConnectError\)"),
         ):
             with pytest.raises(UserError, match=rf"{message}.*{fix}"):
-                published.pinned(asked, pinned)
+                data_sets.pinned(asked, pinned)
         before = len(repo.downloads("words.txt"))
-        assert published.pinned(address, sha).read_bytes() == content
-        assert published.pinned(address, sha).read_bytes() == content
+        assert data_sets.pinned(address, sha).read_bytes() == content
+        assert data_sets.pinned(address, sha).read_bytes() == content
         assert len(repo.downloads("words.txt")) == before + 1
     here(url, offline=True)
-    assert published.pinned(address, sha).read_bytes() == content
+    assert data_sets.pinned(address, sha).read_bytes() == content
     with pytest.raises(UserError, match=rf"HF_HUB_OFFLINE is set.*{fix}"):
-        published.pinned(address, "0" * 64)
+        data_sets.pinned(address, "0" * 64)
 
 
 # through lm-eval
