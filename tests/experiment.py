@@ -217,9 +217,6 @@ def inputs_with(parameters: Mapping[str, Any] | None = None, **changed: Any) -> 
         audit=None,
         train_curve=train,
         validation_curve=validation,
-        lengths=pd.DataFrame(
-            {"percentile": [0, 50, 100], "prompt": [30, 32, 36], "chosen": 8, "rejected": 9}
-        ),
         preprocess={
             "rows_in": 60,
             "rows_kept": 56,
@@ -252,7 +249,7 @@ def inputs_with(parameters: Mapping[str, Any] | None = None, **changed: Any) -> 
 
 def uncharted(parameters: Mapping[str, Any] | None = None, **changed: Any) -> Inputs:
     """The inputs without those that only feed charts, which take most of the time."""
-    tables = ("slices", "margins", "train_curve", "validation_curve", "lengths")
+    tables = ("slices", "margins", "train_curve", "validation_curve")
     return inputs_with(parameters, **(dict.fromkeys(tables) | changed))
 
 

@@ -78,9 +78,6 @@ def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():
     assert logps == [LOG_PROB.text(row[f"{of}_chosen_logps"] / 8) for of in ("reference", "policy")]
     assert [same for _, _, same in card["own"]] == ["same as rejected", "same as chosen"]
     assert card["margin"] == f"+{row['reward_margin']:.2f}"
-    assert card["controls"] == ""
-    controlled = card_of({**row, "reward_margin_blank": 0.1}, inputs)
-    assert controlled["controls"] == "+0.10 with a blank image"
 
 
 def test_questions_show_each_grade_and_mark_right_and_wrong_in_words():

@@ -308,36 +308,6 @@ def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
     assert values.std() / 20 == pytest.approx(np.std(drawn), rel=0.1)
 
 
-def test_groups_that_are_all_right_change_by_set_with_an_interval_and_a_test():
-    """Two questions of each of 40 sets, each asked of two figures. 12 sets are newly right."""
-    asked = [(of, question, at) for of in range(40) for question in range(2) for at in range(2)]
-    images = [f"image {of} {at}" for of, _, at in asked]
-
-    def results(right, figure):
-        values = [[f"{of} {question}", right(of, at)] for of, question, at in asked]
-        return results_of({"all": values}, images, better=None, **{"all,none": figure})
-
-    before = results(lambda of, at: at == 0, 0.0)  # one figure wrong
-    found = compare(before, results(lambda of, at: at == 0 or of < 12, 0.3))
-    names = ("base", "tuned", "change", "gained", "lost")
-    assert [found[f"lm_eval/t/all/{what}"] for what in names] == [0, 0.3, 0.3, 24, 0]
-    # Of a share of 40 sets, not of 80 questions: both questions of a set change together.
-    width = found["lm_eval/t/all/change_high"] - found["lm_eval/t/all/change_low"]
-    assert width == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 40) ** 0.5, rel=0.15)
-
-
-def test_groups_that_share_an_image_are_resampled_together():
-    def row(group, image):
-        return {"doc_id": 0, "images": [image], "metrics": {"all": [group, True]}}
-
-    rows = [row("a", "1"), row("b", "2"), row("c", "3"), row("b", "1"), row("d", "4")]
-    rows += [row("c", "5"), row("d", "2")]  # a, b and d are joined, c is not
-    (before, after), labels = paired.of_groups("all", rows, rows)
-    assert before.tolist() == after.tolist() == [1.0] * 4
-    assert labels[0] == labels[1] == labels[3] != labels[2]
-    assert paired.of_groups("other", rows, rows)[1] == []
-
-
 def test_documents_without_images_are_each_their_own_cluster_and_no_number_is_left_out():
     results = results_of({"acc": [0, 1, 1]}, [None] * 3, **{"ppl,none": None, "other,strict": 3})
     found = task_results.figures(results)["t"]

@@ -21,10 +21,8 @@ from ruamel.yaml import YAML
 
 from stages.answers import lm_eval, task_results
 from stages.core.errors import UserError
-from stages.evaluation import paired
 from stages.model import formatted
 from tasks.published import data_sets
-from tasks.published.grades import said
 from tests.contracts import PRESETS, ROOT, table_under, yaml_of
 from tests.hub_server import TASKS, Repo, closed_port, pope_repo, serve
 
@@ -514,10 +512,6 @@ def test_figures_through_lm_eval_are_those_worked_out_by_hand(here, scripted, ru
     if name == "hallusion_bench":
         rows = results.samples[name]
         assert found.values.keys() == {"aAcc", "yes_ratio", "unclear"}  # the others are of groups
-        for metric, sets in (("fAcc", 5), ("qAcc", 2)):  # figures, sets
-            (_, right), labels = paired.of_groups(metric, rows, rows)
-            assert right.mean() == pytest.approx(expected[metric])
-            assert len(set(labels)) == sets
         order = [row["arguments"][0][0][7:9] for row in rows]
         assert order in (["VD"] * 4 + ["VS"] * 6, ["VS"] * 6 + ["VD"] * 4)  # a limit cuts one set
 
@@ -591,19 +585,12 @@ def test_limits_hold_for_each_task_and_documents_come_in_hash_order_as_pinned(po
     [
         ({"commit": "0" * 40}, r"no such revision.*dataset_kwargs"),
         ({"gated": True}, r"is gated.*HF_TOKEN"),
-        ({"private": True}, r"was not found, or needs a token"),
-        ({"name": "someone/else"}, r"was not found, or needs a token"),
-        ({"gone": ["Full/random-00000-of-00001.parquet"]}, r"lists a file that can't be"),
-        ({"status": 503}, r"can't be downloaded now .*HTTP 503"),
         ({"offline": True}, r"is not here yet and HF_HUB_OFFLINE is set"),
         ({"closed": True}, r"can't be reached or does not answer"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_data_set_that_cannot_be_loaded_is_one_clear_error(
-    here, scripted, run, monkeypatch, options, message
-):
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between tries
+def test_a_data_set_that_cannot_be_loaded_is_one_clear_error(here, scripted, run, options, message):
     options = {"commit": REVISIONS["_pope_yaml"]} | options
     offline, closed = options.pop("offline", False), options.pop("closed", False)
     with serve([pope_repo(images=1, **options)]) as url:
@@ -613,10 +600,6 @@ def test_a_data_set_that_cannot_be_loaded_is_one_clear_error(
         ) as error:
             run(None, {"pope": 2})
     assert "remove the task from evaluate.lm_eval" in str(error.value)
-    known = ("http://127.0.0.1:", "https://huggingface.co/settings/tokens")  # of files: signed
-    for address in re.findall(r"https?://[^\s),;]+", str(error.value)):
-        assert address.startswith(known), address
-        assert "?" not in address
 
 
 @pytest.mark.slow
@@ -624,24 +607,3 @@ def test_a_task_that_scores_given_answers_is_one_clear_error(pope, run, monkeypa
     monkeypatch.setattr(pope, "generate_until", pope.loglikelihood)
     with pytest.raises(UserError, match=r"pope_random compares log-probs .* choose tasks"):
         run(None, {"pope_random": 1})
-
-
-@pytest.mark.slow
-def test_a_model_answers_them_all(here, base, run, tmp_path):
-    popes = pope_repo(commit=REVISIONS["_pope_yaml"])
-    lists = Repo("some/lists", AMBER_FILES, type="dataset")
-    with serve([hallusion_repo(), mmstar_repo(), popes, *amber_repos(), lists]) as url:
-        here(url)
-        found = run(base, {"hallusion_bench": 2, "mmstar": 2, "pope": 3})
-        amber = copied("amber", tmp_path, url, AMBER_FILES)
-        described = run(base, {"amber_generative": 1}, amber)
-    task_results.write(found, tmp_path / "written")
-    assert task_results.read(tmp_path / "written") == found
-    assert {"hallusion_bench", "mmstar", "pope_random"} <= found.document["results"].keys()
-    assert described.document["results"]["amber_generative"]["hal,none"] in (0.0, 1.0)
-    rows = found.samples["pope_random"]
-    words = [said(row["resps"][0][0]) for row in rows]
-    right = [word == row["target"] for word, row in zip(words, rows, strict=True)]
-    figures = found.document["results"]["pope_random"]
-    assert figures["accuracy,none"] == pytest.approx(sum(right) / 3)
-    assert figures["unclear,none"] == pytest.approx(words.count(None) / 3)

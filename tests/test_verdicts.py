@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, METRICS
-from stages.reporting import metric_tables, verdicts
-from stages.reporting.page import render
+from stages.reporting import verdicts
+from stages.reporting.page import others, render
 from tests.experiment import POPE, around, metrics_of, slice_table, uncharted
 
 EVERY = metrics_of()
@@ -167,21 +168,10 @@ def test_of_many_tasks_one_must_be_surer_to_be_told():
 
 def test_every_metric_is_in_exactly_one_table():
     both = [key for one in BOTH for key in (one.base, one.tuned, one.change)]
-    controls = metric_tables.controls(EVERY)
+    controls = catalogue.controls(EVERY)
     counted = {metric.rows for metric in METRICS.values() if metric.alarm} - {"pairs"}
-    others = metric_tables.others(EVERY)
-    shown = [*both, *counted, *(metric.key for metric in (*controls, *others))]
+    rest = others(EVERY)
+    shown = [*both, *counted, *(metric.key for metric in (*controls, *rest))]
     assert sorted(shown) == sorted(key for key in METRICS if key in EVERY)
-    assert metric_tables.both_models(EVERY) == list(BOTH)
-    assert metric_tables.both_models({"base_accuracy": 1.0}) == []
-
-
-def test_bars_are_of_shares_and_points_where_there_is_no_interval():
-    by_stem = {both.stem: both for both in BOTH}
-    assert metric_tables.bars(EVERY, by_stem["answer_tokens"]) == []
-    assert metric_tables.bars(EVERY, by_stem["correct"]) == [
-        ("base", 0.4, 0.37, 0.43),
-        ("tuned", 0.9, 0.87, 0.93),
-    ]
-    plain = {key: value for key, value in EVERY.items() if not key.endswith(("_low", "_high"))}
-    assert metric_tables.bars(plain, by_stem["accuracy"])[0] == ("base", 0.72, 0.72, 0.72)
+    assert catalogue.of_both_models(EVERY) == list(BOTH)
+    assert catalogue.of_both_models({"base_accuracy": 1.0}) == []

@@ -1,9 +1,8 @@
 """Every metric of ``results/metrics.json``: its meaning, its unit, how it is read and judged.
 
-One entry for each key, in the file's order. What computes, judges, shows or documents a metric asks
-here; nothing is guessed from parts of a key's name. The ends of an interval have no entry of their
-own: ``<key>_low`` and ``<key>_high`` are in the unit of their key. The keys of lm-eval's tasks are
-read by ``stages.evaluation.paired``.
+One entry for each key, in the file's order. The ends of an interval have no entry of their own:
+``<key>_low`` and ``<key>_high`` are in the unit of their key. The keys of lm-eval's tasks are read
+by ``stages.evaluation.paired``.
 """
 
 import math
@@ -53,8 +52,7 @@ class Unit:
     def interval(self, low: Any, high: Any) -> str:
         """``[97.4, 99.2]``; empty where an end is not known.
 
-        There are as many digits as it takes not to show an end near 0 as 0: whether an interval
-        leaves 0 out decides what can be told.
+        An end near 0 has as many digits as it takes not to show it as 0, which the rules ask for.
         """
         if not (is_known(low) and is_known(high)):
             return ""
@@ -97,12 +95,10 @@ FIGURE = Unit(_NAME, digits=3, change=Unit(_NAME, digits=3, signed=True))
 class Metric:
     """One key of the file.
 
-    ``interval``: whether it has ``_low`` and ``_high``. ``better``: which way is, if either.
-    ``null``: its value where training changed nothing, which a verdict compares with. ``needs``:
-    what a run must have for the key to be there; always there if empty. ``rows``: the key that
-    counts what it is a mean or a count of. ``p_value``: the key of its McNemar test. ``alarm``: for
-    a control, what value would be bad and what it would show. ``title``: its name for people, where
-    it is shown large.
+    ``null``: its value where training changed nothing. ``needs``: what a run must have for the key
+    to be there. ``rows``: the key that counts what it is a mean or a count of. ``p_value``: the key
+    of its McNemar test. ``alarm``: for a control, what value would be bad and what it would show.
+    ``title``: its name for people, where it is shown large.
     """
 
     key: str
@@ -120,10 +116,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Both:
-    """What is measured of base and of tuned: keys of the two and of their paired difference.
-
-    ``meaning`` has a place for ``{model}``.
-    """
+    """What is measured of base and of tuned; ``meaning`` has a place for ``{model}``."""
 
     stem: str
     title: str
@@ -144,7 +137,6 @@ class Both:
         return f"tuned_{self.stem}"
 
     def metrics(self) -> tuple[Metric, ...]:
-        """Its entries: base, tuned and change."""
         mean = partial(_mean, better=self.better, needs=self.needs, rows=self.rows)
         by = "pair" if self.rows == "pairs" else "question"
         difference = f"{self.tuned} - {self.base}, {by} by {by}"
@@ -225,7 +217,6 @@ WAYS = {  # what the control pairs show in place of their image, and what a high
 
 
 def _of_length(name: str, words: str, alarm: str) -> tuple[Metric, ...]:
-    """How many pairs there are of a kind by length, and their win rate."""
     needs, rows = f"such pairs of at least {ENOUGH_IMAGES} images", f"pairs_{name}"
     rate, meaning = f"win_rate_{name}", f"win rate of pairs whose {words}"
     return (
@@ -235,7 +226,6 @@ def _of_length(name: str, words: str, alarm: str) -> tuple[Metric, ...]:
 
 
 def _of_images(way: str, image: str, as_high: str) -> tuple[Metric, ...]:
-    """What the control pairs give with another image than their own."""
     mean = partial(_mean, needs=_CONTROLS, rows="control_pairs")
     of = f"of the control pairs with {image}"
     return (
@@ -435,17 +425,19 @@ HEADLINE = {
 }
 
 
-def about(key: str) -> Metric:
-    """The entry of a key, or of the key that it is an end of.
+def of_both_models(values: Mapping[str, Any]) -> list[Both]:
+    """What of ``BOTH`` a run has."""
+    return [both for both in BOTH if both.base in values and both.tuned in values]
 
-    Raises:
-        KeyError: there is no such metric.
-    """
-    for end in ENDS:
-        name = key.removesuffix(f"_{end}")
-        if key not in METRICS and name in METRICS and METRICS[name].interval:
-            return METRICS[name]
-    return METRICS[key]
+
+def controls(values: Mapping[str, Any]) -> list[Metric]:
+    """What else could have made the wins; each says what it would show if it had."""
+    return [metric for key, metric in METRICS.items() if metric.alarm and key in values]
+
+
+def about(key: str) -> Metric:
+    """The entry of a key, or of the key that it is an end of."""
+    return METRICS[key if key in METRICS else key.rpartition("_")[0]]
 
 
 def shown(key: str, value: Any) -> str:

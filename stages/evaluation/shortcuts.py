@@ -38,12 +38,10 @@ def judges(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, Floats]:
 
     ``first_words``: from an answer's first words, ``bag_of_words``: from which words it has. Each
     is a logistic regression on the difference of the two answers' features. Source: Gururangan et
-    al. 2018 (arXiv 1803.02324), who found half of a data set's labels in its hypotheses alone.
+    al. 2018 (arXiv 1803.02324).
     """
-    return {
-        name: _learned(train, test, features)
-        for name, features in (("first_words", first_words), ("bag_of_words", words))
-    }
+    judged = {"first_words": first_words, "bag_of_words": words}
+    return {name: _learned(train, test, features) for name, features in judged.items()}
 
 
 def words(text: str) -> list[str]:
