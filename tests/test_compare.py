@@ -139,12 +139,6 @@ def test_against_another_reference_only_figures_without_reference_are_given():
     assert "## Pairs" not in text
 
 
-def test_right_answers_to_different_questions_are_not_compared():
-    found, notes = compare.measures(experiment(right=(True, False)), experiment(right=(True,)))
-    assert RIGHT not in [each.name for each in found]
-    assert "right answers are left out, because not all were asked the same" in notes[0]
-
-
 @pytest.mark.parametrize(
     ("lost", "n", "images", "interval"),
     [

@@ -39,13 +39,6 @@ QUESTIONS = [
 ]
 
 
-def test_the_histogram_by_hand():
-    table = evaluate.histogram(np.array([-1.0, 0.0, 0.1, 0.1, 3.0]), bins=4)
-    assert list(table["margin"]) == [-0.5, 0.5, 1.5, 2.5, 3.5]
-    assert list(table["pairs"]) == [1, 3, 0, 0, 1]
-    assert evaluate.histogram(np.zeros(7))["pairs"].sum() == 7
-
-
 @pytest.mark.parametrize("scale", [1e-7, 0.013, 1.0, 48.0, 3e5])
 def test_the_histograms_bins_are_round_and_none_holds_wins_and_losses(scale):
     margins = np.random.default_rng(0).normal(0.3, 1, 500) * scale
@@ -179,19 +172,6 @@ def test_everything_is_written(project, capsys):
     headline = json.loads((reports / "headline.json").read_text())
     assert (headline["win_rate"], headline["correct"]) == (0.75, 1.0)
     assert len(headline) <= 8
-
-
-def test_metrics_hold_no_time_path_or_host(project):
-    folder = project
-    run(folder)
-    first = contents(folder / "reports")
-    run(folder)
-    assert contents(folder / "reports") == first
-    assert not any(str(folder).encode() in content for content in first.values())
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatch):

@@ -53,13 +53,6 @@ def test_nothing_to_draw_makes_no_figure(draw):
     assert not draw()
 
 
-def test_a_gap_in_a_curve_is_left_out_and_a_single_point_is_marked():
-    table = pd.DataFrame({"step": [5, 10, 15], "loss": [1.0, NAN, float("inf")]})
-    (line,) = axes_of(figures.curves(table, None)["loss"]).lines
-    assert list(line.get_xdata()) == [5]
-    assert line.get_marker() == "o"
-
-
 def test_margins_below_and_above_zero_have_different_colours_and_zero_is_in_sight():
     axes = axes_of(figures.margins(HISTOGRAM))
     colours = [bar.get_facecolor() for bar in axes.patches]
@@ -82,16 +75,6 @@ def test_an_inline_svg_has_the_page_s_colours_and_no_size_and_says_what_it_is():
     assert {"--tuned", "--base"} <= set(re.findall(r"var\(([a-z-]+)\)", svg))
     assert root.attrib["role"] == "img"
     assert root.attrib["aria-label"] == root.findtext("title") == 'a "b" <c'
-
-
-def test_ids_of_two_charts_do_not_clash_and_every_reference_is_kept():
-    figure = figures.margins(HISTOGRAM)
-    one, other = (figures.inline_svg(figure, name, "M") for name in ("one", "other"))
-    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (one, other)]
-    assert ids[0]
-    assert not ids[0] & ids[1]
-    for svg, known in zip((one, other), ids, strict=True):
-        assert set(re.findall(r"(?<=url\(#)[^)]+|(?<=href=\"#)[^\"]+", svg)) <= known
 
 
 def test_charts_are_the_same_whatever_the_user_s_settings_are(tmp_path):

@@ -168,20 +168,6 @@ def test_the_adapter_is_active_and_what_was_asked_is_the_same(
 
 
 @pytest.mark.slow
-def test_the_models_chat_template_and_the_pixel_bounds_of_format_apply(
-    base, base_results, params_with
-):
-    (prompt,) = base_results.samples["easy_vqa"][0]["arguments"][0]
-    question = prompt.partition("<|vision_end|>")[2].partition("<|im_end|>")[0]
-    assert question in QUESTIONS
-    assert prompt.startswith("<|im_start|>user\n<|vision_start|>")
-    assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
-    pixels = {"format.image_min_pixels": 4096, "format.image_max_pixels": 9216}
-    size = lm_eval._model(base, params_with(**pixels)).processor.image_processor.size
-    assert (size["shortest_edge"], size["longest_edge"]) == (4096, 9216)
-
-
-@pytest.mark.slow
 def test_repeated_runs_write_the_same_bytes_without_paths(
     base, run, base_results, asked, images, tmp_path
 ):
@@ -272,14 +258,6 @@ def test_a_comparison_by_hand():
     assert (f1.change.difference, f1.change.low) == (0.75, None)
 
 
-@pytest.mark.parametrize(("better", "written"), [(True, 1), (False, 0), (None, None)])
-def test_which_way_is_better_is_lm_evals_word_and_few_images_give_no_interval(better, written):
-    base, tuned = (results_of({"m": v}, ["a", "a"], better=better) for v in ([0, 1], [1, 1]))
-    expected = {"lm_eval/t/m/base": 0.5, "lm_eval/t/m/tuned": 1.0, "lm_eval/t/m/change": 0.5}
-    expected |= {} if written is None else {"lm_eval/t/m/higher_is_better": written}
-    assert compare(base, tuned) == expected
-
-
 def test_the_change_of_a_ratio_has_the_interval_of_its_mean_by_image():
     """Where every whole is the same; the figure is the ratio's."""
 
@@ -338,12 +316,3 @@ def test_what_is_written_is_read_back_and_broken_files_are_named(tmp_path):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(UserError, match=f"{named} is missing or broken; `dvc repro -f`"):
             task_results.read(tmp_path)
-
-
-def test_numbers_that_json_has_no_word_for_are_null_and_functions_their_names():
-    value = {
-        "a": [float("nan"), np.float64(0.5), np.int64(2)],
-        1: test_other_documents_are_not_compared,
-    }
-    expected = b'{"1": "test_other_documents_are_not_compared", "a": [null, 0.5, 2]}'
-    assert task_results.to_json(value) == expected

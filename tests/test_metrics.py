@@ -1,6 +1,5 @@
 """The numbers of metrics.json, held against sums done by hand."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -156,13 +155,6 @@ def test_image_controls_compare_the_same_pairs(scores):
     assert metrics.of_images(scores, SETTINGS) == {}
 
 
-def test_the_order_of_the_reference_is_of_no_matter(scores):
-    shuffled = pd.concat(
-        [REFERENCE.iloc[::-1], REFERENCE.assign(id=[f"train {i}" for i in range(4)])]
-    )
-    pd.testing.assert_frame_equal(metrics.score(PAIRS, POLICY, shuffled, BETA), scores)
-
-
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -174,12 +166,6 @@ def test_the_order_of_the_reference_is_of_no_matter(scores):
 def test_a_reference_of_other_pairs_or_tokens_is_refused(reference, message):
     with pytest.raises(ValueError, match=message):
         metrics.score(PAIRS, POLICY, reference, BETA)
-
-
-def test_an_untrained_policy_ties_everywhere():
-    found = metrics.of_pairs(metrics.score(PAIRS, REFERENCE, REFERENCE, BETA), SETTINGS)
-    assert (found["win_rate"], found["ties"], found["reward_margin"]) == (0.5, 4, 0.0)
-    assert found["accuracy_change"] == 0
 
 
 GRADED = pd.DataFrame(
@@ -269,27 +255,12 @@ def test_what_a_run_can_lack_says_what_it_needs(scores, all_metrics):
     assert set(least) & set(METRICS) == {m.key for m in METRICS.values() if not m.needs}
 
 
-def test_values_are_plain_numbers_within_their_intervals(all_metrics):
-    found = all_metrics
-    assert all(type(value) in (int, float) for value in found.values()), found
-    for key, metric in METRICS.items():
-        if metric.interval:
-            assert found[f"{key}_low"] <= found[key] <= found[f"{key}_high"]
-
-
 def test_one_image_gives_no_intervals_instead_of_a_crash(scores):
     found = metrics.of_pairs(scores.assign(group="g1"), SETTINGS)
     assert found["images"] == 1
     assert found["win_rate"] == 0.625
     assert not [key for key in found if key.endswith(("_low", "_high")) and "wilson" not in key]
     assert "win rate 62.5% of 4 held-out pairs" in metrics.in_words(found)
-
-
-def test_in_words_gives_the_figures_that_come_first(scores):
-    found = metrics.of_pairs(scores, SETTINGS) | metrics.of_questions(GRADED, SETTINGS)
-    rate, _, right = metrics.in_words(found).split("; ")
-    assert re.fullmatch(r"win rate 62\.5% \[[\d.]+, [\d.]+\] of 4 held-out pairs", rate)
-    assert re.fullmatch(r"right answers 33\.3% \[.*\] → 66\.7% \[.*\]", right)
 
 
 def test_the_headline_has_four_digits_and_falls_back_on_lm_evals_first_task(all_metrics):

@@ -103,14 +103,6 @@ def test_page_and_card_follow_from_what_the_stages_wrote_and_nothing_else(
         assert b"brave-lion" not in content
 
 
-def test_warnings_are_printed_too(arguments, capsys):
-    metrics = arguments["results"] / "metrics.json"
-    lost = {"chosen_logps_change": -1.0, "chosen_logps_change_low": -2.0}
-    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | lost))
-    report.main(**arguments)
-    assert "warning: Chosen answers lost probability" in capsys.readouterr().out
-
-
 def test_the_stage_copes_without_files_that_only_feed_charts(arguments):
     for name in ("slices", "margins"):
         (arguments["results"] / f"{name}.csv").unlink()

@@ -22,17 +22,6 @@ def test_a_verdict_needs_the_whole_interval_on_one_side(low, high, expected):
     assert verdicts.verdict(values, "win_rate") == expected
 
 
-def test_where_less_is_better_and_where_neither_is_it_is_judged_so():
-    values = metrics_of(
-        **around("repetition_change", 0.05, 0.02),
-        **around("unfinished_change", -0.05, 0.02),
-        **around("answer_tokens_change", 5.0, 1.0),
-    )
-    found = [verdicts.verdict(values, f"{n}_change") for n in ("repetition", "unfinished")]
-    assert found == ["worse", "better"]
-    assert verdicts.verdict(values, "answer_tokens_change") == "unclear"
-
-
 def test_the_headline_gives_every_figure_with_its_interval():
     assert verdicts.headline(metrics_of(pairs=799, images=799)) == (
         "On 799 held-out pairs the tuned model raised chosen over rejected in 95.0% [92.0, 98.0] "
