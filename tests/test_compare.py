@@ -168,7 +168,7 @@ def test_flips_are_sorted_by_size_counted_and_ten_are_shown():
     margins = tuple(float(i + 1) for i in range(12))
     all_lost = experiment(margins=tuple(-m for m in margins))
     text = compare.render(experiment(margins=margins), all_lost)
-    assert "Pairs lost in win rate over the base: 12, the 10 largest changes" in text
+    assert "Pairs lost in chosen-versus-rejected win rate: 12, the 10 largest changes" in text
     assert text.count("    pair ") == 10
     assert "id11" in text  # the largest
     assert "    pair      id0\n" not in text
@@ -203,7 +203,7 @@ def test_a_row_has_both_figures_their_difference_and_whether_it_can_be_told():
     )
     after = experiment(margins=(1.0,) * 40, probed=answered([1.0] * 40))
     text = compare.render(before, after)
-    rows, old, new, difference, _, *rest = cells(text, "win rate over the base")
+    rows, old, new, difference, _, *rest = cells(text, "chosen-versus-rejected win rate")
     assert (rows, old, new, difference) == ("40", "50.0%", "100.0%", "+50.0 points")
     assert rest == ["20", "0", "< 0.001", "higher"]
     assert cells(text, CHOSEN)[-4:] == ["", "", "", "unclear"]
@@ -281,7 +281,12 @@ def setting(name, beta, won, n=60, **changed):
 def test_the_mean_and_the_spread_are_those_of_the_seeds():
     text = compare.over_seeds([setting("cold", 0.1, (30, 36, 33))])
     assert "3 seeds: cold-0 (0), cold-1 (1), cold-2 (2)" in text
-    assert cells(text, "win rate over the base")[:4] == ["60", "cold-0", "55.0%", "5.0 points"]
+    assert cells(text, "chosen-versus-rejected win rate")[:4] == [
+        "60",
+        "cold-0",
+        "55.0%",
+        "5.0 points",
+    ]
     assert "right answers" not in text
 
 

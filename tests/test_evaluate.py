@@ -64,7 +64,9 @@ def project(tmp_path, monkeypatch, write_params):
         (tmp_path / folder).mkdir()
     for i, name in enumerate("abcd"):
         Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "images" / f"{name}.jpg")
-    rows = {"train": [], "validation": [], "test": PAIRS, "questions": QUESTIONS}
+    seen = [row("x", messages=PAIRS[0]["messages"])]  # the text of a test pair
+    seen[0]["images"] = PAIRS[1]["images"]
+    rows = {"train": seen, "validation": [], "test": PAIRS, "questions": QUESTIONS}
     for name, content in rows.items():
         (tmp_path / "formatted" / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "adapter" / "fingerprint.json").write_text('{"fingerprint": "0123abcd"}')
@@ -162,12 +164,13 @@ def test_everything_is_written(project, capsys):
     assert len(pd.read_parquet(reports / "details" / "answers.parquet")) == 6
     audit = pd.read_csv(reports / "details" / "audit.csv")
     assert list(audit.columns) == list(shortcuts.LISTED)
-    assert (result["audited_images"], result["bag_of_words_wins"]) == (4, 0.5)  # nothing to learn
+    assert (result["audited_images"], result["bag_of_words_wins"]) == (4, 1.0)
     assert "win_rate_detectable" in result
+    assert result["seen_text_pairs"] == 1
     assert set(pd.read_csv(reports / "results" / "slices.csv")["note"]) == {"too few pairs"}
     assert task_results.read(reports / "details" / "lm_eval").document["results"]["t"]
     assert pd.read_csv(reports / "results" / "margins.csv")["pairs"].sum() == 4
-    assert "win rate 75.0%" in capsys.readouterr().out
+    assert "chosen-versus-rejected win rate 75.0%" in capsys.readouterr().out
 
     headline = json.loads((reports / "headline.json").read_text())
     assert (headline["win_rate"], headline["correct"]) == (0.75, 1.0)

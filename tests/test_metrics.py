@@ -201,6 +201,14 @@ def test_right_answers_are_counted():
     assert metrics.of_questions(GRADED.iloc[:0], SETTINGS) == {}
 
 
+def test_validation_pairs_have_the_same_measures_to_choose_by(scores):
+    found, test = metrics.of_validation(scores, SETTINGS), metrics.of_pairs(scores, SETTINGS)
+    assert found["val_pairs"] == 4
+    for key in ("win_rate", "win_rate_low", "base_accuracy", "tuned_accuracy"):
+        assert found[f"val_{key}"] == test[key]
+    assert metrics.of_validation(None, SETTINGS) == {}
+
+
 def test_answers_are_measured():
     found = metrics.of_answers(ANSWERED, SETTINGS)
     assert found["answers"] == 2
@@ -220,7 +228,11 @@ def test_answers_are_measured():
 def all_metrics(scores):
     judged = {name: statistics.outcomes([1, -1, 1, 1]) for name in ("first_words", "bag_of_words")}
     counts = dict.fromkeys(
-        ("audited_pairs", "contradictory_pairs", "audited_images", "near_duplicate_images"), 0
+        (
+            *("audited_pairs", "contradictory_pairs", "audited_images", "near_duplicate_images"),
+            "seen_text_pairs",
+        ),
+        0,
     )
     enough = many(30, [-1] * 10 + [0] * 10 + [1] * 10, [1.0] * 30)
     return (
@@ -231,6 +243,7 @@ def all_metrics(scores):
         | metrics.of_images(shown_other(scores), SETTINGS)
         | metrics.of_answers(ANSWERED, SETTINGS)
         | metrics.of_questions(GRADED, SETTINGS)
+        | metrics.of_validation(scores, SETTINGS)
     )
 
 
@@ -251,7 +264,11 @@ def test_the_catalogue_has_every_key_in_its_order_and_no_other(all_metrics):
 def test_what_a_run_can_lack_says_what_it_needs(scores, all_metrics):
     least = metrics.of_pairs(scores, SETTINGS) | metrics.of_length(scores, SETTINGS)
     least |= {key: all_metrics[key] for key in METRICS if key.endswith("_words_wins")}
-    least |= {key: 0 for key in METRICS if key.startswith(("audited_", "contradictory_", "near_"))}
+    least |= {
+        key: 0
+        for key in METRICS
+        if key.startswith(("audited_", "contradictory_", "near_", "seen_"))
+    }
     assert set(least) & set(METRICS) == {m.key for m in METRICS.values() if not m.needs}
 
 
@@ -260,7 +277,7 @@ def test_one_image_gives_no_intervals_instead_of_a_crash(scores):
     assert found["images"] == 1
     assert found["win_rate"] == 0.625
     assert not [key for key in found if key.endswith(("_low", "_high")) and "wilson" not in key]
-    assert "win rate 62.5% of 4 held-out pairs" in metrics.in_words(found)
+    assert "chosen-versus-rejected win rate 62.5% of 4 held-out pairs" in metrics.in_words(found)
 
 
 def test_the_headline_has_four_digits_and_falls_back_on_lm_evals_first_task(all_metrics):

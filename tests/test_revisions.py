@@ -98,7 +98,7 @@ def test_a_commit_a_tag_a_branch_and_an_experiment_are_read_though_only_the_cach
     assert revisions.load("beta-0.2").commit == commit[:7]
     compare.main("main", "tuned")
     text = capsys.readouterr().out
-    assert cells(text, "win rate over the base")[3] == "+50.0 points"
+    assert cells(text, "chosen-versus-rejected win rate")[3] == "+50.0 points"
     assert cells(text, "t acc")[3] == "+0.500"
     assert "train.beta  0.2 → 0.4" in text
 
@@ -109,7 +109,7 @@ def test_the_workspace_is_the_files_as_they_are(here, capsys):
     compare.main("tuned", "workspace")
     printed = capsys.readouterr().out
     assert "after   workspace (the files here)" in printed
-    assert cells(printed, "win rate over the base")[3] == "-50.0 points"
+    assert cells(printed, "chosen-versus-rejected win rate")[3] == "-50.0 points"
 
 
 @pytest.mark.slow

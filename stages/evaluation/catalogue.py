@@ -150,6 +150,8 @@ class Both:
 
 _mean = partial(Metric, interval=True)
 _win_rate = partial(_mean, unit=SHARE, better="higher", null=0.5)
+_VALIDATION = "validation pairs"
+_of_validation = partial(_mean, unit=SHARE, better="higher", needs=_VALIDATION, rows="val_pairs")
 _of_split = partial(Metric, needs="at least two images")
 
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
@@ -261,8 +263,8 @@ _ENTRIES = (
     Metric("images", "distinct images among them; the bootstrap draws these"),
     _win_rate(
         "win_rate",
-        "share of pairs whose reward margin is above 0, a tie counted half",
-        title="Win rate over the base",
+        "share of pairs whose implicit reward margin is above 0, a tie counted half",
+        title="Chosen-versus-rejected win rate",
     ),
     Metric("win_rate_wilson_low", "lower end of Wilson's interval, each image one trial", SHARE),
     Metric("win_rate_wilson_high", "its upper end; the one to read below some 30 images", SHARE),
@@ -379,6 +381,11 @@ _ENTRIES = (
         rows="audited_images",
         alarm="Above 0: training saw something of what is tested.",
     ),
+    Metric(
+        "seen_text_pairs",
+        "pairs whose question and both answers are word for word those of a training pair",
+        alarm="Most of the pairs: held out is the image, not the text.",
+    ),
     # controls: the image
     Metric("control_pairs", "test pairs scored again with another image", needs=_CONTROLS),
     *(metric for way, words in WAYS.items() for metric in _of_images(way, *words)),
@@ -403,6 +410,11 @@ _ENTRIES = (
     Metric("correct_gained", "questions that only the tuned model gets right", needs=_QUESTIONS),
     Metric("correct_lost", "questions that only the base gets right", needs=_QUESTIONS),
     Metric("correct_p_value", _MCNEMAR, P_VALUE, needs=_QUESTIONS),
+    # of the validation pairs: what settings are chosen by
+    Metric("val_pairs", "validation pairs scored", needs=_VALIDATION, rows="val_pairs"),
+    _of_validation("val_win_rate", "win_rate of the validation pairs", null=0.5),
+    _of_validation("val_base_accuracy", "base_accuracy of the validation pairs"),
+    _of_validation("val_tuned_accuracy", "tuned_accuracy of the validation pairs"),
 )
 METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _ENTRIES}
 # Every key that the file can have, lm-eval's aside, in its order.
@@ -412,11 +424,12 @@ KEYS = tuple(
     for key in (metric.key, *(f"{metric.key}_{end}" for end in ENDS if metric.interval))
 )
 
-# DVC's metrics: at most eight, under names so short that `dvc exp show` fits 120 columns.
+# DVC's metrics: at most eight, under names so short that `dvc exp show` fits 120 columns. First
+# what settings are chosen by, then what is reported of the chosen one.
 HEADLINE = {
+    "val_win_rate": "val_win_rate",
+    "val_acc": "val_tuned_accuracy",
     "win_rate": "win_rate",
-    "win_low": "win_rate_low",
-    "win_high": "win_rate_high",
     "base_acc": ACCURACY.base,
     "tuned_acc": ACCURACY.tuned,
     "correct": CORRECT.tuned,  # else what lm-eval's first task gives, see metrics.headline

@@ -158,6 +158,17 @@ def of_shortcuts(
     return _ordered({**counts, **with_intervals(means, pd.Series(groups), settings)})
 
 
+def of_validation(scores: pd.DataFrame | None, settings: Evaluate) -> dict[str, float]:
+    """Win rate and accuracies of the validation pairs, to choose settings by without the test."""
+    if scores is None:
+        return {}
+    means = {"val_win_rate": statistics.outcomes(scores["reward_margin"])}
+    for model in MODELS:
+        means[f"val_{model}_accuracy"] = statistics.outcomes(scores[f"{model}_margin"])
+    values: dict[str, float] = {"val_pairs": len(scores)}
+    return _ordered(values | with_intervals(means, scores["group"], settings))
+
+
 def of_images(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     """What the win rate is when another image is shown, from the columns of ``with_controls``."""
     ways = [way for way in WAYS if f"reward_margin_{way}" in scores]
@@ -251,8 +262,8 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
 def in_words(metrics: Mapping[str, float]) -> str:
     """The figures that come first, in a line, with their intervals. The report judges them."""
     found = [
-        f"win rate {catalogue.with_interval(metrics, 'win_rate')} of {metrics['pairs']:,} held-out "
-        "pairs"
+        f"chosen-versus-rejected win rate {catalogue.with_interval(metrics, 'win_rate')} of "
+        f"{metrics['pairs']:,} held-out pairs"
     ]
     found += [
         f"{both.title.lower()} {catalogue.with_interval(metrics, both.base)} → "

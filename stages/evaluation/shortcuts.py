@@ -85,6 +85,17 @@ def _said(pair: Pair, side: str) -> str:
 # contradictions and copies
 
 
+def seen_texts(train: Iterable[Pair], test: Iterable[Pair]) -> list[bool]:
+    """Whether a test pair's prompt and both answers are word for word those of a training pair: its
+    image is held out, its text is not."""
+
+    def text(pair: Pair) -> str:
+        return json.dumps([pair["messages"], *(_said(pair, side) for side in SIDES)])
+
+    known = set(map(text, train))
+    return [text(pair) in known for pair in test]
+
+
 def contradictions(pairs: Iterable[Pair]) -> list[tuple[str, str]]:
     """Ids of pairs of the same images and prompt that prefer opposite answers: what one chose the
     other rejected, and the reverse. Letter case and spaces don't count.
