@@ -61,6 +61,7 @@ IN_UNIT = {
 POPE = "lm_eval/pope_random/acc"
 ALONE = {
     **{"ties": 0, "contradictory_pairs": 0, "near_duplicate_images": 0, "questions": 16},
+    "seen_text_pairs": 0,
     **{f"{POPE}/base": 0.8, f"{POPE}/tuned": 0.81, f"{POPE}/change": 0.01},
     **{f"{POPE}/change_low": -0.02, f"{POPE}/change_high": 0.04, f"{POPE}/p_value": 1.0},
     **{f"{POPE}/gained": 5, f"{POPE}/lost": 4, f"{POPE}/higher_is_better": 1},

@@ -82,7 +82,7 @@ def test_the_index_tells_pairs_held_out_by_image_from_the_own_questions_of_the_d
     pairs = {"name": name, "type": name, "split": "held out by image", "revision": "8" * 40}
     questions = {"name": f"{name}, its own test questions", "type": name, "revision": "8" * 40}
     assert measured(four_b()) == {
-        "Win rate over the base": (0.95, pairs),
+        "Chosen-versus-rejected win rate, by implicit reward": (0.95, pairs),
         "Preference accuracy": (0.95, pairs),
         "Right answers": (0.9, questions),
         "pope_random acc": (0.81, {"name": "pope_random (lm-eval)", "type": "pope_random"}),

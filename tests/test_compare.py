@@ -323,7 +323,7 @@ def test_another_reference_leaves_the_win_rate_out():
     moved = scores(won, reference_chosen_logps=-12.0, reference_rejected_logps=-12.0)
     text = compare.over_seeds([[one, setting("cold", 0.1, (30, 30), scores=moved)[1]]])
     assert cells(text, "preference accuracy")
-    assert "| win rate over" not in text
+    assert "| chosen-versus-rejected" not in text
     assert "references differ" in text
 
 

@@ -327,6 +327,20 @@ def direction(
     return "lower" if high < null else "unclear"
 
 
+def widened(
+    low: float, estimate: float, high: float, level: float, tests: int
+) -> tuple[float, float]:
+    """An interval at ``level``, wide enough that of so many at most ``SURE`` miss in any one place.
+
+    Each side is stretched by z(1 - SURE / (2·tests)) / z(½ + level/2), never shrunk, so a skewed
+    interval stays so. Source: Bonferroni; Dunn 1961.
+    """
+    from scipy.special import ndtri
+
+    stretch = max(1.0, float(ndtri(1 - SURE / (2 * tests)) / ndtri((1 + level) / 2)))
+    return estimate - stretch * (estimate - low), estimate + stretch * (high - estimate)
+
+
 # what a test split can detect
 
 

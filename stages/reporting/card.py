@@ -166,10 +166,11 @@ def _measured(inputs: Inputs) -> list[Any]:
     }
     pairs = of_data | {"dataset_name": name, "dataset_split": "held out by image"}
     questions = of_data | {"dataset_name": f"{name}, its own test questions"}
+    by = {"win_rate": ", by implicit reward"}  # its title stands alone there
     found: list[tuple[dict[str, Any], str, str, Any]] = [
         (
             questions if METRICS[key].rows == "questions" else pairs,
-            *(kind, METRICS[key].title, metrics.get(key)),
+            *(kind, METRICS[key].title + by.get(key, ""), metrics.get(key)),
         )
         for key, kind in INDEXED.items()
     ]

@@ -30,6 +30,7 @@ def render(inputs: Inputs) -> str:
     from markupsafe import Markup
 
     p, values = inputs.p, dict(inputs.metrics)
+    confidence = p.evaluate.confidence
     extremes = gallery.extremes(inputs.scores, inputs.answers, CARDS)
     by_id = {str(pair["id"]): pair for pair in inputs.test_pairs}
     loss, bits = LOSSES[p.train.loss], p.model.quantization_bit
@@ -39,13 +40,12 @@ def render(inputs: Inputs) -> str:
         m=values,
         model=inputs.model,
         data=list(inputs.data),
-        level=f"{100 * p.evaluate.confidence:g}%",
-        title=verdicts.TITLES[verdicts.verdict(values, "win_rate")],
+        level=f"{100 * confidence:g}%",
+        title=verdicts.title(values),
         headline=verdicts.headline(values),
-        concerns=verdicts.concerns(values, inputs.slices),
+        concerns=verdicts.concerns(values, inputs.slices, confidence),
         rules=verdicts.RULES,
-        verdict=verdicts.verdict,
-        judged=verdicts.judged,
+        judged=verdicts.judged(verdicts.family(values, inputs.slices), confidence),
         tiles=tiles(values),
         both_models=catalogue.of_both_models(values),
         others=others(values),
