@@ -7,6 +7,16 @@ from stages.sources.topics import COLOURS, SHAPES, asked_topic, is_negated, kind
 # "Yes." and "No, it is teal." answer outright; "No red shape is present." is a statement.
 _EXPLICIT = re.compile(r"\W*(?:(yes)\b|(no)(?=\s*$|\s*[^\w\s]|\s+(?:it|that|the|there|this)\b))")
 
+# "I'm not sure", "I can't tell", "It is not possible to determine": an answer that declines.
+HEDGE = re.compile(
+    r"\b(?:not (?:sure|certain|clear|enough)|unsure|uncertain|unclear|(?:do not|don't) know"
+    r"|(?:can ?not|can't|could not|couldn't|unable to|(?:not |im)possible to|(?:hard|difficult) to)"
+    r" (?:be |definitively |really )?"
+    r"(?:tell|say|know|determined?|confirm(?:ed)?|ascertain(?:ed)?|judged?|verif(?:y|ied)|answer))\b"
+)
+# "There is not only a dog but also a cat", "no doubt there is": words of denial that deny nothing.
+NO_DENIAL = re.compile(r"\bnot (?:only|just|merely|to mention)\b|\b(?:no|without(?: a)?) doubt\b")
+
 
 def is_correct(question: str, truth: str, answer: str) -> bool:
     """Whether a generated answer gives the true one-word answer to a question, strictly.
@@ -18,7 +28,8 @@ def is_correct(question: str, truth: str, answer: str) -> bool:
     what it goes on to say contradicts it ("Yes, it is teal." of a red shape): then it is wrong.
     Without such a word, it is decided by what the shape is said to be: naming only the topic that
     was asked about says that it is there, naming only another, or denying the one asked about, says
-    that it is not, and the true yes or no (of a question that may be negated) must follow.
+    that it is not, and the true yes or no (of a question that may be negated) must follow. One that
+    declines ("I'm not sure") says neither.
     """
     # Models write both apostrophes.
     said = answer.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
@@ -38,8 +49,10 @@ def is_correct(question: str, truth: str, answer: str) -> bool:
 
 def _says_there(asked: str, statement: str) -> bool | None:
     """Whether a statement says that the topic asked about is in the image; None if it is open."""
+    if HEDGE.search(statement):
+        return None
     options = COLOURS if asked in COLOURS else SHAPES
-    words = re.findall(r"[a-z']+", statement)
+    words = re.findall(r"[a-z']+", NO_DENIAL.sub(" ", statement))
     named = {word for word in words if word in options}
     if len(named) != 1:
         return None
