@@ -73,7 +73,7 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 
 # Without --drop the table has a column for every file that a stage reads or writes; without --keep it
 # loses the figures that two experiments share. DVC's own -A lists all commits; these have experiments.
-FIGURES := win_rate|win_low|win_high|tuned_acc|correct|chosen_logps|margin
+FIGURES := val_win_rate|val_acc|win_rate|tuned_acc|correct|chosen_logps|margin
 COMMITS = git for-each-ref --sort=-creatordate --format='%(refname)' refs/exps \
   | sed -nE 's|refs/exps/(..)/(.{38})/.*|\1\2|p' | awk '!seen[$$0]++'
 
