@@ -10,11 +10,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from benchmarks import flops
-from stages.commands import estimate, plan, use
-from stages.commands.estimate import Pair
+from stages.commands import plan, use
+from stages.commands.plan import Pair
 from stages.core.errors import UserError
 from stages.families import known
-from stages.params import machine, params
+from stages.params import machine
 from tests.contracts import PRESETS, ROOT, preset_of
 
 DEMO, BIG, SMALL = (
@@ -30,10 +30,10 @@ def training(p, **options):
 
 
 def test_steps_are_those_that_the_trainer_took():
-    assert estimate.steps(DEMO, 2713) == 128  # as the committed training logs
-    assert estimate.steps(BIG, 17_101) == 6_414  # 2,138 an epoch
-    assert estimate.steps(training(BIG, max_steps=7), 17_101) == 7
-    assert estimate.steps(training(BIG, max_samples=80), 17_101) == 30
+    assert plan.steps(DEMO, 2713) == 128  # as the committed training logs
+    assert plan.steps(BIG, 17_101) == 6_414  # 2,138 an epoch
+    assert plan.steps(training(BIG, max_steps=7), 17_101) == 7
+    assert plan.steps(training(BIG, max_samples=80), 17_101) == 30
 
 
 def test_parameters_follow_from_the_dimensions():
@@ -41,7 +41,7 @@ def test_parameters_follow_from_the_dimensions():
         ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
         ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
     ):
-        found = sum(estimate.parameters(known.published()[name]).values())
+        found = sum(plan.parameters(known.published()[name]).values())
         assert found == pytest.approx(count, rel=0.002)
 
 
@@ -58,7 +58,7 @@ def test_parameters_follow_from_the_dimensions():
 def test_the_work_of_a_step_is_about_what_attention_counted_makes_it(p, way):
     (exact,) = (each for name, each in flops.WAYS.items() if name.startswith(way))
     counted = sum(flops.step(QWEN, Pair(), exact).values())
-    assert estimate.step(p, QWEN, Pair()) == pytest.approx(counted, rel=0.03)
+    assert plan.step(p, QWEN, Pair()) == pytest.approx(counted, rel=0.03)
 
 
 def test_what_is_published_is_what_tasks_and_presets_say():
@@ -69,18 +69,18 @@ def test_what_is_published_is_what_tasks_and_presets_say():
             name = task.stem.lstrip("_").removesuffix("_yaml")
             paths = re.findall(r"dataset_path: (?:&\w+ )?(\S+)", text)
             tasks[name] = (int(found[1]), paths)
-    said = estimate.published()["tasks"]
+    said = plan.published()["tasks"]
     for name, (most, data) in tasks.items():
         assert said[name][2] == most, name
         assert set(data) <= set(said[name][3]), name
     named = {task for path in PRESETS for task in preset_of(path).evaluate.lm_eval}
     assert named <= said.keys()
     assert {data for _, _, _, where in said.values() for data in where} == set(
-        estimate.published()["benchmarks"]
+        plan.published()["benchmarks"]
     )
     for path in PRESETS:
         for source in preset_of(path).data.sources.values():
-            if pairs := plan.published(source)[0]:
+            if pairs := plan.announced(source)[0]:
                 assert f"{pairs:,} pairs" in use.whole(path)
 
 
@@ -162,7 +162,7 @@ def test_a_preset_is_planned_on_a_laptop_before_anything_is_fetched(project, her
     plan.main()
     text = capsys.readouterr().out
     for expected in (
-        *(*estimate.published()["gpus"], "steps of", "answers to pope"),
+        *(*plan.published()["gpus"], "steps of", "answers to pope"),
         *("topic-overwrite, 1.2 GB (fetch@topic-overwrite)", "AMBER_base64, 6.2 GB (lm-eval"),
         *("torch finds no GPU here", "21,376 pairs, all of them kept"),
     ):
@@ -188,7 +188,7 @@ def test_what_is_not_known_is_refused_or_said(project, here, capsys):
 
 def test_after_format_the_plan_counts_what_it_counted_with_these_parameters(project, capsys):
     project("demo")
-    p = params.load().model_dump(mode="json")
+    p = YAML(typ="safe").load(Path("params.yaml"))
     shutil.copytree(ROOT / "demo" / "model", "models/base")
     Path("data/formatted").mkdir(parents=True)
     Path("data/formatted/questions.json").write_text("[{}, {}]")

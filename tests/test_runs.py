@@ -104,11 +104,11 @@ def outcome(fingerprint=FINGERPRINT, parameters=None, metrics=None, files=("repo
     Path("reports/results/metrics.json").write_text(json.dumps(metrics))
     Path("adapter/fingerprint.json").write_text(json.dumps({"fingerprint": fingerprint}))
     places = (Path("reports/results"), Path("reports/curves"), Path("adapter"))
-    return runs.Outcome(*places, files=[Path(file) for file in files])
+    return *places, [Path(file) for file in files]
 
 
 def complete(name="brave-cat", fingerprint=FINGERPRINT, **changes):
-    runs.log_outcome(outcome(fingerprint, **changes), name)
+    runs.log_outcome(*outcome(fingerprint, **changes), name=name)
 
 
 def logged():
@@ -174,7 +174,7 @@ def test_a_dead_server_costs_one_message(project, monkeypatch, capsys):
             time.sleep(0.05)
     said = capsys.readouterr().err
     assert said.count("MLflow") == said.count("The training continues without them") == 1
-    runs.complete_run(outcome())
+    runs.complete_run(*outcome())
     assert time.monotonic() - start < 5
     more = capsys.readouterr().err
     assert "Nothing is lost: `make log` logs it later" in more
@@ -182,7 +182,7 @@ def test_a_dead_server_costs_one_message(project, monkeypatch, capsys):
     shutil.copytree(project, copy, ignore=lambda *_: [".dvc"])
     monkeypatch.chdir(copy)
     monkeypatch.setenv("DVC_EXP_NAME", "brave-cat")
-    runs.complete_run(outcome())
+    runs.complete_run(*outcome())
     more += capsys.readouterr().err
     assert "`dvc exp apply brave-cat` and `make log NAME=brave-cat` logs it later" in more
     assert PASSWORD not in said + more
@@ -195,7 +195,7 @@ def test_a_server_that_never_answers_is_given_up_on(project, monkeypatch, capsys
         monkeypatch.setattr(runs, "PROBE_SECONDS", 0.3)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        runs.complete_run(outcome())
+        runs.complete_run(*outcome())
         assert time.monotonic() - start < 3
     assert "does not answer (timed out)" in capsys.readouterr().err
 
@@ -243,7 +243,7 @@ def test_an_experiment_is_one_run_with_all_that_its_folder_holds(database, tmp_p
         names = ["reports/curves", "reports/figures", "reports/report.html"]
         assert files(last, "reports") == names
     assert list(Path("mlartifacts").rglob("loss.png"))
-    runs.complete_run(outcome())
+    runs.complete_run(*outcome())
     assert "logged as brave-cat (`make ui` shows it)" in capsys.readouterr().err
 
 
@@ -356,7 +356,7 @@ def test_a_deleted_experiment_is_restored_as_the_message_says_or_another_is_name
 ):
     client, experiment = runs.connect()
     client.delete_experiment(experiment)
-    runs.complete_run(outcome())
+    runs.complete_run(*outcome())
     said = capsys.readouterr().err
     restore = f"mlflow experiments restore --experiment-id {experiment}"
     assert f"was deleted: `{restore}` brings it back, or name another one" in said
@@ -366,16 +366,6 @@ def test_a_deleted_experiment_is_restored_as_the_message_says_or_another_is_name
     subprocess.run([sys.executable, "-m", *restore.split()], check=True, capture_output=True)
     complete()
     assert len(logged()) == 1
-
-
-@pytest.mark.slow
-def test_the_machine_is_watched_where_it_is_asked_for(database, monkeypatch):
-    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
-    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
-    with runs.Live(FINGERPRINT, "brave-cat"):
-        wait_for(lambda: logged() and any("system/" in key for key in logged()[0].data.metrics))
-    (run,) = logged()
-    assert "system/cpu_utilization_percentage" in run.data.metrics
 
 
 # servers
@@ -441,7 +431,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing_and_leaks_nothing(
         with server(*served):
             live.log(3, "train", {"loss": 0.4})
             wait_for(lambda: points(database)[-1:] == [("train/loss", 3, 0.4)])
-            runs.complete_run(outcome())
+            runs.complete_run(*outcome())
             (run,) = logged()
             assert run.info.status == "FINISHED"
             assert curves(run) == CURVES

@@ -167,7 +167,7 @@ def test_who_is_refused_is_told_once_and_logs_later(team, project, log_in, postg
     log_in("ann", "not-the-password")
     with runs.Live(FINGERPRINT, "brave-cat") as live:
         live.log(1, "train", {"loss": 0.69})
-    runs.complete_run(outcome())
+    runs.complete_run(*outcome())
     said = "".join(capfd.readouterr())
     assert said.count("set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") == 2
     assert len(said.splitlines()) == 2  # of the curves, and of the run
@@ -177,11 +177,11 @@ def test_who_is_refused_is_told_once_and_logs_later(team, project, log_in, postg
     _, experiment = runs.connect()  # whoever makes it may write to it, and nobody else
     log_in("bob", BOB)
     bobs = outcome(metrics={"win_rate": 0.5})
-    runs.complete_run(bobs)
+    runs.complete_run(*bobs)
     said += capfd.readouterr().err
     assert "has to grant EDIT" in said
     grant = {"resource_type": "experiment", "resource_id": experiment, "permission": "EDIT"}
     tell(team[0], "3.0/mlflow/users/permissions/grant", username="bob", **grant)
-    runs.log_outcome(bobs, "calm-dog")
+    runs.log_outcome(*bobs, name="calm-dog")
     assert run_of("calm-dog").info.status == "FINISHED"
     assert leaked(team, project, postgresql, said + "".join(capfd.readouterr())) == []

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from stages.commands import lockfile, same_results, verify
-from stages.commands.same_results import DIFFERENT, ROUNDING, SAME
+from stages.commands import verify
+from stages.commands.verify import DIFFERENT, ROUNDING, SAME
 from stages.core.errors import UserError
+from stages.tracking import tags
 
 
 def compared(tmp_path, name, before, after):
@@ -23,7 +24,7 @@ def compared(tmp_path, name, before, after):
         if content is not None:
             content(path) if callable(content) else path.write_text(content)
         paths.append(path)
-    return same_results.output(name, *paths)
+    return verify.output(*paths)
 
 
 def weights(scale):
@@ -85,31 +86,30 @@ def test_an_output_is_judged_by_its_kind(tmp_path, name, before, after, expected
     [(0.981, [ROUNDING, ROUNDING]), (0.98, [SAME, DIFFERENT]), (0.5, [DIFFERENT, DIFFERENT])],
 )
 def test_a_page_may_differ_only_where_the_numbers_that_it_shows_moved(tmp_path, number, expected):
-    sides = []
     for side, value in (("before", 0.98), ("after", number)):
         (tmp_path / side).mkdir()
         (tmp_path / side / "m.json").write_text(json.dumps({"a": value}))
         (tmp_path / side / "page.html").write_text(f"<p>{side}</p>")
-        sides.append({n: tmp_path / side / n for n in ("m.json", "page.html")})
-    assert [verdict for verdict, _ in same_results.outputs(*sides).values()] == expected
+    found = verify.compared(["m.json", "page.html"], tmp_path / "before", tmp_path / "after")
+    assert [verdict for verdict, _ in found.values()] == expected
 
 
-# a small repository, whose stages stand in another order than they run
+# a small repository
 
 PIPELINE = """
 stages:
-  third:
-    cmd: python add.py second.json third.json 1
-    deps: [second.json, add.py]
-    outs: [third.json]
-  second:
-    cmd: python add.py first.txt second.json 1
-    deps: [first.txt, add.py]
-    outs: [second.json]
   first:
     cmd: python add.py start.txt first.txt 1
     deps: [start.txt, add.py]
     outs: [{first.txt: {cache: false}}]
+  second:
+    cmd: python add.py first.txt second.json 1
+    deps: [first.txt, add.py]
+    outs: [second.json]
+  third:
+    cmd: python add.py second.json third.json 1
+    deps: [second.json, add.py]
+    outs: [third.json]
 """
 ADD = """
 import json, os, sys
@@ -171,7 +171,7 @@ def test_a_locked_hash_that_does_not_come_out_is_named(project, capfd):
     cached = project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
     cached.parent.mkdir(parents=True, exist_ok=True)
     cached.write_text("7.0")
-    known = lockfile.read(lock)["second"].outs["second.json"]
+    known = tags.outputs(project)["second.json"]
     lock.write_text(lock.read_text().replace(known, md5))
     subprocess.run(["git", "commit", "-qam", "wrong"], check=True)
     with pytest.raises(UserError, match="some outputs are different"):
@@ -194,4 +194,4 @@ def test_outside_of_a_project_and_without_a_lock_there_is_one_sentence(tmp_path,
     with pytest.raises(UserError, match="no Git repository with DVC here"):
         verify.main()
     with pytest.raises(UserError, match=r"dvc\.lock is missing; `dvc repro` writes it"):
-        lockfile.read()
+        verify.outputs_by_stage(tmp_path)

@@ -4,27 +4,46 @@
     make verify STAGES="format train"   # only these, from the inputs that dvc.lock names
 
 In: the current commit, DVC's cache and, for what it lacks, the remote. Out: a table of every output
-of the stages that were run again: same bits, same within rounding (``stages.commands.same_results``
-states the bounds), or different. Exit status 1 if any is different. Nothing here changes: what the
-stages write stays in the clone, which is deleted, and MLflow gets a database in there.
+of the stages that were run again: same bits, same within rounding, or different. Another processor
+or GPU adds in another order, so numbers move in their last digits; ``BOUNDS`` says what may move,
+and by how much. Exit status 1 if any is different. Nothing here changes: what the stages write
+stays in the clone, which is deleted, and MLflow gets a database in there.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from tabulate import tabulate
 
-from stages.commands import lockfile, same_results
-from stages.commands.same_results import DIFFERENT, ROUNDING, SAME
 from stages.core import command
 from stages.core.errors import UserError, did_you_mean
+from stages.tracking import tags
 from stages.tracking.tags import git
+
+SAME, ROUNDING, DIFFERENT = "same bits", "same within rounding", "different"
+
+# Relative and absolute, by the end of a file's name. Log-probs and margins (Parquet, nats) to 0.5%
+# and 0.02; rates, curves and counts (JSON, CSV) to 1% and 0.02, so that a few pairs near a tie may
+# change sides.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    ".parquet": (0.005, 0.02),
+    ".json": (0.01, 0.02),
+    ".csv": (0.01, 0.02),
+}
+WEIGHTS = 0.05  # ‖a - b‖ / ‖a‖ of all tensors of a safetensors file
+# What is written from numbers for people. It may differ where the numbers moved within rounding
+# (another pair comes first in a gallery), and must not where none moved.
+SHOWN = (".html", ".md", ".png", ".svg")
 
 
 def main(stages: str = "") -> None:
@@ -37,28 +56,43 @@ def main(stages: str = "") -> None:
         print(f"not verified, since not committed: {uncommitted}")
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         clone, committed = cloned(root, commit, Path(folder, "clone")), Path(folder, "committed")
-        locked = lockfile.read(clone / lockfile.LOCK)
+        locked = outputs_by_stage(clone)
         names = chosen(stages, list(locked))
         bring(clone, names)
-        made = lockfile.outputs({name: locked[name] for name in names})
+        made = {path: md5 for name in names for path, md5 in locked[name].items()}
         for path in made:
             (committed / path).parent.mkdir(parents=True, exist_ok=True)
             if (clone / path).exists():
                 shutil.move(clone / path, committed / path)
         sys.stdout.flush()
         run_again(clone, names)
-        again = lockfile.outputs(lockfile.read(clone / lockfile.LOCK))
+        again = tags.outputs(clone)
         moved = [path for path, md5 in made.items() if again.get(path) != md5]
-        found = dict.fromkeys(made, (SAME, "")) | same_results.outputs(
-            {path: committed / path for path in moved}, {path: clone / path for path in moved}
-        )
-    rows = [[name, path, *found[path]] for name in names for path in locked[name].outs]
+        found = dict.fromkeys(made, (SAME, "")) | compared(moved, committed, clone)
+    rows = [[name, path, *found[path]] for name in names for path in locked[name]]
     print(f"\n{tabulate(rows, ['stage', 'output', 'verdict', 'first difference'])}\n")
     verdicts = [verdict for verdict, _ in found.values()]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in (SAME, ROUNDING, DIFFERENT)]
     print(f"commit {commit[:12]}, {len(found)} outputs: {', '.join(counts)}")
     if DIFFERENT in verdicts:
         raise UserError("some outputs are different; the table names the first difference")
+
+
+def outputs_by_stage(root: Path) -> dict[str, dict[str, str]]:
+    """Of the stages that dvc.lock holds, in dvc.yaml's order, each output's path and md5.
+
+    Raises:
+        UserError: none is locked.
+    """
+    locked = tags.locked(root)
+    if not locked:
+        raise UserError("dvc.lock is missing; `dvc repro` writes it")
+    names = run(["dvc", "stage", "list", "--name-only"], root).split()
+    return {
+        name: {out["path"]: out["md5"] for out in locked[name].get("outs", [])}
+        for name in names
+        if name in locked
+    }
 
 
 def chosen(stages: str, known: Sequence[str]) -> list[str]:
@@ -107,13 +141,7 @@ def run_again(clone: Path, names: Sequence[str]) -> None:
     Raises:
         UserError: one failed.
     """
-    words = [
-        "dvc",
-        "repro",
-        "--force",
-        "--no-commit",
-        *(["--single-item", *names] if names else []),
-    ]
+    words = ["dvc", "repro", "--force", "--no-commit", "--single-item", *names]
     done = subprocess.run([sys.executable, "-m", *words], cwd=clone, env=environment(), check=False)
     if done.returncode:
         raise UserError("a stage failed in a clone of the commit, for the reason above")
@@ -143,6 +171,94 @@ def run(words: Sequence[str], folder: Path) -> str:
         said = " ".join((done.stderr or done.stdout).split())[-300:]
         raise UserError(f"`{' '.join(words[:2])}` failed: {said}")
     return done.stdout
+
+
+# two outputs
+
+
+def compared(paths: Iterable[str], before: Path, after: Path) -> dict[str, tuple[str, str]]:
+    """Of each output below the two folders the verdict, and the first file that differs, and how.
+    A path that does not exist has no content to compare: it is different.
+    """
+    found = {path: output(before / path, after / path) for path in paths}
+    if any(verdict == ROUNDING for verdict, _ in found.values()):
+        for path, (verdict, _) in found.items():
+            if verdict == DIFFERENT and path.endswith(SHOWN):
+                found[path] = (ROUNDING, "written from numbers that moved within rounding")
+    return found
+
+
+def output(before: Path, after: Path) -> tuple[str, str]:
+    for content, what in ((before, "committed"), (after, "new")):
+        if not content.exists():
+            return DIFFERENT, f"another hash, and no {what} content to compare"
+    old, new = _files(before), _files(after)
+    if only := sorted(old.keys() ^ new.keys()):
+        return DIFFERENT, f"{only[0]} is {'gone' if only[0] in old else 'new'}"
+    rounded = ""
+    for name in sorted(old):
+        if old[name].read_bytes() != new[name].read_bytes():
+            named = before.name if name == "." else name
+            if why := _difference(old[name], new[name], Path(named).suffix):
+                return DIFFERENT, f"{named}: {why}"
+            rounded = rounded or named
+    return (ROUNDING, rounded) if rounded else (SAME, "")
+
+
+def _files(root: Path) -> dict[str, Path]:
+    found = [root] if root.is_file() else [path for path in root.rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): path for path in found}
+
+
+def _difference(before: Path, after: Path, suffix: str) -> str:
+    """What is more than rounding between two files that are not the same; empty if nothing is."""
+    if suffix not in (*BOUNDS, ".safetensors"):
+        return "other bytes"
+    try:
+        a, b = _arrays(before, suffix), _arrays(after, suffix)
+    except (ValueError, OSError) as error:
+        return f"can't be read ({type(error).__name__})"
+    for key in [*a, *b]:
+        if key not in a or key not in b or a[key].shape != b[key].shape:
+            return f"{key or 'it'} is in one of them alone, or has another length"
+    if suffix == ".safetensors":
+        apart = sum(float(np.square(a[key] - b[key]).sum()) for key in a) ** 0.5
+        share = apart / (sum(float(np.square(values).sum()) for values in a.values()) ** 0.5 or 1.0)
+        return "" if share <= WEIGHTS else f"the weights are {share:.1%} apart"
+    for key, x in a.items():
+        if not _agree(x, b[key], *BOUNDS[suffix]):
+            told = f"is {b[key][0]}, not {x[0]}" if len(x) == 1 else "has other values"
+            return f"{key or 'it'} {told}"
+    return ""
+
+
+def _agree(a: Any, b: Any, relative: float, absolute: float) -> bool:
+    """Numbers differ by at most ``absolute`` + ``relative`` times the first; the rest is equal."""
+    if a.dtype.kind in "iuf" and b.dtype.kind in "iuf":
+        return np.allclose(b, a, relative, absolute, equal_nan=True)
+    return bool(a.equals(b))
+
+
+def _arrays(path: Path, suffix: str) -> dict[str, Any]:
+    """All that a file holds: tensors by name, columns by name, values of JSON by their place."""
+    if suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return dict(load_file(path))
+    if suffix == ".json":
+        return {
+            at: pd.Series([value]) for at, value in _leaves(json.loads(path.read_text("utf-8")))
+        }
+    return dict(pd.read_parquet(path) if suffix == ".parquet" else pd.read_csv(path))
+
+
+def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested JSON by their dotted place."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, f"{at}.{key}".lstrip("."))
+    else:
+        yield at, value
 
 
 if __name__ == "__main__":
