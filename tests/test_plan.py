@@ -17,10 +17,7 @@ from stages.families import known
 from stages.params import machine
 from tests.contracts import PRESETS, ROOT, preset_of
 
-DEMO, BIG, SMALL = (
-    preset_of(ROOT / "params" / f"{name}.yaml")
-    for name in ("demo", "qwen3-vl-4b", "qwen3-vl-4b-24gb")
-)
+DEMO, BIG = (preset_of(ROOT / "params" / f"{name}.yaml") for name in ("demo", "qwen3-vl-4b"))
 QWEN = known.published()["Qwen/Qwen3-VL-4B-Instruct"]
 LARGE = [path.stem for path in PRESETS if path.stem not in ("demo", "own-data")]
 
@@ -37,12 +34,7 @@ def test_steps_are_those_that_the_trainer_took():
 
 
 def test_parameters_follow_from_the_dimensions():
-    for name, count in (
-        ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
-        ("Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976),
-    ):
-        found = sum(plan.parameters(known.published()[name]).values())
-        assert found == pytest.approx(count, rel=0.002)
+    assert sum(plan.parameters(QWEN).values()) == pytest.approx(4_437_815_808, rel=0.002)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +42,9 @@ def test_parameters_follow_from_the_dimensions():
     [
         (BIG, "… and the head on answer tokens alone (ours)"),
         (training(BIG, shared_prefix=False), "LLaMA-Factory"),
-        (training(BIG, keep_vision_features=True), "… and vision features kept (train.keep_visi"),
         (training(BIG, disable_gradient_checkpointing=True), "ours, without checkpointing"),
     ],
-    ids=["ours", "stock", "features kept", "activations kept"],
+    ids=["ours", "stock", "activations kept"],
 )
 def test_the_work_of_a_step_is_about_what_attention_counted_makes_it(p, way):
     (exact,) = (each for name, each in flops.WAYS.items() if name.startswith(way))
@@ -108,10 +99,8 @@ def here(monkeypatch, tmp_path):
     ("p", "gpus", "listed", "said"),
     [
         (DEMO, 0, [], []),
-        (BIG, 1, [], []),
         (BIG, 0, [], ["train.gpus is 1, and torch finds no GPU", "scoring.device is cuda, and"]),
         (training(BIG, gpus=2), 1, [], ["train.gpus is 2, and torch finds 1 GPU here"]),
-        (SMALL, 0, [], ["train.gpus is 1", "scoring.device", "model.quantization_bit is 4"]),
         (BIG, 0, ["A100, 81920, 550.54"], ["train.gpus", "scoring", "driver here is 550.54"]),
         (BIG, 0, ["A100, 81920, 580.65"], ["train.gpus", "scoring", "CUDA_VISIBLE_DEVICES"]),
     ],
@@ -162,9 +151,8 @@ def test_a_preset_is_planned_on_a_laptop_before_anything_is_fetched(project, her
     plan.main()
     text = capsys.readouterr().out
     for expected in (
-        *(*plan.published()["gpus"], "steps of", "answers to pope"),
+        *(*plan.published()["gpus"], "steps of", "answers to pope", "torch finds no GPU here"),
         *("topic-overwrite, 1.2 GB (fetch@topic-overwrite)", "AMBER_base64, 6.2 GB (lm-eval"),
-        *("torch finds no GPU here", "21,376 pairs, all of them kept"),
     ):
         assert expected in text
     assert re.search(r"Instruct, [78]\.\d GB \(fetch-model\)", text)

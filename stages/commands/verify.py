@@ -16,25 +16,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors.numpy import load_file
 from tabulate import tabulate
 
 from stages.core import command
-from stages.core.errors import UserError, did_you_mean
+from stages.core.errors import UserError
 from stages.tracking import tags
 from stages.tracking.tags import git
 
 SAME, ROUNDING, DIFFERENT = "same bits", "same within rounding", "different"
 
-# Relative and absolute, by the end of a file's name. Log-probs and margins (Parquet, nats) to 0.5%
-# and 0.02; rates, curves and counts (JSON, CSV) to 1% and 0.02, so that a few pairs near a tie may
-# change sides.
+# Relative and absolute, of which the larger counts, by the end of a file's name. Log-probs and
+# margins (Parquet, nats) to 0.5% or 0.02; rates, curves and counts (JSON, CSV) to 1% or 0.02, so
+# that a few pairs near a tie may change sides.
 BOUNDS: Mapping[str, tuple[float, float]] = {
     ".parquet": (0.005, 0.02),
     ".json": (0.01, 0.02),
@@ -104,10 +105,7 @@ def chosen(stages: str, known: Sequence[str]) -> list[str]:
     wanted = stages.replace(",", " ").split() or known
     for name in wanted:
         if not any(name in (each, each.partition("@")[0]) for each in known):
-            raise UserError(
-                f"STAGES: dvc.lock has no stage {name}; choose from {', '.join(known)}"
-                + did_you_mean(name, known)
-            )
+            raise UserError(f"dvc.lock has no stage {name}; choose from {', '.join(known)}")
     return [name for name in known if {name, name.partition("@")[0]} & set(wanted)]
 
 
@@ -212,53 +210,35 @@ def _files(root: Path) -> dict[str, Path]:
 
 def _difference(before: Path, after: Path, suffix: str) -> str:
     """What is more than rounding between two files that are not the same; empty if nothing is."""
-    if suffix not in (*BOUNDS, ".safetensors"):
-        return "other bytes"
     try:
-        a, b = _arrays(before, suffix), _arrays(after, suffix)
+        if suffix == ".safetensors":
+            return _apart(load_file(before), load_file(after))
+        if suffix not in BOUNDS:
+            return "other bytes"
+        relative, absolute = BOUNDS[suffix]
+        bounds: Any = {"rtol": relative, "atol": absolute, "check_dtype": False, "check_like": True}
+        pd.testing.assert_frame_equal(_table(before, suffix), _table(after, suffix), **bounds)
+    except AssertionError as error:
+        first, *_, last = str(error).splitlines()
+        return f"{first} ({last})"
     except (ValueError, OSError) as error:
         return f"can't be read ({type(error).__name__})"
-    for key in [*a, *b]:
-        if key not in a or key not in b or a[key].shape != b[key].shape:
-            return f"{key or 'it'} is in one of them alone, or has another length"
-    if suffix == ".safetensors":
-        apart = sum(float(np.square(a[key] - b[key]).sum()) for key in a) ** 0.5
-        share = apart / (sum(float(np.square(values).sum()) for values in a.values()) ** 0.5 or 1.0)
-        return "" if share <= WEIGHTS else f"the weights are {share:.1%} apart"
-    for key, x in a.items():
-        if not _agree(x, b[key], *BOUNDS[suffix]):
-            told = f"is {b[key][0]}, not {x[0]}" if len(x) == 1 else "has other values"
-            return f"{key or 'it'} {told}"
     return ""
 
 
-def _agree(a: Any, b: Any, relative: float, absolute: float) -> bool:
-    """Numbers differ by at most ``absolute`` + ``relative`` times the first; the rest is equal."""
-    if a.dtype.kind in "iuf" and b.dtype.kind in "iuf":
-        return np.allclose(b, a, relative, absolute, equal_nan=True)
-    return bool(a.equals(b))
-
-
-def _arrays(path: Path, suffix: str) -> dict[str, Any]:
-    """All that a file holds: tensors by name, columns by name, values of JSON by their place."""
-    if suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        return dict(load_file(path))
+def _table(path: Path, suffix: str) -> pd.DataFrame:
+    """The table that a file holds; of JSON one row, with a column for each value that is in no list."""
     if suffix == ".json":
-        return {
-            at: pd.Series([value]) for at, value in _leaves(json.loads(path.read_text("utf-8")))
-        }
-    return dict(pd.read_parquet(path) if suffix == ".parquet" else pd.read_csv(path))
+        return pd.json_normalize({"it": json.loads(path.read_text(encoding="utf-8"))})
+    return pd.read_parquet(path) if suffix == ".parquet" else pd.read_csv(path)
 
 
-def _leaves(value: Any, at: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested JSON by their dotted place."""
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(inner, f"{at}.{key}".lstrip("."))
-    else:
-        yield at, value
+def _apart(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> str:
+    if {k: x.shape for k, x in a.items()} != {k: x.shape for k, x in b.items()}:
+        return "other tensors"
+    apart = sum(float(np.square(a[key] - b[key]).sum()) for key in a) ** 0.5
+    share = apart / (sum(float(np.square(x).sum()) for x in a.values()) ** 0.5 or 1.0)
+    return "" if share <= WEIGHTS else f"the weights are {share:.1%} apart"
 
 
 if __name__ == "__main__":
