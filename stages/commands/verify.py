@@ -227,7 +227,7 @@ def _difference(before: Path, after: Path, suffix: str) -> str:
 
 
 def _table(path: Path, suffix: str) -> pd.DataFrame:
-    """The table that a file holds; of JSON one row, with a column for each value that is in no list."""
+    """The table that a file holds; of JSON one row, whose columns are its values, lists whole."""
     if suffix == ".json":
         return pd.json_normalize({"it": json.loads(path.read_text(encoding="utf-8"))})
     return pd.read_parquet(path) if suffix == ".parquet" else pd.read_csv(path)
