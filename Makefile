@@ -27,7 +27,7 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check check-data lint setup use ui exps sweep costs log ask export serve release \
+.PHONY: help repro back test check check-data lint setup use ui exps sweep costs log ask export serve release \
   publish plan doctor verify extras lock clean venv
 .SILENT:
 
@@ -36,6 +36,10 @@ help: ## List these commands
 
 repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
+	$(IN_VENV) python -m stages verify --here 1
+
+back: setup ## Go back to the last commit: what is not committed is lost
+	$(IN_VENV) python -m stages back
 
 test: lint ## Lint, check types, run all tests (three processes)
 	$(TESTS)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 
@@ -10,10 +11,12 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from stages.commands import verify
+from stages.commands import back, verify
 from stages.commands.verify import DIFFERENT, ROUNDING, SAME
 from stages.core.errors import UserError
 from stages.tracking import tags
+
+ACCURACY = "reward_margin,reward_accuracy\n"
 
 
 def weights(scale):
@@ -49,6 +52,7 @@ def folder(*names):
         ("m.json", '{"a": 1}', "{", DIFFERENT, "can't be read"),
         ("c.csv", "step,loss\n1,0.6931\n", "step,loss\n1,0.6932\n", ROUNDING, "c.csv"),
         ("c.csv", "step,loss\n1,0.6931\n", "step,loss\n1,0.7931\n", DIFFERENT, "0.6931 != 0.7931"),
+        ("c.csv", f"{ACCURACY}1e-9,0.5\n", f"{ACCURACY}2e-9,0.25\n", ROUNDING, "c.csv"),
         ("c.csv", "step\n1\n", "step\n1\n2\n", DIFFERENT, "(2, 1)"),
         ("c.csv", "a,b\n1.0,x\n2.0,\n", "a,b\n1.01,x\n2.0,\n", ROUNDING, "c.csv"),
         ("t.parquet", frame(0), frame(0.01), ROUNDING, ""),
@@ -106,7 +110,7 @@ ADD = """
 import json, os, sys
 source, out, more = sys.argv[1:]
 assert "GIT_DIR" not in os.environ and os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite")
-value = float(open(source).read()) + float(more)
+value = float(open(source).read()) + float(more) + float(os.environ.get("ROUNDING", 0))
 open(out, "w").write(json.dumps(value))
 """
 
@@ -173,6 +177,35 @@ def test_a_locked_hash_that_does_not_come_out_is_named(project, capfd):
     shutil.rmtree(project / ".dvc/cache")
     with pytest.raises(UserError, match="a stage failed in a clone of the commit"):
         verify.main("third")
+
+
+@pytest.mark.slow
+def test_another_machines_results_are_told_from_the_commits_and_never_taken_away(
+    project, monkeypatch, capfd
+):
+    verify.main(here="1")
+    assert capfd.readouterr().out == ""
+    monkeypatch.setenv("ROUNDING", "1e-9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    subprocess.run(["dvc", "repro", "--quiet", "--force"], check=True)
+    verify.main(here="1")
+    said = capfd.readouterr().out
+    assert "this machine's results: 3 of 3 outputs have other bits" in said
+    assert "2 agree with them within rounding" in said
+    assert "first.txt: other bytes" in said
+    shutil.rmtree(".dvc/cache")
+    with pytest.raises(UserError, match=r"lacks second\.json, third\.json of the last commit"):
+        back.main()
+    verify.main(here="1")
+    assert "third.json: another hash, and no committed content" in capfd.readouterr().out
+    subprocess.run(["dvc", "commit", "--quiet", "--force"], check=True)
+    subprocess.run(shlex.split(back.KEEP), check=True)
+    (project / "start.txt").write_text("7")
+    subprocess.run(["dvc", "repro", "--quiet"], check=True)
+    back.main()
+    assert json.loads((project / "third.json").read_text()) == pytest.approx(4)
+    verify.main(here="1")
+    assert "results" not in capfd.readouterr().out
 
 
 def test_outside_of_a_project_and_without_a_lock_there_is_one_sentence(tmp_path, monkeypatch):

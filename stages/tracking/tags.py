@@ -92,16 +92,17 @@ def redacted(text: str, root: Path = Path()) -> str:
     return text
 
 
-def locked(root: Path) -> dict[str, Any]:
-    """The stages of ``dvc.lock`` by name; none if there is no such file yet."""
+def locked(root: Path, rev: str = "") -> dict[str, Any]:
+    """The stages of ``dvc.lock`` by name, here or as a commit has it; none if there is no lock."""
     lock = root / "dvc.lock"
-    text = lock.read_text(encoding="utf-8") if lock.is_file() else "stages: {}"
-    return dict(YAML(typ="safe").load(text)["stages"])
+    text = lock.read_text(encoding="utf-8") if lock.is_file() and not rev else ""
+    text = git(root, "show", f"{rev}:./dvc.lock") if rev else text
+    return dict(YAML(typ="safe").load(text or "stages: {}")["stages"])
 
 
-def outputs(root: Path) -> dict[str, str]:
-    """Path to md5 of every output in ``dvc.lock``."""
-    outs = (out for stage in locked(root).values() for out in stage.get("outs", []))
+def outputs(root: Path, rev: str = "") -> dict[str, str]:
+    """Path to md5 of every output in ``dvc.lock``, here or as a commit has it."""
+    outs = (out for stage in locked(root, rev).values() for out in stage.get("outs", []))
     return {out["path"]: str(out.get("md5", "")) for out in outs}
 
 
