@@ -87,10 +87,10 @@ def main(stages: str = "", here: str = "") -> None:
 
 def of_this_machine() -> str:
     """What is to be said of outputs here that have other bits than the last commit's; nothing where
-    code or parameters have changed since, which explains it."""
+    other code or parameters explain it."""
     committed, made = tags.outputs(Path(), "HEAD"), tags.outputs(Path())
     moved = [path for path in made if path in committed and made[path] != committed[path]]
-    if not moved or tags.changed_files(Path()):
+    if not moved or inputs(tags.locked(Path(), "HEAD")) != inputs(tags.locked(Path())):
         return ""
     with tempfile.TemporaryDirectory() as folder:
         found = compared(moved, fetched("HEAD", moved, Path(folder)), Path())
@@ -102,6 +102,22 @@ def of_this_machine() -> str:
         f"`{KEEP}` keeps them; compare, make exps and make back start from there.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def inputs(locked: Mapping[str, Any]) -> dict[str, Any]:
+    """By stage, what it was given aside from outputs of others: parameters and files in Git."""
+    outs = [Path(out["path"]) for stage in locked.values() for out in stage.get("outs", [])]
+
+    def among(path: str) -> bool:
+        return any(out.is_relative_to(path) or Path(path).is_relative_to(out) for out in outs)
+
+    return {
+        name: (
+            stage.get("params"),
+            [dep for dep in stage.get("deps", []) if not among(dep["path"])],
+        )
+        for name, stage in locked.items()
+    }
 
 
 def fetched(rev: str, paths: Iterable[str], folder: Path) -> Path:
