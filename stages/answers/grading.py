@@ -8,6 +8,16 @@ from stages.sources.topics import COLOURS, SHAPES, asked_topic, is_negated, kind
 # "Yes." and "No, it is teal." answer outright; "No red shape is present." is a statement.
 _EXPLICIT = re.compile(r"\W*(?:(yes)\b|(no)(?=\s*$|\s*[^\w\s]|\s+(?:it|that|the|there|this)\b))")
 
+# "I'm not sure", "I can't tell", "It is not possible to determine": an answer that declines.
+_HEDGE = re.compile(
+    r"\b(?:not (?:sure|certain|clear|enough)|unsure|uncertain|unclear|(?:do not|don't) know"
+    r"|(?:can ?not|can't|could not|couldn't|unable to|(?:not |im)possible to|(?:hard|difficult) to)"
+    r" (?:be |definitively |really )?"
+    r"(?:tell|say|know|determined?|confirm(?:ed)?|ascertain(?:ed)?|judged?|verif(?:y|ied)|answer))\b"
+)
+# "There is not only a dog but also a cat", "no doubt there is": words of denial that deny nothing.
+_NO_DENIAL = re.compile(r"\bnot (?:only|just|merely|to mention)\b|\b(?:no|without(?: a)?) doubt\b")
+
 
 def is_correct(question: str, truth: str, answer: str) -> bool:
     """Whether a generated answer gives the true one-word answer to a question, strictly.
@@ -19,7 +29,8 @@ def is_correct(question: str, truth: str, answer: str) -> bool:
     what it goes on to say contradicts it ("Yes, it is teal." of a red shape): then it is wrong.
     Without such a word, it is decided by what the shape is said to be: naming only the topic that
     was asked about says that it is there, naming only another, or denying the one asked about, says
-    that it is not, and the true yes or no (of a question that may be negated) must follow.
+    that it is not, and the true yes or no (of a question that may be negated) must follow. One that
+    declines ("I'm not sure") says neither.
     """
     # Models write both apostrophes.
     said = answer.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
@@ -39,8 +50,10 @@ def is_correct(question: str, truth: str, answer: str) -> bool:
 
 def _says_there(asked: str, statement: str) -> bool | None:
     """Whether a statement says that the topic asked about is in the image; None if it is open."""
+    if _HEDGE.search(statement):
+        return None
     options = COLOURS if asked in COLOURS else SHAPES
-    words = re.findall(r"[a-z']+", statement)
+    words = re.findall(r"[a-z']+", _NO_DENIAL.sub(" ", statement))
     named = {word for word in words if word in options}
     if len(named) != 1:
         return None
@@ -66,11 +79,15 @@ def repetition(text: str, n: int = 4) -> float:
 def said(answer: str) -> str | None:
     """``yes``, ``no`` or, for an answer that is neither, None.
 
-    A yes or no at its beginning decides; else a denial anywhere in the first sentence, then a yes.
+    A yes or no at its beginning decides; else the first sentence: one that declines is neither, a
+    denial is a no, a yes is a yes.
     """
-    words = re.findall(r"[a-z']+", answer.lower().replace("\u2019", "'").split(".")[0])
+    first = answer.lower().replace("\u2019", "'").split(".")[0]
+    words = re.findall(r"[a-z']+", _NO_DENIAL.sub(" ", first))
     if words[:1] in (["yes"], ["no"]):
         return words[0]
+    if _HEDGE.search(first):
+        return None
     if any(word in ("no", "not") or word.endswith("n't") for word in words):
         return "no"
     return "yes" if "yes" in words else None
@@ -79,15 +96,21 @@ def said(answer: str) -> str | None:
 def letter(answer: str) -> str | None:
     """The option, A to D, that an answer chooses; None where it chooses none, or more than one.
 
-    The letter comes first, alone or before a punctuation mark ("B", "(B)", "B. a dog"), or after
-    "answer", "option" or "choice" ("The correct answer is B."). "A dog" names no option.
+    The letter, capital or small, is in a box (``\\boxed{B}``), or it comes first, alone or before a
+    punctuation mark ("B", "(b)", "B. a dog"), or after "answer", "option", "choice" or "it is"
+    ("The correct answer is B."). "A dog" names no option.
     """
-    first = re.match(r"\W*([A-D])\b(?=\W*$|\s*[^\w\s']|\s*\n)(?!\W+[A-D]\W*$)", answer)
+    if boxed := re.search(r"\\boxed\{\W*(?:text\{\W*)?([A-D])\b", answer, re.IGNORECASE):
+        return boxed[1].upper()
+    first = re.match(
+        r"\W*([A-D])\b(?=\W*$|\s*[^\w\s'-]|\s*\n)(?!\W+[A-D]\W*$)", answer, re.IGNORECASE
+    )
     if first:
-        return first[1]
-    after = r"\b(?i:answer|option|choice)(?:\s+is)?\W*"
-    named = set(re.findall(rf"{after}([B-D]\b|A\b(?!\s+\w))", answer))
-    return named.pop() if len(named) == 1 else None
+        return first[1].upper()
+    after = r"\b(?:(?:answer|option|choice)(?:\s+is)?|it\s+is|it's)\W*"
+    named = re.findall(rf"{after}([B-D]\b(?!['-])|A\b(?!\s+\w|['-]))", answer, re.IGNORECASE)
+    chosen = {found.upper() for found in named}
+    return chosen.pop() if len(chosen) == 1 else None
 
 
 def mentioned(text: str, names: Collection[str]) -> list[str]:
@@ -111,12 +134,18 @@ def mentioned(text: str, names: Collection[str]) -> list[str]:
     return found
 
 
-# Morphy's rules for nouns, and -oes and -ves after it: ending of a plural, of its singular.
+# Morphy's rules for nouns, and -oes after it: ending of a plural, of its singular.
 _PLURALS = (
     *(("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh")),
-    *(("oes", "o"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("ies", "y")),
+    *(("oes", "o"), ("men", "man"), ("ies", "y")),
 )
-_IRREGULAR = {"children": "child", "feet": "foot", "geese": "goose", "mice": "mouse"}
+# Its exceptions come first: "leaves" is the plural of "leaf", never of "leave".
+_IRREGULAR = {
+    **{"children": "child", "feet": "foot", "geese": "goose", "mice": "mouse", "teeth": "tooth"},
+    **{f"{stem}ves": f"{stem}f" for stem in ("cal", "hal", "hoo", "lea", "loa", "scar", "shel")},
+    **{f"{stem}ves": f"{stem}fe" for stem in ("kni", "li", "wi")},
+    **{"thieves": "thief", "wolves": "wolf"},
+}
 
 
 def _forms(word: str = "") -> Iterator[str]:
@@ -124,6 +153,7 @@ def _forms(word: str = "") -> Iterator[str]:
     yield word
     if word in _IRREGULAR:
         yield _IRREGULAR[word]
+        return
     for plural, singular in _PLURALS:
         if word.endswith(plural):
             yield word.removesuffix(plural) + singular
