@@ -58,7 +58,7 @@ setup: venv ## Create .venv with the locked requirements (the commands above do 
 	cp requirements.txt .venv/installed.txt || die "Installing failed for the reason above." \
 	"Run the same command again to go on; UV_CACHE_DIR=... moves uv's downloads to another disk."; }
 
-extras: setup ## Install what single commands and formats need too: HEIC, Ray, SSH, ...
+extras: setup ## Install what single commands and formats need too: Ray, SSH, ...
 	.venv/bin/uv pip install --python .venv/bin/python --require-hashes --requirement requirements-extras.txt
 
 use: setup ## Switch to a preset: make use PRESET=name

@@ -14,9 +14,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from stages.commands.both import Both
 from stages.core.errors import UserError
-from stages.core.schema import Section
 from stages.core.text import shown
 from stages.model.formatted import IMAGE_PLACEHOLDER, SYSTEM
+from stages.sources.source import Section
 
 MOST_IMAGES = 8
 MOST_CHARACTERS = 100_000  # of all texts; checked before they are tokenized

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from stages.commands import outputs
 from stages.commands.release import ARTIFACT
-from stages.core import command, hub_errors
-from stages.core.errors import UserError
+from stages.core import command
+from stages.core.errors import UserError, of_the_hub
 from stages.sources import source
 from stages.tracking.tags import git
 
@@ -105,7 +105,7 @@ def upload(folder: Path, repo: str, version: str, *, private: bool) -> None:
     except UserError:
         raise
     except Exception as error:
-        told = hub_errors.explain(error, f"the repository {repo}", page=page)
+        told = of_the_hub(error, f"the repository {repo}", page=page)
         if told is None:
             raise
         raise UserError(f"not published: {told}") from error

@@ -114,9 +114,17 @@ def render(inputs: Inputs, family: Family) -> str:
         tasks=list(paired.read_tasks(metrics)),
         FIGURE=FIGURE,
         controls=metric_tables.controls(metrics),
+        citations=citations,
         figures=[metric for key, metric in METRICS.items() if key in metrics],
         configuration=without_absolute_paths(inputs.configuration),
     )
+
+
+def citations(papers: Sequence[str]) -> str:
+    """BibTeX of papers, by their numbers on arXiv and in their order."""
+    entries = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8").split("\n\n")
+    found = {paper: entry.strip() for paper in papers for entry in entries if paper in entry}
+    return "\n\n".join(found[paper] for paper in papers)
 
 
 # Licences by the Hub's names, each more restrictive than those before it: what is made from works
