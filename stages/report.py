@@ -2,7 +2,7 @@
 
 In: what evaluate measured, both models' answers, the curves, the data's counts and the sources.
 Out: the page and the adapter's model card. Both follow from their inputs alone: times, devices, the
-commit and the cost are in MLflow and in the diary (``python -m stages costs``). The experiment's
+commit and the cost are in MLflow and in the diary (``make costs``). The experiment's
 MLflow run is completed by the results, the page, the card and the charts.
 """
 
@@ -72,7 +72,7 @@ def main(
         drawn = Path(folder, "figures")
         for name, _, figure in report.charts(given):
             figures.save(figure, drawn / f"{name}.png")
-        runs.complete_run(runs.Outcome(results, curves, adapter, files=(page, card, drawn)))
+        runs.complete_run(results, curves, adapter, (page, card, drawn))
 
 
 if __name__ == "__main__":

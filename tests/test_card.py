@@ -124,7 +124,7 @@ def test_every_loss_has_its_name_tag_and_source_and_says_where_it_has_no_referen
     text = rendered({"train.loss": name})
     assert metadata(text)["tags"][0] == loss.tag
     assert loss.words in text
-    assert loss.citation in text
+    assert loss.paper in text
     assert (card.NO_REFERENCE in text) == (not loss.reference)
     if not loss.reference:
         assert text.index(card.NO_REFERENCE) < text.index("| measure | base |")

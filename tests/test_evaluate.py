@@ -82,13 +82,8 @@ def project(tmp_path, monkeypatch, write_params):
     monkeypatch.setattr(
         scoring,
         "log_probs",
-        lambda policy, pairs, images, **_: scoring.PairLogProbs(
-            np.array([-4.0, -4.0, -4.0, -6.0]),
-            np.array([-6.0, -6.0, -6.0, -5.0]),
-            np.full(4, 3),
-            np.full(4, 3),
-            np.full(4, 16),
-            np.array(list("abcd")),
+        lambda policy, pairs, images, **_: table(
+            "abcd", [-4.0, -4.0, -4.0, -6.0], [-6.0, -6.0, -6.0, -5.0]
         ),
     )
     monkeypatch.setattr(scoring, "device_name", lambda policy: "cpu")
@@ -179,11 +174,7 @@ def test_everything_is_written(project, capsys):
 
 def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatch):
     folder = project
-    broken = scoring.PairLogProbs(
-        np.array([-4.0, np.nan, -4.0, -6.0]),
-        np.full(4, -5.0),
-        *[*[np.full(4, 3)] * 3, np.array(list("abcd"))],
-    )
+    broken = table("abcd", [-4.0, np.nan, -4.0, -6.0], -5.0)
     monkeypatch.setattr(scoring, "log_probs", lambda *_, **__: broken)
     with pytest.raises(UserError, match=r"not finite for 1 of 4 pairs \(first: b\).*learning_rate"):
         run(folder)

@@ -34,6 +34,7 @@ from tests.experiment import (
     TOPICS,
     Page,
     answer_table,
+    curve_tables,
     inputs_with,
     metrics_of,
     pair_rows,
@@ -289,13 +290,14 @@ def test_metrics_without_optional_groups_or_intervals_still_make_a_page():
 
 @pytest.mark.parametrize("loss", ["sigmoid", "orpo", "simpo"])
 def test_a_run_is_called_by_its_loss_and_says_where_the_loss_has_no_reference(loss):
-    text = Page(render(uncharted({"train.loss": loss, "train.seed": 7}))).text
+    changed = {"train.loss": loss, "train.seed": 7}
+    text = Page(render(uncharted(changed, train_curve=curve_tables()[0]))).text
     name = LOSSES[loss].words
     assert f"Method {name[0].upper()}{name[1:]}" in text
     assert f"Loss {loss}, beta 0.1, plus 0.5 times the SFT loss on chosen" in text
     assert (card.NO_REFERENCE in text) == (not LOSSES[loss].reference)
     assert "lora, rank 8, 12,345 trained parameters" in text
-    steps = "0.75 epochs, 16 pairs a step and device, learning rate 0.001, cosine, seed 7"
+    steps = "40 steps, 1 epochs, 16 pairs a step and device, learning rate 0.001, cosine, seed 7"
     assert steps in text
 
 

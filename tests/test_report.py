@@ -57,18 +57,17 @@ def arguments(tmp_path, monkeypatch, write_params) -> dict[str, Path]:
     write_params(tmp_path / "params.yaml", **{"train.beta": 0.25})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_EXP_NAME", "brave-lion")
-    monkeypatch.setattr(runs, "complete_run", lambda outcome: None)
+    monkeypatch.setattr(runs, "complete_run", lambda *_: None)
     return write_inputs(tmp_path)
 
 
 def test_page_card_and_charts_complete_the_run(arguments, monkeypatch):
     joined = []
 
-    def complete(outcome: runs.Outcome) -> None:
-        names = {
-            path.name: sorted(inner.name for inner in path.glob("*")) for path in outcome.files
-        }
-        joined.append((outcome.results, outcome.curves, outcome.adapter, names))
+    def complete(*places_and_files: Any) -> None:
+        *places, files = places_and_files
+        names = {path.name: sorted(inner.name for inner in path.glob("*")) for path in files}
+        joined.append((*places, names))
 
     monkeypatch.setattr(runs, "complete_run", complete)
     report.main(**arguments)

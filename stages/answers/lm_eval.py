@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.answers.task_results import Results, leaves, to_json
-from stages.core import hub_errors
-from stages.core.errors import UserError, did_you_mean
+from stages.core.errors import UserError, did_you_mean, of_the_hub
 from stages.core.meaning import code
 from stages.model import formatted
 from stages.model.checkpoint import Checkpoint, digest
@@ -213,7 +212,7 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
         repos = sorted({str(entry.cfg.get("dataset_path")) for entry in entries if entry})
         what = f"the data set {' and '.join(repos)}"
         page = f"{constants.ENDPOINT}/datasets/{''.join(repos[:1])}"
-        why = hub_errors.explain(error, what, page=page)
+        why = of_the_hub(error, what, page=page)
         why = why or f"{what} can't be loaded ({type(error).__name__}); fix that"
         if "no such revision" in why:
             why += " (dataset_kwargs in the task's YAML file names it)"

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from stages.commands.verify import cloned
 from stages.core import command
+from stages.core.command import project_root
 from stages.core.errors import UserError
-from stages.core.project import project_root
 from stages.evaluation.catalogue import SHARE, with_interval
 from stages.evaluation.statistics import LEVEL, widened
 from stages.tracking.tags import changed_files, git

@@ -25,7 +25,7 @@ def score(
 ) -> pd.DataFrame:
     """One row a pair: both models' log-probs, the rewards and the reward margin.
 
-    ``policy`` and ``reference`` are tables of ``scoring.to_table``; rows of ``reference`` may be
+    ``policy`` and ``reference`` are tables of ``scoring.log_probs``; rows of ``reference`` may be
     in any order. ``base_margin`` and ``tuned_margin`` are each model's preference margin per token.
 
     Raises:

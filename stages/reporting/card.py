@@ -6,6 +6,7 @@ same bytes: no time, no machine, no commit of this repository.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,17 @@ def render(inputs: Inputs, family: Family) -> str:
         tasks=list(paired.read_tasks(metrics)),
         FIGURE=FIGURE,
         controls=catalogue.controls(metrics),
+        citations=citations,
         figures=[metric for key, metric in METRICS.items() if key in metrics],
         configuration=without_absolute_paths(inputs.configuration),
     )
+
+
+def citations(papers: Sequence[str]) -> str:
+    """BibTeX of papers, by their numbers on arXiv and in their order."""
+    entries = Path(__file__).with_suffix(".bib").read_text(encoding="utf-8").split("\n\n")
+    found = {paper: entry.strip() for paper in papers for entry in entries if paper in entry}
+    return "\n\n".join(found[paper] for paper in papers)
 
 
 # Licences by the Hub's names, each more restrictive than those before it: what is made from works

@@ -160,13 +160,15 @@ def split_rows(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> l
 def schedule(inputs: Inputs) -> list[str]:
     """How long and how fast training went, of what is known."""
     train, curves = inputs.p.train.passed_through, (inputs.train_curve, inputs.validation_curve)
-    steps = max((int(one["step"].max()) for one in curves if one is not None), default=0)
+    logged = [one for one in curves if one is not None]
+    steps = max((int(one["step"].max()) for one in logged), default=0)
+    epochs = max((float(one["epoch"].max()) for one in logged), default=0.0)
     pairs = train.get("per_device_train_batch_size", 0) * train.get(
         "gradient_accumulation_steps", 1
     )
     known = (
         ("{:,} steps", steps),
-        ("{} epochs", train.get("num_train_epochs")),
+        ("{:.3g} epochs", epochs),
         ("{} pairs a step and device", pairs),
         ("learning rate {:g}", train.get("learning_rate")),
         ("{}", train.get("lr_scheduler_type")),
