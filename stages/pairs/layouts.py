@@ -230,11 +230,8 @@ def record(
         raise Odd(f"{layout.system} is not the system prompt of its messages", "not_read")
     system = apart or system
     cells = _cells(row.get(layout.image), layout) or inside
-    said_to = {"system prompt": system, "chosen answer": chosen, "rejected answer": rejected}
-    said_to["earlier answer"] = "".join(said for _, said in history)
-    for what, text in said_to.items():
-        if _IMAGE_MARKS.search(text or ""):
-            raise Odd(f"its {what} marks the place of an image", "other_media")
+    if _IMAGE_MARKS.search(system):
+        raise Odd("its system prompt marks the place of an image", "other_media")
     texts, cells = _marked([*(user for user, _ in history), question or ""], cells)
     found = [encoded(cell) for cell in cells]
     notes = [each for each in found if isinstance(each, str)]
@@ -330,7 +327,10 @@ def _said(
             raise Odd(f"{name} has a message from {shown(said, 40)!r}, not system, user, assistant")
         content = next((message[key] for key in layout.content if key in message), None)
         parts = content if isinstance(content, list) else [content]
+        seen = len(images)
         texts = [_part(part, name, images) for part in parts]
+        if role == "assistant" and len(images) > seen:
+            raise Odd(f"{name} has an answer with an image", "other_media")
         turns.append((role, "".join(texts)))
     return turns, images
 
