@@ -185,11 +185,9 @@ def test_every_stage_ends_in_one_way_and_with_all_that_it_started(module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_preprocess_that_was_ended_leaves_no_worker_and_completes_later(
-    tmp_path, write_params, how
-):
-    endurance.write_shards(tmp_path / "raw", 4000)
-    write_params(tmp_path / "params.yaml", **{"preprocess.workers": 2})
+def test_preprocess_that_was_ended_leaves_no_worker_and_completes_later(tmp_path, how):
+    endurance.write_shards(tmp_path / "raw" / endurance.SOURCE, 4000)
+    endurance.write_params(tmp_path / "params.yaml", workers=2)
     words = [sys.executable, *endurance.stage_command("pairs")]
     process = subprocess.Popen(
         words,

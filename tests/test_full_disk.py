@@ -112,7 +112,6 @@ def test_a_cheap_stage_is_stopped_by_one_message_and_completes_later(project, st
     check([sys.executable, "-m", *CHEAP[stage].split()], project, disk)
 
 
-# What the others write with. `table` and `content` are larger than the disk.
 @pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
 def test_the_report_is_stopped_by_one_message_and_completes_later(
     tmp_path, write_params, monkeypatch, disk

@@ -224,12 +224,9 @@ def test_log_probs_of_every_shape_are_the_trainers(
     assert {formatted.system(row) for row in rows} == {"", "Answer briefly."}
     theirs = dpo_trainer(p, model_dir, data, shown, adapter_dir, tmp_path)
     tuned = scoring.load(model_dir, p, adapter_dir)
-    for policy, (chosen, rejected) in zip(
-        (tuned, untuned), trainers_log_probs(theirs), strict=True
-    ):
+    for policy, found in zip((tuned, untuned), trainers_log_probs(theirs), strict=True):
         ours = scoring.log_probs(policy, rows, shown, batch_tokens=512, label="test")
-        assert np.abs(ours.chosen - chosen).max() < 1e-3
-        assert np.abs(ours.rejected - rejected).max() < 1e-3
+        assert np.abs(ours[scoring.LOGPS].to_numpy().T - found).max() < 1e-3
 
 
 @pytest.mark.slow
