@@ -117,8 +117,10 @@ def contents(path: Path, reading: Reading) -> Contents:
             left_out |= dict.fromkeys(few, why)
             tables = [name for name in tables if name not in left_out]
     if not tables:
+        arrow = any(suffix(name) == ".arrow" for name in names)
         raise UserError(
             f"{path} holds no {', '.join(SUFFIXES[:4])}, … file; name the file or folder that does"
+            + ", or write one by `datasets.load_from_disk(…).to_parquet(…)`" * arrow
         )
     others = tuple(name for name in names if name not in {*tables, *left_out})
     return Contents(path, tuple(tables), others, left_out, described)
