@@ -171,9 +171,8 @@ SHOWN: list[dict] = [
 def p(params_with, request):
     preprocess = {"validation": 0.2, "test": 0.4, "split_key": "k", "workers": 1, "wanted": ALL}
     values: dict = {"train.beta": 0.3, "train.per_device_eval_batch_size": 4}
-    values |= {"format.cutoff_len": 256} | {
-        f"preprocess.{name}": value for name, value in preprocess.items()
-    }
+    values["format.cutoff_len"] = 256
+    values |= {f"preprocess.{name}": value for name, value in preprocess.items()}
     return params_with(**values | request.param)
 
 
