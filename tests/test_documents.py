@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from benchmarks import tables
 from stages import fetch
-from stages.commands.estimate import per_step
+from stages.commands.plan import per_step
 from stages.evaluation.catalogue import KEYS, METRICS
 from stages.params import params
 from stages.sources import kinds

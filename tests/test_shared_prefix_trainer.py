@@ -105,6 +105,18 @@ def test_every_loss_has_the_loss_metrics_and_gradients_of_stock(trainers, loss, 
     assert metrics == pytest.approx(without_logits(stock_metrics), rel=1e-4, abs=1e-4)
 
 
+def test_validation_figures_are_means_over_pairs_not_over_batches(trainers):
+    _, trainer = trainers
+    features = [trainer.train_dataset[i] for i in range(5)]
+    margins = []
+    for batch in (features[:4], features[4:]):
+        inputs = trainer._prepare_inputs(trainer.data_collator(copy.deepcopy(batch)))
+        _, metrics = trainer.get_batch_loss_metrics(trainer.model, inputs, train_eval="eval")
+        trainer.store_metrics(metrics, train_eval="eval")
+        margins += [metrics["eval_rewards/margins"]] * len(batch)
+    assert trainer._stored_metrics.pop("eval")["eval_rewards/margins"] == margins
+
+
 def test_a_cached_reference_replaces_its_forward(trainers):
     import torch
 

@@ -27,10 +27,7 @@ KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
 SECTIONS = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better")
 _COMMIT = re.compile(r"\b[0-9a-f]{40}(?=[/\\])")
 # What the project's own tasks import.
-OF_TASKS = (
-    *("answers/grading.py", "answers/published.py", "sources/topics.py"),
-    *("model/formatted.py", "pairs/pairs.py"),
-)
+OF_TASKS = (*("answers/grading.py", "sources/topics.py", "model/formatted.py", "pairs/pairs.py"),)
 
 
 def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path) -> Results:
@@ -139,9 +136,11 @@ def _members(manager: Any) -> dict[str, list[str]]:
 
 def _decides(folder: Path, homes: Iterable[Path], questions: Any) -> dict[str, Any]:
     """What decides the results of tasks of the project's own: the files next to theirs, graders
-    included, and no other task's.
+    included, and those that the folders above share, but no other task's.
     """
-    files = [path for home in homes for path in home.rglob("*") if path.suffix != ".pyc"]
+    files = {path for home in homes for path in home.rglob("*") if path.suffix != ".pyc"}
+    shared = {above for home in homes for above in home.parents if above.is_relative_to(folder)}
+    files |= {path for above in shared for path in above.glob("*.py")}
     return {
         "files": {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -199,7 +198,7 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
     """What a name stands for, with its data: ``tasks`` and ``groups`` by name.
 
     Raises:
-        UserError: the data set can't be loaded, or the task would run code that a model wrote.
+        UserError: the data set can't be loaded.
     """
     import httpx
     from datasets.exceptions import DatasetsError
@@ -207,6 +206,7 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
 
     try:
         loaded: dict[str, Any] = manager.load([name])
+        return loaded
     except (OSError, ValueError, httpx.HTTPError, DatasetsError) as error:
         entries = [manager.task_index.get(task) for task in leaves(name, _members(manager))]
         repos = sorted({str(entry.cfg.get("dataset_path")) for entry in entries if entry})
@@ -217,13 +217,6 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
         if "no such revision" in why:
             why += " (dataset_kwargs in the task's YAML file names it)"
         raise UserError(f"{KEY}.{name}: {why}, or remove the task from {KEY}") from None
-    for task, made in loaded["tasks"].items():
-        if getattr(made, "UNSAFE_CODE", False):
-            raise UserError(
-                f"{KEY}.{name}: {task} runs code that the model wrote, which this project does "
-                f"not; remove it from {KEY}"
-            )
-    return loaded
 
 
 def _evaluated(

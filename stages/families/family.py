@@ -26,7 +26,7 @@ class Family:
     templates: LLaMA-Factory's chat templates that fit; the first is for Instruct models.
     example: a repository on the Hub, for messages.
     tag: on the Hub, for the model card.
-    paper: number on arXiv, for the model card (``reporting/citations.bib``).
+    paper: number on arXiv, for the model card (``reporting/card.bib``).
     token_side: pixels of a side of the square that becomes one token.
     published: dimensions of its models by repository, as their config.json has them.
     image_token: the token that stands in a prompt for a piece of an image.

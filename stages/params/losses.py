@@ -20,7 +20,7 @@ class Loss:
     smoothed: whether ``train.dpo_label_smoothing`` goes with it.
     words: for the page and the card.
     tag: the Hub's, of the card.
-    paper: number of its source on arXiv, for the card (``reporting/citations.bib``).
+    paper: number of its source on arXiv, for the card (``reporting/card.bib``).
     """
 
     words: str

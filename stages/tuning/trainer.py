@@ -6,8 +6,9 @@ It runs inside ``llamafactory-cli``, where ``inside/sitecustomize.py`` puts it i
 optimizer, accumulation, evaluation, checkpoints and callbacks are LLaMA-Factory 0.9.5's own. Where
 the shared prompt is not exact or was not tried, the trainer says why and goes the stock way.
 
-Two things are otherwise than in stock, on purpose: ``train.loss`` reaches the loss
-(``dpo_loss``), and there are no means of logits, which in stock depend on the padding.
+Three things are otherwise than in stock, on purpose: ``train.loss`` reaches the loss
+(``dpo_loss``); there are no means of logits, which in stock depend on the padding; and figures of
+the validation pairs are means over pairs, not over batches.
 """
 
 import hashlib
@@ -43,6 +44,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
 
     reference: Mapping[str, tuple[float, float]] | None = None
     data_collator: Any
+    pairs = 0  # of the batch that the model saw last
 
     def __init__(self, model: Any, ref_model: Any, finetuning_args: Any, **more: Any) -> None:
         if prefix.why_not(model) is None:
@@ -106,7 +108,9 @@ class SharedPrefixTrainer(CustomDPOTrainer):
     ) -> dict[str, Any]:
         """Log-probs (n,) of both answers; means instead of sums where the loss takes them."""
         if "segments" not in batch:
-            return dict(super().concatenated_forward(model, batch, is_ref_model))
+            found = dict(super().concatenated_forward(model, batch, is_ref_model))
+            self.pairs = len(found["chosen_logps"])
+            return found
         inputs = {name: tensor for name, tensor in batch.items() if name != "reference"}
         output = model(**inputs)
         per_token, lengths = output["logps"], output["lengths"]
@@ -119,6 +123,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if LOSSES[self.loss_type].mean:
             logps = logps / lengths
         chosen, rejected = logps
+        self.pairs = len(chosen)
         return {
             "chosen_logps": chosen,
             "rejected_logps": rejected,
@@ -131,6 +136,13 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         """Loss and metrics, without the means of logits."""
         loss, metrics = super().get_batch_loss_metrics(*arguments, **more)
         return loss, {name: value for name, value in metrics.items() if "logits/" not in name}
+
+    def store_metrics(self, metrics: dict[str, float], train_eval: str = "train") -> None:
+        """Of an evaluated batch a value for each of its pairs: the last batch is shorter, and
+        LLaMA-Factory averages over batches.
+        """
+        for _ in range(self.pairs if train_eval == "eval" else 1):
+            super().store_metrics(metrics, train_eval)
 
     def compute_reference_log_probs(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
         """The reference's log-probs (n,), from the cache where the collator found them."""
