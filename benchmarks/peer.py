@@ -1,7 +1,8 @@
 """One trainer of ``benchmarks.peers``, run by the Python of its own environment.
 
-It trains by the peer's own entry point, which gets a callback that waits for its turn: each line on standard input is one step, and each line of JSON on
-standard output is what became of it. Whatever the peer prints goes to standard error.
+It trains by the peer's own entry point, which gets a callback that waits for its turn: each line on
+standard input is one step, and each line of JSON on standard output is what became of it. Whatever
+the peer prints goes to standard error.
 """
 
 import json

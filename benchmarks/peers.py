@@ -13,7 +13,6 @@ needs on top of what the process held before. What a peer refuses is printed in 
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -22,10 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from benchmarks.pipeline import stack
-from benchmarks.throughput import SIZES, make_model, make_pairs, parameters
+from benchmarks.throughput import SIZES, make_model, make_pairs, parameters_of
 from benchmarks.train import QUESTION, side_of
 from stages.core import command
 from stages.model import formatted, reference_logps, scoring
@@ -48,7 +45,7 @@ TRAINERS = {
 }
 ASKED_FOR = ("precompute_ref_log_probs", "padding_free")
 RANK, BETA = 8, 0.1
-TOLERANCE = {"float32": 1e-5, "bfloat16": 0.05}  # of loss and gradient norm
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}  # of loss and gradient norm
 
 
 class Trainer:
@@ -117,7 +114,7 @@ def main(
         }
         said = {
             f"{peer}, {option}": refusal(peer, folder, given | {"options": {option: True}})
-            for peer in (LLAMAFACTORY, *PEERS)
+            for peer in PEERS
             for option in ASKED_FOR
         }
         found = side_by_side(folder, given, repeats)
@@ -138,7 +135,7 @@ def main(
             f"| {way} | {batch_size / seconds[way]:.3f} "
             f"| {seconds[LLAMAFACTORY] / seconds[way]:.2f} "
             f"| {max(step['memory'] for step in steps):.2f} "
-            f"| {first['loss']:.7f} | {first['norm']:.7f} |"
+            f"| {first['loss']:.6f} | {first['norm']:.5f} |"
         )
     print(*(f"\n{asked}: {words}" for asked, words in said.items()))
     for value in ("loss", "norm"):
@@ -158,8 +155,9 @@ def install(peer: str, requirements: tuple[str, ...]) -> None:
     subprocess.run(
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True
     )
-    pip = [uv, "pip", "install", "--quiet", "--python", python_of(peer)]
-    subprocess.run([*pip, *wanted.split()], check=True)
+    subprocess.run(
+        [uv, "pip", "install", "--quiet", "--python", python_of(peer), *wanted.split()], check=True
+    )
     stamp.write_text(wanted)
 
 
@@ -174,7 +172,7 @@ def prepare(
     pairs, image_tokens, answer_tokens = shape
     make_model(folder / "model", SIZES[size], device_name, dtype)
     side = side_of(image_tokens)
-    policy = scoring.load(folder / "model", parameters(device_name, dtype, side**2))
+    policy = scoring.load(folder / "model", parameters_of(device_name, dtype, side**2))
     rows = make_pairs(folder, policy.tokenizer, pairs, answer_tokens, side)
     for row in rows:
         row["messages"][0]["content"] = QUESTION

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import flops
 from benchmarks.pipeline import stack
-from benchmarks.throughput import SIZES, make_model, make_pairs, parameters
+from benchmarks.throughput import SIZES, make_model, make_pairs, parameters_of
 from benchmarks.train import QUESTION, encode, matmul_rate, side_by_side, side_of, trainers
 from stages.core import command
 from stages.model import scoring
@@ -34,7 +34,7 @@ def main(
     import torch
     from datasets import Dataset
 
-    p = parameters(device_name, dtype, side_of(image_tokens) ** 2)
+    p = parameters_of(device_name, dtype, side_of(image_tokens) ** 2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "model", SIZES[size], device_name, dtype)

@@ -67,7 +67,7 @@ def main(
     new_tokens: int = 64,
     repeats: int = 3,
 ) -> None:
-    p = parameters(device_name, dtype, IMAGE_SIDE**2, batch_tokens)
+    p = parameters_of(device_name, dtype, IMAGE_SIDE**2, batch_tokens)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         make_model(model, SIZES[size], device_name, dtype)
@@ -107,7 +107,7 @@ def main(
     )
 
 
-def parameters(device_name: str, dtype: str, pixels: int, batch_tokens: int = 4096) -> Params:
+def parameters_of(device_name: str, dtype: str, pixels: int, batch_tokens: int = 4096) -> Params:
     """The demo's, for models of these sizes and images of so many pixels."""
     p = params.load(Path("params/demo.yaml"))
     wanted = {
