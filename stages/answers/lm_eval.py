@@ -208,7 +208,7 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = manager.load([name])
         return loaded
-    except (OSError, ValueError, httpx.HTTPError, DatasetsError):
+    except (OSError, ValueError, httpx.HTTPError, DatasetsError) as error:
         entries = [manager.task_index.get(task) for task in leaves(name, _members(manager))]
         repos = sorted({str(entry.cfg.get("dataset_path")) for entry in entries if entry})
         what = f"the data set {' and '.join(repos)}"
