@@ -201,9 +201,8 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
         UserError: the data set can't be loaded.
     """
     import httpx
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from datasets.exceptions import DatasetsError
     from huggingface_hub import constants
-    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         loaded: dict[str, Any] = manager.load([name])
@@ -213,12 +212,9 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
         repos = sorted({str(entry.cfg.get("dataset_path")) for entry in entries if entry})
         what = f"the data set {' and '.join(repos)}"
         page = f"{constants.ENDPOINT}/datasets/{''.join(repos[:1])}"
-        # ``datasets`` says itself what is not there or gated, and keeps no error of the Hub's.
-        said = f": {error}" if isinstance(error, DatasetNotFoundError) else ""
-        cause = OfflineModeIsEnabled() if constants.HF_HUB_OFFLINE else error
-        why = of_the_hub(cause, what, page=page)
-        why = why or f"{what} can't be loaded ({type(error).__name__}){said}"
-        if "Revision" in said:
+        why = of_the_hub(error, what, page=page)
+        why = why or f"{what} can't be loaded ({type(error).__name__}); fix that"
+        if "no such revision" in why:
             why += " (dataset_kwargs in the task's YAML file names it)"
         raise UserError(f"{KEY}.{name}: {why}, or remove the task from {KEY}") from None
 
