@@ -309,8 +309,9 @@ def test_the_view_has_the_headline_and_the_parameters_that_differ(database, caps
     assert capsys.readouterr().out == f"http://127.0.0.1:{port}/{path}\n"
     tag = client.get_experiment(experiment).tags["mlflow.sharedViewState.headline"]
     columns = json.loads(tag)["selectedColumns"]
-    assert columns[: len(HEADLINE)] == [f"metrics.`{key}`" for key in HEADLINE]
-    assert "params.`train.beta`" in columns
+    figures = [f"metrics.`{key}`" for key in HEADLINE]
+    first, rest = figures[: view.FIRST], figures[view.FIRST :]
+    assert columns[: len(figures) + 1] == [*first, "params.`train.beta`", *rest]
     assert "params.`train.rank`" not in columns
 
 

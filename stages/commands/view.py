@@ -17,6 +17,7 @@ from stages.evaluation.catalogue import HEADLINE
 from stages.tracking import runs
 
 NAME = "headline"
+FIRST = 3  # figures before the parameters: two of validation and the win rate
 
 
 def main(port: int = 5000) -> None:
@@ -42,16 +43,18 @@ def main(port: int = 5000) -> None:
 
 
 def columns(found: Iterable[Any]) -> list[str]:
-    """The headline figures, the parameters of training that differ between runs, and two more."""
+    """What settings are chosen by, the parameters of training that differ between runs, then the
+    other headline figures: so much fits one screen."""
     values: dict[str, set[str]] = {}
     for run in found:
         for key, value in run.data.params.items():
             values.setdefault(key, set()).add(value)
     differ = [key for key in sorted(values) if key.startswith("train.") and len(values[key]) > 1]
+    figures = [f"metrics.`{key}`" for key in HEADLINE]
     return [
-        *(f"metrics.`{key}`" for key in HEADLINE),
+        *figures[:FIRST],
         *(f"params.`{key}`" for key in differ),
-        *("tags.`changed`", "attributes.`Source`"),
+        *(*figures[FIRST:], "tags.`changed`", "attributes.`Source`"),
     ]
 
 
