@@ -62,7 +62,7 @@ setup: venv ## Create .venv with the locked requirements (the commands above do 
 	cp requirements.txt .venv/installed.txt || die "Installing failed for the reason above." \
 	"Run the same command again to go on; UV_CACHE_DIR=... moves uv's downloads to another disk."; }
 
-extras: setup ## Install what single commands and formats need too: HEIC, Ray, SSH, ...
+extras: setup ## Install what single commands and formats need too: Ray, SSH, ...
 	.venv/bin/uv pip install --python .venv/bin/python --require-hashes --requirement requirements-extras.txt
 
 use: setup ## Switch to a preset: make use PRESET=name
@@ -77,7 +77,7 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 
 # Without --drop the table has a column for every file that a stage reads or writes; without --keep it
 # loses the figures that two experiments share. DVC's own -A lists all commits; these have experiments.
-FIGURES := win_rate|win_low|win_high|tuned_acc|correct|chosen_logps|margin
+FIGURES := val_win_rate|val_acc|win_rate|tuned_acc|correct|chosen_logps|margin
 COMMITS = git for-each-ref --sort=-creatordate --format='%(refname)' refs/exps \
   | sed -nE 's|refs/exps/(..)/(.{38})/.*|\1\2|p' | awk '!seen[$$0]++'
 

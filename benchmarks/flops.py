@@ -103,9 +103,6 @@ WAYS = {
     "… and the head on answer tokens alone (ours)": Way(
         shared=True, cached=True, vision=1, answers_only=True
     ),
-    "… and vision features kept (train.keep_vision_features)": Way(
-        shared=True, cached=True, vision=0, answers_only=True
-    ),
     "ours, reference computed in each step": Way(
         shared=True, cached=False, vision=2, answers_only=True
     ),

@@ -67,7 +67,8 @@ def table(metrics: Mapping[str, float]) -> str:
         row("held-out measure", "base", "tuned"),
         "|---|---|---|",
         row(
-            f"**win rate** of tuned over base, {pairs} pairs, {images} images",
+            "**chosen-versus-rejected win rate**, by implicit reward, "
+            f"{pairs} pairs, {images} images",
             "50%, by definition",
             f"**{with_interval(metrics, 'win_rate')}**",
         ),

@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
+import pandas as pd
 import pytest
 
 from stages.commands import export
 from stages.core.errors import UserError
 from stages.model import formatted
-from stages.model.scoring import PairLogProbs
 from stages.params.params import Scoring
 from stages.reporting import card
 from tests.contracts import ROOT
@@ -19,10 +18,9 @@ from tests.contracts import ROOT
 MOST = 8  # tokens of an answer
 
 
-def log_probs(chosen: list[float], rejected: list[float]) -> PairLogProbs:
-    two, one = np.array([2, 4]), np.array([1, 1])
-    none = np.array(["", ""], dtype=object)
-    return PairLogProbs(np.array(chosen), np.array(rejected), two, one, one, none)
+def log_probs(chosen: list[float], rejected: list[float]) -> pd.DataFrame:
+    logps = pd.DataFrame({"chosen_logps": chosen, "rejected_logps": rejected}, dtype=float)
+    return logps.assign(chosen_tokens=[2, 4], rejected_tokens=1)
 
 
 def test_the_difference_is_a_mean_over_answers_per_token_and_has_a_bound_in_every_precision():

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.answers.grading import is_correct, letter, mentioned, repetition, said
+from stages.answers.grading import is_correct, repetition
 from stages.sources.topics import COLOURS, MISTAKEN, SHAPES, Scene, sentence
+from tasks.published.grades import letter, mentioned, said
 
 WHICH_COLOUR = "what color is the shape?"
 WHICH_SHAPE = "what shape does the image contain?"

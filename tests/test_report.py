@@ -26,7 +26,7 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     inputs.answers.to_parquet(folder / "details" / "answers.parquet")
     tables = {"results/slices": inputs.slices, "results/margins": inputs.margins}
     tables |= {"curves/train": inputs.train_curve, "curves/validation": inputs.validation_curve}
-    for name, table in (tables | {"lengths": inputs.lengths}).items():
+    for name, table in tables.items():
         assert table is not None
         table.to_csv(folder / f"{name}.csv", index=False)
     (folder / "formatted" / "test.json").write_text(json.dumps(inputs.test_pairs))
@@ -45,7 +45,6 @@ def write_inputs(folder: Path) -> dict[str, Path]:
         **{name: folder / name for name in ("results", "details")},
         "preprocess": folder / "preprocess.json",
         "format_report": folder / "format.json",
-        "lengths": folder / "lengths.csv",
         "formatted_data": folder / "formatted",
         "model": folder / "base",
         "page": folder / "report.html",
@@ -75,7 +74,7 @@ def test_page_card_and_charts_complete_the_run(arguments, monkeypatch):
     ((*places, files),) = joined
     assert places == [arguments[name] for name in ("results", "curves", "adapter")]
     assert set(files) == {"report.html", "model_card.md", "figures"}
-    assert {"curve-loss.png", "margins.png", "slices.png", "lengths.png"} <= set(files["figures"])
+    assert {"curve-loss.png", "margins.png"} <= set(files["figures"])
     assert "library_name: peft" in arguments["card"].read_text(encoding="utf-8")
 
 
@@ -103,18 +102,9 @@ def test_page_and_card_follow_from_what_the_stages_wrote_and_nothing_else(
         assert b"brave-lion" not in content
 
 
-def test_warnings_are_printed_too(arguments, capsys):
-    metrics = arguments["results"] / "metrics.json"
-    lost = {"chosen_logps_change": -1.0, "chosen_logps_change_low": -2.0}
-    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | lost))
-    report.main(**arguments)
-    assert "warning: Chosen answers lost probability" in capsys.readouterr().out
-
-
 def test_the_stage_copes_without_files_that_only_feed_charts(arguments):
     for name in ("slices", "margins"):
         (arguments["results"] / f"{name}.csv").unlink()
-    arguments["lengths"].unlink()
     (arguments["curves"] / "validation.csv").unlink()
     (arguments["curves"] / "train.csv").write_text("")
     report.main(**arguments)

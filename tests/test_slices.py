@@ -19,6 +19,7 @@ def scores():
             "group": [f"g{i}" for i in range(n)],
             "origin": "easy-vqa",
             "kind": ["colour"] * 40 + ["shape"] * 15 + [None] * 5,
+            "text": None,
             "image_tokens": [16] * 55 + [20] * 5,
             "chosen_tokens": [8] * 30 + [10] * 30,
             "rejected_tokens": [8] * 30 + [10] * 26 + [6] * 4,

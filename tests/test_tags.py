@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from stages.core.project import project_root
+from stages.core.command import project_root
 from stages.tracking import tags as tracking
 
 PASSWORD = "hunter2-and-more"

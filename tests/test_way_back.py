@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from stages.commands import revisions
 from tests.contracts import ROOT
 from tests.repository import REPORTED, STAGES, attempt, call, clone, commit_and_push, hashes, make
-from tests.test_comparison import experiment
+from tests.test_compare import experiment
 from tests.test_secrets import PLANTED, leaks
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from stages import preprocess
 from stages.core import command
 from stages.core.errors import UserError
 from stages.core.text import listed, readable, shown
-from stages.pairs import counts, tables
+from stages.pairs import output, tables
 from stages.pairs.pairs import Record
 from stages.pairs.refusals import REASONS
 from stages.params import params
@@ -54,7 +54,7 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
             settings.preprocess,
         )
         _print_outcome(counted, folder)
-        counts.check(counted, folder, settings.preprocess)
+        output.check(counted, folder, settings.preprocess)
     print("nothing found that would stop the run")
 
 
@@ -64,7 +64,7 @@ def _place(name: str, asked: Any, raw: Path, scratch: Path) -> Path:
     Raises:
         UserError: nowhere yet.
     """
-    if isinstance(asked, PathData) and not isinstance(asked.path, list):
+    if isinstance(asked, PathData):
         path = asked.path.expanduser()
         if not is_archive(path):
             print(f"{name}: {shown(path)}, read where it is")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from stages.commands import ADAPTER, BASE, FORMATTED, IMAGES, require
 from stages.core import command, console
@@ -96,7 +97,7 @@ def check(p: Params, pairs: Sequence[dict[str, Any]], merged: Path) -> str:
         UserError: by too much, or by what is no number.
     """
 
-    def scored(model: Path, adapter: Path | None, label: str) -> scoring.PairLogProbs:
+    def scored(model: Path, adapter: Path | None, label: str) -> pd.DataFrame:
         policy, most = scoring.load(model, p, adapter), p.scoring.batch_tokens  # one at a time
         return scoring.log_probs(policy, pairs, IMAGES, batch_tokens=most, label=label)
 
@@ -113,13 +114,10 @@ def check(p: Params, pairs: Sequence[dict[str, Any]], merged: Path) -> str:
     return said
 
 
-def per_token(one: scoring.PairLogProbs, other: scoring.PairLogProbs) -> float:
+def per_token(one: pd.DataFrame, other: pd.DataFrame) -> float:
     """The mean absolute difference of answers' log-probs, in nats per token."""
-    off = [
-        np.abs(getattr(one, side) - getattr(other, side)) / getattr(one, f"{side}_tokens")
-        for side in ("chosen", "rejected")
-    ]
-    return float(np.mean(off))
+    off = (one[scoring.LOGPS] - other[scoring.LOGPS]).abs().to_numpy()
+    return float(np.mean(off / one[scoring.LENGTHS].to_numpy()))
 
 
 def readme(checked: str, bits: int | None) -> str:

@@ -270,8 +270,8 @@ def step(p: Params, size: Size, pair: Pair) -> float:
     are not kept, and once more for a reference that is not looked up."""
     again = not p.train.passed_through.get("disable_gradient_checkpointing", False)
     if p.train.shared_prefix:
-        tokens, looks = pair.prompt + 2 * pair.answer, int(not p.train.keep_vision_features)
-        return forward(size, (2 + again) * tokens, looks * pair.image, 2 * 2 * pair.answer)
+        tokens = pair.prompt + 2 * pair.answer
+        return forward(size, (2 + again) * tokens, pair.image, 2 * 2 * pair.answer)
     passes, tokens = 2 + LOSSES[p.train.loss].reference, 2 * (pair.prompt + pair.answer)
     return forward(size, (passes + again) * tokens, 2 * (passes - 1) * pair.image, passes * tokens)
 

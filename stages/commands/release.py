@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.commands import ADAPTER, BASE, CARD, PAGE, RESULTS, require, stale
-from stages.core import command, hub_errors
-from stages.core.errors import UserError
+from stages.core import command
+from stages.core.errors import UserError, of_the_hub
 from stages.core.text import listed
 from stages.reporting import verdicts
 from stages.sources import source
@@ -176,7 +176,7 @@ def upload(folder: Path, repo: str, version: str, *, private: bool) -> None:
     except UserError:
         raise
     except Exception as error:
-        told = hub_errors.explain(error, f"the repository {repo}", page=page)
+        told = of_the_hub(error, f"the repository {repo}", page=page)
         if told is None:
             raise
         raise UserError(f"not published: {told}") from error

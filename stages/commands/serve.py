@@ -37,11 +37,11 @@ from starlette.routing import Route
 from stages.commands.ask import MODELS, Both, load
 from stages.core import command
 from stages.core.errors import UserError
-from stages.core.schema import Section
 from stages.core.text import shown
 from stages.model import scoring
 from stages.model.formatted import IMAGE_PLACEHOLDER, SYSTEM
 from stages.params import params
+from stages.sources.source import Section
 
 HERE, KEY = "127.0.0.1", "API_KEY"
 MOST_BYTES = 32 * 2**20  # of a request

@@ -1,4 +1,4 @@
-"""The win rate of parts of the test pairs: by origin, question type, image tokens and length."""
+"""The win rate of parts of the test pairs: by origin, question type, text, tokens and length."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +40,7 @@ def table(scores: pd.DataFrame, settings: Evaluate) -> pd.DataFrame:
 
 
 def _parts(scores: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    for column, by in (("origin", "origin"), ("kind", "question type")):
+    for column, by in (("origin", "origin"), ("kind", "question type"), ("text", "text")):
         for name, part in scores.groupby(column, sort=True):
             computed = str(name).startswith(("=", "+", "-", "@"))  # by a spreadsheet
             yield by, f"'{name}" if computed else str(name), part

@@ -30,8 +30,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from stages.core.command import project_root
 from stages.core.console import show
-from stages.core.project import project_root
 from stages.evaluation import catalogue
 from stages.evaluation.metrics import headline
 from stages.params.params import PARAMS_FILE

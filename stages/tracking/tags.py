@@ -9,7 +9,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.core.project import project_root
+from stages.core.command import project_root
 from stages.params.params import PARAMS_FILE, differences, flattened
 
 
