@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from stages.commands import view
+from stages.commands import log
 from stages.core.errors import UserError
 from stages.evaluation.catalogue import HEADLINE
 from stages.tracking import runs
@@ -304,7 +304,7 @@ def test_the_view_has_the_headline_and_the_parameters_that_differ(database, caps
         complete(f"beta-{beta}", f"{beta:016}", parameters={"train": {"beta": beta, "rank": 8}})
     client, experiment = runs.connect()
     port = free_port()
-    view.main(port)
+    log.main(ui_port=port)
     path = f"#/experiments/{experiment}/runs?viewStateShareKey=headline"
     assert capsys.readouterr().out == f"http://127.0.0.1:{port}/{path}\n"
     tag = client.get_experiment(experiment).tags["mlflow.sharedViewState.headline"]
@@ -318,7 +318,7 @@ def test_a_port_that_is_taken_is_one_sentence(project):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"port {port} .*`make ui PORT={port + 1}`"):
-            view.main(port)
+            log.main(ui_port=port)
 
 
 @pytest.mark.slow
