@@ -118,7 +118,7 @@ def keys() -> str:
         rows.append(f"| {' '.join(f'`{name}`' for name in names)} | {meaning}{note} | {unit} |")
     head = ["| key | meaning | unit |", "|---|---|---|"]
     notes = "; ".join(f"({place}) {need}" for place, need in enumerate(needs, start=1))
-    return "\n".join([*head, *rows, "", f"There with: {notes}."]) + "\n"
+    return "\n".join([*head, *rows, "", f"Needs: {notes}."]) + "\n"
 
 
 def headline() -> str:

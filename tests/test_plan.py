@@ -80,16 +80,25 @@ def test_what_is_published_is_what_tasks_and_presets_say():
 
 @pytest.fixture
 def here(monkeypatch):
-    """``here(gpus)``: so many GPUs that torch finds, none of which has bfloat16."""
+    """``here(gpus)``: so many GPUs that torch finds, none of which has bfloat16; the driver is too
+    old where they are -1.
+    """
 
     def set_up(gpus):
+        def init():
+            said = "driver on your system is too old" if gpus < 0 else "no NVIDIA driver"
+            raise RuntimeError(f"Found {said}")
+
         cuda = SimpleNamespace(
             is_available=lambda: gpus > 0,
             device_count=lambda: gpus,
+            init=init,
             is_bf16_supported=lambda including_emulation: False,
             get_device_name=lambda _: "Tesla T4",
         )
-        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+        monkeypatch.setitem(
+            sys.modules, "torch", SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda="13.0"))
+        )
 
     return set_up
 
@@ -100,6 +109,7 @@ def here(monkeypatch):
         (DEMO, 0, "0", []),
         (BIG, 1, "0", ["the Tesla T4 has no bfloat16"]),
         (BIG, 0, "0", ["train.gpus is 1, and torch finds no GPU", "scoring.device is cuda, and"]),
+        (BIG, -1, "0", ["train.gpus", "scoring.device", "too old for torch, which is built for"]),
         (training(BIG, gpus=2), 1, "0", ["train.gpus is 2, and torch finds 1 GPU", "bfloat16"]),
         (training(BIG, gpus=2), 1, "1", ["bfloat16"]),
     ],

@@ -35,12 +35,28 @@ def lacking(p: Params) -> list[str]:
         for what, number in asked.items()
         if number > found
     ]
+    if lines and _driver_is_too_old():
+        lines.append(
+            f"NVIDIA's driver is too old for torch, which is built for CUDA {torch.version.cuda}: "
+            "update it to 580 or newer, or install torch for an older one (docs/reliability.md)"
+        )
     given = p.train.passed_through
     wants_bfloat16 = p.train.gpus and (given.get("bf16") or given.get("pure_bf16"))
     if wants_bfloat16 and found and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(0)
         lines.append(f"the {name} has no bfloat16 (set train.bf16 to false and train.fp16 to true)")
     return lines
+
+
+def _driver_is_too_old() -> bool:
+    """By torch's own check, which compares the driver with the CUDA that torch was built for."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except Exception as error:  # of several kinds: no driver, no GPU, no CUDA in this torch
+        return "too old" in str(error)
+    return False
 
 
 def require(p: Params, *, now: bool = False) -> None:
