@@ -243,7 +243,6 @@ def test_only_a_training_that_ended_is_taken_over_by_the_experiment_that_evaluat
     with runs.Live(FINGERPRINT, "workspace-abc1234"):
         wait_for(lambda: logged() and logged()[0].info.status == "RUNNING")
         complete("calm-dog")  # it runs elsewhere: a run of its own
-        assert [run.info.run_name for run in logged()] == ["workspace-abc1234", "calm-dog"]
     complete("brave-cat", metrics={"win_rate": 0.5})
     assert [run.info.run_name for run in logged()] == ["brave-cat", "calm-dog"]
 
