@@ -36,7 +36,7 @@ help: ## List these commands
 
 repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
-	$(IN_VENV) python -m stages verify --here 1
+	$(IN_VENV) python -m stages back --look 1
 
 back: setup ## Go back to the last commit: what is not committed is lost
 	$(IN_VENV) python -m stages back

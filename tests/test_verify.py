@@ -178,12 +178,12 @@ def test_a_locked_hash_that_does_not_come_out_is_named(project, capfd):
 def test_another_machines_results_are_told_from_the_commits_and_never_taken_away(
     project, monkeypatch, capfd
 ):
-    verify.main(here="1")
+    back.main(look="1")
     assert capfd.readouterr().out == ""
     monkeypatch.setenv("ROUNDING", "1e-9")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     subprocess.run(["dvc", "repro", "--quiet", "--force"], check=True)
-    verify.main(here="1")
+    back.main(look="1")
     said = capfd.readouterr().out
     assert "this machine's results: 3 of 3 outputs have other bits" in said
     assert "2 agree with them within rounding" in said
@@ -191,7 +191,7 @@ def test_another_machines_results_are_told_from_the_commits_and_never_taken_away
     shutil.rmtree(".dvc/cache")
     with pytest.raises(UserError, match=r"lacks second\.json, third\.json of the last commit"):
         back.main()
-    verify.main(here="1")
+    back.main(look="1")
     assert "third.json: another hash, and no committed content" in capfd.readouterr().out
     subprocess.run(["dvc", "commit", "--quiet", "--force"], check=True)
     subprocess.run(shlex.split(back.KEEP), check=True)
@@ -199,7 +199,7 @@ def test_another_machines_results_are_told_from_the_commits_and_never_taken_away
     subprocess.run(["dvc", "repro", "--quiet"], check=True)
     back.main()
     assert json.loads((project / "third.json").read_text()) == pytest.approx(4)
-    verify.main(here="1")
+    back.main(look="1")
     assert "results" not in capfd.readouterr().out
 
 
