@@ -15,11 +15,10 @@ from pathlib import Path
 
 from benchmarks import flops
 from benchmarks.pipeline import stack
-from benchmarks.throughput import SIZES, make_model, make_pairs
+from benchmarks.throughput import SIZES, make_model, make_pairs, parameters_of
 from benchmarks.train import QUESTION, encode, matmul_rate, side_by_side, side_of, trainers
 from stages.core import command
 from stages.model import scoring
-from stages.params import params
 
 
 def main(
@@ -35,16 +34,7 @@ def main(
     import torch
     from datasets import Dataset
 
-    pixels = side_of(image_tokens) ** 2
-    p = params.load(Path("params/demo.yaml"))
-    wanted = {"device": device_name, "dtype": dtype, "portable": False, "batch_tokens": 4096}
-    limits = {"cutoff_len": 4096, "image_max_pixels": pixels, "image_min_pixels": pixels}
-    p = p.model_copy(
-        update={
-            "scoring": params.Scoring.model_validate(wanted),
-            "format": params.Format.model_validate(limits),
-        }
-    )
+    p = parameters_of(device_name, dtype, side_of(image_tokens) ** 2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "model", SIZES[size], device_name, dtype)

@@ -25,6 +25,7 @@ from stages.core import command
 from stages.families import known
 from stages.model import scoring
 from stages.params import params
+from stages.params.params import Params
 from stages.sources.topics import COLOURS, SHAPES
 
 DEMO = Path("demo/model")
@@ -66,23 +67,7 @@ def main(
     new_tokens: int = 64,
     repeats: int = 3,
 ) -> None:
-    p = params.load(Path("params/demo.yaml"))
-    pixels = IMAGE_SIDE * IMAGE_SIDE
-    p = p.model_copy(
-        update={
-            "scoring": params.Scoring.model_validate(
-                {
-                    "device": device_name,
-                    "dtype": dtype,
-                    "portable": False,
-                    "batch_tokens": batch_tokens,
-                }
-            ),
-            "format": params.Format(
-                cutoff_len=4096, image_max_pixels=pixels, image_min_pixels=pixels, allowed_tokens=[]
-            ),
-        }
-    )
+    p = parameters_of(device_name, dtype, IMAGE_SIDE**2, batch_tokens)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         make_model(model, SIZES[size], device_name, dtype)
@@ -119,6 +104,26 @@ def main(
         f"| scoring | {pairs / scored:.2f} pairs/s | {score_memory} |\n"
         f"| generation | {generated / answered:.1f} tokens/s "
         f"| {answer_memory} |"
+    )
+
+
+def parameters_of(device_name: str, dtype: str, pixels: int, batch_tokens: int = 4096) -> Params:
+    """The demo's, for models of these sizes and images of so many pixels."""
+    p = params.load(Path("params/demo.yaml"))
+    wanted = {
+        "device": device_name,
+        "dtype": dtype,
+        "portable": False,
+        "batch_tokens": batch_tokens,
+    }
+    limits = {"image_max_pixels": pixels, "image_min_pixels": pixels}
+    return p.model_copy(
+        update={
+            "scoring": params.Scoring.model_validate(wanted),
+            "format": params.Format.model_validate(
+                limits | {"cutoff_len": 4096, "allowed_tokens": []}
+            ),
+        }
     )
 
 

@@ -1,4 +1,4 @@
-"""A training step with each switch for speed, against LLaMA-Factory's and TRL's, side by side.
+"""A training step with each switch for speed, against LLaMA-Factory's, side by side.
 
     python -m benchmarks.train
     python -m benchmarks.train --size 4b --device-name cuda --dtype bfloat16 --image-tokens 576
@@ -24,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks import flops
+from benchmarks.peer import peak_memory
 from benchmarks.pipeline import stack
 from benchmarks.throughput import SIZES, make_model, make_pairs
 from stages.core import command
@@ -72,8 +73,6 @@ def main(
             },
             repeats,
         )
-        # Last: it resets what accelerate keeps for the others.
-        refused = trl_step(model_dir, Path(folder), rows[0], device_name)
     rate = matmul_rate(stock.model.device, getattr(torch, dtype))
     question = two_rows["attention_mask"][0].sum().item() - image_tokens - answer_tokens
     pair = flops.Pair(image_tokens, question, answer_tokens)
@@ -89,7 +88,7 @@ def main(
         f"tokens a batch, {one_row['input_ids'].numel():,} with the prompt shared; medians of "
         f"{repeats}\n"
         f"matrix products: {rate / flops.TERA:.2f} TFLOP/s; needed: {needed / flops.TERA:.3f} "
-        f"TFLOP a pair\nTRL's DPOTrainer: {refused}\n\n"
+        f"TFLOP a pair\n\n"
         "| training step | pairs/s | times LLaMA-Factory | memory, GB | used |\n"
         "|---|---|---|---|---|"
     )
@@ -217,44 +216,6 @@ def without_checkpointing(ours: Any, batch: dict[str, Any]) -> None:
             layer.gradient_checkpointing = True
 
 
-def trl_step(model_dir: Path, folder: Path, row: dict[str, Any], device_name: str) -> str:
-    """What becomes of a step of TRL's own trainer on this model and pair: the error, or that it
-    works, in one line.
-    """
-    from datasets import Dataset
-    from PIL import Image
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from trl import DPOConfig, DPOTrainer
-
-    processor = AutoProcessor.from_pretrained(model_dir)
-    question = row["messages"][0]["content"].removeprefix("<image>")
-    pair = {
-        "images": [Image.open(folder / row["images"][0])],
-        "prompt": f"<|vision_start|><|image_pad|><|vision_end|>{question}",
-        "chosen": row["chosen"]["content"],
-        "rejected": row["rejected"]["content"],
-    }
-    try:
-        trainer = DPOTrainer(
-            AutoModelForImageTextToText.from_pretrained(model_dir),
-            args=DPOConfig(
-                str(folder / "trl"),
-                report_to="none",
-                use_cpu=device_name == "cpu",
-                per_device_train_batch_size=1,
-                max_steps=1,
-                max_prompt_length=None,
-                max_length=None,
-            ),
-            train_dataset=Dataset.from_list([pair]),
-            processing_class=processor,
-        )
-        trainer.train()
-    except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return "a step works"
-
-
 def matmul_rate(device: Any, dtype: Any, repeats: int = 10) -> float:
     """FLOP/s of a large matrix product: the median."""
     import torch
@@ -288,22 +249,6 @@ def side_by_side(
                 seconds[name].append(time.perf_counter() - start)
                 memory[name] = max(memory.get(name, 0.0), memory_after - before)
     return {name: (statistics.median(taken), memory[name]) for name, taken in seconds.items()}
-
-
-def peak_memory(restart: bool = False) -> float:
-    """The most memory used since the last restart (GB), of the GPU or of this process (Linux)."""
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-        if restart:
-            torch.cuda.reset_peak_memory_stats()
-        return float(torch.cuda.max_memory_allocated()) / 2**30
-    if restart:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**20
 
 
 if __name__ == "__main__":
