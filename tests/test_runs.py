@@ -309,7 +309,7 @@ def test_the_view_has_the_headline_and_the_parameters_that_differ(database, caps
     tag = client.get_experiment(experiment).tags["mlflow.sharedViewState.headline"]
     columns = json.loads(tag)["selectedColumns"]
     figures = [f"metrics.`{key}`" for key in HEADLINE]
-    first, rest = figures[: view.FIRST], figures[view.FIRST :]
+    first, rest = figures[: log.FIRST], figures[log.FIRST :]
     assert columns[: len(figures) + 1] == [*first, "params.`train.beta`", *rest]
     assert "params.`train.rank`" not in columns
 
