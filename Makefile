@@ -27,7 +27,7 @@ IN_VENV := PATH="$$PWD/.venv/bin:$$PATH"
 DIE := die() { echo "$$*" >&2; exit 1; };
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test check check-data lint setup use ui exps sweep costs log ask export serve release \
+.PHONY: help repro back test check check-data lint setup use ui exps sweep costs log ask export serve release \
   publish plan doctor verify extras lock clean venv
 .SILENT:
 
@@ -36,6 +36,10 @@ help: ## List these commands
 
 repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
+	$(IN_VENV) python -m stages verify --here 1
+
+back: setup ## Go back to the last commit: what is not committed is lost
+	$(IN_VENV) python -m stages back
 
 test: lint ## Lint, check types, run all tests (three processes)
 	$(TESTS)
@@ -58,7 +62,7 @@ setup: venv ## Create .venv with the locked requirements (the commands above do 
 	cp requirements.txt .venv/installed.txt || die "Installing failed for the reason above." \
 	"Run the same command again to go on; UV_CACHE_DIR=... moves uv's downloads to another disk."; }
 
-extras: setup ## Install what single commands and formats need too: HEIC, Ray, SSH, ...
+extras: setup ## Install what single commands and formats need too: Ray, SSH, ...
 	.venv/bin/uv pip install --python .venv/bin/python --require-hashes --requirement requirements-extras.txt
 
 use: setup ## Switch to a preset: make use PRESET=name
@@ -73,7 +77,7 @@ ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
 
 # Without --drop the table has a column for every file that a stage reads or writes; without --keep it
 # loses the figures that two experiments share. DVC's own -A lists all commits; these have experiments.
-FIGURES := win_rate|win_low|win_high|tuned_acc|correct|chosen_logps|margin
+FIGURES := val_win_rate|val_acc|win_rate|tuned_acc|correct|chosen_logps|margin
 COMMITS = git for-each-ref --sort=-creatordate --format='%(refname)' refs/exps \
   | sed -nE 's|refs/exps/(..)/(.{38})/.*|\1\2|p' | awk '!seen[$$0]++'
 
@@ -87,7 +91,7 @@ sweep: setup ## Run every combination, one on each GPU: make sweep SET='train.be
 	$(IN_VENV) python -m stages sweep --sets="$$SET" --gpus="$$GPUS" --name="$$NAME"
 
 costs: setup ## What each stage took when it ran here
-	$(IN_VENV) python -m stages costs
+	$(IN_VENV) dvc metrics show reports/diary/*.json
 
 verify: setup ## Run the committed pipeline again in a clone and compare (STAGES="format train")
 	$(IN_VENV) python -m stages verify $(if $(STAGES),--stages "$(STAGES)")
@@ -115,9 +119,9 @@ serve: setup ## OpenAI's API for tuned and base, on this machine only (PORT=8000
 release: setup ## Tag the adapter here as a version: make release VERSION=v1.0.0
 	$(IN_VENV) python -m stages release --version "$$VERSION"
 
-publish: setup ## Upload a release to the Hub, private: make publish REPO=owner/name (VERSION=, PUBLIC=1)
-	$(IN_VENV) python -m stages publish --repo "$$REPO" $${VERSION:+--version "$$VERSION"} \
-	  $${PUBLIC:+--public "$$PUBLIC"}
+publish: setup ## Upload a release to the Hub: make publish VERSION=v1.0.0 REPO=owner/name (PUBLIC=1)
+	: "$${REPO:?write REPO=owner/name}"; $(IN_VENV) python -m stages release --version "$$VERSION" \
+	  --repo "$$REPO" $${PUBLIC:+--public "$$PUBLIC"}
 
 lock: venv ## Resolve requirements*.in into requirements*.txt (ARGS=--upgrade for the newest)
 	for name in requirements requirements-extras; do .venv/bin/uv pip compile --quiet --universal \

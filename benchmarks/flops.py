@@ -7,7 +7,7 @@ A product of (m, k) and (k, n) counts 2mkn. Attention counts what is seen, not w
 out. Norms, activations, the optimizer and LoRA's own products (below 1% at rank 8) are left out.
 Weights are frozen, so backward costs what forward does: it only goes to the activations. With
 gradient checkpointing the layers, not the head, are computed once more. ``make plan`` has simpler
-arithmetic (``stages.commands.estimate``), which a test holds against this.
+arithmetic (``stages.commands.plan``), which a test holds against this.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.throughput import SIZES
-from stages.commands import estimate
-from stages.commands.estimate import GIGA, PATCHES, TERA, VOCABULARY, Pair, Size
+from stages.commands import plan
+from stages.commands.plan import GIGA, PATCHES, TERA, VOCABULARY, Pair, Size
 from stages.core import command
 from stages.tuning import config
 from tests.contracts import PRESETS, preset_of
@@ -103,9 +103,6 @@ WAYS = {
     "… and the head on answer tokens alone (ours)": Way(
         shared=True, cached=True, vision=1, answers_only=True
     ),
-    "… and vision features kept (train.keep_vision_features)": Way(
-        shared=True, cached=True, vision=0, answers_only=True
-    ),
     "ours, reference computed in each step": Way(
         shared=True, cached=False, vision=2, answers_only=True
     ),
@@ -136,7 +133,7 @@ def memory() -> str:
         p = preset_of(path)
         stock = p.model_copy(update={"train": p.train.model_copy(update={"shared_prefix": False})})
         for name, each in ((f"`{path.stem}`", p), (f"`{path.stem}`, LLaMA-Factory's way", stock)):
-            rows[name] = estimate.memory(each, SIZES["4b"], config.dtype(each))
+            rows[name] = plan.memory(each, SIZES["4b"], config.dtype(each))
     names = [*next(iter(rows.values())), "together"]
     lines = [f"| preset, GB | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for name, parts in rows.items():

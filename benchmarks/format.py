@@ -1,14 +1,12 @@
-"""The stage format at the size of topic-overwrite, and counting tokens one pair at a time.
+"""The stage format at the size of topic-overwrite, in processes of its own, beside ones that only
+import what it imports.
 
     python -m benchmarks.format
 
-In one process two ways to count take turns: all texts at once, as the stage does, and pair by pair;
-they must agree. Then the stage runs in processes of its own, beside ones that only import what it
-imports. The pairs are made up, of words in random order; the tokenizer is the demo's.
+The pairs are made up, of words in random order; the tokenizer is the demo's.
 """
 
 import argparse
-import copy
 import hashlib
 import os
 import random
@@ -17,15 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
-from stages import format as format_stage
-from stages.model import tokens
-from stages.params import params
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESET = ROOT / "params" / "qwen3-vl-4b.yaml"
@@ -46,17 +39,6 @@ def main() -> None:
         for turn in range(options.repeats):
             times.setdefault("import", []).append(run(["-c", IMPORTS], folder))
             times.setdefault("stage", []).append(run(stage_command(turn), folder))
-    p = params.load(PRESET)
-    loaded = tokens.load(ROOT / "demo" / "model", p)
-    rows, _ = format_stage.to_rows(table, loaded.markers)
-    sizes = [(w, h) for (w,), (h,) in zip(table["widths"], table["heights"], strict=True)]
-    for _ in range(options.repeats):
-        taken, at_once = timed(lambda: tokens.count(loaded, rows, [[size] for size in sizes]))
-        times.setdefault("count, all at once", []).append(taken)
-        taken, by_pair = timed(lambda: pair_by_pair(loaded, rows, sizes))
-        times.setdefault("count, pair by pair", []).append(taken)
-        assert at_once == by_pair
-    print(f"{options.pairs} pairs, {sum(c.longest - c.image for c in by_pair)} tokens of text")
     for what, seconds in times.items():
         each = ", ".join(f"{one:.1f}" for one in seconds)
         print(f"{what}: {statistics.median(seconds):.1f} s; each {each}")
@@ -111,31 +93,6 @@ def run(command: list[str], folder: Path) -> float:
         check=True,
     )
     return time.monotonic() - start
-
-
-def timed(work: Callable[[], list[tokens.Lengths]]) -> tuple[float, list[tokens.Lengths]]:
-    start = time.monotonic()
-    found = work()
-    return time.monotonic() - start, found
-
-
-def pair_by_pair(
-    loaded: tokens.Tokenization, rows: list[dict[str, Any]], sizes: list[tuple[int, int]]
-) -> list[tokens.Lengths]:
-    plugin = copy.copy(loaded.template.mm_plugin)
-    plugin.expand_mm_tokens = False
-    counted = []
-    for row, size in zip(rows, sizes, strict=True):
-        ids = []
-        for side in ("chosen", "rejected"):
-            messages = plugin.process_messages(
-                [*row["messages"], row[side]], row["images"], [], [], loaded.processor
-            )
-            ids.append(loaded.template.encode_oneturn(loaded.tokenizer, messages))
-        (prompt, chosen), (_, rejected) = ids
-        image = tokens.image_tokens(loaded, *size)
-        counted.append(tokens.Lengths(image, len(prompt) - 1 + image, len(chosen), len(rejected)))
-    return counted
 
 
 if __name__ == "__main__":

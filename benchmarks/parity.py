@@ -21,7 +21,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from omegaconf import OmegaConf
 from benchmarks.pipeline import stack
 from stages.core import command
 from stages.core.errors import UserError
-from stages.families.qwen3_vl import FAMILY
 from stages.model import prefix
 from stages.params import params
 from stages.tuning import config, history, process
@@ -39,7 +37,6 @@ from tests.rounding import COMMITTED
 OUT, RUNS = Path("benchmarks/PARITY.md"), Path("models/training")
 SEED_MODEL = Path("demo/model")
 CHUNK = 16  # tokens that go to the head together here, so that every batch has several chunks
-ROW_TOKENS = 300
 LEARNING_RATE = 5e-4
 
 # Largest differences that are allowed in float64: of gradients, relative, and of the loss at any
@@ -90,15 +87,12 @@ def ways() -> dict[str, Way]:
     """All that is held against LLaMA-Factory's rows, and these themselves."""
     from tests import one_by_one as plain
 
-    packed = partial(shared, row_tokens=ROW_TOKENS)
     return {
         STOCK: Way(plain.one_by_one),
         "LLaMA-Factory's rows, a pair at a time": Way(a_pair_at_a_time),
-        "each image seen once, a row for each answer": Way(images_once),
         "head on answer tokens in chunks, a row for each answer": Way(head_in_chunks),
         "cached reference, a row for each answer": Way(plain.one_by_one, cached=True),
         SHARED: Way(shared),
-        "prompt shared, several pairs in a row": Way(packed),
         "prompt shared, cached reference (what the pipeline trains with)": Way(shared, cached=True),
         "prompt shared, scoring": Way(scored, gradients=False),
     }
@@ -110,13 +104,6 @@ def a_pair_at_a_time(model: Any, pairs: Sequence[Any], look: Any) -> Any:
     from tests.one_by_one import one_by_one
 
     return torch.cat([one_by_one(model, [pair], look) for pair in pairs], dim=1)
-
-
-def images_once(model: Any, pairs: Sequence[Any], look: Any) -> Any:
-    from tests.one_by_one import one_by_one
-
-    with FAMILY.seeing_each_image_once(model):
-        return one_by_one(model, pairs, look)
 
 
 def head_in_chunks(model: Any, pairs: Sequence[Any], look: Any) -> Any:
@@ -131,8 +118,8 @@ def head_in_chunks(model: Any, pairs: Sequence[Any], look: Any) -> Any:
     return logps.sum(dim=-1).reshape(2, -1)
 
 
-def shared(model: Any, pairs: Sequence[Any], look: Any, row_tokens: int | None = None) -> Any:
-    batch = prefix.pack(pairs, model, look, row_tokens=row_tokens)
+def shared(model: Any, pairs: Sequence[Any], look: Any) -> Any:
+    batch = prefix.pack(pairs, model, look)
     return prefix.forward(prefix.plain(model), **batch)["logps"].sum(dim=-1)
 
 
@@ -391,12 +378,12 @@ def configured(training: Training) -> tuple[dict[str, Any], Path]:
     }
     name = config.fingerprint(
         configuration,
+        p.model_copy(update={"train": p.train.model_copy(update={"shared_prefix": training.ours})}),
         DATA,
         MODEL,
-        training.processes,
-        ours=config.ours(p) | {"shared_prefix": training.ours},
-        cached=REFERENCE if training.cached else None,
+        REFERENCE if training.cached else None,
     )
+    name += f"-{training.processes}"
     return configuration, RUNS / (name + "-resumed" * bool(training.resumed))
 
 
@@ -429,7 +416,7 @@ def run(training: Training, configuration: dict[str, Any], folder: Path) -> None
         environment |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(training.processes)}
     if training.ours:
         environment = process.with_shared_prefix(
-            environment, REFERENCE if training.cached else None, keep_vision_features=False
+            environment, REFERENCE if training.cached else None
         )
     process.launch(
         ["train", str(file), f"output_dir={folder}"], folder, environment, lambda entry: None

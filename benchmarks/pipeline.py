@@ -21,8 +21,6 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.commands.costs import stage_names
-
 PACKAGES = ("torch", "transformers", "llamafactory", "peft", "trl")
 
 
@@ -34,7 +32,8 @@ def main() -> None:
         given = (override.partition("=")[::2] for override in overrides)
         values = {key: YAML(typ="safe").load(value) for key, value in given}
         set_parameters(clone / "params.yaml", values)
-        seconds = {stage: timed(clone, stage) for stage in stage_names(clone / "dvc.yaml")}
+        listed = run("dvc", "stage", "list", "--name-only", cwd=clone, stdout=subprocess.PIPE)
+        seconds = {stage: timed(clone, stage) for stage in listed.split()}
         metrics = json.loads((clone / "reports" / "results" / "metrics.json").read_text())
     print(f"\ncommand: python -m benchmarks.pipeline {' '.join(overrides)}".rstrip())
     print(f"{stack()}\n")
@@ -66,11 +65,12 @@ def timed(clone: Path, stage: str) -> float:
     return time.perf_counter() - start
 
 
-def run(*command: str, cwd: Path | None = None) -> None:
+def run(*command: str, cwd: Path | None = None, stdout: int | None = None) -> str:
     # The tools of this environment, whatever PATH says.
-    binaries = Path(sys.executable).parent
-    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(command, cwd=cwd, check=True, env=os.environ | {"PATH": path})
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path}
+    done = subprocess.run(command, cwd=cwd, check=True, env=env, stdout=stdout, text=True)
+    return done.stdout or ""
 
 
 def stack() -> str:

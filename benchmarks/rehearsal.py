@@ -22,6 +22,7 @@ import os
 import platform
 import resource
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -36,7 +37,6 @@ from omegaconf import OmegaConf
 
 from benchmarks.pipeline import PACKAGES, device, run, set_parameters
 from benchmarks.throughput import SIZES, make_model
-from stages.commands import costs
 from stages.core import command
 from stages.params import params
 from tests.hub_server import preset_repos, serve, topic_overwrite_rows
@@ -163,14 +163,15 @@ def change(file: Path, values: Mapping[str, Any]) -> None:
 def section(clone: Path, size: str, tiktoken: str, seconds: float) -> str:
     """What ``RESULTS.md`` shows of it."""
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    stages = costs.stage_names(clone / costs.PIPELINE)
+    diary = map(str, sorted(clone.glob("reports/diary/*.json")))
+    table = run("dvc", "metrics", "show", "--md", *diary, stdout=subprocess.PIPE)
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return (
         f"\n{time.strftime('%Y-%m-%d')}, {device()}, Python {platform.python_version()}, "
         f"{versions}. Command: `python -m benchmarks.rehearsal --size {size}"
         f"{' --tiktoken qwen.tiktoken' if tiktoken else ''}`. `dvc repro` took "
-        f"{costs.duration(seconds)}, the largest process {largest:.1f} GB.\n\n"
-        f"```\n{costs.table(stages, costs.entries(clone / command.DIARY))}\n```"
+        f"{seconds / 60:.1f} minutes, the largest process {largest:.1f} GB.\n\n"
+        f"{table}"
     )
 
 

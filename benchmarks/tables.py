@@ -67,7 +67,8 @@ def table(metrics: Mapping[str, float]) -> str:
         row("held-out measure", "base", "tuned"),
         "|---|---|---|",
         row(
-            f"**win rate** of tuned over base, {pairs} pairs, {images} images",
+            "**chosen-versus-rejected win rate**, by implicit reward, "
+            f"{pairs} pairs, {images} images",
             "50%, by definition",
             f"**{with_interval(metrics, 'win_rate')}**",
         ),
@@ -117,7 +118,7 @@ def keys() -> str:
         rows.append(f"| {' '.join(f'`{name}`' for name in names)} | {meaning}{note} | {unit} |")
     head = ["| key | meaning | unit |", "|---|---|---|"]
     notes = "; ".join(f"({place}) {need}" for place, need in enumerate(needs, start=1))
-    return "\n".join([*head, *rows, "", f"There with: {notes}."]) + "\n"
+    return "\n".join([*head, *rows, "", f"Needs: {notes}."]) + "\n"
 
 
 def headline() -> str:

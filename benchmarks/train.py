@@ -28,7 +28,6 @@ from benchmarks.peer import peak_memory
 from benchmarks.pipeline import stack
 from benchmarks.throughput import SIZES, make_model, make_pairs
 from stages.core import command
-from stages.families.qwen3_vl import FAMILY
 from stages.model import prefix, scoring
 from stages.params import params
 
@@ -67,7 +66,6 @@ def main(
             {
                 "LLaMA-Factory": partial(step, stock, two_rows),
                 "reference cached": with_reference(stock, two_rows, reference),
-                "… and each image seen once": with_reference(stock, two_rows, reference, once=True),
                 "prompt shared, reference computed": partial(step, ours, one_row),
                 "prompt shared, reference cached": partial(step, ours, cached),
                 "the same, all logits": partial(with_all_logits, ours, cached),
@@ -191,18 +189,12 @@ def step(trainer: Any, batch: dict[str, Any]) -> None:
     trainer.model.zero_grad()
 
 
-def with_reference(
-    stock: Any, batch: dict[str, Any], reference: Any, once: bool = False
-) -> Callable[[], None]:
+def with_reference(stock: Any, batch: dict[str, Any], reference: Any) -> Callable[[], None]:
     """A step of LLaMA-Factory's trainer that looks the reference up."""
 
     def work() -> None:
         with mock.patch.object(stock, "compute_reference_log_probs", return_value=tuple(reference)):
-            if once:
-                with FAMILY.seeing_each_image_once(stock.model):
-                    step(stock, batch)
-            else:
-                step(stock, batch)
+            step(stock, batch)
 
     return work
 

@@ -44,15 +44,32 @@ def main(
     tuned = Checkpoint(model, p, adapter)
     probed = lm_eval.run(tuned, task_files, formatted_data, images)
     own = tuned.log_probs(pairs, images, label="tuned")
+    choosing = tuned.log_probs(by_split["validation"], images, label="tuned validation")
     controlled = controls.log_probs(tuned, pairs, images, label="tuned")
     asked = prompts.selected(formatted_data, p)
     answers = prompts.answers(tuned, asked, images, label="tuned answers")
 
-    scored = against_reference(pairs, own, controlled, reference, baseline, p.train.beta)
+    logps = pd.read_parquet(reference / "logps.parquet")
+    of_base = dict(iter(pd.read_parquet(baseline / "controls.parquet").groupby("shown")))
+    by_way = {
+        str(way): against(
+            of_base[way],
+            [pair for pair in pairs if pair["id"] in set(table["id"])],
+            table.drop(columns="shown"),
+            p.train.beta,
+        )
+        for way, table in controlled.groupby("shown")
+    }
+    scored = metrics.with_controls(against(logps, pairs, own, p.train.beta), by_way)
+    validation = by_split["validation"]
+    chosen_by = against(logps, validation, choosing, p.train.beta) if validation else None
     answered = prompts.beside_each_other(
         asked, pd.read_parquet(baseline / "answers.parquet"), answers
     )
+    seen = shortcuts.seen_texts(by_split["train"], pairs)
+    scored["text"] = ["as in a training pair" if one else "new" for one in seen]
     audit, counts = shortcuts.listed(by_split, images)
+    counts["seen_text_pairs"] = sum(seen)
     judged = shortcuts.judges(by_split["train"], pairs)
     measured = (
         metrics.of_pairs(scored, p.evaluate)
@@ -62,6 +79,7 @@ def main(
         | metrics.of_images(scored, p.evaluate)
         | metrics.of_answers(answered[answered["of"] == "pair"], p.evaluate)
         | metrics.of_questions(answered[answered["of"] == "question"], p.evaluate)
+        | metrics.of_validation(chosen_by, p.evaluate)
         | paired.of_tasks(task_results.read(baseline / "lm_eval"), probed, p.evaluate)
     )
 
@@ -79,34 +97,20 @@ def main(
     return tuned.cost()
 
 
-def against_reference(
-    pairs: list[dict[str, Any]],
-    own: pd.DataFrame,
-    controlled: pd.DataFrame,
-    reference: Path,
-    baseline: Path,
-    beta: float,
+def against(
+    reference: pd.DataFrame, pairs: list[dict[str, Any]], own: pd.DataFrame, beta: float
 ) -> pd.DataFrame:
-    """Scores of the pairs, with the margins that they have when another image is ``shown``.
+    """Scores of the pairs.
 
     Raises:
         UserError: the reference was not shown the same pairs in the same ways.
     """
-    logps = pd.read_parquet(reference / "logps.parquet")
-    other = pd.read_parquet(baseline / "controls.parquet")
     try:
-        scored = metrics.score(pairs, own, logps, beta)
-        by_way = {}
-        for way, table in controlled.groupby("shown"):
-            ids = set(table["id"])
-            those = [pair for pair in pairs if pair["id"] in ids]
-            known = other[other["shown"] == way]
-            by_way[str(way)] = metrics.score(those, table.drop(columns="shown"), known, beta)
+        return metrics.score(pairs, own, reference, beta)
     except ValueError as error:
         raise UserError(
-            f"{error}; `dvc repro -f reference baseline` makes {reference} and {baseline} again"
+            f"{error}; `dvc repro -f reference baseline` makes the base's log-probs again"
         ) from None
-    return metrics.with_controls(scored, by_way)
 
 
 def write(path: Path, values: dict[str, Any]) -> None:

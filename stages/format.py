@@ -10,11 +10,10 @@ image tokens do not match", LLaMA-Factory#6844). So tokens are counted with the 
 processor now, and a pair that would be cut is left out and counted.
 """
 
-import csv
 import json
 import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,8 @@ from stages.params import params
 
 SECONDS = 20  # of work, for one prompt; it takes a hundredth of one
 FEW = 3  # altered rows that need no more than to be counted
+REASON = "longer_than_cutoff_len"
+COUNTS = ("image", "prompt", "chosen", "rejected", "longest")  # of ``Lengths``
 QUANTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
 
 
@@ -47,30 +48,25 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
         list(zip(widths, heights, strict=True))
         for widths, heights in zip(table["widths"], table["heights"], strict=True)
     ]
-    counted = tokens.count(tokenization, rows, sizes)
-    kept = tokens.within(tokenization, counted)
-    by_split = {
-        name: [
-            row
-            for row, split, ok in zip(rows, table["split"], kept, strict=True)
-            if ok and split == name
-        ]
-        for name in SPLITS
-    }
-    refuse_empty(by_split, set(table["split"]), p.format.cutoff_len)
+    counted = measured(table, tokens.count(tokenization, rows, sizes), p.format.cutoff_len)
     questions = to_questions(pd.read_parquet(pairs / "questions.parquet"), tokenization.markers)
+    told = in_words(altered, len(table), tokenization.family)
 
     out.mkdir(parents=True, exist_ok=True)
-    for name, split_rows in by_split.items():
-        write_json(out / f"{name}.json", split_rows)
+    for name in SPLITS:
+        there = (counted["split"] == name) & counted["kept"]
+        write_json(out / f"{name}.json", [rows[place] for place in np.flatnonzero(there)])
     write_json(out / "questions.json", questions)
     write_json(out / "dataset_info.json", dataset_info(system_prompts=any(table["system"])))
-    write_left_out(out / "left_out.csv", rows, counted, kept, p.format.cutoff_len)
-    told = in_words(altered, len(table), tokenization.family)
-    write_json(report, summary(table["split"], kept, counted, len(altered), told))
+    left_out = counted[~counted["kept"]].rename(columns={"longest": "tokens"})
+    left_out = left_out.assign(reason=REASON, cutoff_len=p.format.cutoff_len)
+    left_out = left_out[["id", "reason", "tokens", "cutoff_len"]]
+    left_out.to_csv(out / "left_out.csv", index=False, lineterminator="\r\n")
+    write_json(report, summary(counted, len(altered), told))
+    curves = quantiles(counted.loc[counted["kept"], ["prompt", "chosen", "rejected"]])
+    curves.to_csv(lengths, index_label="percentile")
     if told:
         console.show(told)
-    write_quantiles(lengths, [length for length, ok in zip(counted, kept, strict=True) if ok])
 
 
 def tried(model: Path, p: params.Params) -> tokens.Tokenization:
@@ -182,71 +178,49 @@ def to_questions(table: pd.DataFrame, markers: Sequence[str]) -> list[dict[str, 
     ]
 
 
-def refuse_empty(by_split: dict[str, list[Any]], present: set[str], cutoff_len: int) -> None:
-    """Raise ``UserError`` where none of a split's pairs is within ``cutoff_len``."""
-    for name, rows in by_split.items():
-        if not rows and name in present:
+def measured(table: pd.DataFrame, counted: Sequence[Lengths], cutoff_len: int) -> pd.DataFrame:
+    """Of each pair ``id``, ``split``, the lengths ``COUNTS``, and whether it is ``kept``.
+
+    Raises:
+        UserError: none of a split's pairs is within ``cutoff_len``.
+    """
+    lengths = {name: [getattr(each, name) for each in counted] for name in COUNTS}
+    kept = [tokens.fits(each, cutoff_len) for each in counted]
+    found = table[["id", "split"]].assign(**lengths, kept=kept)
+    for name, any_kept in found.groupby("split")["kept"].any().items():
+        if not any_kept:
             raise UserError(
                 f"no {name} pair fits format.cutoff_len = {cutoff_len} tokens; "
                 "raise it, or lower format.image_max_pixels"
             )
+    return found
 
 
-def summary(
-    splits: Iterable[str],
-    kept: Sequence[bool],
-    counted: Sequence[Lengths],
-    altered: int,
-    told: str | None,
-) -> dict[str, Any]:
+def summary(counted: pd.DataFrame, altered: int, told: str | None) -> dict[str, Any]:
     """What went in, what was kept and why the rest was not; quantiles (tokens) of all pairs."""
-    splits = list(splits)
-    used = Counter(split for split, ok in zip(splits, kept, strict=True) if ok)
-    cut = Counter(split for split, ok in zip(splits, kept, strict=True) if not ok)
+    by_split = {
+        kept: counted.loc[counted["kept"] == kept, "split"].value_counts() for kept in (True, False)
+    }
+    of_all = quantiles(counted[list(COUNTS)])
     return {
         "pairs_in": len(counted),
-        "pairs_kept": sum(kept),
-        "left_out": {"longer_than_cutoff_len": len(kept) - sum(kept)},
-        "kept_by_split": {name: used[name] for name in SPLITS},
-        "left_out_by_split": {name: cut[name] for name in SPLITS},
+        "pairs_kept": int(counted["kept"].sum()),
+        "left_out": {REASON: int((~counted["kept"]).sum())},
+        "kept_by_split": {name: int(by_split[True].get(name, 0)) for name in SPLITS},
+        "left_out_by_split": {name: int(by_split[False].get(name, 0)) for name in SPLITS},
         "special_tokens_neutralised": altered,
         **({"altered": told} if told else {}),
         "tokens": {
-            name: {
-                label: int(np.percentile([getattr(c, name) for c in counted], q, method="higher"))
-                for label, q in QUANTILES.items()
-            }
-            for name in ("image", "prompt", "chosen", "rejected", "longest")
+            name: {label: int(of_all[name][percent]) for label, percent in QUANTILES.items()}
+            for name in COUNTS
         },
     }
 
 
-def write_quantiles(path: Path, counted: Sequence[Lengths]) -> None:
-    """Token lengths of the kept pairs at each percentile, for the plot."""
-    percentiles = np.arange(0, 101)
-    curves = {
-        name: np.percentile([getattr(c, name) for c in counted], percentiles, method="higher")
-        for name in ("prompt", "chosen", "rejected")
-    }
-    frame = pd.DataFrame({"percentile": percentiles} | curves)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(path, index=False)
-
-
-def write_left_out(
-    path: Path,
-    rows: Sequence[dict[str, Any]],
-    counted: Sequence[Lengths],
-    kept: Sequence[bool],
-    limit: int,
-) -> None:
-    """The pairs that were left out, with their lengths."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "reason", "tokens", "cutoff_len"])
-        for row, length, ok in zip(rows, counted, kept, strict=True):
-            if not ok:
-                writer.writerow([row["id"], "longer_than_cutoff_len", length.longest, limit])
+def quantiles(lengths: pd.DataFrame) -> pd.DataFrame:
+    """Each column at each percentile, 0 to 100."""
+    found = np.percentile(lengths, np.arange(101), axis=0, method="higher")
+    return pd.DataFrame(found, columns=lengths.columns)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,16 +14,13 @@ for each worker, and about 600 bytes for every row so far (the digests that find
 """
 
 import functools
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from stages.core import command
-from stages.pairs import counts, decoder, images, output, pairs, refusals
+from stages.core import command, console
+from stages.pairs import images, output, pairs, refusals
 from stages.pairs.pairs import Question, Record
 from stages.pairs.refusals import Refusal
 from stages.pairs.split import joined, sides, split_of
@@ -39,9 +36,9 @@ def main(raw: Path, out: Path, report: Path) -> None:
         source.read(raw / name)  # refuses a folder that fetch has not completed
     rows, questions, total = read({name: raw / name for name in sources}, sources)
     with output.all_or_nothing(out) as folder:
-        shown = progress(rows, total, "preprocess")
+        shown = console.counted(rows, total, "preprocess", "rows")
         counted = fill(folder, shown, questions, settings.preprocess)
-        counts.check(counted, folder, settings.preprocess)
+        output.check(counted, folder, settings.preprocess)
     output.write_report(counted, report)
     if ended := counted["end_tokens_taken_off"]:
         print(f"{ended:,} rows had answers that ended with an end-of-turn token; it was taken off")
@@ -53,11 +50,11 @@ def fill(
     """Write images and tables into an empty folder; gives the counts for the report."""
     (folder / "images").mkdir()
     work = functools.partial(images.store, folder=folder / "images", limits=chosen)
-    decode = functools.partial(decoder.decode, work=work, workers=chosen.workers)
+    decode = functools.partial(images.decode, work=work, workers=chosen.workers)
     count: Counter[str] = Counter()
     left_out: Counter[str] = Counter({reason: 0 for reason in refusals.REASONS})
-    origins: list[str] = []
-    kinds: list[str] = []
+    origins: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     shown: list[list[str]] = []  # for each pair, the groups of its images, or that of its text
     published: list[str] = []
     images_of: list[tuple[str, ...]] = []
@@ -108,14 +105,12 @@ def fill(
                 continue
             seen.add(row_id)
             count["end_tokens_taken_off"] += row.ended
-            origins.append(row.origin)
-            kinds.append(row.kind)
+            origins[row.origin] += 1
+            kinds[row.kind] += 1
             images_of.append(tuple(names))
             shown.append([image.group for image in found] or [pairs.prompt_id(row)])
             published.append(row.split)
-            texts = {
-                name: getattr(row, name) for name in ("system", "question", "chosen", "rejected")
-            }
+            said = ("system", "question", "chosen", "rejected", "origin", "kind")
             add_pair(
                 {
                     "id": row_id,
@@ -123,9 +118,7 @@ def fill(
                     "widths": [image.width for image in found],
                     "heights": [image.height for image in found],
                     "history": [{"user": u, "assistant": a} for u, a in row.history],
-                    "origin": row.origin,
-                    "kind": row.kind,
-                    **texts,
+                    **{name: getattr(row, name) for name in said},
                 }
             )
     group_of = joined(shown)
@@ -135,11 +128,9 @@ def fill(
     )
     side_of = sides(groups, published, drawn)
     output.fill(folder / "pairs.parquet", {"group": groups, "split": side_of})
-    by_split = Counter(side_of)
-    split_of_image = {
-        name: side for names, side in zip(images_of, side_of, strict=True) for name in names
-    }
-    images_by_split = Counter(split_of_image.values())
+    pairs_of_images = zip(images_of, side_of, strict=True)
+    split_of_image = {name: side for names, side in pairs_of_images for name in names}
+    by_split, images_by_split = Counter(side_of), Counter(split_of_image.values())
     moved = sum(was not in ("", now) for was, now in zip(published, side_of, strict=True))
     return {
         "rows_in": count["rows_in"],
@@ -154,15 +145,9 @@ def fill(
         "published_split_changed": moved,
         "pairs_by_split": {name: by_split[name] for name in pairs.SPLITS},
         "images_by_split": {name: images_by_split[name] for name in pairs.SPLITS},
-        "pairs_by_origin": counts.by_label(Counter(origins)),
-        "pairs_by_kind": counts.by_label(Counter(kinds)),
+        "pairs_by_origin": output.by_label(origins),
+        "pairs_by_kind": output.by_label(kinds),
     }
-
-
-def progress(rows: Iterable[Record], total: int | None, what: str) -> Iterable[Record]:
-    """The rows, with a bar on standard error (in a log, where it would pile up, now and then)."""
-    pause = 0.2 if sys.stderr.isatty() else 10
-    return tqdm(rows, total=total, desc=what, unit=" rows", mininterval=pause)
 
 
 if __name__ == "__main__":

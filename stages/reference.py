@@ -27,6 +27,7 @@ def main(formatted_data: Path, images: Path, model: Path, out: Path) -> dict[str
         tables = [
             base.log_probs(rows, images, label=f"reference {split}").assign(split=split)
             for split, rows in pairs.items()
+            if rows
         ]
     made = reference_logps.made_with(model, p, dtype=p.scoring.dtype)
     reference_logps.write(out, pd.concat(tables), made)

@@ -2,19 +2,24 @@
 
 In: what evaluate measured, both models' answers, the curves, the data's counts and the sources.
 Out: the page and the adapter's model card. Both follow from their inputs alone: times, devices, the
-commit and the cost are in MLflow and in the diary (``python -m stages costs``). The experiment's
+commit and the cost are in MLflow and in the diary (``make costs``). The experiment's
 MLflow run is completed by the results, the page, the card and the charts.
 """
 
 import tempfile
 from pathlib import Path
 
+import pandas as pd
+
 from stages.core import command
+from stages.core.errors import UserError
 from stages.families import known
+from stages.model import formatted
 from stages.params import params
 from stages.reporting import card as model_card
-from stages.reporting import figures, inputs, verdicts
+from stages.reporting import figures, verdicts
 from stages.reporting import page as report
+from stages.reporting.inputs import Inputs, folder_name, origin, parameter_count, parsed, table
 from stages.tracking import runs
 
 
@@ -24,7 +29,6 @@ def main(
     curves: Path,
     preprocess: Path,
     format_report: Path,
-    lengths: Path,
     formatted_data: Path,
     images: Path,
     raw: Path,
@@ -33,23 +37,34 @@ def main(
     page: Path,
     card: Path,
 ) -> None:
-    given = inputs.read(
-        params.load(),
-        results=results,
-        details=details,
-        curves=curves,
-        preprocess=preprocess,
-        format_report=format_report,
-        lengths=lengths,
-        formatted_data=formatted_data,
-        images=images,
-        raw=raw,
-        model=model,
-        adapter=adapter,
+    configuration = adapter / "llamafactory.yaml"
+    if not configuration.is_file():
+        raise UserError(f"{configuration} is missing; `dvc repro -f train` makes it again")
+    p, first_batch = params.load(), curves / "first_batch.json"
+    given = Inputs(
+        p=p,
+        metrics=parsed(results / "metrics.json"),
+        scores=pd.read_parquet(details / "scores.parquet"),
+        answers=pd.read_parquet(details / "answers.parquet"),
+        slices=table(results / "slices.csv"),
+        margins=table(results / "margins.csv"),
+        audit=table(details / "audit.csv"),
+        train_curve=table(curves / "train.csv"),
+        validation_curve=table(curves / "validation.csv"),
+        preprocess=parsed(preprocess),
+        format=parsed(format_report),
+        first_batch=parsed(first_batch) if first_batch.is_file() else {},
+        test_pairs=formatted.read(formatted_data, "test"),
+        image=lambda name: path.read_bytes() if (path := images / name).is_file() else None,
+        data=[origin(raw / name, name) for name in p.data.sources],
+        model=origin(model, folder_name(p.model.source)),
+        configuration=configuration.read_text(encoding="utf-8"),
+        adapter=parsed(adapter / "adapter_config.json"),
+        adapter_parameters=parameter_count(adapter),
     )
     page.write_text(report.render(given), encoding="utf-8")
     card.write_text(model_card.render(given, known.of_model(model)), encoding="utf-8")
-    for concern in verdicts.concerns(given.metrics, given.slices):
+    for concern in verdicts.concerns(given.metrics, given.slices, p.evaluate.confidence):
         print(f"{'warning' if concern.warning else 'note'}: {concern.text}")
     print(f"{page}: open it in a browser; {card}: the adapter's model card")
 
@@ -57,7 +72,7 @@ def main(
         drawn = Path(folder, "figures")
         for name, _, figure in report.charts(given):
             figures.save(figure, drawn / f"{name}.png")
-        runs.complete_run(runs.Outcome(results, curves, adapter, files=(page, card, drawn)))
+        runs.complete_run(results, curves, adapter, (page, card, drawn))
 
 
 if __name__ == "__main__":

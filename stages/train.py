@@ -11,18 +11,16 @@ starts clean. An adapter that exists for the same fingerprint is not trained aga
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from stages.core import command
-from stages.core.project import is_forced, project_root
+from stages.core.command import is_forced, project_root
 from stages.model import formatted
-from stages.params import params
+from stages.params import machine, params
 from stages.tracking import runs
 from stages.tuning import config, history, process
 from stages.tuning.config import WORKSPACE
@@ -42,36 +40,13 @@ def main(
         validated=bool(formatted.read(formatted_data, "validation")),
     )
     cached = config.cached_reference(p, reference, model)
-    fingerprint = config.fingerprint(
-        configuration,
-        formatted_data,
-        model,
-        p.train.processes,
-        ours=config.ours(p),
-        cached=cached,
-    )
+    fingerprint = config.fingerprint(configuration, p, formatted_data, model, cached)
     # Experiments in DVC's temporary copies keep their checkpoints in the real project.
     folder = Path(os.path.relpath(project_root() / WORKSPACE / fingerprint))
-    with alone(folder):
-        return trained_once(p, configuration, folder, cached, out, curves)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time train in ``folder``: experiments side by side may share a training,
-    and the second then uses what the first made.
-    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"training {folder.name}: another process trains it; waiting", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    # Experiments side by side may share a training: the second then uses what the first made.
+    with FileLock(folder.parent / f".{fingerprint}.lock"):
+        return trained_once(p, configuration, folder, cached, out, curves)
 
 
 def trained_once(
@@ -87,21 +62,20 @@ def trained_once(
     """
     facts: dict[str, Any] = {}
     fingerprint = folder.name
-    trained = process.is_trained(fingerprint, out) and not is_forced()
-    if trained and (history.has_curves(curves) or (folder / history.STATE).is_file()):
+    if process.holds(out, fingerprint) and history.has_curves(curves) and not is_forced():
         print(
             f"training {fingerprint}: {out} holds its adapter already; nothing to train "
             "(`dvc repro -f train` trains it again)"
         )
-    elif process.is_finished(folder) and not is_forced():
+        return facts
+    is_there = process.holds(folder, fingerprint) and (folder / history.STATE).is_file()
+    if is_there and not is_forced():
         print(f"training {fingerprint}: finished in an earlier experiment, in {folder}")
-        process.publish(folder, out, fingerprint)
     else:
         facts = train(p, configuration, folder, cached)
-        process.publish(folder, out, fingerprint)
         process.finish(folder)
-    if not trained or not history.has_curves(curves):
-        history.write_curves(folder, curves)
+    process.publish(folder, out)
+    history.write_curves(folder, curves)
     return facts
 
 
@@ -115,9 +89,7 @@ def train(
     Raises:
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
     """
-    config.check_environment(os.environ)
-    here = min(p.train.gpus, 1) if config.on_ray(os.environ) else p.train.gpus
-    config.require_gpus(here, bf16=config.dtype(p) == "bfloat16")
+    machine.require(p, now=True)
     resumed = process.prepare(folder)
     start = f"resuming from {resumed}" if resumed else "a clean start"
     print(f"training {folder.name}: {start}", flush=True)
@@ -137,11 +109,9 @@ def train(
 
         environment = config.environment(p.train.gpus, os.environ, is_portable=p.train.portable)
         if p.train.shared_prefix:
-            environment = process.with_shared_prefix(
-                environment, cached, p.train.keep_vision_features
-            )
+            environment = process.with_shared_prefix(environment, cached)
         words = ["train", str(file), f"output_dir={folder}"]
-        if config.on_ray(environment):
+        if machine.on_ray():
             words.append(f"ray_num_workers={p.train.processes}")
         process.launch(words, folder, environment, watch)
 
@@ -151,7 +121,7 @@ def train(
     for entry in entries:  # those before a checkpoint that it resumed from too
         history.check(entry, beta)
     if beta is not None:
-        margin = history.first_margin(entries)
+        margin = next(entry for entry in entries if "rewards/margins" in entry)["rewards/margins"]
         print(f"reward margin at step 1: {margin:.2g} (the policy starts at the reference)")
     return history.cost(entries, p.train.gpus, resumed is not None)
 

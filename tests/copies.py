@@ -7,9 +7,8 @@ from stages.sources import local
 from stages.sources.source import Source
 
 
-def copied_data(path: Path | list[Path], out: Path, **keys: Any) -> Source:
-    given = [str(each) for each in path] if isinstance(path, list) else str(path)
-    values = {"kind": "path", "path": given, "licence": None, **keys}
+def copied_data(path: Path, out: Path, **keys: Any) -> Source:
+    values = {"kind": "path", "path": str(path), "licence": None, **keys}
     return local.fetch_data(local.PathData.model_validate(values), out)
 
 

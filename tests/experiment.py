@@ -61,6 +61,7 @@ IN_UNIT = {
 POPE = "lm_eval/pope_random/acc"
 ALONE = {
     **{"ties": 0, "contradictory_pairs": 0, "near_duplicate_images": 0, "questions": 16},
+    "seen_text_pairs": 0,
     **{f"{POPE}/base": 0.8, f"{POPE}/tuned": 0.81, f"{POPE}/change": 0.01},
     **{f"{POPE}/change_low": -0.02, f"{POPE}/change_high": 0.04, f"{POPE}/p_value": 1.0},
     **{f"{POPE}/gained": 5, f"{POPE}/lost": 4, f"{POPE}/higher_is_better": 1},
@@ -217,9 +218,6 @@ def inputs_with(parameters: Mapping[str, Any] | None = None, **changed: Any) -> 
         audit=None,
         train_curve=train,
         validation_curve=validation,
-        lengths=pd.DataFrame(
-            {"percentile": [0, 50, 100], "prompt": [30, 32, 36], "chosen": 8, "rejected": 9}
-        ),
         preprocess={
             "rows_in": 60,
             "rows_kept": 56,
@@ -252,7 +250,7 @@ def inputs_with(parameters: Mapping[str, Any] | None = None, **changed: Any) -> 
 
 def uncharted(parameters: Mapping[str, Any] | None = None, **changed: Any) -> Inputs:
     """The inputs without those that only feed charts, which take most of the time."""
-    tables = ("slices", "margins", "train_curve", "validation_curve", "lengths")
+    tables = ("slices", "margins", "train_curve", "validation_curve")
     return inputs_with(parameters, **(dict.fromkeys(tables) | changed))
 
 

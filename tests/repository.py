@@ -92,7 +92,7 @@ if sys.argv[1] == "report":
         from stages.tracking import runs
         files = (Path("reports/report.html"), Path("reports/model_card.md"))
         folders = (Path("reports/results"), Path("reports/curves"), Path("models/adapter"))
-        runs.complete_run(runs.Outcome(*folders, files))
+        runs.complete_run(*folders, files)
 """
 )
 PIPELINE = """

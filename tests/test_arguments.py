@@ -14,7 +14,7 @@ from typing import Any, Literal, Union
 import pytest
 
 from stages.core.errors import UserError
-from stages.params import arguments, params, rules
+from stages.params import arguments, params
 from stages.tuning.config import CHANGE_THE_REFERENCE, dpo_config
 from tests.test_params import changed, refusal
 
@@ -23,9 +23,9 @@ TABLES: dict[str, Any] = {
     "SET_ELSEWHERE": arguments.SET_ELSEWHERE,
     "REFUSED": arguments.REFUSED,
     "BOUNDS": [name for names in arguments.BOUNDS for name in names],
-    "PACKAGES": rules.PACKAGES,
-    "PARTNERS": [*rules.PARTNERS, *rules.PARTNERS.values()],
-    "FILES": rules.FILES,
+    "PACKAGES": arguments.PACKAGES,
+    "PARTNERS": [*arguments.PARTNERS, *arguments.PARTNERS.values()],
+    "FILES": arguments.FILES,
 }
 
 
@@ -109,7 +109,7 @@ def test_options_pass_through_as_they_are(values):
     assert not p.train.passed_through.keys() & params.Train.model_fields.keys()
 
 
-@pytest.mark.parametrize("option", rules.PACKAGES)
+@pytest.mark.parametrize("option", arguments.PACKAGES)
 def test_an_option_that_needs_a_package_names_the_command_that_fits_the_lock(option, monkeypatch):
     def missing(_: str) -> str:
         raise PackageNotFoundError
@@ -117,12 +117,12 @@ def test_an_option_that_needs_a_package_names_the_command_that_fits_the_lock(opt
     key, _, value = option.partition(": ")
     key = key.replace("*", "use")
     given = {key: value.replace("[48]", "4").replace("*", "a") or True}
-    monkeypatch.setattr(rules, "version", missing)
-    (said,) = rules.problems(given)
+    monkeypatch.setattr(arguments, "version", missing)
+    (said,) = arguments.problems(given)
     assert said.startswith(f"'train.{key}' needs a package")
-    assert f"-c requirements.txt {rules.PACKAGES[option]}`" in said
-    monkeypatch.setattr(rules, "version", str)
-    assert not list(rules.problems(given))
+    assert f"-c requirements.txt {arguments.PACKAGES[option]}`" in said
+    monkeypatch.setattr(arguments, "version", str)
+    assert not list(arguments.problems(given))
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_what_is_not_refused_passes_llamafactorys_own_checks(around, llamafactor
                 passed += 1
             except Exception as error:
                 failed[key] = str(error)
-    of_the_gpu = {"pure_bf16", "tf32"}  # config.require_gpus asks it
+    of_the_gpu = {"pure_bf16", "tf32"}  # machine.lacking asks it
     senseless = {"ddp_backend", "fsdp", "debug", "interleave_probs"}
     assert set(failed) <= of_the_gpu | senseless, failed
     assert passed > 300

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from stages.commands import ask, both, outputs
+from stages import commands
+from stages.commands import ask
 from stages.core.errors import UserError
 from stages.model import formatted
 from tests.contracts import ROOT, STAGES
@@ -18,20 +20,11 @@ from tests.contracts import ROOT, STAGES
 MOST = 8  # tokens of an answer
 
 
-def test_the_places_are_those_of_the_pipeline(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    at = outputs.read()
-    outs = {out for stage in STAGES for out in stage.outs}
-    for path in (at.formatted_data, at.model, at.adapter, at.results, at.details, at.page, at.card):
-        assert path.as_posix() in outs
-    assert at.images.parent.as_posix() in outs
-    assert any(Path(out).parent == at.raw for out in outs)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"there is no dvc.yaml here"):
-        outputs.read()
-    (tmp_path / "dvc.yaml").write_text("stages: {report: {cmd: python -m x --model models/base}}")
-    with pytest.raises(UserError, match="has no 'raw' for the stage report"):
-        outputs.read()
+def test_the_places_are_those_of_the_pipeline():
+    outs = {Path(out) for stage in STAGES for out in stage.outs}
+    places = [value for value in vars(commands).values() if isinstance(value, Path)]
+    assert len(places) == 8
+    assert {place.parent if place == commands.IMAGES else place for place in places} <= outs
 
 
 def test_what_can_not_be_asked_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
@@ -40,11 +33,10 @@ def test_what_can_not_be_asked_is_refused_before_a_model_is_loaded(tmp_path, mon
         shutil.copyfile(ROOT / name, name)
     with pytest.raises(UserError, match="nothing was asked"):
         ask.main(image="photo.jpg")
-    with pytest.raises(UserError, match="models/base is missing; `dvc repro` makes it"):
-        ask.main("What is it?")
-    monkeypatch.setattr(outputs, "require", lambda *_: None)
     with pytest.raises(UserError, match=r"none.jpg can't be read \(No such file"):
         ask.main("What is it?", "none.jpg")
+    with pytest.raises(UserError, match="models/base is missing; `dvc repro` makes it"):
+        ask.main("What is it?")
 
 
 @pytest.mark.parametrize(
@@ -65,8 +57,8 @@ def test_a_question_reaches_the_command_as_it_was_typed(tmp_path, text, in_envir
 
 
 @pytest.fixture(scope="module")
-def models(tuned: Any, params_with: Callable[..., Any]) -> both.Both:
-    return both.Both(tuned, params_with(), ["<|im_end|>", "<image>"])
+def models(tuned: Any, params_with: Callable[..., Any]) -> ask.Both:
+    return ask.Both(tuned, params_with(), ["<|im_end|>", "<image>"])
 
 
 @pytest.mark.slow
@@ -101,3 +93,15 @@ def test_answers_and_log_probs_are_those_of_the_evaluation(
         under = scoring.log_probs(policy, [pair], images, **settings)
         for line, side in ((shown[-2], "rejected"), (shown[-1], "chosen")):
             assert float(line.split()[column]) == pytest.approx(getattr(under, side)[0], abs=0.01)
+
+
+@pytest.mark.slow
+def test_log_probs_that_are_no_numbers_are_an_error(models, tmp_path, monkeypatch):
+    from stages.model import scoring
+
+    nothing = scoring.Answer("red", 1, True)
+    broken = SimpleNamespace(chosen=[float("nan")], rejected=[-1.0])
+    monkeypatch.setattr(scoring, "log_probs", lambda *_, **__: broken)
+    row = formatted.prompt("what?", [], clean=models.clean)
+    with pytest.raises(UserError, match="no numbers, so weights are broken"):
+        ask.log_probs(models, row, {"base": nothing, "tuned": nothing}, tmp_path)

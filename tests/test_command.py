@@ -48,19 +48,6 @@ def test_arguments_are_converted_by_their_annotations(stage):
     assert done.stdout == "8\n"
 
 
-def test_a_missing_argument_is_told_with_the_usage(stage):
-    done = run(stage("pass"))
-    assert done.returncode == 2
-    assert "--raw-data" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_help_is_the_stages_docstring(stage):
-    done = run(stage("pass", "--help"))
-    assert done.returncode == 0
-    assert "100% of what it does" in done.stdout
-
-
 def test_a_users_mistake_is_one_message_without_a_trace(stage):
     body = """
     try:
@@ -71,31 +58,6 @@ def test_a_users_mistake_is_one_message_without_a_trace(stage):
     done = run(stage(body, "--raw-data", "a"))
     assert done.returncode == 1
     assert done.stderr == "error: params.yaml: no such key; add it\n"
-
-
-@pytest.mark.parametrize("lines", [1, 100_000])
-def test_a_reader_that_has_seen_enough_ends_the_stage_without_a_word(stage, lines):
-    body = f"""
-    time.sleep(0.3)
-    print("line\\n" * {lines})
-    print("more")
-    """
-    process = subprocess.Popen(
-        stage(body, "--raw-data", "a"),
-        env={"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout
-    assert process.stderr
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 128 + signal.SIGPIPE
-
-
-def test_another_broken_pipe_keeps_its_trace(stage):
-    done = run(stage("raise BrokenPipeError('a worker')", "--raw-data", "a"))
-    assert "BrokenPipeError: a worker" in done.stderr
 
 
 def test_a_defect_keeps_its_trace(stage):

@@ -1,7 +1,6 @@
 """What a training is made of: its configuration, its fingerprint, its environment."""
 
 import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,8 +12,6 @@ from stages.core.errors import UserError
 from stages.model import reference_logps
 from stages.params import arguments
 from stages.tuning import config as tuning
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -81,11 +78,9 @@ def test_a_module_that_is_not_trained_is_refused_before_the_model_is_loaded(
         tuning.check_modules(p, model_dir)
 
 
-def mark(p, inputs, gpus=0, cached=None, **changes):
+def mark(p, inputs, cached=None, **changes):
     formatted, model = inputs
-    return tuning.fingerprint(
-        config(p) | changes, formatted, model, gpus, ours=tuning.ours(p), cached=cached
-    )
+    return tuning.fingerprint(config(p) | changes, p, formatted, model, cached)
 
 
 FILES = ("train.json", "validation.json", "dataset_info.json", "../base/SOURCE.json")
@@ -96,8 +91,7 @@ FILES = ("train.json", "validation.json", "dataset_info.json", "../base/SOURCE.j
     [
         *({file: "[]"} for file in FILES),
         {"package": "torch"},
-        {"gpus": 8},
-        *({"train.keep_vision_features": True}, {"train.portable": False}),
+        *({"train.gpus": 8}, {"train.shared_prefix": False}, {"train.portable": False}),
         *({"train.beta": 0.11}, {"train.seed": 7}, {"train.lora_rank": 4}),
         {"format.cutoff_len": 99},
     ],
@@ -111,17 +105,15 @@ def test_the_fingerprint_changes_with_what_decides_the_result(
     assert before == mark(params_with(), inputs, output_dir="elsewhere")
     assert len(before) == 16
     ((name, value),) = change.items()
-    p, gpus = params_with(), 0
+    p = params_with()
     if name in FILES:
         (inputs[0] / name).write_text(value)
     elif name == "package":
         version = tuning.version
         monkeypatch.setattr(tuning, "version", lambda p: "0.0" if p == value else version(p))
-    elif name == "gpus":
-        gpus = value
     else:
         p = params_with(**change)
-    assert mark(p, inputs, gpus=gpus) != before
+    assert mark(p, inputs) != before
 
 
 # the cached reference
@@ -193,22 +185,15 @@ def test_every_option_that_changes_the_reference_is_llamafactorys():
 # devices
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "told"),
-    [
-        ("NNODES", "2", r"NNODES is set, and several machines train by Ray.*docs/scaling\.md"),
-        ("RDZV_ID", "7", r"RDZV_ID is set, and several machines train by Ray"),
-        ("USE_RAY", "1", r"USE_RAY is set, and Ray is not installed: `make extras`"),
-    ],
-)
-def test_what_would_start_other_processes_is_refused(variable, value, told, monkeypatch):
+def test_ray_that_is_not_installed_is_told_and_torchrun_stays_on_this_machine(monkeypatch):
     monkeypatch.setattr(tuning, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=told):
-        tuning.check_environment({variable: value})
-    tuning.check_environment({"NNODES": "1", "NODE_RANK": "0", "USE_RAY": "0"})
+    with pytest.raises(UserError, match="USE_RAY is set, and Ray is not installed: `make extras`"):
+        tuning.environment(0, {"USE_RAY": "1"}, is_portable=True)
+    assert "NNODES" not in tuning.environment(2, {"NNODES": "2"}, is_portable=True)
 
 
-def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody():
+def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody(monkeypatch):
+    monkeypatch.setattr(tuning, "find_spec", bool)
     given = {"USE_RAY": "1", "FORCE_TORCHRUN": "1", "PATH": "/usr/bin"}
     made = tuning.environment(16, given, is_portable=True)
     assert not {"FORCE_TORCHRUN", "CUDA_VISIBLE_DEVICES", "NPROC_PER_NODE"} & set(made)
@@ -247,32 +232,3 @@ def test_exactly_the_wanted_gpus_are_visible_and_more_than_one_take_torchrun(gpu
     assert made.get("FORCE_TORCHRUN") == ("1" if gpus > 1 else None)
     assert made["NPROC_PER_NODE"] == str(max(gpus, 1))
     assert made["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
-
-
-@pytest.mark.slow
-def test_gpus_that_are_not_there_are_missed_before_anything_is_loaded(monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(UserError, match=r"train.gpus is 1, but torch finds no GPU here"):
-        tuning.require_gpus(1)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.raises(UserError, match=r"train.gpus is 8, but torch finds 4 GPUs here"):
-        tuning.require_gpus(8)
-    tuning.require_gpus(4)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
-    tuning.require_gpus(4)
-    with pytest.raises(UserError, match=r"train.bf16 is true, and the Tesla T4 has no bfloat16"):
-        tuning.require_gpus(4, bf16=True)
-
-
-def test_a_training_on_the_cpu_does_not_even_import_torch():
-    code = (
-        "import sys; from stages.tuning import config; config.require_gpus(0); "
-        "print('torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "False"

@@ -42,11 +42,6 @@ def test_only_the_image_is_exchanged_and_its_size_stays(images, tmp_path):
                 assert ImageChops.difference(seen(after), own.convert("RGB")).getbbox()
 
 
-def test_a_blank_image_has_one_colour(images, tmp_path):
-    for row in controls.shown(PAIRS, images, tmp_path)["blank"]:
-        assert seen(row).getcolors() == [(seen(row).width * seen(row).height, controls.GREY)]
-
-
 def test_every_image_is_shown_for_another_one(images, tmp_path):
     rows = controls.shown(PAIRS, images, tmp_path)["shuffled"]
     # By size, then name: a is followed by b, b by c (made as small as b), c by a.

@@ -7,7 +7,6 @@ on the GPU if there is one. `make setup` installs the versions of requirements.t
 """
 
 import functools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def log_probs(policy: Any, images: Path, *pairs: dict[str, Any]) -> np.ndarray:
     from stages.model import scoring
 
     found = scoring.log_probs(policy, pairs, images, batch_tokens=4096, label="")
-    return np.stack([found.chosen, found.rejected])
+    return np.array(found[scoring.LOGPS]).T
 
 
 def answers(policy: Any, images: Path, batch_tokens: int, most: int = 12) -> list[str]:
@@ -119,9 +118,9 @@ def test_rejected_starts_where_chosen_does(policy, images):
     from stages.model import prefix
 
     batch = packed(policy, images, policy.model)
-    for pair in range(2):
+    for positions, segments in zip(batch["position_ids"].unbind(1), batch["segments"], strict=True):
         chosen, rejected = (
-            batch["position_ids"][:, batch["segments"] == prefix.PARTS * pair + part][:, 0].tolist()
+            positions[:, segments == part][:, 0].tolist()
             for part in (prefix.CHOSEN, prefix.REJECTED)
         )
         assert chosen == rejected
@@ -129,9 +128,19 @@ def test_rejected_starts_where_chosen_does(policy, images):
 
 def test_one_row_of_both_answers_is_as_good_as_a_row_each(policy, images):
     """If it fails, set train.shared_prefix: false."""
-    assert policy.two_rows_because is None
-    one = log_probs(policy, images, SHORT, LONG)
-    two = log_probs(replace(policy, two_rows_because="the doctor asks"), images, SHORT, LONG)
+    import torch
+    from llamafactory.data import PairwiseDataCollatorWithPadding
+    from llamafactory.train.trainer_utils import get_batch_logps
+
+    from stages.model import scoring
+
+    parts = {name: getattr(policy, name) for name in ("template", "model", "tokenizer")}
+    collator = PairwiseDataCollatorWithPadding(processor=policy.processor, **parts)
+    batch = collator(scoring.encode(policy, [SHORT, LONG], images)).to(policy.model.device)
+    labels = batch.pop("labels")
+    with torch.inference_mode():
+        logps, _ = get_batch_logps(policy.model(**batch).logits.float(), labels)
+    one, two = log_probs(policy, images, SHORT, LONG), logps.reshape(2, -1).cpu().numpy()
     assert np.abs(one - two).max() <= ROUNDING * max(1.0, np.abs(two).max())
 
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from benchmarks import tables
 from stages import fetch
-from stages.commands.estimate import per_step
+from stages.commands.plan import per_step
 from stages.evaluation.catalogue import KEYS, METRICS
 from stages.params import params
 from stages.sources import kinds
@@ -118,17 +118,17 @@ def guides_yaml() -> list[dict[str, Any]]:
 
 
 def test_the_yaml_of_the_guide_fetches_and_reads_data_as_it_describes(tmp_path, monkeypatch):
-    project, prepared, pairs = (tmp_path / name for name in ("project", "prepared", "my-pairs"))
-    for folder in (project, prepared, pairs):
+    project, pairs = tmp_path / "project", tmp_path / "my-pairs"
+    for folder in (project, pairs):
         folder.mkdir()
     foreign = "/content/drive/MyDrive/dpo/images/7.png"
     row = {"question": "Q", "chosen": "A", "rejected": "B"}
     (pairs / "rows.jsonl").write_text(json.dumps(row | {"picture": "7.png"}))
     (pairs / "7.png").write_bytes(b"7")
     talk = {"messages": [{"role": "user", "content": "Q"}], "images": [foreign]}
-    for split in ("train", "validation"):
-        (prepared / f"{split}.json").write_text(json.dumps([row | talk]))
-    with zipfile.ZipFile(prepared / "images.zip", "w") as packed:
+    with zipfile.ZipFile(tmp_path / "prepared.zip", "w") as packed:
+        for split in ("train", "validation"):
+            packed.writestr(f"{split}.json", json.dumps([row | talk]))
         packed.writestr("images/7.png", b"7")
     monkeypatch.chdir(project)
     read = []

@@ -176,7 +176,7 @@ def test_dvc_reruns_what_contributing_says(reproduced: Path, rows: list[tuple[st
     planned = would_run(reproduced)
     for path, before in contents.items():
         path.write_bytes(before)
-    assert planned <= {name for _, _, reruns in rows for name in re.findall(r"`(\w+)`", reruns)}
+    assert planned <= {name for _, _, reruns in rows for name in re.findall(r"`([\w-]+)`", reruns)}
 
 
 def test_a_new_beta_reruns_train_evaluate_and_their_report_alone(reproduced: Path):

@@ -39,13 +39,6 @@ QUESTIONS = [
 ]
 
 
-def test_the_histogram_by_hand():
-    table = evaluate.histogram(np.array([-1.0, 0.0, 0.1, 0.1, 3.0]), bins=4)
-    assert list(table["margin"]) == [-0.5, 0.5, 1.5, 2.5, 3.5]
-    assert list(table["pairs"]) == [1, 3, 0, 0, 1]
-    assert evaluate.histogram(np.zeros(7))["pairs"].sum() == 7
-
-
 @pytest.mark.parametrize("scale", [1e-7, 0.013, 1.0, 48.0, 3e5])
 def test_the_histograms_bins_are_round_and_none_holds_wins_and_losses(scale):
     margins = np.random.default_rng(0).normal(0.3, 1, 500) * scale
@@ -71,7 +64,9 @@ def project(tmp_path, monkeypatch, write_params):
         (tmp_path / folder).mkdir()
     for i, name in enumerate("abcd"):
         Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "images" / f"{name}.jpg")
-    rows = {"train": [], "validation": [], "test": PAIRS, "questions": QUESTIONS}
+    seen = [row("x", messages=PAIRS[0]["messages"])]  # the text of a test pair
+    seen[0]["images"] = PAIRS[1]["images"]
+    rows = {"train": seen, "validation": [], "test": PAIRS, "questions": QUESTIONS}
     for name, content in rows.items():
         (tmp_path / "formatted" / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "adapter" / "fingerprint.json").write_text('{"fingerprint": "0123abcd"}')
@@ -87,13 +82,8 @@ def project(tmp_path, monkeypatch, write_params):
     monkeypatch.setattr(
         scoring,
         "log_probs",
-        lambda policy, pairs, images, **_: scoring.PairLogProbs(
-            np.array([-4.0, -4.0, -4.0, -6.0]),
-            np.array([-6.0, -6.0, -6.0, -5.0]),
-            np.full(4, 3),
-            np.full(4, 3),
-            np.full(4, 16),
-            np.array(list("abcd")),
+        lambda policy, pairs, images, **_: table(
+            "abcd", [-4.0, -4.0, -4.0, -6.0], [-6.0, -6.0, -6.0, -5.0]
         ),
     )
     monkeypatch.setattr(scoring, "device_name", lambda policy: "cpu")
@@ -169,38 +159,22 @@ def test_everything_is_written(project, capsys):
     assert len(pd.read_parquet(reports / "details" / "answers.parquet")) == 6
     audit = pd.read_csv(reports / "details" / "audit.csv")
     assert list(audit.columns) == list(shortcuts.LISTED)
-    assert (result["audited_images"], result["bag_of_words_wins"]) == (4, 0.5)  # nothing to learn
+    assert (result["audited_images"], result["bag_of_words_wins"]) == (4, 1.0)
     assert "win_rate_detectable" in result
+    assert result["seen_text_pairs"] == 1
     assert set(pd.read_csv(reports / "results" / "slices.csv")["note"]) == {"too few pairs"}
     assert task_results.read(reports / "details" / "lm_eval").document["results"]["t"]
     assert pd.read_csv(reports / "results" / "margins.csv")["pairs"].sum() == 4
-    assert "win rate 75.0%" in capsys.readouterr().out
+    assert "chosen-versus-rejected win rate 75.0%" in capsys.readouterr().out
 
     headline = json.loads((reports / "headline.json").read_text())
     assert (headline["win_rate"], headline["correct"]) == (0.75, 1.0)
     assert len(headline) <= 8
 
 
-def test_metrics_hold_no_time_path_or_host(project):
-    folder = project
-    run(folder)
-    first = contents(folder / "reports")
-    run(folder)
-    assert contents(folder / "reports") == first
-    assert not any(str(folder).encode() in content for content in first.values())
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_log_probs_that_are_no_numbers_are_the_policys_fault(project, monkeypatch):
     folder = project
-    broken = scoring.PairLogProbs(
-        np.array([-4.0, np.nan, -4.0, -6.0]),
-        np.full(4, -5.0),
-        *[*[np.full(4, 3)] * 3, np.array(list("abcd"))],
-    )
+    broken = table("abcd", [-4.0, np.nan, -4.0, -6.0], -5.0)
     monkeypatch.setattr(scoring, "log_probs", lambda *_, **__: broken)
     with pytest.raises(UserError, match=r"not finite for 1 of 4 pairs \(first: b\).*learning_rate"):
         run(folder)

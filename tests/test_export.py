@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
+import pandas as pd
 import pytest
 
-from stages.commands import export, outputs
+from stages.commands import export
 from stages.core.errors import UserError
 from stages.model import formatted
-from stages.model.scoring import PairLogProbs
 from stages.params.params import Scoring
 from stages.reporting import card
 from tests.contracts import ROOT
@@ -19,10 +18,9 @@ from tests.contracts import ROOT
 MOST = 8  # tokens of an answer
 
 
-def log_probs(chosen: list[float], rejected: list[float]) -> PairLogProbs:
-    two, one = np.array([2, 4]), np.array([1, 1])
-    none = np.array(["", ""], dtype=object)
-    return PairLogProbs(np.array(chosen), np.array(rejected), two, one, one, none)
+def log_probs(chosen: list[float], rejected: list[float]) -> pd.DataFrame:
+    logps = pd.DataFrame({"chosen_logps": chosen, "rejected_logps": rejected}, dtype=float)
+    return logps.assign(chosen_tokens=[2, 4], rejected_tokens=1)
 
 
 def test_the_difference_is_a_mean_over_answers_per_token_and_has_a_bound_in_every_precision():
@@ -40,9 +38,8 @@ def test_what_is_not_base_plus_adapter_is_refused(params_with, monkeypatch, merg
     monkeypatch.setattr(
         export.scoring, "log_probs", lambda *_, **__: log_probs([next(given)] * 2, [0, 0])
     )
-    places: Any = type("Places", (), {"model": None, "adapter": None, "images": None})
     with pytest.raises(UserError, match=r"Set scoring\.dtype to float32"):
-        export.check(params_with(), places, [], Path())
+        export.check(params_with(), [], Path())
 
 
 @pytest.fixture(scope="module")
@@ -131,20 +128,20 @@ def test_the_folder_says_what_it_is_names_no_path_of_this_machine_and_is_there_w
         assert str(project).encode() not in file.read_bytes(), file.name
     monkeypatch.chdir(project)
     monkeypatch.setattr(
-        export, "merge", lambda p, at, out: shutil.copytree(at.model, out, dirs_exist_ok=True)
+        export, "merge", lambda _, out: shutil.copytree("models/base", out, dirs_exist_ok=True)
     )
     with pytest.raises(UserError, match="differ from those of base plus adapter"):
         export.main()
     assert (merged / "README.md").read_text() == before
     assert sorted(path.name for path in merged.parent.iterdir()) == ["adapter", "base", "merged"]
     for bits in (4, None):
-        text = export.readme(outputs.read(), "", bits)
+        text = export.readme("", bits)
         assert (card.other_once_merged(4) in text) == bool(bits)
 
 
 @pytest.mark.slow
 def test_a_trained_head_of_tied_embeddings_is_not_said_to_be_tied(
-    base, project, params_with, tmp_path
+    base, project, params_with, tmp_path, monkeypatch
 ):
     """With ``additional_target: embed_tokens,lm_head``."""
     import copy
@@ -160,10 +157,8 @@ def test_a_trained_head_of_tied_embeddings_is_not_said_to_be_tied(
     with torch.no_grad():
         model.base_model.model.lm_head.modules_to_save.default.weight.add_(0.01)
     model.save_pretrained(tmp_path / "adapter")
-    at: Any = type(
-        "Places", (), {"model": project / "models/base", "adapter": tmp_path / "adapter"}
-    )
-    export.merge(params_with(), at, tmp_path / "merged")
+    monkeypatch.chdir(project)
+    export.merge(params_with(), tmp_path / "merged", tmp_path / "adapter")
     weights = load_file(tmp_path / "merged" / "model.safetensors")
     head, embeddings = (
         weights["lm_head.weight"],

@@ -40,7 +40,9 @@ def test_the_headline_is_there_after_the_first_run_and_where_experiments_tie(tmp
 
     def exps(*settings: str) -> tuple[list[str], list[str]]:
         """The table's columns, and the first words of its rows."""
-        recipe = call("make", "--dry-run", "exps", *settings, folder=tmp_path)
+        recipe = call(
+            "make", "--no-print-directory", "--dry-run", "exps", *settings, folder=tmp_path
+        )
         line = recipe[recipe.index("[ -t 1 ]") :].replace(".venv/bin", "none")
         table = call("sh", "-c", line, folder=tmp_path, COLUMNS="120")
         assert "…" not in table

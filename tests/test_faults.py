@@ -164,18 +164,6 @@ def test_a_full_disk_is_one_message_in_every_stage(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_limit_on_the_size_of_files_is_one_message(tmp_path):
-    body = """
-        import resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9, 9))
-        Path('/tmp/x').write_text('x' * 100)
-    """
-    done = stage_that(body, tmp_path)
-    assert done.stderr.startswith("error: File too large: ")
-    assert "ulimit -f" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_a_disk_that_can_not_be_written_is_one_message_with_its_file(tmp_path):
     body = "raise OSError(errno.EROFS, 'Read-only file system', 'models/adapter')"
     done = stage_that(body, tmp_path)
@@ -197,11 +185,9 @@ def test_every_stage_ends_in_one_way_and_with_all_that_it_started(module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_preprocess_that_was_ended_leaves_no_worker_and_completes_later(
-    tmp_path, write_params, how
-):
-    endurance.write_shards(tmp_path / "raw", 4000)
-    write_params(tmp_path / "params.yaml", **{"preprocess.workers": 2})
+def test_preprocess_that_was_ended_leaves_no_worker_and_completes_later(tmp_path, how):
+    endurance.write_shards(tmp_path / "raw" / endurance.SOURCE, 4000)
+    endurance.write_params(tmp_path / "params.yaml", workers=2)
     words = [sys.executable, *endurance.stage_command("pairs")]
     process = subprocess.Popen(
         words,

@@ -200,8 +200,9 @@ def test_a_download_by_xet_moves_the_one_bar(fetch, monkeypatch, capsys):
             progress.update_progress(SimpleNamespace(**told))
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("stages.core.console.PAUSE", 0)
     fetch(table())
-    assert "18.0/18.0" in capsys.readouterr().err
+    assert "owner/table: 18 of 18 B" in capsys.readouterr().err
 
 
 def test_the_token_reaches_the_hub_but_not_the_storage_it_leads_to(fetch):
@@ -235,10 +236,6 @@ def test_pickles_code_and_hidden_files_stay_where_they_are_unless_allowed(fetch,
         ),
         ({"config.json": b'{"model_type": "llama"}'}, "model_type llama, but this pipeline tunes"),
         ({"config.json": None}, "no config.json"),
-        (
-            {"model.safetensors.index.json": b'{"weight_map": {"a": "2.safetensors"}}'},
-            "names 2.safetensors, which is missing",
-        ),
     ],
 )
 def test_a_model_that_can_not_be_used_is_refused_before_its_weights(
@@ -259,7 +256,6 @@ def test_a_model_that_can_not_be_used_is_refused_before_its_weights(
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (["Rows.json"], "Rows.json and rows.json differ in case alone"),
         *((name, "leads out of its folder") for name in (["../../x"], ["/etc/x"], ["a//x"])),
         *((name, "leads out of its folder") for name in (["a\\x"], ["C:x"])),
     ],
@@ -297,7 +293,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "cut": ({"short": ["rows.jsonl"]}, {}, "rows.jsonl does not have|arrived incomplete"),
     "offline": ({}, {"offline": True}, "HF_HUB_OFFLINE is set"),
     "no network": ({}, {"url": "http://no-such-host.invalid"}, "can't be reached"),
-    "no address": ({}, {"url": "localhost/hub"}, "is not an address"),
+    "no address": ({}, {"url": "localhost/hub"}, "check the network, the proxy and HF_ENDPOINT"),
 }
 
 
@@ -315,7 +311,7 @@ def test_no_network_no_answer_and_no_hub_are_told_apart(refusal, monkeypatch):
     assert "can't be reached" in refusal(table(), url=address)
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.1)
-        assert "did not answer in time" in refusal(table(stall=1.0))
+        assert "or does not answer" in refusal(table(stall=1.0))
     with monkeypatch.context() as patch:
         patch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: json.loads("<html>"))
         assert "does not answer as a Hugging Face Hub does" in refusal(table())

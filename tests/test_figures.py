@@ -4,13 +4,12 @@ import re
 from xml.etree import ElementTree
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 import pytest
 
 from stages.reporting import figures
 from stages.tuning import history
-from tests.experiment import curve_tables, inputs_with, slice_table
+from tests.experiment import curve_tables
 
 NAN = float("nan")
 HISTOGRAM = pd.DataFrame({"margin": [-0.3, -0.1, 0.1, 0.3], "pairs": [1, 2, 5, 9]})
@@ -35,7 +34,6 @@ def test_curves_have_a_panel_for_each_measure_with_training_and_validation():
     assert lines["loss"] == ["training", "validation"]
     sides = ("chosen", "rejected")
     assert lines["logps"] == [f"{a}, {b}" for a in sides for b in ("training", "validation")]
-    assert lines["learning_rate"] == ["training"]
     columns = {column for _, columns in figures.PANELS.values() for column in columns}
     assert columns <= set(history.CURVES.values())  # which training writes
 
@@ -49,21 +47,10 @@ def test_curves_have_a_panel_for_each_measure_with_training_and_validation():
         lambda: figures.curves(pd.DataFrame({"loss": [1.0]}), None),  # no steps
         lambda: figures.margins(None),
         lambda: figures.margins(pd.DataFrame({"margin": [], "pairs": []})),
-        lambda: figures.slices(None),
-        lambda: figures.slices(slice_table().tail(1)),
-        lambda: figures.lengths(None),
-        lambda: figures.lengths(pd.DataFrame({"percentile": [0, 1]})),
     ],
 )
 def test_nothing_to_draw_makes_no_figure(draw):
     assert not draw()
-
-
-def test_a_gap_in_a_curve_is_left_out_and_a_single_point_is_marked():
-    table = pd.DataFrame({"step": [5, 10, 15], "loss": [1.0, NAN, float("inf")]})
-    (line,) = axes_of(figures.curves(table, None)["loss"]).lines
-    assert list(line.get_xdata()) == [5]
-    assert line.get_marker() == "o"
 
 
 def test_margins_below_and_above_zero_have_different_colours_and_zero_is_in_sight():
@@ -77,26 +64,6 @@ def test_margins_below_and_above_zero_have_different_colours_and_zero_is_in_sigh
         assert low < 0 < high
 
 
-def test_a_slice_is_a_dot_with_its_interval_under_what_it_is_by():
-    axes = axes_of(figures.slices(slice_table(), overall=0.9))
-    whiskers = [line for line in axes.lines if len(set(line.get_xdata())) == 2]
-    assert tuple(np.round(whiskers[0].get_xdata(), 3)) == (0.87, 1.0)
-    # The slice without figures is left out.
-    ticks = [text.get_text() for text in axes.get_yticklabels()]
-    assert ticks == ["easy-vqa", "colour", "shape"]
-    assert [text.get_text() for text in axes.texts] == ["origin", "question type"]
-    low = slice_table().assign(win_rate_low=0.15)
-    assert axes_of(figures.slices(low)).get_xlim()[0] < 0.15
-
-
-def test_lengths_are_drawn_for_the_columns_that_are_there():
-    table = inputs_with().lengths
-    assert table is not None
-    for columns in (["prompt", "chosen", "rejected"], ["prompt", "chosen"]):
-        axes = axes_of(figures.lengths(table[["percentile", *columns]]))
-        assert [line.get_label() for line in axes.lines] == columns
-
-
 # output
 
 
@@ -108,20 +75,6 @@ def test_an_inline_svg_has_the_page_s_colours_and_no_size_and_says_what_it_is():
     assert {"--tuned", "--base"} <= set(re.findall(r"var\(([a-z-]+)\)", svg))
     assert root.attrib["role"] == "img"
     assert root.attrib["aria-label"] == root.findtext("title") == 'a "b" <c'
-    # Texts are texts: a long one is cut, a strange one is shown as it is.
-    strange = slice_table().assign(slice=["x" * 80, "$x^2$ <script> & \"'", "日本語 🦊", ""])
-    texts = [text.text for text in drawn(figures.slices(strange)).iter("text")]
-    assert {"x" * 25 + "…", "$x^2$ <script> & \"'", "日本語 🦊"} <= set(texts)
-
-
-def test_ids_of_two_charts_do_not_clash_and_every_reference_is_kept():
-    figure = figures.margins(HISTOGRAM)
-    one, other = (figures.inline_svg(figure, name, "M") for name in ("one", "other"))
-    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (one, other)]
-    assert ids[0]
-    assert not ids[0] & ids[1]
-    for svg, known in zip((one, other), ids, strict=True):
-        assert set(re.findall(r"(?<=url\(#)[^)]+|(?<=href=\"#)[^\"]+", svg)) <= known
 
 
 def test_charts_are_the_same_whatever_the_user_s_settings_are(tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
-from stages.pairs import files, pictures
+from stages.pairs import files, tables
 from stages.pairs.formats import Unreadable
 from stages.pairs.layouts import Odd
 from tests.test_inputs import CASES
@@ -69,10 +69,10 @@ def picture(kind):
 
 
 def cell_of(cell, path="no such file"):
-    return pictures.encoded(cell, lambda name: path)
+    return tables.image_of(cell, lambda name: path)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_base64_of_an_image_is_the_image(kind):
     data = picture(kind)
     plain = base64.b64encode(data).decode()

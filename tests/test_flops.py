@@ -42,7 +42,7 @@ def test_torch_counts_the_products_of_a_forward_as_the_formula_does(model_dir):
 
 
 def test_each_switch_saves_the_whole_is_less_than_half_and_long_answers_gain_little():
-    totals = [sum(flops.step(SIZES["4b"], PAIR, way).values()) for way in flops.WAYS.values()][:6]
+    totals = [sum(flops.step(SIZES["4b"], PAIR, way).values()) for way in flops.WAYS.values()][:5]
     assert totals == sorted(totals, reverse=True)
     assert totals[4] < totals[0] / 2
     saved = []

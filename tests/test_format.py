@@ -81,18 +81,25 @@ def test_questions_keep_their_true_answers():
     assert row["messages"][0]["content"] == "<image>< image>?"
 
 
-def test_a_split_of_which_nothing_fits_is_told_with_the_fix():
-    rows: dict[str, list[dict]] = {"train": [{}], "validation": [], "test": [{}]}
-    with pytest.raises(UserError, match=r"no validation pair fits format\.cutoff_len = 64"):
-        format_stage.refuse_empty(rows, {"train", "validation", "test"}, 64)
-    format_stage.refuse_empty(rows, {"train", "test"}, 64)  # nobody asked for validation pairs
+LENGTHS = [Lengths(16, 20 + i, 5, 6) for i in range(10)]
 
 
-def test_the_summary_counts_what_went_in_and_why_it_did_not_stay():
-    counted = [Lengths(16, 20 + i, 5, 6) for i in range(10)]
-    kept = [i < 8 for i in range(10)]
-    splits = ["train"] * 5 + ["test"] * 5
-    found = format_stage.summary(splits, kept, counted, 3, None)
+@pytest.fixture
+def ten(monkeypatch):
+    """Ten pairs of 26 to 35 tokens, half of them for training."""
+    monkeypatch.setattr(
+        format_stage.tokens, "fits", lambda length, most: length.prompt + length.rejected <= most
+    )
+    return pd.DataFrame({"id": range(10), "split": ["train"] * 5 + ["test"] * 5})
+
+
+def test_a_split_of_which_nothing_fits_is_told_with_the_fix(ten):
+    with pytest.raises(UserError, match=r"no test pair fits format\.cutoff_len = 30"):
+        format_stage.measured(ten, LENGTHS, 30)
+
+
+def test_the_summary_counts_what_went_in_and_why_it_did_not_stay(ten):
+    found = format_stage.summary(format_stage.measured(ten, LENGTHS, 33), 3, None)
     assert (found["pairs_in"], found["pairs_kept"]) == (10, 8)
     assert found["left_out"] == {"longer_than_cutoff_len": 2}
     assert found["kept_by_split"] == {"train": 5, "validation": 0, "test": 3}

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -42,13 +43,6 @@ def cells(rows, delimiter):
     return text.getvalue().encode("utf-8-sig")
 
 
-def arrow(table, new=pa.ipc.new_stream):
-    sink = pa.BufferOutputStream()
-    with new(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=2)
-    return sink.getvalue().to_pybytes()
-
-
 def parquet(table, **options):
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **options)
@@ -82,7 +76,6 @@ def webdataset(rows):
 
 WRITE: dict[str, Any] = {
     ".parquet": lambda rows: parquet(pa.Table.from_pylist(rows)),
-    ".arrow": lambda rows: arrow(pa.Table.from_pylist(rows)),
     ".tar": webdataset,
     ".jsonl": lines,
     ".json": lambda rows: json.dumps(rows, indent=1).encode(),
@@ -138,6 +131,18 @@ def test_a_damaged_file_is_named_in_a_sentence(folder, suffix, damage):
         assert f"rows{suffix} can't be read" in mistake(folder)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_damaged_bytes_give_rows_or_one_sentence(folder, suffix):
+    whole, draw = written(suffix, ROWS), random.Random(suffix)
+    for _ in range(20):
+        damaged = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        (folder / f"rows{suffix}").write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            assert len(read(folder)) <= len(ROWS) + 1
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -167,9 +172,6 @@ def test_line_ends_of_unicode_inside_json_are_data(folder, sign):
     assert read(folder)[0].chosen == f"one{sign}two"
 
 
-# webdataset and Arrow
-
-
 def test_every_flipped_header_of_a_tar_stops_the_run(folder):
     """Found in 60 of 150 damaged archives: tarfile ends quietly, and rows were missing."""
     whole = webdataset(ROWS)
@@ -180,18 +182,12 @@ def test_every_flipped_header_of_a_tar_stops_the_run(folder):
         assert "a.tar can't be read" in mistake(folder)
 
 
-KINDS = {
-    "dictionary": pa.dictionary(pa.int8(), pa.string()),
-    "large": pa.large_string(),
-    "view": pa.string_view(),
-}
-
-
-@pytest.mark.parametrize("write", [parquet, arrow], ids=["parquet", "arrow"])
-@pytest.mark.parametrize("name", KINDS)
-def test_text_of_each_arrow_type_is_read(folder, write, name):
-    table = pa.table({n: pa.array([row[n] for row in ROWS]).cast(KINDS[name]) for n in PARTS})
-    (folder / f"a.{write.__name__}").write_bytes(write(table))
+@pytest.mark.parametrize(
+    "kind", [pa.dictionary(pa.int8(), pa.string()), pa.large_string()], ids=str
+)
+def test_text_of_each_arrow_type_is_read(folder, kind):
+    table = pa.table({n: pa.array([row[n] for row in ROWS]).cast(kind) for n in PARTS})
+    (folder / "a.parquet").write_bytes(parquet(table))
     found = read(folder)
     assert [record.question for record in found] == [row["question"] for row in ROWS]
     assert {record.images for record in found} == {(b"png",)}
@@ -213,7 +209,6 @@ STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
         (pa.large_list(STRUCT), [{"bytes": b"png"}]),
         (pa.list_(pa.string(), 1), ["x.png"]),
         (pa.binary_view(), b"png"),
-        (pa.list_(pa.list_(pa.binary())), [[b"png"]]),
     ],
     ids=str,
 )
@@ -237,10 +232,9 @@ def test_text_that_is_not_utf8_costs_its_row(folder):
     assert found[1].note == "chosen is not UTF-8 text"
 
 
-@pytest.mark.parametrize("write", [parquet, arrow], ids=["parquet", "arrow"])
-def test_duplicate_column_names_are_named(folder, write):
+def test_duplicate_column_names_are_named(folder):
     table = pa.Table.from_arrays([pa.array(["x"])] * 5, names=[*PARTS, "question"])
-    (folder / f"a.{write.__name__}").write_bytes(write(table))
+    (folder / "a.parquet").write_bytes(parquet(table))
     assert "more than one column 'question'" in mistake(folder)
 
 
@@ -259,26 +253,6 @@ def test_what_is_no_file_is_not_data(folder, name):
     else:
         os.symlink(folder / name if name.startswith("loop") else folder / "nowhere", folder / name)
     assert len(read(folder)) == 3
-
-
-def test_a_damaged_byte_anywhere_in_a_footer_ends_no_process(folder):
-    """Found by fuzzing: pyarrow aborts when it is asked for the metadata of a damaged column."""
-    content = parquet(pa.table({name: ["x"] for name in PARTS}))
-    end = content.rindex(b"ARROW:schema")
-    for place in range(end - 400, end, 2):
-        damaged = bytearray(content)
-        damaged[place] ^= 0x10
-        (folder / "a.parquet").write_bytes(damaged)
-        with contextlib.suppress(UserError):
-            assert len(read(folder)) < 3
-
-
-def test_a_message_prints_at_most_100_characters_of_a_value(folder):
-    """A base64 image in the image column once made a message of 209,844 characters."""
-    names = {"c" * 5000: "v" * 10**6} | {f"column {i}": 1 for i in range(5000)}
-    (folder / "a.jsonl").write_bytes(lines([names]))
-    message = mistake(folder)
-    assert "and 4,981 more" in message
 
 
 # Limits

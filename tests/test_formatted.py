@@ -1,7 +1,5 @@
 """The formatted data set: nothing in the data can break a prompt, and reading back is checked."""
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,15 +37,6 @@ def test_a_marker_that_can_not_be_broken_is_no_endless_loop():
     markers = (" ", "  ", "\n\n", " x>", "<y ", "a b", "  z")
     text = formatted.neutralised("  <y  x> a b <y x>  z  \n\n", markers)
     assert not any(marker in text for marker in ("<y ", "x>", "a b"))
-
-
-@given(
-    st.lists(st.text("ab <>", min_size=1, max_size=4), max_size=6).map(frozenset),
-    st.text("ab <>", max_size=20),
-)
-def test_any_markers_that_can_be_broken_are_broken(markers, text):
-    once = formatted.neutralised(text, markers)
-    assert not any(marker in once for marker in markers if len(marker.strip()) > 1)
 
 
 def test_a_marker_that_shows_once_characters_are_composed_is_broken():
@@ -92,12 +81,6 @@ def test_a_file_that_cannot_be_read_is_named_with_the_fix(tmp_path, content):
         formatted.read(tmp_path, "train")
 
 
-def test_rows_are_read_back_as_they_were_written(tmp_path):
-    rows = [{"id": "ä", "messages": []}]
-    (tmp_path / "test.json").write_text(json.dumps(rows), encoding="utf-8")
-    assert formatted.read(tmp_path, "test") == rows
-
-
 ids = st.lists(st.text(max_size=8), unique=True, max_size=30)
 
 
@@ -109,9 +92,3 @@ def test_a_sample_is_free_of_order_and_a_larger_one_holds_every_smaller(names, r
     assert formatted.sample(rows, small) == formatted.sample(shuffled, small)
     assert formatted.sample(rows, large)[:small] == formatted.sample(rows, small)
     assert len(formatted.sample(rows, small)) == min(small, len(rows))
-
-
-def test_a_rows_question_is_the_one_that_its_prompt_was_given():
-    assert formatted.question(formatted.prompt("What is in the image?", ["a.jpg"])) == (
-        "What is in the image?"
-    )

@@ -7,7 +7,7 @@ from stages.evaluation.catalogue import LOG_PROB
 from stages.reporting import gallery
 from stages.reporting.markup import rows_of
 from stages.reporting.page import render
-from tests.experiment import Page, answer_table, inputs_with, metrics_of, score_table, uncharted
+from tests.experiment import Page, answer_table, inputs_with, score_table, uncharted
 
 
 def card_of(row, inputs):
@@ -43,32 +43,6 @@ def test_which_pairs_were_answered_does_not_decide_which_are_shown(tmp_path, ask
     assert set(shown["id"][answered]) == set(shown["id"]) & set(answer_table(asked)["id"][:asked])
 
 
-def test_a_pair_that_was_not_asked_has_its_question_and_image_and_says_so():
-    inputs = uncharted(answers=answer_table(0))
-    (row,) = rows_of(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
-    card = card_of(row, inputs)
-    assert card["question"] == "What color is the shape?"
-    assert card["picture"] is not None
-    assert card["own"] == [("base", None, ""), ("tuned", None, "")]
-    other = card_of({**row, "base_answer": "", "tuned_answer": float("nan")}, inputs)
-    assert other["own"] == [("base", "", ""), ("tuned", None, "")]
-
-
-def test_the_page_says_which_pairs_have_own_answers():
-    # The pairs with the lowest margins are asked: those most won have no own answers.
-    some = Page(render(uncharted(answers=answer_table(5), metrics=metrics_of(answers=5)))).text
-    assert "Picked from all 40 scored test pairs" in some
-    assert "was among the 5 that both models answered" in some
-    assert some.count("base says not asked") == some.count("tuned says not asked") > 0
-    assert "base says, same as rejected" in some
-    none = Page(render(uncharted(answers=answer_table(0), metrics=metrics_of(answers=None)))).text
-    assert "because neither model was asked for any" in none
-    assert none.count("base says not asked") == none.count("✓ won") + none.count("✗ not won") > 12
-    every = Page(render(uncharted())).text
-    assert "was among the 40 that both models answered" in every
-    assert "not asked" not in every
-
-
 def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():
     inputs = inputs_with()
     (row,) = rows_of(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
@@ -78,9 +52,6 @@ def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():
     assert logps == [LOG_PROB.text(row[f"{of}_chosen_logps"] / 8) for of in ("reference", "policy")]
     assert [same for _, _, same in card["own"]] == ["same as rejected", "same as chosen"]
     assert card["margin"] == f"+{row['reward_margin']:.2f}"
-    assert card["controls"] == ""
-    controlled = card_of({**row, "reward_margin_blank": 0.1}, inputs)
-    assert controlled["controls"] == "+0.10 with a blank image"
 
 
 def test_questions_show_each_grade_and_mark_right_and_wrong_in_words():

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.answers.grading import is_correct, letter, mentioned, repetition, said
+from stages.answers.grading import is_correct, repetition
 from stages.sources.topics import COLOURS, MISTAKEN, SHAPES, Scene, sentence
+from tasks.published.grades import letter, mentioned, said
 
 WHICH_COLOUR = "what color is the shape?"
 WHICH_SHAPE = "what shape does the image contain?"
@@ -42,7 +43,10 @@ GRADED: dict[tuple[str, str], dict[bool, tuple[str, ...]]] = {
             *("No red shape is present.", "No.", "No, it is teal.", "No it is teal."),
             *("No, there is no red shape.", "No, it is not red but teal."),
         ),
-        False: ("The shape is red.", "yes", "Yes, it is teal.", "No, it is red.", "Nothing"),
+        False: (
+            *("The shape is red.", "yes", "Yes, it is teal.", "No, it is red.", "Nothing"),
+            *("I'm not sure that it is red.", "I can\u2019t tell whether it is red."),
+        ),
     },
     # The question is negated, so that yes means absent.
     (NO_RED, "no"): {
@@ -134,21 +138,29 @@ SAID = {
     "yes": ("yes", "Yes.", "Yes, there is no doubt.", "I would say yes"),
     "no": (
         *("**No**, there is a dog.", "There is no dog in the image."),
+        *("I can't see a dog.", "No, I'm not sure", "There is no doubt that it is not a dog"),
         *("There isn\u2019t a dog. Yes?",),
     ),
-    None: ("A dog.", "It is a dog. Yes.", "", "Notable"),
+    None: (
+        *("A dog.", "It is a dog. Yes.", "", "Notable"),
+        *("I'm not sure.", "I can\u2019t tell from the image", "It cannot be determined."),
+        *("It is not possible to determine if there is a dog.", "It's hard to say. No."),
+        *("There is not only a dog but also a cat.", "There is no doubt a dog in it", "Unclear"),
+        *("I don't know", "There is not enough light to say"),
+    ),
 }
 CHOSEN = {
     "A": ("Option A.",),
     "B": (
         *("B", " B.", "(B)", "**B**", "B: A dog", "B. A dog", "B\nIt has a tail."),
         *("The correct answer is B.", "The answer is B because it barks."),
-        *("Option A is wrong, so the answer is B",),
+        *("Option A is wrong, so the answer is B", "b", "(b)", "b.", r"It barks: \boxed{B}."),
+        *("It is B.", "It's (B)", r"\boxed{\text{b}}", "the answer is b"),
     ),
     "C": ("Answer: (C)",),
     None: (
         *("Option A: no. Option B: yes.", "A dog", "The answer is A dog", "A, B", "Bears", "E"),
-        *("",),
+        *("", "a dog", "It is a dog", "It is a. It is b.", "It is D-shaped", "a, b", r"\boxed{E}"),
     ),
 }
 
@@ -175,4 +187,6 @@ def test_words_of_a_list_are_found_once_a_mention_and_the_longer_name_wins():
     assert mentioned("Boxes, buses, benches, potatoes, berries and an e-book.", names) == [
         *("box", "bus", "bench", "potato", "berry", "ebook")
     ]
+    assert mentioned("leaves, knives", {"leave", "knive"}) == []
+    assert mentioned("a pick-up truck", {"pick", "up", "pickup", "truck"}) == ["pickup", "truck"]
     assert mentioned("A hot day. Doggy, dog-like, manly", names) == []

@@ -57,13 +57,6 @@ def test_a_training_without_a_history_is_told(tmp_path, content):
         history.read(tmp_path)
 
 
-def test_a_history_without_step_1_proves_nothing():
-    assert history.first_margin([STEP_1, VALIDATION]) == 0.0
-    for entries in ([], [VALIDATION], [STEP_1 | {"step": 5}]):
-        with pytest.raises(UserError, match="no reward margin for step 1"):
-            history.first_margin(entries)
-
-
 def test_curves_are_split_by_what_was_measured_and_the_summary_is_none(tmp_path):
     entries = [STEP_1, VALIDATION, SUMMARY]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": entries}))

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import sys
 import zlib
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 
 from stages.pairs import images
 from stages.pairs.refusals import REASONS, Refusal
@@ -110,24 +109,6 @@ def test_encoding_is_deterministic_and_carries_no_metadata():
     assert images.normalise(encoded(source, "BMP"), LIMITS) == result
     _, image = normal(encoded(source, "GIF", comment=b"taken by"))
     assert "comment" not in image.info
-
-
-# The corner to which a viewer that turns the image brings a mark at the stored top left.
-@pytest.mark.parametrize(
-    ("orientation", "corner"),
-    [(1, "tl"), (2, "tr"), (3, "br"), (4, "bl"), (5, "tl"), (6, "tr"), (7, "br"), (8, "bl")],
-)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_exif_orientation_is_applied_once(kind, orientation, corner):
-    stored = Image.new("RGB", (96, 48), WHITE)
-    stored.paste(RED, (0, 0, 24, 24))
-    result, image = normal(encoded(stored, kind, exif=exif(orientation)))
-    width, height = (48, 96) if orientation >= 5 else (96, 48)
-    assert (result.width, result.height) == (width, height)
-    x, y = (4 if corner[1] == "l" else width - 5), (4 if corner[0] == "t" else height - 5)
-    assert_colour(image, (x, y), RED, within=12)
-    assert_colour(image, (width - 1 - x, height - 1 - y), WHITE)
-    assert image.getexif().get(0x0112, 1) == 1
 
 
 def grey16(kind):
@@ -242,7 +223,6 @@ def giant_tile():
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100)
 
 
-JPEG_2000 = encoded(pattern(), "JPEG2000")
 # Told by the header alone: nothing may be decoded.
 UNDECODED = {
     "a bomb": (png(60_000, 60_000, zlib.compress(bytes(10_000))), {}, "image_too_large"),
@@ -256,7 +236,6 @@ UNDECODED = {
     "a line": (encoded(Image.new("RGB", (1, 60_000))), {}, "image_too_small"),
     "a thousand scans": (many_scans(1000), {}, "image_too_slow"),
     "13 scans of 4,096 pixels": (many_scans(13), {"max_input_pixels": 5000}, "image_too_slow"),
-    "JPEG 2000": (JPEG_2000, {"max_input_pixels": 4 * 61 * 43 - 1}, "image_too_slow"),
 }
 
 
@@ -274,7 +253,6 @@ def test_what_is_just_within_the_limits_is_read():
     normal(encoded(halves((28, 28))))
     normal(many_scans(30))
     normal(many_scans(11), Limits(max_input_pixels=5000))
-    normal(JPEG_2000, Limits(max_input_pixels=4 * 61 * 43))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
@@ -302,58 +280,6 @@ def test_a_png_with_a_damaged_piece_is_refused_unless_it_is_metadata():
     for place in (33, len(whole) - 12):  # before the pixels, and behind them
         with_both = whole[:place] + bytes(comment) + packed + whole[place:]
         assert images.normalise(with_both, LIMITS) == images.normalise(whole, LIMITS)
-
-
-def photo(size=(90, 60), **options):
-    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-    return encoded(picture, "JPEG", quality=90, **options)
-
-
-PHOTOS = [
-    photo(),
-    photo(progressive=True),
-    photo(subsampling=0, restart_marker_blocks=5),
-    photo(keep_rgb=True, exif=exif(1)),
-    photo((90, 5)),  # an eighth of a side is less than a pixel
-]
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.sampled_from(PHOTOS), st.data())
-def test_a_damaged_jpeg_is_refused_if_and_only_if_it_does_not_decode_in_full(whole, draw):
-    data = bytearray(whole)
-    for _ in range(draw.draw(st.integers(1, 4))):
-        place = draw.draw(st.integers(2, len(data) - 1))
-        data[place : place + draw.draw(st.integers(0, 20))] = draw.draw(
-            st.sampled_from([b"", b"\xff", b"\xff\xd9", b"\xff\xd3", b"\xff\xda", b"\0"])
-            | st.binary(max_size=3)
-        )
-    result = images.normalise(bytes(data), Limits(1, 250_000, 250_000, 95))
-    if isinstance(result, images.Normal) or result.reason == "undecodable_image":
-        assert isinstance(result, images.Normal) == decodes_in_full(data)
-
-
-def decodes_in_full(data):
-    try:
-        Image.open(io.BytesIO(data), formats=images.FORMATS).load()
-    except Exception:
-        return False
-    return True
-
-
-def test_a_whole_jpeg_is_not_decoded_in_full(monkeypatch):
-    loaded = []
-    load = ImageFile.ImageFile.load
-
-    def counted(image):
-        loaded.append(len(image.fp.getvalue()))
-        return load(image)
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
-    normal(photo())
-    assert len(loaded) == 1
-    assert loaded[0] < len(photo()) / 2  # the header alone
 
 
 @settings(deadline=None)  # other processes may hold the processor
@@ -391,7 +317,7 @@ def test_equal_images_are_stored_once_under_their_content(tmp_path):
 
 
 MADE = {
-    **{kind: encoded(pattern(), kind) for kind in ("PNG", "GIF", "BMP", "PPM", "TIFF", "JPEG2000")},
+    **{kind: encoded(pattern(), kind) for kind in ("PNG", "GIF", "BMP", "PPM", "TIFF")},
     **{f"{kind}, quality 95": encoded(pattern(), kind, quality=95) for kind in ("JPEG", "AVIF")},
     "JPEG, progressive": encoded(pattern(), "JPEG", quality=95, progressive=True),
     "JPEG, CMYK": encoded(pattern().convert("CMYK"), "JPEG", quality=95),
@@ -400,13 +326,12 @@ MADE = {
     "PNG, one bit": encoded(pattern().convert("1")),
     "WebP": encoded(pattern(), "WEBP", lossless=True),
     "WebP, lossy": encoded(pattern(), "WEBP", quality=90),
-    "JPEG 2000, codestream": encoded(pattern(), "JPEG2000", no_jp2=True),
     "TIFF, LZW": encoded(pattern(), "TIFF", compression="tiff_lzw"),
     "TIFF, CMYK": encoded(pattern().convert("CMYK"), "TIFF"),
     **{
         f"{kind}, turned {turn}": encoded(pattern(), kind, exif=exif(turn))
         for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
-        for turn in (3, 5, 6, 8)
+        for turn in range(2, 9)
     },
     **{
         f"{kind}, moving": encoded(
@@ -433,6 +358,7 @@ def box(kind, *others):
 
 
 NO_IMAGES = {
+    "JPEG 2000": encoded(pattern(), "JPEG2000"),
     "HEIC": box(b"heic", b"mif1"),
     "AVIF": box(b"mif1", b"avif") + b"damaged",
     "MP4": box(b"isom", b"mp41"),
@@ -446,18 +372,9 @@ NO_IMAGES = {
 
 
 @pytest.mark.parametrize("name", NO_IMAGES)
-def test_what_is_no_image_is_refused_and_its_beginning_shown(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+def test_what_is_no_image_is_refused_and_its_beginning_shown(name):
     result = images.normalise(NO_IMAGES[name], LIMITS)
     assert isinstance(result, Refusal)
     assert result.reason == "undecodable_image"
     assert repr(NO_IMAGES[name][:20]) in result.detail or name == "PNG"
     assert len(result.detail) < 250
-    assert ("`make extras`" in result.detail) == (name == "HEIC")
-
-
-def test_heic_is_read_where_pillow_heif_is_installed():
-    heif = pytest.importorskip("pillow_heif")
-    heif.register_heif_opener()
-    _, image = normal(encoded(halves((80, 64)), "HEIF", quality=95))
-    assert_colour(image, (10, 10), RED, within=12)

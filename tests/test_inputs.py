@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from stages import preprocess
 from stages.core.errors import UserError
 from stages.model import formatted
-from stages.pairs import decoder, tables
+from stages.pairs import images, tables
 from stages.pairs.pairs import Record
 from stages.sources import local
 
@@ -43,7 +43,7 @@ class Here:
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "pool", lambda workers: Here())
+    monkeypatch.setattr(images, "pool", lambda workers: Here())
 
 
 def laid_out(name: str, folder: Path, images: str) -> dict[str, Any]:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from stages.answers import lm_eval, published, task_results
+from stages.answers import lm_eval, task_results
 from stages.answers.grading import is_correct
 from stages.answers.task_results import Results
 from stages.core.errors import UserError
 from stages.evaluation import paired, statistics
 from stages.model import formatted, scoring
 from stages.model.checkpoint import Checkpoint
+from tasks.published.grades import ratio
 from tests.experiment import ROOT
 from tests.test_metrics import SETTINGS
 from tests.test_published import module
@@ -167,20 +168,6 @@ def test_the_adapter_is_active_and_what_was_asked_is_the_same(
 
 
 @pytest.mark.slow
-def test_the_models_chat_template_and_the_pixel_bounds_of_format_apply(
-    base, base_results, params_with
-):
-    (prompt,) = base_results.samples["easy_vqa"][0]["arguments"][0]
-    question = prompt.partition("<|vision_end|>")[2].partition("<|im_end|>")[0]
-    assert question in QUESTIONS
-    assert prompt.startswith("<|im_start|>user\n<|vision_start|>")
-    assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
-    pixels = {"format.image_min_pixels": 4096, "format.image_max_pixels": 9216}
-    size = lm_eval._model(base, params_with(**pixels)).processor.image_processor.size
-    assert (size["shortest_edge"], size["longest_edge"]) == (4096, 9216)
-
-
-@pytest.mark.slow
 def test_repeated_runs_write_the_same_bytes_without_paths(
     base, run, base_results, asked, images, tmp_path
 ):
@@ -271,14 +258,6 @@ def test_a_comparison_by_hand():
     assert (f1.change.difference, f1.change.low) == (0.75, None)
 
 
-@pytest.mark.parametrize(("better", "written"), [(True, 1), (False, 0), (None, None)])
-def test_which_way_is_better_is_lm_evals_word_and_few_images_give_no_interval(better, written):
-    base, tuned = (results_of({"m": v}, ["a", "a"], better=better) for v in ([0, 1], [1, 1]))
-    expected = {"lm_eval/t/m/base": 0.5, "lm_eval/t/m/tuned": 1.0, "lm_eval/t/m/change": 0.5}
-    expected |= {} if written is None else {"lm_eval/t/m/higher_is_better": written}
-    assert compare(base, tuned) == expected
-
-
 def test_the_change_of_a_ratio_has_the_interval_of_its_mean_by_image():
     """Where every whole is the same; the figure is the ratio's."""
 
@@ -300,41 +279,11 @@ def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
     random = np.random.default_rng(0)
     wholes = random.integers(1, 9, 400)
     pairs = [(float(random.binomial(of, 0.3)), float(of)) for of in wholes]
-    values = np.array(published.linear([list(pair) for pair in pairs]))
-    assert values.mean() == pytest.approx(published.ratio(pairs))
-    assert published.ratio([(0, 0)]) == published.ratio([]) == 0
-    drawn = [published.ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]
+    values = np.array(task_results.linear([list(pair) for pair in pairs]))
+    assert values.mean() == pytest.approx(ratio(pairs))
+    assert ratio([(0, 0)]) == ratio([]) == 0
+    drawn = [ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]
     assert values.std() / 20 == pytest.approx(np.std(drawn), rel=0.1)
-
-
-def test_groups_that_are_all_right_change_by_set_with_an_interval_and_a_test():
-    """Two questions of each of 40 sets, each asked of two figures. 12 sets are newly right."""
-    asked = [(of, question, at) for of in range(40) for question in range(2) for at in range(2)]
-    images = [f"image {of} {at}" for of, _, at in asked]
-
-    def results(right, figure):
-        values = [[f"{of} {question}", right(of, at)] for of, question, at in asked]
-        return results_of({"all": values}, images, better=None, **{"all,none": figure})
-
-    before = results(lambda of, at: at == 0, 0.0)  # one figure wrong
-    found = compare(before, results(lambda of, at: at == 0 or of < 12, 0.3))
-    names = ("base", "tuned", "change", "gained", "lost")
-    assert [found[f"lm_eval/t/all/{what}"] for what in names] == [0, 0.3, 0.3, 24, 0]
-    # Of a share of 40 sets, not of 80 questions: both questions of a set change together.
-    width = found["lm_eval/t/all/change_high"] - found["lm_eval/t/all/change_low"]
-    assert width == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 40) ** 0.5, rel=0.15)
-
-
-def test_groups_that_share_an_image_are_resampled_together():
-    def row(group, image):
-        return {"doc_id": 0, "images": [image], "metrics": {"all": [group, True]}}
-
-    rows = [row("a", "1"), row("b", "2"), row("c", "3"), row("b", "1"), row("d", "4")]
-    rows += [row("c", "5"), row("d", "2")]  # a, b and d are joined, c is not
-    (before, after), labels = paired.of_groups("all", rows, rows)
-    assert before.tolist() == after.tolist() == [1.0] * 4
-    assert labels[0] == labels[1] == labels[3] != labels[2]
-    assert paired.of_groups("other", rows, rows)[1] == []
 
 
 def test_documents_without_images_are_each_their_own_cluster_and_no_number_is_left_out():
@@ -367,12 +316,3 @@ def test_what_is_written_is_read_back_and_broken_files_are_named(tmp_path):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(UserError, match=f"{named} is missing or broken; `dvc repro -f`"):
             task_results.read(tmp_path)
-
-
-def test_numbers_that_json_has_no_word_for_are_null_and_functions_their_names():
-    value = {
-        "a": [float("nan"), np.float64(0.5), np.int64(2)],
-        1: test_other_documents_are_not_compared,
-    }
-    expected = b'{"1": "test_other_documents_are_not_compared", "a": [null, 0.5, 2]}'
-    assert task_results.to_json(value) == expected

@@ -80,9 +80,8 @@ def tarred(path: Path, files: Mapping[str, bytes], **changes: Any) -> Path:
     return path
 
 
-def entry(path: Path | list[Path], **keys: Any) -> PathData:
-    given = [str(each) for each in path] if isinstance(path, list) else str(path)
-    return PathData.model_validate({"kind": "path", "path": given, "licence": None, **keys})
+def entry(path: Path, **keys: Any) -> PathData:
+    return PathData.model_validate({"kind": "path", "path": str(path), "licence": None, **keys})
 
 
 def fetched(out: Path, **sources: PathData) -> list[Record]:
@@ -95,7 +94,7 @@ def fetched(out: Path, **sources: PathData) -> list[Record]:
     return list(rows)
 
 
-def refusal(path: Path | list[Path], out: Path) -> str:
+def refusal(path: Path, out: Path) -> str:
     with pytest.raises(UserError) as caught:
         copied_data(path, out)
     assert "\n" not in str(caught.value)
@@ -123,13 +122,6 @@ def tar_with_a_rule(folder: Path) -> PathData:
     rule = {"from": "/x/", "to": "b/"}
     path = tarred(folder / "x.tar.gz", files | pictures("a/") | pictures("b/"))
     return entry(path, remap=[rule])
-
-
-def table_beside_a_zip(folder: Path) -> PathData:
-    rows = [ranking(i, f"C:\\dpo\\images\\{i}.png") for i in range(6)]
-    write(folder, {"train.json": rows[:4], "val.json": rows[4:]})
-    zipped(folder / "images.zip", pictures("pack/images/"))
-    return entry([folder / name for name in ("train.json", "val.json", "images.zip")])
 
 
 def csv_with_bare_names(folder: Path) -> PathData:
@@ -167,7 +159,7 @@ def webdataset(folder: Path) -> PathData:
 
 
 OWN: list[Callable[[Path], PathData]] = [
-    *(llamafactory_folder, zip_with_foreign_paths, tar_with_a_rule, table_beside_a_zip),
+    *(llamafactory_folder, zip_with_foreign_paths, tar_with_a_rule),
     *(csv_with_bare_names, jsonl_with_pictures, parquet_of_rlaif_v, webdataset),
 ]
 
@@ -188,7 +180,6 @@ def test_a_file_from_https_or_s3_is_imported_by_dvc_and_read(tmp_path, s3):  # n
     import botocore.session
 
     path = zip_with_foreign_paths(write(tmp_path / "web", {"x": b""})).path
-    assert isinstance(path, Path)
     keys = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
     keys |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": s3, "NO_PROXY": "127.0.0.1"}
     with pytest.MonkeyPatch.context() as patch:
@@ -349,10 +340,6 @@ def test_a_link_inside_an_archive_becomes_the_file_that_it_leads_to(tmp_path):
 def test_a_source_that_holds_the_folder_to_be_filled_is_refused(tmp_path):
     write(tmp_path, {"rows.json": [plain(0, None)]})
     assert "name a folder next to it" in refusal(tmp_path, tmp_path / "sub" / "raw")
-    write(tmp_path / "a", {"x.json": ROWS})
-    write(tmp_path / "b", {"x.json": ROWS})
-    both = [tmp_path / "a" / "x.json", tmp_path / "b" / "x.json"]
-    assert "names two files x.json" in refusal(both, tmp_path / "raw")
 
 
 def test_the_licence_of_a_local_source_is_the_one_that_params_name(tmp_path):

@@ -7,7 +7,9 @@ import pytest
 from stages.core import meaning
 from stages.families import known
 from stages.model.checkpoint import Checkpoint
+from stages.params.params import Params
 from stages.tuning import config
+from tests.conftest import document
 
 COMMENT, CODE = "# said otherwise\n", "SAID_OTHERWISE = 1\n"
 SCORES, TRAINING = "kept log-probs and answers", "training"
@@ -19,8 +21,8 @@ def edited(text, edit):
         return text.replace('"""', '"""Said otherwise. ', 1)
     if edit == "layout":
         return text.replace("(\n", "(\n\n", 1)
-    if edit == "citation":
-        return text.replace("arXiv:", "arXiv preprint arXiv:")
+    if edit == "paper":
+        return text.replace('paper="2', 'paper="3')
     return text + edit
 
 
@@ -33,8 +35,8 @@ def base(tmp_path, model_dir):
 
 
 def training(formatted, model, shared_prefix):
-    ours = {"shared_prefix": shared_prefix, "keep_vision_features": False, "portable": True}
-    return config.fingerprint({}, formatted, model, 1, ours=ours, cached=None)
+    p = Params.model_validate(document(**{"train.shared_prefix": shared_prefix}))
+    return config.fingerprint({}, p, formatted, model, None)
 
 
 @pytest.mark.parametrize(
@@ -48,17 +50,16 @@ def training(formatted, model, shared_prefix):
         ("model/formatted.py", CODE, (SCORES,)),
         ("model/prefix.py", "docstring", ()),
         ("model/prefix.py", CODE, (SCORES, TRAINING)),
-        ("model/lookup.py", CODE, (SCORES, TRAINING)),
         ("model/reference_logps.py", CODE, ()),  # how log-probs lie on disk
         ("model/checkpoint.py", CODE, ()),
-        ("core/parallel.py", CODE, ()),
+        ("core/processes.py", CODE, ()),
         ("families/qwen3_vl.py", COMMENT, ()),
-        ("families/qwen3_vl.py", "citation", ()),
+        ("families/qwen3_vl.py", "paper", ()),
         ("families/qwen3_vl.py", CODE, (SCORES, TRAINING)),
         ("families/family.py", CODE, (SCORES, TRAINING)),
         ("families/known.py", CODE, ()),
         ("families/qwen2_5_vl.py", CODE, ()),  # of another family
-        ("params/losses.py", "citation", ()),
+        ("params/losses.py", "paper", ()),
         ("params/losses.py", CODE, (TRAINING,)),
         ("tuning/trainer.py", "docstring", ()),
         ("tuning/trainer.py", CODE, (TRAINING,)),

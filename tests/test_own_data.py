@@ -36,9 +36,9 @@ def answers(number):
 
 def sharegpt_zip(folder):
     """What a notebook left on a drive: ranking data of LLaMA-Factory with the paths of the machine
-    that wrote it, system prompts and earlier turns, and the images in a zip."""
+    that wrote it, system prompts and earlier turns, in a zip with the images."""
     rows = []
-    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+    with zipfile.ZipFile(folder / "dpo.zip", "w") as archive:
         for number in range(60):
             archive.writestr(f"dataset/pictures/{number}.png", picture(number))
             chosen, rejected = answers(number)
@@ -57,13 +57,13 @@ def sharegpt_zip(folder):
                     "images": [f"/content/drive/MyDrive/dataset/pictures/{number}.png"],
                 }
             )
-    (folder / "train.json").write_text(json.dumps(rows[:45]))
-    (folder / "val.json").write_text(json.dumps(rows[45:]))
+        archive.writestr("dataset/train.json", json.dumps(rows[:45]))
+        archive.writestr("dataset/val.json", json.dumps(rows[45:]))
     return {
         "data.sources": {
             "prepared": {
                 "kind": "path",
-                "path": [str(folder / name) for name in ("train.json", "val.json", "images.zip")],
+                "path": str(folder / "dpo.zip"),
                 "licence": None,
             }
         },

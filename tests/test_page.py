@@ -34,11 +34,11 @@ from tests.experiment import (
     TOPICS,
     Page,
     answer_table,
+    curve_tables,
     inputs_with,
     metrics_of,
     pair_rows,
     picture_of,
-    score_table,
     slice_table,
     uncharted,
 )
@@ -141,18 +141,6 @@ def test_the_page_opens_offline_without_error_or_request_and_fits_a_phone(browse
         assert browser.value("[...document.images].every(i => i.naturalWidth > 0)")
 
 
-def test_the_page_is_dark_in_dark_mode_and_light_on_paper(browser, tmp_path):
-    page = tmp_path / "report.html"
-    page.write_text(render(inputs_with()), encoding="utf-8")
-    background = "getComputedStyle(document.body).backgroundColor"
-    font = "getComputedStyle(document.querySelector('svg.chart text')).fontFamily"
-    browser.show(page, 1280, scheme="dark")
-    assert browser.value(background) == "rgb(17, 21, 26)"
-    assert "DejaVu" not in browser.value(font)  # matplotlib's; the page has its own
-    browser.media("print", "dark")
-    assert browser.value(background) == "rgb(255, 255, 255)"
-
-
 # The page
 
 
@@ -236,13 +224,6 @@ def test_a_long_answer_is_folded_and_still_there_in_whole():
     assert '<details class="long">' not in render(uncharted())
 
 
-def test_a_pair_without_kind_shows_no_none_and_no_nan():
-    scores = score_table().assign(kind=None, origin=None)
-    answers = answer_table().assign(kind=None)
-    text = Page(render(uncharted(scores=scores, answers=answers, slices=slice_table()))).text
-    assert not re.search(r"\b(None|nan|NaN|NaT|inf)\b", text.partition("Parameters")[0])
-
-
 def test_every_image_is_inside_small_and_described():
     sizes = {"large": 900, "small": 64}
     html = render(
@@ -287,12 +268,6 @@ def test_every_metric_is_on_the_page_with_its_documented_meaning():
             assert key in both or " ".join(metric.meaning.split()) in text, key
 
 
-def test_rows_of_both_models_are_not_described_as_the_bases():
-    (table,) = re.findall(r'(?s)aria-label="Base and tuned".*?</table>', render(uncharted()))
-    assert "where the model gives chosen the higher log-prob per token" in table
-    assert "the base" not in table
-
-
 def test_metrics_without_optional_groups_or_intervals_still_make_a_page():
     values = {"pairs": 3, "images": 1, "win_rate": 1.0, "ties": 0, "reward_margin": 0.2}
     answers = answer_table(0, 0).reindex(columns=answer_table().columns)
@@ -315,21 +290,15 @@ def test_metrics_without_optional_groups_or_intervals_still_make_a_page():
 
 @pytest.mark.parametrize("loss", ["sigmoid", "orpo", "simpo"])
 def test_a_run_is_called_by_its_loss_and_says_where_the_loss_has_no_reference(loss):
-    text = Page(render(uncharted({"train.loss": loss, "train.seed": 7}))).text
+    changed = {"train.loss": loss, "train.seed": 7}
+    text = Page(render(uncharted(changed, train_curve=curve_tables()[0]))).text
     name = LOSSES[loss].words
     assert f"Method {name[0].upper()}{name[1:]}" in text
     assert f"Loss {loss}, beta 0.1, plus 0.5 times the SFT loss on chosen" in text
     assert (card.NO_REFERENCE in text) == (not LOSSES[loss].reference)
     assert "lora, rank 8, 12,345 trained parameters" in text
-    steps = "0.75 epochs, 16 pairs a step and device, learning rate 0.001, cosine, seed 7"
+    steps = "40 steps, 1 epochs, 16 pairs a step and device, learning rate 0.001, cosine, seed 7"
     assert steps in text
-
-
-def test_a_base_in_few_bits_has_the_page_say_that_merging_makes_another_model():
-    html = render(uncharted({"model.quantization_bit": 4}))
-    assert card.other_once_merged(4) in html
-    assert "base in 4 bits" in html
-    assert "unquantised" not in render(uncharted())
 
 
 COMPARED = {"pairs": 16, "policy_difference": 3.1e-6, "largest_logps": 41.2}
@@ -386,8 +355,3 @@ def test_a_model_of_a_folder_has_its_name_and_no_place_on_this_machine(tmp_path,
     assert (found.name, found.parameters, found.size) == (name, 13, "2.9 MB")
     assert found.weights == DEMO.files[1]
     assert parameter_count(tmp_path / "none") is None
-
-
-def test_a_number_and_its_interval_are_not_broken_over_lines():
-    html = render(uncharted())
-    assert "95.0% [92.0,\u00a098.0] of them" in html

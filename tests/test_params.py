@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
-from stages.params import params, rules
+from stages.params import params
 from tests.contracts import MODULES, ROOT, leaves_of, types_of
 
 DEMO = (ROOT / "params" / "demo.yaml").read_text(encoding="utf-8")
@@ -30,7 +30,6 @@ OUT_OF_RANGE = {
     "train.loss": ("dpo", "kto_pair"),
     "train.gpus": (-1, 1.5, True),
     "train.shared_prefix": ("no", 1, 0),
-    "train.keep_vision_features": ("no", 1),
     "train.portable": ("no", 1),
     "scoring.portable": ("no", 1),
     "evaluate.confidence": (0.5, 1, 95),
@@ -147,10 +146,6 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
             {"train.loss": "ipo", "train.dpo_label_smoothing": 0.1},
             "'train': dpo_label_smoothing does not go with loss: ipo",
         ),
-        (
-            {"train.keep_vision_features": True, "train.shared_prefix": False},
-            "'train': keep_vision_features needs shared_prefix: true",
-        ),
     ],
 )
 def test_a_mistake_is_told_with_what_is_right(values, told):
@@ -180,8 +175,10 @@ def test_a_key_of_an_earlier_release_is_refused_with_the_new_way_alone(monkeypat
         "data.sources.c": {"kind": "path", "path": "s3://bucket/a.csv"},
         "data.sources.d": {"kind": "path", "path": ["a.csv", "gdrive:1234"]},
         "train.nodes": 2,
+        "train.keep_vision_features": False,
     }
-    assert len(refusal(**moved, **{"train.beta": 0}).split("; mine.yaml: ")) == len(rules.MOVED) - 2
+    said = refusal(**moved, **{"train.beta": 0}).split("; mine.yaml: ")
+    assert len(said) == len(params.MOVED) - 2
 
 
 @pytest.mark.parametrize(

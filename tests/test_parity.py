@@ -7,6 +7,7 @@ from benchmarks import parity
 from stages.model import prefix
 from tests import rounding
 from tests.contracts import ROOT, text_of
+from tests.one_by_one import unmasked
 
 pytestmark = pytest.mark.slow
 PARITY = text_of("benchmarks/PARITY.md")
@@ -32,9 +33,7 @@ def test_every_switch_keeps_its_bounds(dtype):
 
 @pytest.mark.parametrize("dtype", parity.DTYPES)
 def test_an_answer_that_sees_the_other_breaks_them(dtype, monkeypatch):
-    monkeypatch.setattr(
-        prefix, "seeing", lambda _: lambda row, head, query, key: (row >= 0) & (key <= query)
-    )
+    monkeypatch.setattr(prefix, "attention_mask", unmasked)
     every = parity.ways()
     which = {name: every[name] for name in (parity.STOCK, parity.SHARED)}
     found = parity.compare(dtype, parity.random_batches(4, 40), which)

@@ -8,9 +8,6 @@ import json
 import multiprocessing.forkserver
 import os
 import random
-import subprocess
-import sys
-import time
 import weakref
 from concurrent.futures import Future
 from pathlib import Path
@@ -26,7 +23,7 @@ from PIL import Image
 
 from stages import preprocess
 from stages.core.errors import UserError
-from stages.pairs import counts, decoder, images, output, pairs, refusals
+from stages.pairs import images, output, pairs, refusals
 from stages.pairs.pairs import Question, Record
 from stages.pairs.refusals import Refusal
 from stages.pairs.split import split_of
@@ -281,14 +278,6 @@ def test_the_remains_of_a_killed_run_are_cleared(run, tmp_path):
     assert not (tmp_path / "pairs" / "images" / "old.jpg").exists()
 
 
-def test_a_full_disk_is_said_in_one_sentence(tmp_path):
-    with (
-        pytest.raises(UserError, match="disk is full"),
-        output.all_or_nothing(tmp_path / "out"),
-    ):
-        raise OSError(28, "No space left on device")
-
-
 # Workers
 
 
@@ -327,46 +316,17 @@ class Deadly:
     ids=["crash", "memory", "before any image"],
 )
 def test_a_worker_that_dies_is_one_sentence(contents, work):
-    rows = decoder.decode(records(*contents), refusals.text_refusal, work=work, workers=2)
-    with pytest.raises(UserError, match=r"died or ran out of memory.* row 1 .*preprocess\.workers"):
+    rows = images.decode(records(*contents), refusals.text_refusal, work=work, workers=2)
+    with pytest.raises(UserError, match=r"died or ran out of memory; lower preprocess\.workers"):
         list(rows)
 
 
 def test_a_broken_image_among_several_leaves_the_row_out():
     rows = [Record("row", (b"a", b"broken"), "q", "yes", "no")]
     rows += [Record("row", (b"a", b"b", b"a"), "q", "yes", "no")]
-    found = list(decoder.decode(rows, refusals.text_refusal, work=fragile, workers=1))
+    found = list(images.decode(rows, refusals.text_refusal, work=fragile, workers=1))
     assert found[0][1] == Refusal("undecodable_image", "broken")
     assert found[1][1] == tuple(images.Stored(f"{name}.jpg", 1, 1) for name in "aba")
-
-
-def test_workers_of_a_killed_stage_end_by_themselves(tmp_path):
-    script = """if __name__ == "__main__":
-        import os, signal, time
-        from stages.pairs import decoder
-        pool = decoder.pool(1)
-        print(pool.submit(os.getpid).result(), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    path = tmp_path / "script.py"
-    path.write_text(script)
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, str(path)]
-    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False).stdout
-    worker = int(output)
-    deadline = time.monotonic() + 10
-    while _runs(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _runs(worker)
-
-
-def _runs(pid):
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat")
-        return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
 
 
 class Later:
@@ -398,9 +358,9 @@ class Later:
 def test_rows_come_back_in_order_and_each_image_is_decoded_once(contents, window, size):
     pool, rows = Later(), records(*contents)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder, "_ROWS", size)
+        patch.setattr(images, "_ROWS", size)
         found = list(
-            decoder.in_order(rows, pool.submit, refuse=refusals.text_refusal, window=window)
+            images.in_order(rows, pool.submit, refuse=refusals.text_refusal, window=window)
         )
     assert [row for row, _ in found] == rows
     for row, outcome in found:
@@ -426,11 +386,11 @@ def test_the_rows_held_at_once_are_bounded_whatever_their_number(monkeypatch, re
             yield row
             del row
 
-    monkeypatch.setattr(decoder, "_ROWS", batch)
+    monkeypatch.setattr(images, "_ROWS", batch)
     gc.disable()  # nothing may depend on the collector of cycles
     try:
         submit = Later().submit
-        found = decoder.in_order(source(), submit, refuse=refusals.text_refusal, window=window)
+        found = images.in_order(source(), submit, refuse=refusals.text_refusal, window=window)
         assert sum(1 for _ in found) == 2000
     finally:
         gc.enable()
@@ -439,7 +399,7 @@ def test_the_rows_held_at_once_are_bounded_whatever_their_number(monkeypatch, re
 
 def test_a_batch_is_bounded_in_rows_and_in_bytes_and_loses_none():
     rows = records(*[b"x"] * 100, *[bytes(2**19)] * 5, b"y")
-    found = list(decoder.batches(rows))
+    found = list(images.batches(rows))
     assert [row for batch in found for row in batch] == rows
     assert [len(batch) for batch in found] == [32, 32, 32, 6, 2, 2]
 
@@ -450,34 +410,15 @@ def test_a_batch_is_bounded_in_rows_and_in_bytes_and_loses_none():
 @settings(deadline=None)  # other processes may hold the processor
 @given(st.dictionaries(st.text(), st.integers(1, 1000)))
 def test_label_counts_lose_no_pair_and_are_safe_names(found):
-    named = counts.by_label(found)
+    named = output.by_label(found)
     assert sum(named.values()) == sum(found.values())
     assert all(name and not set(name) & set("./\\: \n") for name in named)
     shuffled = dict(random.Random(1).sample(list(found.items()), len(found)))
-    assert counts.by_label(shuffled) == named
+    assert output.by_label(shuffled) == named
 
 
 def test_label_counts_sum_up_rare_ones():
-    assert counts.by_label({"a.b": 2, "a/b": 3, "": 1}) == {"a_b": 5, "none": 1}
-    many = counts.by_label({f"origin{i:02}": i + 1 for i in range(60)})
+    assert output.by_label({"a.b": 2, "a/b": 3, "": 1}) == {"a_b": 5, "none": 1}
+    many = output.by_label({f"origin{i:02}": i + 1 for i in range(60)})
     assert len(many) == 51
     assert many["other"] == sum(range(1, 11))
-
-
-def test_dvc_shows_every_number_of_the_report(run, tmp_path):
-    rows = [row(number, origin_dataset=f"set/{number % 2}.x") for number in range(40)]
-    report = run(raw_folder(tmp_path / "raw", rows))
-
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    command = [sys.executable, "-m", "dvc", "metrics", "show", "reports/preprocess.json"]
-    done = subprocess.run(
-        [*command, "--json"], cwd=tmp_path, stdout=subprocess.PIPE, check=True, text=True
-    )
-    assert json.loads(done.stdout)[""]["data"]["reports/preprocess.json"]["data"] == report
-    assert report["pairs_by_origin"] == {"set_0_x": 20, "set_1_x": 20}
-
-
-def test_progress_is_shown_on_standard_error_with_the_total(capsys):
-    assert list(preprocess.progress(records(b"a", b"b"), 2, "preprocess"))
-    assert "2/2" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from stages.core.errors import UserError
-from stages.model import lookup, reference_logps
+from stages.model import prefix, reference_logps
 
 FEATURE = {
     "chosen_input_ids": [1, 2, 3],
@@ -27,7 +27,7 @@ def written(tmp_path, base, params_with):
     """``data/reference`` of the demo's parameters, one pair."""
     logps = pd.DataFrame(
         {
-            "key": [lookup.pair_key(FEATURE)],
+            "key": [prefix.pair_key(FEATURE)],
             "chosen_logps": [-3.5],
             "rejected_logps": [-4.5],
         }
@@ -96,9 +96,9 @@ def test_a_folder_that_does_not_say_how_it_was_made_is_told(written, base, param
 
 
 def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
-    found = lookup.by_pair(written)
+    found = reference_logps.by_pair(written)
     moved = FEATURE | {"images": ["/elsewhere/ab.jpg"]}
-    assert found[lookup.pair_key(moved)] == (-3.5, -4.5)
+    assert found[prefix.pair_key(moved)] == (-3.5, -4.5)
     changes: tuple[dict[str, list[Any]], ...] = (
         {"chosen_input_ids": [1, 2, 3, 4]},
         {"rejected_input_ids": [1, 2, 3]},
@@ -107,11 +107,11 @@ def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
         {"chosen_input_ids": [1, 2, 4], "rejected_input_ids": [1, 2, 3]},
     )
     for change in changes:
-        assert lookup.pair_key(FEATURE | change) not in found
+        assert prefix.pair_key(FEATURE | change) not in found
 
 
 def test_a_table_that_is_torn_is_told(written):
-    file = written / lookup.TABLE
+    file = written / reference_logps.TABLE
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(UserError, match=r"logps\.parquet can't be read.*dvc repro -f reference"):
-        lookup.by_pair(written)
+        reference_logps.by_pair(written)

@@ -17,7 +17,7 @@ from typing import Literal
 
 from PIL import Image
 
-from stages.core.schema import SourceSection
+from stages.sources.source import SourceSection
 from stages.pairs.pairs import Question, Record
 from stages.sources import kinds, source
 

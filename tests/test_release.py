@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from stages.commands import publish, release
+from stages.commands import release
 from stages.core.errors import UserError
-from stages.tracking import runs
 from tests.contracts import ROOT
 from tests.hub_server import Repo, serve
 from tests.repository import REPORTED, STAGES, attempt, call, commit_and_push, make
@@ -62,19 +61,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def entered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there
-    for name in ("NAME", "EMAIL"):
-        monkeypatch.setenv(f"GIT_COMMITTER_{name}", "test@example.org")
-    return folder
-
-
 @pytest.fixture
 def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of ``made``, as the working folder, with a storage of its own."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    folder = entered(tmp_path / "project", monkeypatch)
+    folder = tmp_path / "project"
+    monkeypatch.chdir(folder)
+    for name in ("NAME", "EMAIL"):
+        monkeypatch.setenv(f"GIT_COMMITTER_{name}", "test@example.org")
     storage = str(tmp_path / "storage")
     call("dvc", "remote", "modify", "--quiet", "storage", "url", storage, folder=folder)
     call("git", "commit", "-qam", "Another storage", folder=folder)
@@ -93,9 +87,6 @@ def refusal(version: str) -> str:
 def test_what_is_no_version_and_what_others_could_not_get_is_refused(project):
     for name in ("", "1.0", "v1", "latest"):
         assert "write it as VERSION=v1.0.0" in refusal(name)
-    call("git", "tag", "-a", "adapter@v2.0.0", "-m", "by hand", "HEAD~1", folder=project)
-    assert "choose a higher version" in refusal("v2.0.0")
-    call("git", "tag", "-d", "adapter@v2.0.0", folder=project)
     text = (project / "params.yaml").read_text(encoding="utf-8")
     (project / "params.yaml").write_text(text.replace("0.1", "0.2"), encoding="utf-8")
     call("dvc", "repro", "--quiet", folder=project)
@@ -119,22 +110,19 @@ def test_a_remote_that_others_do_not_have_is_refused(project):
     shutil.move(project.parent / "elsewhere", project.parent / "storage")
     call(*add, "storage", "../storage", folder=project)
     call("git", "commit", "-qam", "A relative path", folder=project)
-    absolute = f"dvc remote modify storage url {project.parent / 'storage'}"
     said = refusal("v1.0.0")
     assert "storage is a path relative to this clone, which others do not have" in said
-    assert absolute in said
+    assert f"dvc remote modify storage url {project.parent / 'storage'}" in said
     call("dvc", "remote", "remove", "storage", folder=project)
     call("git", "commit", "-qam", "No remote", folder=project)
-    said = refusal("v1.0.0")
-    assert "the committed .dvc/config names no remote" in said
-    assert "without --local, commit it, `dvc push`" in said
+    assert "the committed .dvc/config names no remote" in refusal("v1.0.0")
     assert not call("git", "tag", folder=project)
 
 
 # the tag
 
 
-def test_the_tag_is_signed_where_git_signs_tags(project, tmp_path, monkeypatch, capsys):
+def test_the_tag_is_signed_where_git_signs_tags_and_never_moved(project, tmp_path):
     key = tmp_path / "key"
     call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key), folder=tmp_path)
     signers = f"me {key.with_suffix('.pub').read_text(encoding='utf-8')}"
@@ -147,26 +135,20 @@ def test_the_tag_is_signed_where_git_signs_tags(project, tmp_path, monkeypatch, 
     ):
         call("git", "config", name, value, folder=project)
     release.main("v1.0.0")
-    assert "MLflow: not registered" in capsys.readouterr().err  # and the release is there
     call("git", "verify-tag", "adapter@v1.0.0", folder=project)
     call("git", "config", "user.signingkey", "", folder=project)
-    assert "Git did not make the tag adapter@v1.0.1" in refusal("v1.0.1")
+    for version in ("v1.0.0", "v1.0.1"):
+        assert f"Git did not make the tag adapter@{version}" in refusal(version)
 
 
 @pytest.fixture(scope="module")
 def released(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``made`` with v1.0.0, registered in MLflow's database in the project."""
+    """``made`` with v1.0.0."""
     place: Path = tmp_path_factory.mktemp("released")
     shutil.copytree(made, place, dirs_exist_ok=True)
-    folder = place / "project"
-    with pytest.MonkeyPatch.context() as patch:
-        entered(folder, patch)
-        patch.delenv("MLFLOW_TRACKING_URI")
-        places = (Path("reports/results"), Path("reports/curves"), Path("models/adapter"))
-        runs.log_outcome(runs.Outcome(*places, files=[]))
-        release.main("v1.0.0")
-        release.main("v1.0.0")  # again: completed, not refused
-    return folder
+    words = ("python", "-m", "stages", "release", "--version", "v1.0.0")
+    call(*words, folder=place / "project", PYTHONPATH=str(ROOT))
+    return place / "project"
 
 
 @pytest.fixture
@@ -203,22 +185,11 @@ def test_a_colleague_gets_the_released_adapter_without_a_clone(released, digest,
     assert sha256(tmp_path / "adapter") == digest
 
 
-def test_the_python_of_the_guide_reads_the_weights_and_loads_mlflows_champion(
-    released, digest, tmp_path, monkeypatch
-):
-    import mlflow
-
-    monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{released / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    mlflow.set_tracking_uri(uri)
+def test_the_python_of_the_guide_reads_the_weights(released, digest):
+    (block,) = re.findall(r"(?s)```python\n([^`]*?dvc\.api.*?)```", GUIDE)
     found: dict[str, Any] = {}
-    for block in re.findall(r"(?s)```python\n(.*?)```", GUIDE):
-        if '"$URL"' in block:
-            exec(block.replace('"$URL"', repr(str(released))), found)
+    exec(block.replace('"$URL"', repr(str(released))), found)
     assert hashlib.sha256(found["weights"]).hexdigest() == digest
-    assert sha256(tmp_path / "champion") == digest == found["version"].tags["adapter_sha256"]
-    assert int(found["version"].version) == 1  # released twice, one version
 
 
 # the Hub
@@ -236,7 +207,8 @@ def published(released: Path, home: Path, url: str, *more: str, token: str = TOK
     settings = {"HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HOME": str(home)}
     settings |= {"NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
     settings["HF_HUB_DISABLE_XET"] = "1"  # the server does not know it
-    done = attempt("python", "-m", "stages", "publish", *more, folder=released, **settings)
+    words = ("python", "-m", "stages", "release", "--version", "v1.0.0", *more)
+    done = attempt(*words, folder=released, **settings)
     said = done.stdout + done.stderr
     assert (done.returncode == 1) == ("error: " in said), said
     assert "Traceback" not in said
@@ -260,13 +232,12 @@ def test_a_version_becomes_a_private_repository_with_the_base_by_name(
     config = json.loads(repo.files["adapter_config.json"])
     assert config == {"base_model_name_or_path": "owner/base", "revision": "c" * 40}
     for name, content in repo.files.items():
-        assert str(released.parent).encode() not in content, name
         assert str(Path.home()).encode() not in content, name
 
 
 def test_a_public_repository_is_asked_for_by_name(released, hub, tmp_path):
     url, repos = hub
-    public = ("--repo", "owner/public", "--version", "v1.0.0")
+    public = ("--repo", "owner/public")
     said = published(released, tmp_path, url, *public)
     assert "exists and is public; PUBLIC=1 says that this version may be" in said
     assert not repos["model", "owner/public"].files
@@ -279,14 +250,9 @@ def test_what_is_missing_to_publish_is_named(released, hub, tmp_path, monkeypatc
     assert "error: not published: " in said
     assert "HF_TOKEN" in said
     monkeypatch.chdir(released)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
     for words, told in (
-        (("owner",), "write REPO=owner/name"),
-        (("owner/name", "v2.0.0"), "`make release VERSION=v2.0.0` makes it"),
-        (("owner/name",), "HF_TOKEN is not set"),
+        (("v1.0.0", "owner"), "write REPO=owner/name"),
+        (("v2.0.0", "owner/name"), "`make release VERSION=v2.0.0` makes it"),
     ):
         with pytest.raises(UserError, match=told):
-            publish.main(*words)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="nothing was released yet"):
-        publish.main("owner/name")
+            release.main(*words)

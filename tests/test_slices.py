@@ -19,6 +19,7 @@ def scores():
             "group": [f"g{i}" for i in range(n)],
             "origin": "easy-vqa",
             "kind": ["colour"] * 40 + ["shape"] * 15 + [None] * 5,
+            "text": None,
             "image_tokens": [16] * 55 + [20] * 5,
             "chosen_tokens": [8] * 30 + [10] * 30,
             "rejected_tokens": [8] * 30 + [10] * 26 + [6] * 4,
@@ -78,3 +79,9 @@ def test_every_value_is_in_exactly_one_bin_and_equal_ones_share_it(numbers):
     for i, one in enumerate(held):
         for other in held[i + 1 :]:
             assert max(one) < min(other)
+
+
+def test_a_spreadsheet_computes_nothing_of_what_the_data_call_a_slice(scores):
+    table = slices.table(scores.assign(kind="=1+1"), SETTINGS)
+    assert "'=1+1" in set(table["slice"])
+    assert "=1+1" not in set(table["slice"])

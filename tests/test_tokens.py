@@ -140,15 +140,6 @@ words = st.lists(st.sampled_from(["red", "shape", "the", "é", "\n", "?"]), max_
 
 
 @slow
-@given(st.lists(st.tuples(words, words, words, st.sampled_from([64, 96])), max_size=5))
-def test_pairs_counted_together_have_the_lengths_that_each_has_alone(loaded, pairs):
-    made = [row(*texts) for *texts, _ in pairs]
-    sizes = [(side, side) for *_, side in pairs]
-    alone = [count_one(loaded, *each) for each in zip(made, sizes, strict=True)]
-    assert tokens.count(loaded, made, [[size] for size in sizes]) == alone
-
-
-@slow
 @given(question=words, chosen=words, rejected=words, below=st.integers(-3, 3))
 def test_a_pair_that_fits_is_never_cut_and_one_that_does_not_is(
     loaded, question, chosen, rejected, below
@@ -164,15 +155,6 @@ def test_a_pair_that_fits_is_never_cut_and_one_that_does_not_is(
         assert not kept
     if below < 0:
         assert kept
-
-
-def test_what_fits_exactly_is_cut_one_token_below(loaded):
-    made = row("What is it?", "A cat.", "A dog, awake.")
-    counted = count_one(loaded, made, (64, 64))
-    assert counted.longest == counted.prompt + counted.rejected
-    fitting = [n for n in range(1, 2 * counted.longest) if tokens.fits(counted, n)]
-    assert fitting[0] - counted.longest in (0, 1)  # LLaMA-Factory's rule may round one off
-    assert fitting == list(range(fitting[0], 2 * counted.longest))
 
 
 # Qwen's own tokens, in training and in scoring
@@ -196,8 +178,6 @@ def scored(qwen):
         image_token_id=qwen.image_token_id,
         model=None,
         pairwise=pairwise,
-        collator=None,
-        two_rows_because=None,
         **parts | {"template": scoring._processing_images_once(qwen.template)},
     )
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from stages import train
 from stages.core.errors import UserError
@@ -82,7 +83,7 @@ def stage(tmp_path, monkeypatch, write_params):
     (tmp_path / "base" / "SOURCE.json").write_text("{}")
     (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen3_vl"}')
     looked_up = reference_logps.made_with(tmp_path / "base", params.load(), dtype="float32")
-    nothing = scoring.to_table([], scoring.nothing())
+    nothing = pd.DataFrame(columns=["key", *scoring.LOGPS])
     reference_logps.write(tmp_path / "reference", nothing, looked_up)
     made = Stage(tmp_path)
     monkeypatch.setattr(process, "launch", made.launch)
@@ -184,21 +185,13 @@ def test_a_second_process_waits_and_takes_up_what_the_first_trained(stage, capfd
     stage.run()
     (fingerprint,) = (path.name for path in stage.folder.glob("models/training/[!.]*"))
     shutil.rmtree(stage.out)
-    held = threading.Event()
-
-    def first():
-        with train.alone(stage.folder / "models/training" / fingerprint):
-            held.set()
-            time.sleep(0.5)
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    held.wait()
-    stage.run()
+    with FileLock(stage.folder / f"models/training/.{fingerprint}.lock"):
+        thread = threading.Thread(target=stage.run)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
     thread.join()
-    said = capfd.readouterr().out
-    assert "another process trains it; waiting" in said
-    assert "finished in an earlier experiment" in said
+    assert "finished in an earlier experiment" in capfd.readouterr().out
     assert stage.launched == 1
 
 
@@ -263,8 +256,7 @@ def project(base, formatted_dir, pairs_dir, model_dir, params_with, write_params
     tables = []
     for split in ("train", "validation"):
         pairs = formatted.read(formatted_dir, split)
-        found = scoring.log_probs(base, pairs, images, batch_tokens=4096, label=split)
-        tables.append(scoring.to_table(pairs, found))
+        tables.append(scoring.log_probs(base, pairs, images, batch_tokens=4096, label=split))
     made_with = reference_logps.made_with(root / "base", params_with(), dtype="float32")
     reference_logps.write(root / "reference", pd.concat(tables), made_with)
 

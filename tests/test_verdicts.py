@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from stages.evaluation import catalogue, paired
 from stages.evaluation.catalogue import BOTH, METRICS
-from stages.reporting import metric_tables, verdicts
-from stages.reporting.page import render
+from stages.reporting import verdicts
+from stages.reporting.page import others, render
 from tests.experiment import POPE, around, metrics_of, slice_table, uncharted
+from tests.test_metrics import SETTINGS
 
 EVERY = metrics_of()
 
@@ -19,17 +22,6 @@ EVERY = metrics_of()
 def test_a_verdict_needs_the_whole_interval_on_one_side(low, high, expected):
     values = {"win_rate": 0.5, "win_rate_low": low, "win_rate_high": high}
     assert verdicts.verdict(values, "win_rate") == expected
-
-
-def test_where_less_is_better_and_where_neither_is_it_is_judged_so():
-    values = metrics_of(
-        **around("repetition_change", 0.05, 0.02),
-        **around("unfinished_change", -0.05, 0.02),
-        **around("answer_tokens_change", 5.0, 1.0),
-    )
-    found = [verdicts.verdict(values, f"{n}_change") for n in ("repetition", "unfinished")]
-    assert found == ["worse", "better"]
-    assert verdicts.verdict(values, "answer_tokens_change") == "unclear"
 
 
 def test_the_headline_gives_every_figure_with_its_interval():
@@ -64,7 +56,6 @@ def test_good_metrics_raise_no_concern():
     ("changed", "expected"),
     [
         (around("chosen_logps_change", -2.0, 0.5), "Chosen answers lost probability:"),
-        (around("chosen_logps_change", -0.1, 0.5), "lost probability, not clearly"),
         (around("accuracy_change", -0.1, 0.05), "Preference accuracy fell"),
         (around("correct_change", -0.1, 0.05), "Right answers became fewer"),
         (
@@ -81,9 +72,9 @@ def test_good_metrics_raise_no_concern():
         ),
         (around("win_rate_over_blank", 0.1, 0.2), "not clearly higher than with a blank image"),
         (around("win_rate_over_shuffled", 0.1, 0.2), "with another pair's image"),
-        (around("win_rate_blank", 0.92, 0.03), "won without looking: with a blank image"),
+        (around("win_rate_blank", 0.8, 0.03), "won without looking: with a blank image"),
         (around("repetition_change", 0.05, 0.02), "Answers repeat themselves more"),
-        ({"tuned_unfinished": 0.2}, "do not come to an end"),
+        (around("unfinished_change", 0.2, 0.05), "do not come to an end"),
     ],
 )
 def test_what_got_worse_is_named_in_a_warning(changed, expected):
@@ -115,6 +106,9 @@ def test_a_slice_that_lost_is_named_on_the_page():
         ({"contradictory_pairs": 2}, "contradicts itself: 2 pairs"),
         ({"near_duplicate_images": 3}, "look the same as one of another split: 3."),
         ({"ties": 3}, "3 pairs are tied"),
+        ({"seen_text_pairs": 30}, "the image, not the text: 30 of the 40 test pairs"),
+        ({"seen_text_pairs": 20}, None),
+        (around("chosen_logps_change", -0.1, 0.5), "lost probability, not clearly"),
         ({"images": 12}, "Few test images (12)"),
         (
             {**around("win_rate", 0.51, 0.03), "win_rate_detectable": 0.0493},
@@ -142,6 +136,10 @@ def test_what_a_reader_should_know_is_a_note(changed, expected):
             f"{POPE}/p_value": 0.001,
             f"{POPE}/higher_is_better": None,
         },
+        # Its interval leaves 0 out, but not after it is widened for the number of figures.
+        around("repetition_change", 0.05, 0.045),
+        # It rose surely, by less than matters.
+        around("unfinished_change", 0.04, 0.001),
         # An untrained model ties everywhere: there is no preference that could be for the words.
         {**around("win_rate", 0.5, 0.0), **around("win_rate_over_blank", 0.0, 0.0)},
     ],
@@ -150,16 +148,61 @@ def test_a_change_that_could_be_chance_is_no_warning(changed):
     assert not any(is_warning for is_warning, _ in concerns_of(**changed))
 
 
-def test_of_many_tasks_one_must_be_surer_to_be_told():
-    """By chance one of twenty is below 0.05."""
-    worse = {**around(f"{POPE}/change", -0.1, 0.05), f"{POPE}/p_value": 0.01}
-    assert len(concerns_of(**worse)) == 1
-    others = {
-        f"lm_eval/task{i}/acc/{what}": value
-        for i in range(9)
-        for what, value in (("tuned", 0), ("change", 0), ("p_value", 1), ("higher_is_better", 1))
+def tasks_of(changes: Any) -> dict[str, Any]:
+    """Metrics of lm-eval's tasks, by the names of ``changes``."""
+    whats = {"tuned": "after", "change": "difference", "p_value": "p_value"}
+    whats |= {f"change_{end}": end for end in ("low", "high")}
+    found = {
+        f"lm_eval/{name}/m/{what}": getattr(change, part)
+        for name, change in changes.items()
+        for what, part in whats.items()
     }
-    assert concerns_of(**worse, **others) == []
+    return found | {f"lm_eval/{name}/m/higher_is_better": 1 for name in changes}
+
+
+def test_of_many_figures_one_must_be_surer_to_be_told():
+    """By chance one of twenty is below 0.05."""
+    worse = {**around(f"{POPE}/change", -0.1, 0.05), f"{POPE}/p_value": 0.001}
+    assert len(concerns_of(**worse)) == 1
+    others = {f"task{i}": paired.Change(0, 0, 0, -0.1, 0.1) for i in range(60)}
+    assert concerns_of(**worse, **tasks_of(others)) == []
+
+
+def test_at_most_one_page_of_twenty_warns_where_nothing_changed():
+    """23 figures of 200 images with 3 documents each, right or wrong, ratios or lengths."""
+    generator, wrong = np.random.default_rng(0), 0
+    images = np.repeat(np.arange(200), 3)
+    for _ in range(200):
+        columns = {}
+        for i in range(23):
+            alike = generator.normal(size=200)[images]
+            both = alike + generator.normal(size=(2, 600))
+            columns[f"t{i}"] = tuple((both > 0.8).astype(float) if i % 3 == 0 else both**3)
+        tested = [name for i, name in enumerate(columns) if i % 3 == 0]
+        found = paired.changes(columns, images, SETTINGS, tested=tested)
+        wrong += any(c.warning for c in verdicts.concerns(tasks_of(found)))
+    assert wrong <= 0.05 * 200 + 4  # and the chance of 200 pages
+
+
+# the bold sentence
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, "Training raised chosen over rejected, and it looks at the image."),
+        (around("win_rate_blank", 0.65, 0.05), "in part without looking at the image."),
+        (around("win_rate_blank", 0.9, 0.05), "but mostly without looking at the image."),
+        (around("win_rate_over_shuffled", 0.01, 0.2), "but nothing shows that it looks"),
+        ({"bag_of_words_wins": 0.7}, "image, and a judge of words alone tells most pairs apart."),
+        ({"longer_wins": 0.3}, "image, and length alone tells most pairs apart."),
+        ({"win_rate_blank": None, "win_rate_shuffled": None}, "but no control says whether it"),
+        (around("win_rate", 0.52, 0.05), "No clear change of preference."),
+        (around("win_rate", 0.3, 0.05), "Training raised rejected over chosen."),
+    ],
+)
+def test_the_bold_sentence_has_the_controls_and_the_shortcuts_in_view(changed, expected):
+    assert expected in verdicts.title(metrics_of(**changed))
 
 
 # tables of metrics
@@ -167,21 +210,10 @@ def test_of_many_tasks_one_must_be_surer_to_be_told():
 
 def test_every_metric_is_in_exactly_one_table():
     both = [key for one in BOTH for key in (one.base, one.tuned, one.change)]
-    controls = metric_tables.controls(EVERY)
+    controls = catalogue.controls(EVERY)
     counted = {metric.rows for metric in METRICS.values() if metric.alarm} - {"pairs"}
-    others = metric_tables.others(EVERY)
-    shown = [*both, *counted, *(metric.key for metric in (*controls, *others))]
+    rest = others(EVERY)
+    shown = [*both, *counted, *(metric.key for metric in (*controls, *rest))]
     assert sorted(shown) == sorted(key for key in METRICS if key in EVERY)
-    assert metric_tables.both_models(EVERY) == list(BOTH)
-    assert metric_tables.both_models({"base_accuracy": 1.0}) == []
-
-
-def test_bars_are_of_shares_and_points_where_there_is_no_interval():
-    by_stem = {both.stem: both for both in BOTH}
-    assert metric_tables.bars(EVERY, by_stem["answer_tokens"]) == []
-    assert metric_tables.bars(EVERY, by_stem["correct"]) == [
-        ("base", 0.4, 0.37, 0.43),
-        ("tuned", 0.9, 0.87, 0.93),
-    ]
-    plain = {key: value for key, value in EVERY.items() if not key.endswith(("_low", "_high"))}
-    assert metric_tables.bars(plain, by_stem["accuracy"])[0] == ("base", 0.72, 0.72, 0.72)
+    assert catalogue.of_both_models(EVERY) == list(BOTH)
+    assert catalogue.of_both_models({"base_accuracy": 1.0}) == []

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from stages.commands import revisions
 from tests.contracts import ROOT
 from tests.repository import REPORTED, STAGES, attempt, call, clone, commit_and_push, hashes, make
-from tests.test_comparison import experiment
+from tests.test_compare import experiment
 from tests.test_secrets import PLANTED, leaks
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,6 @@ def test_experiments_of_workspace_copy_and_queue_are_runs_of_one_store(logged, t
         assert status[name] == "FINISHED"
     changed = {name: logged[name].data.tags["changed"] for name in ("tuned", "queued")}
     assert changed == {"tuned": "train.beta=0.4", "queued": "train.seed=2"}
-    assert "train.beta" in logged["tuned"].data.tags["sweep"]
     assert "lower the batch size" in logged["broken"].data.tags["mlflow.note.content"]
     assert "ran out of memory" in call("dvc", "queue", "logs", "broken", folder=tracked[0])
 
@@ -69,18 +68,6 @@ def test_no_secret_of_the_environment_is_in_what_experiments_leave(tracked):
     for kept in (".dvc/config", ".dvc/tmp/exps/run", ".dvc/tmp/exps/celery", "mlflow.db"):
         assert (project / kept).exists()
     assert leaks(project.parent) == []  # DVC's cache of the machine, too
-
-
-def test_seeds_of_one_setting_are_a_group_with_its_mean(logged):
-    (group,) = (run for run in logged.values() if "seeds_of" in run.data.tags)
-    assert group.info.run_name == "3 seeds of unchanged parameters"
-    assert group.data.metrics["win_rate"] == pytest.approx(0.1 + (42 + 1 + 2) / 300)
-    assert group.data.metrics["seeds/count"] == 3
-    assert group.data.metrics["seeds/win_rate_sd"] == pytest.approx(0.2339, abs=1e-3)
-    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in logged.items()}
-    inside = {name for name, parent in parents.items() if parent == group.info.run_id}
-    assert len(inside) == 3
-    assert {"copy", "queued"} < inside
 
 
 def test_the_lines_of_the_guide_lead_from_a_run_back_to_what_made_it(logged, tracked, tmp_path):

@@ -21,7 +21,7 @@ GREY = (128, 128, 128)
 def log_probs(
     checkpoint: Checkpoint, pairs: Sequence[dict[str, Any]], images: Path, *, label: str
 ) -> pd.DataFrame:
-    """Log-probs of a fixed sample of the ``pairs`` with images, as ``scoring.to_table`` has them,
+    """Log-probs of a fixed sample of the ``pairs`` with images, as ``scoring.log_probs`` has them,
     with ``shown``: "blank" or "shuffled". No rows where ``evaluate.controls`` is 0.
 
     Raises:

@@ -1,12 +1,21 @@
 """Grading of generated answers: what they say, whether it is right, and how repetitive they are."""
 
 import re
-from collections.abc import Collection, Iterator
 
 from stages.sources.topics import COLOURS, SHAPES, asked_topic, is_negated, kind_of
 
 # "Yes." and "No, it is teal." answer outright; "No red shape is present." is a statement.
 _EXPLICIT = re.compile(r"\W*(?:(yes)\b|(no)(?=\s*$|\s*[^\w\s]|\s+(?:it|that|the|there|this)\b))")
+
+# "I'm not sure", "I can't tell", "It is not possible to determine": an answer that declines.
+HEDGE = re.compile(
+    r"\b(?:not (?:sure|certain|clear|enough)|unsure|uncertain|unclear|(?:do not|don't) know"
+    r"|(?:can ?not|can't|could not|couldn't|unable to|(?:not |im)possible to|(?:hard|difficult) to)"
+    r" (?:be |definitively |really )?"
+    r"(?:tell|say|know|determined?|confirm(?:ed)?|ascertain(?:ed)?|judged?|verif(?:y|ied)|answer))\b"
+)
+# "There is not only a dog but also a cat", "no doubt there is": words of denial that deny nothing.
+NO_DENIAL = re.compile(r"\bnot (?:only|just|merely|to mention)\b|\b(?:no|without(?: a)?) doubt\b")
 
 
 def is_correct(question: str, truth: str, answer: str) -> bool:
@@ -19,7 +28,8 @@ def is_correct(question: str, truth: str, answer: str) -> bool:
     what it goes on to say contradicts it ("Yes, it is teal." of a red shape): then it is wrong.
     Without such a word, it is decided by what the shape is said to be: naming only the topic that
     was asked about says that it is there, naming only another, or denying the one asked about, says
-    that it is not, and the true yes or no (of a question that may be negated) must follow.
+    that it is not, and the true yes or no (of a question that may be negated) must follow. One that
+    declines ("I'm not sure") says neither.
     """
     # Models write both apostrophes.
     said = answer.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
@@ -39,8 +49,10 @@ def is_correct(question: str, truth: str, answer: str) -> bool:
 
 def _says_there(asked: str, statement: str) -> bool | None:
     """Whether a statement says that the topic asked about is in the image; None if it is open."""
+    if HEDGE.search(statement):
+        return None
     options = COLOURS if asked in COLOURS else SHAPES
-    words = re.findall(r"[a-z']+", statement)
+    words = re.findall(r"[a-z']+", NO_DENIAL.sub(" ", statement))
     named = {word for word in words if word in options}
     if len(named) != 1:
         return None
@@ -58,72 +70,3 @@ def repetition(text: str, n: int = 4) -> float:
     words = text.split()
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-# published benchmarks
-
-
-def said(answer: str) -> str | None:
-    """``yes``, ``no`` or, for an answer that is neither, None.
-
-    A yes or no at its beginning decides; else a denial anywhere in the first sentence, then a yes.
-    """
-    words = re.findall(r"[a-z']+", answer.lower().replace("\u2019", "'").split(".")[0])
-    if words[:1] in (["yes"], ["no"]):
-        return words[0]
-    if any(word in ("no", "not") or word.endswith("n't") for word in words):
-        return "no"
-    return "yes" if "yes" in words else None
-
-
-def letter(answer: str) -> str | None:
-    """The option, A to D, that an answer chooses; None where it chooses none, or more than one.
-
-    The letter comes first, alone or before a punctuation mark ("B", "(B)", "B. a dog"), or after
-    "answer", "option" or "choice" ("The correct answer is B."). "A dog" names no option.
-    """
-    first = re.match(r"\W*([A-D])\b(?=\W*$|\s*[^\w\s']|\s*\n)(?!\W+[A-D]\W*$)", answer)
-    if first:
-        return first[1]
-    after = r"\b(?i:answer|option|choice)(?:\s+is)?\W*"
-    named = set(re.findall(rf"{after}([B-D]\b|A\b(?!\s+\w))", answer))
-    return named.pop() if len(named) == 1 else None
-
-
-def mentioned(text: str, names: Collection[str]) -> list[str]:
-    """The names of a closed list, of one word or two, that a text contains: one for each mention.
-
-    The longer name wins: "hot dog" is not a "dog". A plural counts as its singular, by the rules of
-    WordNet's Morphy, if the list has that. There is no tagger: a word counts whether it is a noun
-    there or not.
-    """
-    words = re.findall(r"[a-z]+", text.lower().replace("-", ""))
-    found, at = [], 0
-    while at < len(words):
-        pair = [f"{words[at]} {form}" for form in _forms(*words[at + 1 : at + 2])]
-        for length, forms in ((2, pair), (1, _forms(words[at]))):
-            if name := next((form for form in forms if form in names), None):
-                found.append(name)
-                at += length
-                break
-        else:
-            at += 1
-    return found
-
-
-# Morphy's rules for nouns, and -oes and -ves after it: ending of a plural, of its singular.
-_PLURALS = (
-    *(("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh")),
-    *(("oes", "o"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("ies", "y")),
-)
-_IRREGULAR = {"children": "child", "feet": "foot", "geese": "goose", "mice": "mouse"}
-
-
-def _forms(word: str = "") -> Iterator[str]:
-    """A word, then what may be its singular."""
-    yield word
-    if word in _IRREGULAR:
-        yield _IRREGULAR[word]
-    for plural, singular in _PLURALS:
-        if word.endswith(plural):
-            yield word.removesuffix(plural) + singular

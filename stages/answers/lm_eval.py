@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.answers.task_results import Results, leaves, to_json
-from stages.core import hub_errors
-from stages.core.errors import UserError, did_you_mean
+from stages.core.errors import UserError, did_you_mean, of_the_hub
 from stages.core.meaning import code
 from stages.model import formatted
 from stages.model.checkpoint import Checkpoint, digest
@@ -28,10 +27,7 @@ KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
 SECTIONS = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better")
 _COMMIT = re.compile(r"\b[0-9a-f]{40}(?=[/\\])")
 # What the project's own tasks import.
-OF_TASKS = (
-    *("answers/grading.py", "answers/published.py", "sources/topics.py"),
-    *("model/formatted.py", "pairs/pairs.py"),
-)
+OF_TASKS = (*("answers/grading.py", "sources/topics.py", "model/formatted.py", "pairs/pairs.py"),)
 
 
 def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path) -> Results:
@@ -140,9 +136,11 @@ def _members(manager: Any) -> dict[str, list[str]]:
 
 def _decides(folder: Path, homes: Iterable[Path], questions: Any) -> dict[str, Any]:
     """What decides the results of tasks of the project's own: the files next to theirs, graders
-    included, and no other task's.
+    included, and those that the folders above share, but no other task's.
     """
-    files = [path for home in homes for path in home.rglob("*") if path.suffix != ".pyc"]
+    files = {path for home in homes for path in home.rglob("*") if path.suffix != ".pyc"}
+    shared = {above for home in homes for above in home.parents if above.is_relative_to(folder)}
+    files |= {path for above in shared for path in above.glob("*.py")}
     return {
         "files": {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -200,7 +198,7 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
     """What a name stands for, with its data: ``tasks`` and ``groups`` by name.
 
     Raises:
-        UserError: the data set can't be loaded, or the task would run code that a model wrote.
+        UserError: the data set can't be loaded.
     """
     import httpx
     from datasets.exceptions import DatasetsError
@@ -208,23 +206,17 @@ def _load(name: str, manager: Any) -> dict[str, Any]:
 
     try:
         loaded: dict[str, Any] = manager.load([name])
+        return loaded
     except (OSError, ValueError, httpx.HTTPError, DatasetsError) as error:
         entries = [manager.task_index.get(task) for task in leaves(name, _members(manager))]
         repos = sorted({str(entry.cfg.get("dataset_path")) for entry in entries if entry})
         what = f"the data set {' and '.join(repos)}"
         page = f"{constants.ENDPOINT}/datasets/{''.join(repos[:1])}"
-        why = hub_errors.explain(error, what, page=page)
+        why = of_the_hub(error, what, page=page)
         why = why or f"{what} can't be loaded ({type(error).__name__}); fix that"
         if "no such revision" in why:
             why += " (dataset_kwargs in the task's YAML file names it)"
         raise UserError(f"{KEY}.{name}: {why}, or remove the task from {KEY}") from None
-    for task, made in loaded["tasks"].items():
-        if getattr(made, "UNSAFE_CODE", False):
-            raise UserError(
-                f"{KEY}.{name}: {task} runs code that the model wrote, which this project does "
-                f"not; remove it from {KEY}"
-            )
-    return loaded
 
 
 def _evaluated(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.answers.published import is_number, linear
 from stages.core.errors import UserError
 
 
@@ -135,3 +134,24 @@ def figures(results: Results) -> dict[str, Figures]:
             better = document.get("higher_is_better", {}).get(name, {})
             found[name] = Figures(metrics, values, clusters, better, parts)
     return found
+
+
+def linear(values: Sequence[Any]) -> tuple[float, ...]:
+    """The documents' values of a metric, whose mean is its figure; none where they are no numbers.
+
+    Of a ratio of sums, R = Σn / Σd, a document that gives (n, d) has R + (n - R·d) / mean(d): its
+    linear part (Cochran 1977, Sampling Techniques, 6.4), so that what holds for means, intervals
+    by image included, holds for ratios of many documents.
+    """
+    if all(map(is_number, values)):
+        return tuple(map(float, values))
+    pairs = [value for value in values if isinstance(value, list) and all(map(is_number, value))]
+    whole = sum(of for _, of in pairs) if {len(pair) for pair in pairs} == {2} else 0
+    if not whole or len(pairs) < len(values):
+        return ()
+    figure, share = sum(part for part, _ in pairs) / whole, whole / len(values)
+    return tuple(figure + (part - figure * of) / share for part, of in pairs)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

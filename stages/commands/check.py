@@ -5,7 +5,7 @@
 
 In: ``params.yaml``. Local sources are read where they are (archives are unpacked for it); of one on
 the Hub, what ``fetch`` left in ``data/raw``. Out: on standard output, the columns, three rows of
-each source, what would be left out and why, the sizes and the splits. It ends with an error where
+each source, what would be left out and why, and the splits. It ends with an error where
 the run would stop, and says what would help.
 """
 
@@ -21,7 +21,7 @@ from stages import preprocess
 from stages.core import command
 from stages.core.errors import UserError
 from stages.core.text import listed, readable, shown
-from stages.pairs import counts, tables
+from stages.pairs import output, tables
 from stages.pairs.pairs import Record
 from stages.pairs.refusals import REASONS
 from stages.params import params
@@ -54,7 +54,7 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
             settings.preprocess,
         )
         _print_outcome(counted, folder)
-        counts.check(counted, folder, settings.preprocess)
+        output.check(counted, folder, settings.preprocess)
     print("nothing found that would stop the run")
 
 
@@ -64,7 +64,7 @@ def _place(name: str, asked: Any, raw: Path, scratch: Path) -> Path:
     Raises:
         UserError: nowhere yet.
     """
-    if isinstance(asked, PathData) and not isinstance(asked.path, list):
+    if isinstance(asked, PathData):
         path = asked.path.expanduser()
         if not is_archive(path):
             print(f"{name}: {shown(path)}, read where it is")
@@ -119,12 +119,6 @@ def _print_outcome(counted: dict[str, Any], folder: Path) -> None:
             first = next(row for row in rows if row["reason"] == reason)
             print(f"  {number:,} {reason}: {REASONS[reason]}")
             print(f"    the first, {shown(first['where'])}: {shown(first['detail'], 300)}")
-    pairs = pq.read_table(folder / "pairs.parquet")
-    for field in ("question", "chosen", "rejected") if pairs.num_rows else ():
-        lengths = sorted(len(text) for text in pairs[field].to_pylist())
-        print(
-            f"{field}: {lengths[len(lengths) // 2]:,} characters (median), at most {lengths[-1]:,}"
-        )
     print(f"distinct images: {counted['unique_images']:,}")
     splits = counted["pairs_by_split"].items()
     print("splits of these rows: " + ", ".join(f"{name} {number:,}" for name, number in splits))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from stages.commands import outputs
-from stages.commands.outputs import Places
+from stages.commands import ADAPTER, BASE, FORMATTED, IMAGES, require
 from stages.core import command, console
 from stages.core.errors import UserError
 from stages.core.text import readable
@@ -38,20 +38,20 @@ MOST_LOST = 0.5
 
 
 def main(out: Path = OUT) -> None:
-    p, at = params.load(), outputs.read()
-    outputs.require(at.model, at.adapter / "fingerprint.json")
-    pairs = formatted.sample(formatted.read(at.formatted_data, "test"), SAMPLE)
+    p = params.load()
+    require(BASE, ADAPTER / "fingerprint.json")
+    pairs = formatted.sample(formatted.read(FORMATTED, "test"), SAMPLE)
     whole = p.model_copy(update={"model": p.model.model_copy(update={"quantization_bit": None})})
     with output.all_or_nothing(out) as part:
         print("merging …", flush=True)
-        merge(whole, at, part)
-        checked = check(whole, at, pairs, part)
-        text = readme(at, checked, p.model.quantization_bit)
+        merge(whole, part)
+        checked = check(whole, pairs, part)
+        text = readme(checked, p.model.quantization_bit)
         (part / "README.md").write_text(text, encoding="utf-8")
     print(f"{checked}\n{out}: {readable(sum(file.stat().st_size for file in out.iterdir()))}")
 
 
-def merge(p: Params, at: Places, out: Path) -> None:
+def merge(p: Params, out: Path, adapter: Path = ADAPTER) -> None:
     """Merge into ``out``, and let its configuration say what holds: whether the embeddings are tied
     (an adapter may have trained ``lm_head`` apart, which a program that believes the base's flag
     would drop), the sizes of images that LLaMA-Factory made in training, and where answers end."""
@@ -60,14 +60,14 @@ def merge(p: Params, at: Places, out: Path) -> None:
     from transformers import AutoProcessor, GenerationConfig
 
     arguments = {
-        "model_name_or_path": str(at.model),
-        "adapter_name_or_path": str(at.adapter),
+        "model_name_or_path": str(BASE),
+        "adapter_name_or_path": str(adapter),
         "template": p.model.template,
         "trust_remote_code": p.model.trust.remote_code,
         "infer_dtype": p.scoring.dtype,
         "export_dir": str(out),
     }
-    trained = tokens.load(at.model, p)
+    trained = tokens.load(BASE, p)
     with console.logged(Path(os.devnull)):
         export_model(arguments)
     names: set[str] = set()
@@ -90,19 +90,19 @@ def merge(p: Params, at: Places, out: Path) -> None:
     generation.save_pretrained(str(out))
 
 
-def check(p: Params, at: Places, pairs: Sequence[dict[str, Any]], merged: Path) -> str:
+def check(p: Params, pairs: Sequence[dict[str, Any]], merged: Path) -> str:
     """By how much log-probs differ from those of base plus adapter, in a sentence.
 
     Raises:
         UserError: by too much, or by what is no number.
     """
 
-    def scored(model: Path, adapter: Path | None, label: str) -> scoring.PairLogProbs:
+    def scored(model: Path, adapter: Path | None, label: str) -> pd.DataFrame:
         policy, most = scoring.load(model, p, adapter), p.scoring.batch_tokens  # one at a time
-        return scoring.log_probs(policy, pairs, at.images, batch_tokens=most, label=label)
+        return scoring.log_probs(policy, pairs, IMAGES, batch_tokens=most, label=label)
 
-    tuned = scored(at.model, at.adapter, "base plus adapter")
-    change = per_token(scored(at.model, None, "base"), tuned)
+    tuned = scored(BASE, ADAPTER, "base plus adapter")
+    change = per_token(scored(BASE, None, "base"), tuned)
     off, bound = per_token(scored(merged, None, "merged"), tuned), BOUNDS[p.scoring.dtype]
     said = (
         f"The merged model's log-probs of {len(pairs)} test pairs differ from those of base plus "
@@ -114,20 +114,17 @@ def check(p: Params, at: Places, pairs: Sequence[dict[str, Any]], merged: Path) 
     return said
 
 
-def per_token(one: scoring.PairLogProbs, other: scoring.PairLogProbs) -> float:
+def per_token(one: pd.DataFrame, other: pd.DataFrame) -> float:
     """The mean absolute difference of answers' log-probs, in nats per token."""
-    off = [
-        np.abs(getattr(one, side) - getattr(other, side)) / getattr(one, f"{side}_tokens")
-        for side in ("chosen", "rejected")
-    ]
-    return float(np.mean(off))
+    off = (one[scoring.LOGPS] - other[scoring.LOGPS]).abs().to_numpy()
+    return float(np.mean(off / one[scoring.LENGTHS].to_numpy()))
 
 
-def readme(at: Places, checked: str, bits: int | None) -> str:
+def readme(checked: str, bits: int | None) -> str:
     """What the folder is; ``bits`` of the base in training, if it was quantised."""
-    base = source.read(at.model)
-    made = json.loads((at.adapter / "fingerprint.json").read_text(encoding="utf-8"))
-    name = f"`{base.repo or at.model}`" + (f" at `{base.commit}`" if base.commit else "")
+    base = source.read(BASE)
+    made = json.loads((ADAPTER / "fingerprint.json").read_text(encoding="utf-8"))
+    name = f"`{base.repo or BASE}`" + (f" at `{base.commit}`" if base.commit else "")
     warning = f"\n**Not the model that was evaluated.** {other_once_merged(bits)}\n" if bits else ""
     return (
         f"# A merged model\n\n{name}, with the adapter merged whose weights have the SHA-256 "

@@ -7,23 +7,21 @@ In: parameters, and what the pipeline left in ``reports/`` and ``models/adapter`
 experiment's run. What was logged before is found again, and stays one run.
 """
 
-from stages.commands import outputs
+from stages.commands import ADAPTER, CARD, CURVES, PAGE, RESULTS, require, stale
 from stages.core import command
 from stages.core.errors import UserError
 from stages.tracking import runs
 
 
 def main(name: str = "") -> None:
-    at = outputs.read()
-    outputs.require(at.adapter, at.results, at.curves, at.page, at.card)
-    if stale := outputs.stale():
+    require(ADAPTER, RESULTS, CURVES, PAGE, CARD)
+    if changed := stale():
         raise UserError(
-            f"dvc.lock is not current, so these are results of something else: {', '.join(stale)} "
-            "would run again (`dvc repro`)"
+            "dvc.lock is not current, so these are results of something else: "
+            f"{', '.join(changed)} would run again (`dvc repro`)"
         )
-    outcome = runs.Outcome(at.results, at.curves, at.adapter, files=(at.page, at.card))
     try:
-        print(runs.log_outcome(outcome, name))
+        print(runs.log_outcome(RESULTS, CURVES, ADAPTER, (PAGE, CARD), name=name))
     except Exception as error:  # MLflow's have no class in common
         raise UserError(f"MLflow: {runs.reason(error)}; mend that and run this again") from error
 

@@ -1,69 +1,70 @@
-"""Release: the adapter here as a version that others get by name.
+"""Release: the adapter here as a version that others get by name, and a version's way to the Hub.
 
     make release VERSION=v1.0.0
+    make publish VERSION=v1.0.0 REPO=owner/name    # PUBLIC=1: for everybody
 
-In: the current commit with its outputs. Refused: changes that are not committed, a ``dvc.lock``
-that is not current, and outputs that others could not get from the remote of the committed
-configuration. Out: an annotated tag in GTO's form, ``adapter@v1.0.0``, which ``dvc artifacts get``
-and DVC Studio read. Git itself makes it, so that it is signed where your Git signs tags
-(``tag.gpgSign``); the commit's dvc.lock has the hash of every output. MLflow's registry gets the
-version too, by reference. Nothing is pushed: the last line says how.
+To release takes the current commit with its outputs. Refused are changes that are not committed, a
+``dvc.lock`` that is not current, and outputs that others could not get from the remote of the
+committed configuration. Out: an annotated tag in GTO's form, ``adapter@v1.0.0``, which ``dvc
+artifacts get`` and DVC Studio read. Git itself makes it, so that it is signed where your Git signs
+tags (``tag.gpgSign``); the commit's dvc.lock has the hash of every output. Nothing is pushed: the
+last line says how.
+
+To publish takes the tag, whose files come from DVC's cache or remote, and a token with write access
+(HF_TOKEN, or ``hf auth login``). Out: a model repository on the Hub, private unless asked
+otherwise, with one commit and the version as its tag. It holds the adapter, whose configuration
+names a base from the Hub by repository and commit, the card as README.md, page, numbers, dvc.lock
+and parameters.
 """
 
 import json
+import re
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.commands import outputs
+from stages.commands import ADAPTER, BASE, CARD, PAGE, RESULTS, require, stale
 from stages.core import command
-from stages.core.errors import UserError
+from stages.core.errors import UserError, of_the_hub
 from stages.core.text import listed
 from stages.reporting import verdicts
-from stages.tracking import runs
+from stages.sources import source
 from stages.tracking.tags import git
 
 ARTIFACT = "adapter"  # its name under `artifacts` in dvc.yaml
-CHAMPION = "champion"  # MLflow's alias of the version that was released last
 
 
-def main(version: str) -> None:
+def main(version: str, repo: str = "", public: str = "") -> None:
+    if repo:
+        publish(repo, version, private=not public)
+    else:
+        release(version)
+
+
+def release(version: str) -> None:
+    """Tag the commit.
+
+    Raises:
+        UserError: others would not get what is here.
+    """
     from gto.versions import SemVer
 
     if not SemVer.is_valid(version or " "):
         raise UserError(f"'{version}' is not a version; write it as VERSION=v1.0.0")
-    at, tag = outputs.read(), f"{ARTIFACT}@{version}"
-    outputs.require(at.adapter, at.results, Path("dvc.lock"))
+    tag = f"{ARTIFACT}@{version}"
+    require(ADAPTER, RESULTS, Path("dvc.lock"))
     if against := list(unready()):
         raise UserError("\n  ".join([f"{version} is not released:", *against]))
-    head = git(Path(), "rev-parse", "HEAD")
-    tagged = git(Path(), "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}")
-    if tagged and tagged != head:
-        raise UserError(f"{tag} is the commit {tagged[:7]}, not this one; choose a higher version")
-
-    made = json.loads((at.adapter / "fingerprint.json").read_text(encoding="utf-8"))
-    metrics = json.loads((at.results / "metrics.json").read_text(encoding="utf-8"))
+    made = json.loads((ADAPTER / "fingerprint.json").read_text(encoding="utf-8"))
+    metrics = json.loads((RESULTS / "metrics.json").read_text(encoding="utf-8"))
     message = f"{ARTIFACT} {version}\n\n{verdicts.headline(metrics)}\n"
     message += f"SHA-256 of the weights: {made['adapter_sha256']}"
     words = ["git", "tag", "--annotate", "--message", message, tag]
-    if not tagged and subprocess.run(words, check=False).returncode:
+    if subprocess.run(words, check=False).returncode:
         raise UserError(f"Git did not make the tag {tag}, for the reason above")
-    print(f"{message}\n\n{tag}: the tag of the commit {head[:7]}")
-    known = {
-        "version": version,
-        "git.tag": tag,
-        "git.commit": head,
-        "dvc.path": at.adapter.as_posix(),
-        "adapter_sha256": made["adapter_sha256"],
-    }
-    try:
-        print(f"MLflow: {register(made['fingerprint'], known, message)}")
-    except Exception as error:  # whatever a tracker raises, the release is there
-        told = f"MLflow: not registered, {runs.reason(error)}; the same command tries it again"
-        print(told, file=sys.stderr)
-    print(f"others can get it after: git push origin {tag}")
+    print(f"{message}\n\nothers can get it after: git push origin {tag}")
 
 
 def unready() -> Iterator[str]:
@@ -74,8 +75,8 @@ def unready() -> Iterator[str]:
     changed = [line[3:] for line in git(Path(), "status", "--porcelain").splitlines()]
     if changed:
         yield f"changes are not committed: {listed(changed, 5, longest=200)}"
-    if stale := outputs.stale():
-        yield f"dvc.lock is not current: {listed(stale, 5)} would run again (`dvc repro`)"
+    if again := stale():
+        yield f"dvc.lock is not current: {listed(again, 5)} would run again (`dvc repro`)"
     with Repo() as repo:
         # Others have the configuration of the commit: not config.local, nor this user's own.
         committed = repo.config.read("repo")
@@ -109,28 +110,77 @@ def unpushed(repo: Any, remote: str) -> list[str]:
     return sorted(found)
 
 
-def register(fingerprint: str, known: Mapping[str, str], message: str) -> str:
-    """The version in MLflow's registry, by reference to Git and DVC, and where it is there.
+def publish(repo: str, version: str, *, private: bool) -> None:
+    """Upload a released version.
 
-    It belongs to the newest run of the training that has results. Raises whatever MLflow does,
-    ``LookupError`` where there is no such run.
+    Raises:
+        UserError: it was not released, or the Hub refuses it.
     """
-    client, experiment = runs.connect()
-    name = client.get_experiment(experiment).name
-    found = client.search_runs([experiment], f"tags.fingerprint = '{fingerprint}'")
-    with_results = [run.info.run_id for run in found if "results" in run.data.tags]
-    if not with_results:
-        raise LookupError("no run has these results (`make log` logs them)")
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description="Adapters, by reference to Git and DVC.")
-    versions = client.search_model_versions(f"name = '{name}'")
-    number = next((v.version for v in versions if v.tags.get("version") == known["version"]), None)
-    if number is None:
-        source = f"runs:/{with_results[0]}/reports"
-        more = {"run_id": with_results[0], "tags": dict(known), "description": message}
-        number = client.create_model_version(name, source, await_creation_for=0, **more).version
-    client.set_registered_model_alias(name, CHAMPION, number)
-    return f"models:/{name}@{CHAMPION}"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UserError(f"'{repo}' is not a repository's name; write REPO=owner/name")
+    tag = f"{ARTIFACT}@{version}"
+    if not git(Path(), "tag", "--list", tag):
+        raise UserError(f"there is no tag {tag}; `make release VERSION={version}` makes it")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, version)
+        bundle(tag, folder)
+        upload(folder, repo, version, private=private)
+
+
+def bundle(tag: str, folder: Path) -> None:
+    """Make the folder of what the Hub gets, of the files of a tag.
+
+    Raises:
+        UserError: they are neither in the cache nor in the remote.
+    """
+    from dvc.api import DVCFileSystem
+
+    files = DVCFileSystem(rev=tag)
+    names = {
+        CARD: "README.md",
+        PAGE: "report.html",
+        RESULTS / "metrics.json": "metrics.json",
+        BASE / source.FETCHED: source.FETCHED,
+        **{Path(name): name for name in ("dvc.lock", "params.yaml", "requirements.txt")},
+    }
+    try:
+        files.get(ADAPTER.as_posix(), folder.as_posix(), recursive=True)
+        for path, name in names.items():
+            files.get_file(path.as_posix(), (folder / name).as_posix())
+    except Exception as error:  # DVC's and the remote's have no class in common
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"{tag}: its files can't be read ({told}); `dvc pull` gets them") from error
+    base = source.read(folder)
+    (folder / source.FETCHED).unlink()
+    if base.kind == "hub":
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": base.repo, "revision": base.commit}
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def upload(folder: Path, repo: str, version: str, *, private: bool) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import ENDPOINT
+
+    api, page = HfApi(), f"{ENDPOINT}/{repo}"
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise UserError(
+                f"{page} exists and is public; PUBLIC=1 says that this version may be, or choose "
+                "another repository"
+            )
+        done = api.upload_folder(folder_path=folder, repo_id=repo, commit_message=version)
+        api.create_tag(repo, tag=version, revision=done.oid, exist_ok=True)
+    except UserError:
+        raise
+    except Exception as error:
+        told = of_the_hub(error, f"the repository {repo}", page=page)
+        if told is None:
+            raise
+        raise UserError(f"not published: {told}") from error
+    print(f"{page}: {version}, {'private' if private else 'public'}")
 
 
 if __name__ == "__main__":

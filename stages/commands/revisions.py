@@ -5,9 +5,10 @@ read from there, at each revision by itself, so that a renamed file does not mat
 """
 
 import itertools
-import json
 import shlex
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,42 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from stages.answers import task_results
-from stages.commands.comparison import Experiment
-from stages.commands.seeds import seed_of
+from stages.answers.task_results import Results
 from stages.core.errors import UserError
 from stages.model import formatted
-from stages.params.params import PARAMS_FILE, SEED, differences, flattened
+from stages.params.params import PARAMS_FILE, SEED, Evaluate, differences, flattened
 from stages.reporting.markup import one_line
 from stages.tracking.tags import git
 
 WORKSPACE = "workspace"
 STAGE = "evaluate"
-NEEDED = ("results", "details", "formatted-data")  # options of the stage's command
+NEEDED = ("details", "formatted-data")  # options of the stage's command
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a revision holds. ``parameters`` are flat (``train.beta``); ``probed`` is what lm-eval's
+    tasks gave, ``pairs`` the test pairs."""
+
+    name: str
+    commit: str | None
+    parameters: Mapping[str, Any]
+    scores: pd.DataFrame
+    answers: pd.DataFrame
+    probed: Results
+    pairs: Sequence[Mapping[str, Any]]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({self.commit or 'the files here'})"
+
+    @property
+    def settings(self) -> Evaluate:
+        """How intervals are made, of the section ``evaluate`` alone."""
+        names = ("confidence", "resamples", "seed")
+        return Evaluate.model_construct(
+            **{name: self.parameters[f"evaluate.{name}"] for name in names}
+        )
 
 
 def load(name: str) -> Experiment:
@@ -44,8 +70,8 @@ def load(name: str) -> Experiment:
         try:
             files = DVCFileSystem(rev=None if name == WORKSPACE else name)
             where = options(files.repo.stage.load_one(name=STAGE).cmd)
-            results, details, data = (where[key] for key in NEEDED)
-            wanted = (f"{results}/metrics.json", details, f"{data}/test.json", str(PARAMS_FILE))
+            details, data = (where[key] for key in NEEDED)
+            wanted = (details, f"{data}/test.json", str(PARAMS_FILE))
             for file in [file for path in wanted for file in files.find(path)]:
                 (at / file).parent.mkdir(parents=True, exist_ok=True)
                 (at / file).write_bytes(files.read_bytes(file))
@@ -53,7 +79,6 @@ def load(name: str) -> Experiment:
                 name=name,
                 commit=None if name == WORKSPACE else files.repo.get_rev()[:7],
                 parameters=_flat((at / PARAMS_FILE).read_text(encoding="utf-8")),
-                metrics=json.loads((at / wanted[0]).read_text(encoding="utf-8")),
                 scores=pd.read_parquet(at / details / "scores.parquet"),
                 answers=pd.read_parquet(at / details / "answers.parquet"),
                 probed=task_results.read(at / details / "lm_eval"),
@@ -90,6 +115,10 @@ def seeds_of(name: str) -> list[Experiment]:
         if apart == {SEED} and str(given.get(SEED)) not in map(seed_of, found):
             found.append(load(candidate))
     return found
+
+
+def seed_of(experiment: Experiment) -> str:
+    return str(experiment.parameters.get(SEED))
 
 
 def options(cmd: str) -> dict[str, str]:

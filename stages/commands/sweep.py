@@ -23,8 +23,8 @@ from pathlib import Path
 
 from stages.commands.verify import cloned
 from stages.core import command
+from stages.core.command import project_root
 from stages.core.errors import UserError
-from stages.core.project import project_root
 from stages.tracking.tags import changed_files, git
 from stages.tuning.process import last_lines
 

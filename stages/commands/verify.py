@@ -2,32 +2,58 @@
 
     make verify                         # every stage; the demo takes four minutes
     make verify STAGES="format train"   # only these, from the inputs that dvc.lock names
+    python -m stages verify --here 1    # what lies here, as at the end of make repro
 
 In: the current commit, DVC's cache and, for what it lacks, the remote. Out: a table of every output
-of the stages that were run again: same bits, same within rounding (``stages.commands.same_results``
-states the bounds), or different. Exit status 1 if any is different. Nothing here changes: what the
-stages write stays in the clone, which is deleted, and MLflow gets a database in there.
+of the stages that were run again: same bits, same within rounding, or different. Another processor
+or GPU adds in another order, so numbers move in their last digits; ``BOUNDS`` says what may move,
+and by how much. Exit status 1 if any is different. Nothing here changes: what the stages write
+stays in the clone, which is deleted, and MLflow gets a database in there.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file
 from tabulate import tabulate
 
-from stages.commands import lockfile, same_results
-from stages.commands.same_results import DIFFERENT, ROUNDING, SAME
+from stages.commands.back import KEEP
 from stages.core import command
-from stages.core.errors import UserError, did_you_mean
+from stages.core.errors import UserError
+from stages.tracking import tags
 from stages.tracking.tags import git
 
+SAME, ROUNDING, DIFFERENT = "same bits", "same within rounding", "different"
 
-def main(stages: str = "") -> None:
+# Relative and absolute, of which the larger counts, by the end of a file's name. Log-probs and
+# margins (Parquet, nats) to 0.5% or 0.02; rates, curves and counts (JSON, CSV) to 1% or 0.02, so
+# that a few pairs near a tie may change sides.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    ".parquet": (0.005, 0.02),
+    ".json": (0.01, 0.02),
+    ".csv": (0.01, 0.02),
+}
+NOISE = 1e-6  # a mean margin below it is no margin
+WEIGHTS = 0.05  # ‖a - b‖ / ‖a‖ of all tensors of a safetensors file
+# What is written from numbers for people. It may differ where the numbers moved within rounding
+# (another pair comes first in a gallery), and must not where none moved.
+SHOWN = (".html", ".md", ".png", ".svg")
+
+
+def main(stages: str = "", here: str = "") -> None:
+    if here:
+        print(of_this_machine(), end="")
+        return
     root = Path(git(Path(), "rev-parse", "--show-toplevel"))
     commit = git(root, "rev-parse", "HEAD")
     if not commit or not (root / ".dvc").is_dir():
@@ -37,28 +63,97 @@ def main(stages: str = "") -> None:
         print(f"not verified, since not committed: {uncommitted}")
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         clone, committed = cloned(root, commit, Path(folder, "clone")), Path(folder, "committed")
-        locked = lockfile.read(clone / lockfile.LOCK)
+        locked = outputs_by_stage(clone)
         names = chosen(stages, list(locked))
         bring(clone, names)
-        made = lockfile.outputs({name: locked[name] for name in names})
+        made = {path: md5 for name in names for path, md5 in locked[name].items()}
         for path in made:
             (committed / path).parent.mkdir(parents=True, exist_ok=True)
             if (clone / path).exists():
                 shutil.move(clone / path, committed / path)
         sys.stdout.flush()
         run_again(clone, names)
-        again = lockfile.outputs(lockfile.read(clone / lockfile.LOCK))
+        again = tags.outputs(clone)
         moved = [path for path, md5 in made.items() if again.get(path) != md5]
-        found = dict.fromkeys(made, (SAME, "")) | same_results.outputs(
-            {path: committed / path for path in moved}, {path: clone / path for path in moved}
-        )
-    rows = [[name, path, *found[path]] for name in names for path in locked[name].outs]
+        found = dict.fromkeys(made, (SAME, "")) | compared(moved, committed, clone)
+    rows = [[name, path, *found[path]] for name in names for path in locked[name]]
     print(f"\n{tabulate(rows, ['stage', 'output', 'verdict', 'first difference'])}\n")
     verdicts = [verdict for verdict, _ in found.values()]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in (SAME, ROUNDING, DIFFERENT)]
     print(f"commit {commit[:12]}, {len(found)} outputs: {', '.join(counts)}")
     if DIFFERENT in verdicts:
         raise UserError("some outputs are different; the table names the first difference")
+
+
+def of_this_machine() -> str:
+    """What is to be said of outputs here that have other bits than the last commit's; nothing where
+    other code or parameters explain it."""
+    committed, made = tags.outputs(Path(), "HEAD"), tags.outputs(Path())
+    moved = [path for path in made if path in committed and made[path] != committed[path]]
+    if not moved or inputs(tags.locked(Path(), "HEAD")) != inputs(tags.locked(Path())):
+        return ""
+    with tempfile.TemporaryDirectory() as folder:
+        found = compared(moved, fetched("HEAD", moved, Path(folder)), Path())
+    lines = [
+        f"These are this machine's results: {len(moved)} of {len(made)} outputs have other bits "
+        f"than those of the last commit, {[v for v, _ in found.values()].count(ROUNDING)} agree "
+        "with them within rounding.",
+        *(f"  {path}: {why}" for path, (verdict, why) in found.items() if verdict == DIFFERENT),
+        f"`{KEEP}` keeps them; compare, make exps and make back start from there.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def inputs(locked: Mapping[str, Any]) -> dict[str, Any]:
+    """By stage, what it was given aside from outputs of others: parameters and files in Git."""
+    outs = [Path(out["path"]) for stage in locked.values() for out in stage.get("outs", [])]
+
+    def among(path: str) -> bool:
+        return any(out.is_relative_to(path) or Path(path).is_relative_to(out) for out in outs)
+
+    return {
+        name: (
+            stage.get("params"),
+            [dep for dep in stage.get("deps", []) if not among(dep["path"])],
+        )
+        for name, stage in locked.items()
+    }
+
+
+def fetched(rev: str, paths: Iterable[str], folder: Path) -> Path:
+    """The folder, with what the cache or a remote has of these outputs of a commit."""
+    from dvc.api import DVCFileSystem
+
+    files = DVCFileSystem(rev=rev)
+    for path in paths:
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if files.isdir(path):
+                files.get(path, str(target), recursive=True)
+            else:
+                files.get_file(path, str(target))
+        except Exception:  # DVC's and the remote's have no class in common
+            shutil.rmtree(target, ignore_errors=True)
+            target.unlink(missing_ok=True)
+    return folder
+
+
+def outputs_by_stage(root: Path) -> dict[str, dict[str, str]]:
+    """Of the stages that dvc.lock holds, in dvc.yaml's order, each output's path and md5.
+
+    Raises:
+        UserError: none is locked.
+    """
+    locked = tags.locked(root)
+    if not locked:
+        raise UserError("dvc.lock is missing; `dvc repro` writes it")
+    names = run(["dvc", "stage", "list", "--name-only"], root).split()
+    return {
+        name: {out["path"]: out["md5"] for out in locked[name].get("outs", [])}
+        for name in names
+        if name in locked
+    }
 
 
 def chosen(stages: str, known: Sequence[str]) -> list[str]:
@@ -70,10 +165,7 @@ def chosen(stages: str, known: Sequence[str]) -> list[str]:
     wanted = stages.replace(",", " ").split() or known
     for name in wanted:
         if not any(name in (each, each.partition("@")[0]) for each in known):
-            raise UserError(
-                f"STAGES: dvc.lock has no stage {name}; choose from {', '.join(known)}"
-                + did_you_mean(name, known)
-            )
+            raise UserError(f"dvc.lock has no stage {name}; choose from {', '.join(known)}")
     return [name for name in known if {name, name.partition("@")[0]} & set(wanted)]
 
 
@@ -107,13 +199,7 @@ def run_again(clone: Path, names: Sequence[str]) -> None:
     Raises:
         UserError: one failed.
     """
-    words = [
-        "dvc",
-        "repro",
-        "--force",
-        "--no-commit",
-        *(["--single-item", *names] if names else []),
-    ]
+    words = ["dvc", "repro", "--force", "--no-commit", "--single-item", *names]
     done = subprocess.run([sys.executable, "-m", *words], cwd=clone, env=environment(), check=False)
     if done.returncode:
         raise UserError("a stage failed in a clone of the commit, for the reason above")
@@ -143,6 +229,82 @@ def run(words: Sequence[str], folder: Path) -> str:
         said = " ".join((done.stderr or done.stdout).split())[-300:]
         raise UserError(f"`{' '.join(words[:2])}` failed: {said}")
     return done.stdout
+
+
+# two outputs
+
+
+def compared(paths: Iterable[str], before: Path, after: Path) -> dict[str, tuple[str, str]]:
+    """Of each output below the two folders the verdict, and the first file that differs, and how.
+    A path that does not exist has no content to compare: it is different.
+    """
+    found = {path: output(before / path, after / path) for path in paths}
+    if any(verdict == ROUNDING for verdict, _ in found.values()):
+        for path, (verdict, _) in found.items():
+            if verdict == DIFFERENT and path.endswith(SHOWN):
+                found[path] = (ROUNDING, "written from numbers that moved within rounding")
+    return found
+
+
+def output(before: Path, after: Path) -> tuple[str, str]:
+    for content, what in ((before, "committed"), (after, "new")):
+        if not content.exists():
+            return DIFFERENT, f"another hash, and no {what} content to compare"
+    old, new = _files(before), _files(after)
+    if only := sorted(old.keys() ^ new.keys()):
+        return DIFFERENT, f"{only[0]} is {'gone' if only[0] in old else 'new'}"
+    rounded = ""
+    for name in sorted(old):
+        if old[name].read_bytes() != new[name].read_bytes():
+            named = before.name if name == "." else name
+            if why := _difference(old[name], new[name], Path(named).suffix):
+                return DIFFERENT, f"{named}: {why}"
+            rounded = rounded or named
+    return (ROUNDING, rounded) if rounded else (SAME, "")
+
+
+def _files(root: Path) -> dict[str, Path]:
+    found = [root] if root.is_file() else [path for path in root.rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): path for path in found}
+
+
+def _difference(before: Path, after: Path, suffix: str) -> str:
+    """What is more than rounding between two files that are not the same; empty if nothing is."""
+    try:
+        if suffix == ".safetensors":
+            return _apart(load_file(before), load_file(after))
+        if suffix not in BOUNDS:
+            return "other bytes"
+        relative, absolute = BOUNDS[suffix]
+        bounds: Any = {"rtol": relative, "atol": absolute, "check_dtype": False, "check_like": True}
+        pd.testing.assert_frame_equal(_table(before, suffix), _table(after, suffix), **bounds)
+    except AssertionError as error:
+        first, *_, last = str(error).splitlines()
+        return f"{first} ({last})"
+    except (ValueError, OSError) as error:
+        return f"can't be read ({type(error).__name__})"
+    return ""
+
+
+def _table(path: Path, suffix: str) -> pd.DataFrame:
+    """The table that a file holds; of JSON one row, whose columns are its values, lists whole."""
+    if suffix == ".json":
+        return pd.json_normalize({"it": json.loads(path.read_text(encoding="utf-8"))})
+    if suffix == ".parquet":
+        return pd.read_parquet(path)
+    table = pd.read_csv(path)
+    if {"reward_accuracy", "reward_margin"} <= {*table.columns}:
+        # Before the first update all margins are rounding, and so are their signs.
+        table.loc[table["reward_margin"].abs() < NOISE, "reward_accuracy"] = np.nan
+    return table
+
+
+def _apart(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> str:
+    if {k: x.shape for k, x in a.items()} != {k: x.shape for k, x in b.items()}:
+        return "other tensors"
+    apart = sum(float(np.square(a[key] - b[key]).sum()) for key in a) ** 0.5
+    share = apart / (sum(float(np.square(x).sum()) for x in a.values()) ** 0.5 or 1.0)
+    return "" if share <= WEIGHTS else f"the weights are {share:.1%} apart"
 
 
 if __name__ == "__main__":

@@ -22,8 +22,14 @@ NAME = "headline"
 def main(port: int = 5000) -> None:
     uri = runs.tracking_uri()
     if not uri.startswith("http"):
-        require_free(port)
         uri = f"http://127.0.0.1:{port}"
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            raise UserError(
+                f"port {port} of this machine can't be used ({error.strerror}); `make ui "
+                f"PORT={port + 1}` takes another one"
+            ) from None
     try:
         client, experiment = runs.connect()
         names = columns(client.search_runs([experiment], max_results=1000))
@@ -33,18 +39,6 @@ def main(port: int = 5000) -> None:
     except Exception as error:  # MLflow's have no class in common
         raise UserError(f"MLflow: {runs.reason(error)}") from error
     print(f"{uri.rstrip('/')}/#/experiments/{experiment}/runs?viewStateShareKey={NAME}")
-
-
-def require_free(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise UserError(
-                f"port {port} of this machine can't be used ({error.strerror}); `make ui "
-                f"PORT={port + 1}` takes another one"
-            ) from None
 
 
 def columns(found: Iterable[Any]) -> list[str]:

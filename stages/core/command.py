@@ -2,7 +2,8 @@
 
 Each run of a stage leaves a note of what it cost in ``reports/diary/<stage>.json``, and what
 libraries said in ``<stage>.log`` beside it. The diary is no output of the pipeline: it differs from
-run to run, so nothing that must be reproduced may read it.
+run to run, so nothing that must be reproduced may read it. Where the project is, and whether the
+user forced the stage, is also told here.
 """
 
 import argparse
@@ -11,13 +12,14 @@ import inspect
 import json
 import logging
 import os
+import re
 import resource
-import select
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,12 @@ from stages.core import console
 from stages.core.errors import UserError
 
 DIARY = Path("reports", "diary")
+FORCE = re.compile(r"--force|-[a-z]*f[a-z]*")  # one-letter options may be joined: dvc repro -sf
 
 # What the machine lacks, and what to do; no stage can know where it will happen.
 DISK = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or ask for a larger quota",
-    errno.EFBIG: "raise `ulimit -f`, or take a file system that holds larger files",
     errno.EROFS: "make the file system writable",
     errno.EACCES: "make it accessible to this user",
     errno.EPERM: "make it accessible to this user",
@@ -43,9 +45,8 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     ``def main(raw: Path, out: Path)`` answers to ``--raw data/raw --out data/pairs``; an argument
     before a ``/`` is given without its name, and one of type ``tuple[str, ...]`` takes several
     words. A ``UserError`` becomes one message on standard error and exit status 1, and so does a
-    disk that is full or can't be written. Where nobody reads standard output any more, it ends
-    without a word, as Unix's tools do. Any other exception keeps its trace. What ``main`` returns,
-    such as ``{"device": "cpu"}``, goes into the diary.
+    disk that is full or can't be written. Any other exception keeps its trace. What ``main``
+    returns, such as ``{"device": "cpu"}``, goes into the diary.
     """
     parser = argparse.ArgumentParser(description=inspect.getmodule(main).__doc__)
     bare = []
@@ -77,14 +78,6 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except BrokenPipeError:
-        output = select.poll()
-        output.register(sys.stdout.fileno(), 0)
-        if not output.poll(0):  # it was another pipe
-            raise
-        # Whoever reads, such as `head`, has seen enough; what is left would fail again at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno not in DISK:
             raise
@@ -129,3 +122,39 @@ def write_diary(stage: str, seconds: float, facts: Mapping[str, Any]) -> None:
     with suppress(OSError):
         DIARY.mkdir(parents=True, exist_ok=True)
         (DIARY / f"{stage}.json").write_text(json.dumps(entry) + "\n", encoding="utf-8")
+
+
+def project_root(root: Path = Path()) -> Path:
+    """The project that the user works in, absolute.
+
+    ``dvc exp run --temp`` and ``--queue`` run stages in a copy below ``.dvc/tmp/exps/``, which
+    DVC deletes afterwards together with whatever was written into it; the project is what holds
+    that ``.dvc``.
+    """
+    path = root.resolve()
+    parts = path.parts
+    for i in range(len(parts) - 2):
+        if parts[i : i + 3] == (".dvc", "tmp", "exps"):
+            return Path(*parts[:i])
+    return path
+
+
+@cache
+def is_forced() -> bool:
+    """Whether the user forced the stage that runs, with ``dvc repro -f`` or ``dvc exp run -f``.
+
+    DVC does not tell a stage how it was called, and its records can't tell either: it deletes a
+    stage's outputs before it runs, so a forced stage looks like one whose outputs were lost, as all
+    are in a fresh clone. So the command line of the DVC that started this process is read. Of an
+    experiment from the queue it does not hold the option: that one runs as if it was not forced.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return False
+    import psutil  # type: ignore[import-untyped]
+
+    for process in psutil.Process().parents():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if "dvc" in (Path(word).name for word in words[:3]):
+                return any(FORCE.fullmatch(word) for word in words)
+    return False

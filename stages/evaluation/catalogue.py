@@ -1,9 +1,8 @@
 """Every metric of ``results/metrics.json``: its meaning, its unit, how it is read and judged.
 
-One entry for each key, in the file's order. What computes, judges, shows or documents a metric asks
-here; nothing is guessed from parts of a key's name. The ends of an interval have no entry of their
-own: ``<key>_low`` and ``<key>_high`` are in the unit of their key. The keys of lm-eval's tasks are
-read by ``stages.evaluation.paired``.
+One entry for each key, in the file's order. The ends of an interval have no entry of their own:
+``<key>_low`` and ``<key>_high`` are in the unit of their key. The keys of lm-eval's tasks are read
+by ``stages.evaluation.paired``.
 """
 
 import math
@@ -53,8 +52,7 @@ class Unit:
     def interval(self, low: Any, high: Any) -> str:
         """``[97.4, 99.2]``; empty where an end is not known.
 
-        There are as many digits as it takes not to show an end near 0 as 0: whether an interval
-        leaves 0 out decides what can be told.
+        An end near 0 has as many digits as it takes not to show it as 0, which the rules ask for.
         """
         if not (is_known(low) and is_known(high)):
             return ""
@@ -97,12 +95,10 @@ FIGURE = Unit(_NAME, digits=3, change=Unit(_NAME, digits=3, signed=True))
 class Metric:
     """One key of the file.
 
-    ``interval``: whether it has ``_low`` and ``_high``. ``better``: which way is, if either.
-    ``null``: its value where training changed nothing, which a verdict compares with. ``needs``:
-    what a run must have for the key to be there; always there if empty. ``rows``: the key that
-    counts what it is a mean or a count of. ``p_value``: the key of its McNemar test. ``alarm``: for
-    a control, what value would be bad and what it would show. ``title``: its name for people, where
-    it is shown large.
+    ``null``: its value where training changed nothing. ``needs``: what a run must have for the key
+    to be there. ``rows``: the key that counts what it is a mean or a count of. ``p_value``: the key
+    of its McNemar test. ``alarm``: for a control, what value would be bad and what it would show.
+    ``title``: its name for people, where it is shown large.
     """
 
     key: str
@@ -120,10 +116,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Both:
-    """What is measured of base and of tuned: keys of the two and of their paired difference.
-
-    ``meaning`` has a place for ``{model}``.
-    """
+    """What is measured of base and of tuned; ``meaning`` has a place for ``{model}``."""
 
     stem: str
     title: str
@@ -144,7 +137,6 @@ class Both:
         return f"tuned_{self.stem}"
 
     def metrics(self) -> tuple[Metric, ...]:
-        """Its entries: base, tuned and change."""
         mean = partial(_mean, better=self.better, needs=self.needs, rows=self.rows)
         by = "pair" if self.rows == "pairs" else "question"
         difference = f"{self.tuned} - {self.base}, {by} by {by}"
@@ -158,6 +150,8 @@ class Both:
 
 _mean = partial(Metric, interval=True)
 _win_rate = partial(_mean, unit=SHARE, better="higher", null=0.5)
+_VALIDATION = "validation pairs"
+_of_validation = partial(_mean, unit=SHARE, better="higher", needs=_VALIDATION, rows="val_pairs")
 _of_split = partial(Metric, needs="at least two images")
 
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
@@ -225,7 +219,6 @@ WAYS = {  # what the control pairs show in place of their image, and what a high
 
 
 def _of_length(name: str, words: str, alarm: str) -> tuple[Metric, ...]:
-    """How many pairs there are of a kind by length, and their win rate."""
     needs, rows = f"such pairs of at least {ENOUGH_IMAGES} images", f"pairs_{name}"
     rate, meaning = f"win_rate_{name}", f"win rate of pairs whose {words}"
     return (
@@ -235,7 +228,6 @@ def _of_length(name: str, words: str, alarm: str) -> tuple[Metric, ...]:
 
 
 def _of_images(way: str, image: str, as_high: str) -> tuple[Metric, ...]:
-    """What the control pairs give with another image than their own."""
     mean = partial(_mean, needs=_CONTROLS, rows="control_pairs")
     of = f"of the control pairs with {image}"
     return (
@@ -271,8 +263,8 @@ _ENTRIES = (
     Metric("images", "distinct images among them; the bootstrap draws these"),
     _win_rate(
         "win_rate",
-        "share of pairs whose reward margin is above 0, a tie counted half",
-        title="Win rate over the base",
+        "share of pairs whose implicit reward margin is above 0, a tie counted half",
+        title="Chosen-versus-rejected win rate",
     ),
     Metric("win_rate_wilson_low", "lower end of Wilson's interval, each image one trial", SHARE),
     Metric("win_rate_wilson_high", "its upper end; the one to read below some 30 images", SHARE),
@@ -389,6 +381,11 @@ _ENTRIES = (
         rows="audited_images",
         alarm="Above 0: training saw something of what is tested.",
     ),
+    Metric(
+        "seen_text_pairs",
+        "pairs whose question and both answers are word for word those of a training pair",
+        alarm="Most of the pairs: held out is the image, not the text.",
+    ),
     # controls: the image
     Metric("control_pairs", "test pairs scored again with another image", needs=_CONTROLS),
     *(metric for way, words in WAYS.items() for metric in _of_images(way, *words)),
@@ -413,6 +410,11 @@ _ENTRIES = (
     Metric("correct_gained", "questions that only the tuned model gets right", needs=_QUESTIONS),
     Metric("correct_lost", "questions that only the base gets right", needs=_QUESTIONS),
     Metric("correct_p_value", _MCNEMAR, P_VALUE, needs=_QUESTIONS),
+    # of the validation pairs: what settings are chosen by
+    Metric("val_pairs", "validation pairs scored", needs=_VALIDATION, rows="val_pairs"),
+    _of_validation("val_win_rate", "win_rate of the validation pairs", null=0.5),
+    _of_validation("val_base_accuracy", "base_accuracy of the validation pairs"),
+    _of_validation("val_tuned_accuracy", "tuned_accuracy of the validation pairs"),
 )
 METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _ENTRIES}
 # Every key that the file can have, lm-eval's aside, in its order.
@@ -422,11 +424,12 @@ KEYS = tuple(
     for key in (metric.key, *(f"{metric.key}_{end}" for end in ENDS if metric.interval))
 )
 
-# DVC's metrics: at most eight, under names so short that `dvc exp show` fits 120 columns.
+# DVC's metrics: at most eight, under names so short that `dvc exp show` fits 120 columns. First
+# what settings are chosen by, then what is reported of the chosen one.
 HEADLINE = {
+    "val_win_rate": "val_win_rate",
+    "val_acc": "val_tuned_accuracy",
     "win_rate": "win_rate",
-    "win_low": "win_rate_low",
-    "win_high": "win_rate_high",
     "base_acc": ACCURACY.base,
     "tuned_acc": ACCURACY.tuned,
     "correct": CORRECT.tuned,  # else what lm-eval's first task gives, see metrics.headline
@@ -435,17 +438,19 @@ HEADLINE = {
 }
 
 
-def about(key: str) -> Metric:
-    """The entry of a key, or of the key that it is an end of.
+def of_both_models(values: Mapping[str, Any]) -> list[Both]:
+    """What of ``BOTH`` a run has."""
+    return [both for both in BOTH if both.base in values and both.tuned in values]
 
-    Raises:
-        KeyError: there is no such metric.
-    """
-    for end in ENDS:
-        name = key.removesuffix(f"_{end}")
-        if key not in METRICS and name in METRICS and METRICS[name].interval:
-            return METRICS[name]
-    return METRICS[key]
+
+def controls(values: Mapping[str, Any]) -> list[Metric]:
+    """What else could have made the wins; each says what it would show if it had."""
+    return [metric for key, metric in METRICS.items() if metric.alarm and key in values]
+
+
+def about(key: str) -> Metric:
+    """The entry of a key, or of the key that it is an end of."""
+    return METRICS[key if key in METRICS else key.rpartition("_")[0]]
 
 
 def shown(key: str, value: Any) -> str:

@@ -1,6 +1,6 @@
 """The numbers of ``results/metrics.json``: how each follows from scores and answers.
 
-What each key means is said in ``stages.evaluation.catalogue``. Intervals are at
+``stages.evaluation.catalogue`` says what each key means. Intervals are at
 ``evaluate.confidence``, by bootstrap over images (``stages.evaluation.statistics``).
 """
 
@@ -25,7 +25,7 @@ def score(
 ) -> pd.DataFrame:
     """One row a pair: both models' log-probs, the rewards and the reward margin.
 
-    ``policy`` and ``reference`` are tables of ``scoring.to_table``; rows of ``reference`` may be
+    ``policy`` and ``reference`` are tables of ``scoring.log_probs``; rows of ``reference`` may be
     in any order. ``base_margin`` and ``tuned_margin`` are each model's preference margin per token.
 
     Raises:
@@ -66,18 +66,12 @@ def score(
 
 
 def with_controls(scores: pd.DataFrame, controlled: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The scores with columns ``reward_margin_<way>``, ``base_margin_<way>`` and
-    ``tuned_margin_<way>`` from scores of a sample of the same pairs shown another image; NaN
-    outside the sample.
+    """The scores with the margins of a sample of the same pairs shown another image, in columns
+    such as ``reward_margin_<way>``; NaN outside the sample.
     """
     for way, table in controlled.items():
-        margins = table[["id", "reward_margin", "base_margin", "tuned_margin"]]
-        scores = scores.merge(
-            margins.set_index("id").add_suffix(f"_{way}").reset_index(),
-            on="id",
-            how="left",
-            validate="1:1",
-        )
+        margins = table.set_index("id")[["reward_margin", "base_margin", "tuned_margin"]]
+        scores = scores.join(margins.add_suffix(f"_{way}"), on="id")
     return scores
 
 
@@ -122,10 +116,7 @@ def _both(both: Both, base: Any, tuned: Any) -> dict[str, Any]:
 
 
 def of_split(outcomes: Any, groups: "pd.Series[Any]", settings: Evaluate) -> dict[str, float]:
-    """What the test pairs can show: ``outcomes`` are those of the base's preference accuracy.
-
-    It takes no tuned model, so it is known before training.
-    """
+    """What the test pairs can show: ``outcomes`` are those of the base's preference accuracy."""
     if groups.nunique() < 2:
         return {}
     found = statistics.detectable(outcomes, groups.to_numpy(), level=settings.confidence)
@@ -135,8 +126,8 @@ def of_split(outcomes: Any, groups: "pd.Series[Any]", settings: Evaluate) -> dic
 
 
 def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
-    """What length could explain of the win rate. A group with too few images has no rate, and
-    nothing is fitted where no difference in length is 0 or around it.
+    """What length could explain of the win rate; nothing is fitted where no difference in length
+    is 0 or around it.
     """
     difference = scores["chosen_tokens"] - scores["rejected_tokens"]
     values: dict[str, float] = {}
@@ -162,11 +153,20 @@ def of_length(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
 def of_shortcuts(
     judged: Mapping[str, Any], counts: Mapping[str, int], groups: Any, settings: Evaluate
 ) -> dict[str, float]:
-    """What the data alone gives away: ``judged`` are outcomes of ``shortcuts.judges``, ``counts``
-    what ``shortcuts.listed`` counted.
-    """
+    """What the data alone gives away, of ``shortcuts.judges`` and ``shortcuts.listed``."""
     means = {f"{name}_wins": values for name, values in judged.items()}
     return _ordered({**counts, **with_intervals(means, pd.Series(groups), settings)})
+
+
+def of_validation(scores: pd.DataFrame | None, settings: Evaluate) -> dict[str, float]:
+    """Win rate and accuracies of the validation pairs, to choose settings by without the test."""
+    if scores is None:
+        return {}
+    means = {"val_win_rate": statistics.outcomes(scores["reward_margin"])}
+    for model in MODELS:
+        means[f"val_{model}_accuracy"] = statistics.outcomes(scores[f"{model}_margin"])
+    values: dict[str, float] = {"val_pairs": len(scores)}
+    return _ordered(values | with_intervals(means, scores["group"], settings))
 
 
 def of_images(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
@@ -188,9 +188,7 @@ def of_images(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
 
 
 def of_answers(answers: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
-    """Length and repetition of both models' answers to the questions of test pairs: columns
-    ``image``, and ``answer``, ``tokens`` and ``finished`` of base and tuned.
-    """
+    """Length and repetition of both models' answers to the questions of test pairs."""
     if answers.empty:
         return {}
     means: dict[str, Any] = {}
@@ -206,11 +204,7 @@ def of_answers(answers: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
 
 
 def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
-    """Right answers, from graded ones: columns ``image``, ``truth``, ``base_correct``,
-    ``tuned_correct``.
-
-    Empty where the data set knows no true answers.
-    """
+    """Right answers; empty where the data set knows no true answers."""
     if graded.empty:
         return {}
     base, tuned = (graded[f"{model}_correct"].astype(float) for model in MODELS)
@@ -229,8 +223,8 @@ def of_questions(graded: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
 def with_intervals(
     means: Mapping[str, Any], groups: "pd.Series[Any]", settings: Evaluate
 ) -> dict[str, float]:
-    """Means with their intervals; without intervals where all rows share one image. Those of
-    shares of rows are by ``statistics.rate_bounds``.
+    """Means with their intervals, of shares by ``statistics.rate_bounds``; without intervals where
+    all rows share one image.
     """
     if groups.nunique() < 2:
         return {name: float(np.mean(values)) for name, values in means.items()}
@@ -256,8 +250,8 @@ def _ordered(values: Mapping[str, float]) -> dict[str, float]:
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     """``headline.json``, DVC's metrics: the numbers of ``catalogue.HEADLINE``, to four digits.
 
-    ``correct`` is the tuned model's right answers to the data set's own questions; where there are
-    none, what it has in the first metric of lm-eval's first task.
+    Where the data set has no questions of its own, ``correct`` is the first metric of lm-eval's
+    first task.
     """
     values = {short: metrics[key] for short, key in catalogue.HEADLINE.items() if key in metrics}
     if "correct" not in values and (first := next(paired.read_tasks(metrics), None)):
@@ -268,8 +262,8 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
 def in_words(metrics: Mapping[str, float]) -> str:
     """The figures that come first, in a line, with their intervals. The report judges them."""
     found = [
-        f"win rate {catalogue.with_interval(metrics, 'win_rate')} of {metrics['pairs']:,} held-out "
-        "pairs"
+        f"chosen-versus-rejected win rate {catalogue.with_interval(metrics, 'win_rate')} of "
+        f"{metrics['pairs']:,} held-out pairs"
     ]
     found += [
         f"{both.title.lower()} {catalogue.with_interval(metrics, both.base)} → "

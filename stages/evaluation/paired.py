@@ -35,8 +35,8 @@ _WHAT = {  # the last part of a key: what it is of a Change
 class Change:
     """A figure before and after; ``difference`` is after - before, with its interval.
 
-    ``low`` and ``high`` are ``None`` where there are too few images or no values of single rows;
-    ``gained``, ``lost`` and the ``p_value`` of McNemar's test where rows are not right or wrong.
+    There is no interval where there are too few images or no values of single rows, and no
+    McNemar's test where rows are not right or wrong.
     """
 
     before: float
@@ -109,10 +109,10 @@ def changes(
 def task_changes(before: Results, after: Results, settings: Bootstrap) -> list[TaskChange]:
     """Every metric that both have, by task and metric.
 
-    A metric that is a mean over documents, of at least ``statistics.FEW_GROUPS`` different images,
-    has an interval, from a bootstrap of images of the paired differences; where its values are
-    right or wrong, there is McNemar's test too. So has the share of groups of which every document
-    is right (``of_groups``). Tasks that the two did not answer the same documents of are left out.
+    A metric that is a mean over documents, or a ratio of sums, of at least
+    ``statistics.FEW_GROUPS`` different images has an interval, from a bootstrap of images of the
+    paired differences; where its values are right or wrong, there is McNemar's test too. Tasks that
+    the two did not answer the same documents of are left out.
     """
     apart = set(different_documents(before, after))
     first, second = task_results.figures(before), task_results.figures(after)
@@ -131,63 +131,18 @@ def task_changes(before: Results, after: Results, settings: Bootstrap) -> list[T
         paired = changes(
             columns, new.clusters, settings, tested=tested, fewest=statistics.FEW_GROUPS
         )
-        for metric in new.metrics.keys() - columns.keys():
-            samples = [
-                [row for part in new.parts for row in of.samples.get(part, [])]
-                for of in (before, after)
-            ]
-            grouped, together = of_groups(metric, *samples)
-            if len(set(together)) >= statistics.FEW_GROUPS:
-                paired |= changes({metric: grouped}, together, settings, tested=[metric])
         for metric in sorted(new.metrics.keys() & old.metrics.keys()):
-            told = old.metrics[metric], new.metrics[metric]
-            plain = Change(*told, told[1] - told[0])
-            change = replace(
-                paired.get(metric, plain),
-                before=told[0],
-                after=told[1],
-                difference=plain.difference,
-            )
+            was, now = old.metrics[metric], new.metrics[metric]
+            told = Change(was, now, now - was)
+            if metric in paired:
+                told = replace(paired[metric], before=was, after=now, difference=now - was)
             better = _better(new.higher_is_better.get(metric))
-            found.append(TaskChange(task, metric, change, better, new.documents))
+            found.append(TaskChange(task, metric, told, better, new.documents))
     return found
 
 
 def _better(higher_is_better: float | None) -> Better | None:
     return None if higher_is_better is None else "higher" if higher_is_better else "lower"
-
-
-def of_groups(
-    metric: str,
-    before: Sequence[Mapping[str, Any]],
-    after: Sequence[Mapping[str, Any]],
-) -> tuple[tuple[Floats, Floats], list[str]]:
-    """Groups of documents that are right where each of them is, as HallusionBench's figures and
-    questions: 0 or 1 before and after, of shape (groups,) each, and labels to resample them by.
-
-    A document's value of such a metric is its group and whether it is right. Groups that share an
-    image, directly or through others, have one label: a figure of HallusionBench is an image, a
-    question is asked of all figures of its set. Nothing where the metric is another kind.
-    """
-    right: tuple[dict[str, bool], ...] = ({}, {})
-    for rows, found in zip((before, after), right, strict=True):
-        for value in (row["metrics"].get(metric) for row in rows):
-            match value:
-                case [str(group), bool(one)]:
-                    found[group] = found.get(group, True) and one
-                case _:
-                    return (np.empty(0), np.empty(0)), []
-    shown: dict[str, set[str]] = {}
-    for row in after:
-        image = " ".join(row["images"]) or str(row["doc_id"])
-        shown.setdefault(row["metrics"][metric][0], set()).add(image)
-    label: dict[str, str] = {}
-    for seen in shown.values():
-        joined = {label.get(image, image) for image in seen}
-        label |= dict.fromkeys(seen, min(joined))
-        label |= {image: min(joined) for image, old in label.items() if old in joined}
-    values = tuple(np.array([float(found[group]) for group in shown]) for found in right)
-    return (values[0], values[1]), [label[min(seen)] for seen in shown.values()]
 
 
 def different_documents(before: Results, after: Results) -> list[str]:
@@ -202,11 +157,8 @@ def different_documents(before: Results, after: Results) -> list[str]:
 
 
 def of_tasks(base: Results, tuned: Results, settings: Bootstrap) -> dict[str, float]:
-    """Metrics of base and tuned under flat keys, 6 digits.
-
-    ``lm_eval/<task>/<metric>/`` and then ``base``, ``tuned``, ``change`` (tuned - base), where they
-    are known ``change_low``, ``change_high``, ``gained``, ``lost`` and ``p_value``, and
-    ``higher_is_better`` (1 or 0) where lm-eval says which it is.
+    """Metrics of base and tuned under flat keys, 6 digits: ``lm_eval/<task>/<metric>/<what>``, with
+    ``_WHAT`` is known, and ``higher_is_better`` (1 or 0) where lm-eval says which it is.
 
     Raises:
         UserError: base and tuned did not answer the same documents.

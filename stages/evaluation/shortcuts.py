@@ -38,12 +38,10 @@ def judges(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, Floats]:
 
     ``first_words``: from an answer's first words, ``bag_of_words``: from which words it has. Each
     is a logistic regression on the difference of the two answers' features. Source: Gururangan et
-    al. 2018 (arXiv 1803.02324), who found half of a data set's labels in its hypotheses alone.
+    al. 2018 (arXiv 1803.02324).
     """
-    return {
-        name: _learned(train, test, features)
-        for name, features in (("first_words", first_words), ("bag_of_words", words))
-    }
+    judged = {"first_words": first_words, "bag_of_words": words}
+    return {name: _learned(train, test, features) for name, features in judged.items()}
 
 
 def words(text: str) -> list[str]:
@@ -85,6 +83,17 @@ def _said(pair: Pair, side: str) -> str:
 
 
 # contradictions and copies
+
+
+def seen_texts(train: Iterable[Pair], test: Iterable[Pair]) -> list[bool]:
+    """Whether a test pair's prompt and both answers are word for word those of a training pair: its
+    image is held out, its text is not."""
+
+    def text(pair: Pair) -> str:
+        return json.dumps([pair["messages"], *(_said(pair, side) for side in SIDES)])
+
+    known = set(map(text, train))
+    return [text(pair) in known for pair in test]
 
 
 def contradictions(pairs: Iterable[Pair]) -> list[tuple[str, str]]:

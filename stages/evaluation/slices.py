@@ -1,4 +1,4 @@
-"""The win rate of parts of the test pairs: by origin, question type, image tokens and length."""
+"""The win rate of parts of the test pairs: by origin, question type, text, tokens and length."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,9 +40,10 @@ def table(scores: pd.DataFrame, settings: Evaluate) -> pd.DataFrame:
 
 
 def _parts(scores: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    for column, by in (("origin", "origin"), ("kind", "question type")):
+    for column, by in (("origin", "origin"), ("kind", "question type"), ("text", "text")):
         for name, part in scores.groupby(column, sort=True):
-            yield by, str(name), part
+            computed = str(name).startswith(("=", "+", "-", "@"))  # by a spreadsheet
+            yield by, f"'{name}" if computed else str(name), part
     lengths = scores[["chosen_tokens", "rejected_tokens"]].sum(axis=1) / 2
     for by, values in (
         ("image tokens", scores["image_tokens"]),

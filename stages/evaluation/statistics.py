@@ -1,9 +1,8 @@
 """What the scores of pairs amount to: rewards, rates, intervals, tests, power, length control.
 
-Pure functions of arrays, one number a pair; numpy and scipy only. Log-probs are natural
-logarithms, summed over an answer's tokens (nats) unless said otherwise. Every function refuses an
-empty, wrongly shaped or non-finite input with a ``ValueError`` that names the argument and the
-first bad position: a NaN compares as "not greater", and would pass for a loss.
+Pure functions of arrays, one number a pair. Log-probs are natural logarithms, summed over an
+answer's tokens (nats) unless said otherwise. Empty, wrongly shaped and non-finite input is a
+``ValueError``: a NaN compares as "not greater", and would pass for a loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,11 +54,10 @@ class McNemar:
 
 @dataclass(frozen=True)
 class SeedsInterval:
-    """A mean over seeds and pairs, or the difference of two such means, with its interval.
+    """A mean over seeds and pairs, or the difference of two, with its interval.
 
-    ``seeds_error`` and ``images_error`` are the standard errors that the choice of seeds and that
-    of images make, in the mean's unit; ``spreads`` the standard deviation between the seeds of each
-    setting.
+    ``seeds_error`` and ``images_error``: the standard errors of choosing seeds and images.
+    ``spreads``: the standard deviation between the seeds of each setting.
     """
 
     estimate: float
@@ -91,9 +89,8 @@ class LengthControl:
 def implicit_reward(policy_logps: ArrayLike, reference_logps: ArrayLike, beta: float) -> Floats:
     """DPO's implicit reward, beta · (log π(y|x) - log π_ref(y|x)), shape (n,), nats times beta.
 
-    The part that depends on the prompt alone is left out; it cancels in every margin. With beta 1
-    it is the change of the log-prob in nats: below 0 training made y less likely. Source: Rafailov
-    et al. 2023 (arXiv 2305.18290), equation 5.
+    The part that depends on the prompt alone cancels in every margin and is left out. Source:
+    Rafailov et al. 2023 (arXiv 2305.18290), equation 5.
     """
     if not (np.isfinite(beta) and beta > 0):
         raise ValueError(f"beta must be a finite number above 0, not {beta}")
@@ -108,9 +105,8 @@ def reward_margin(
     reference_rejected: ArrayLike,
     beta: float,
 ) -> Floats:
-    """r(chosen) - r(rejected), shape (n,): the argument of the sigmoid in DPO's loss.
-
-    All four arguments are summed log-probs of shape (n,). Source: arXiv 2305.18290, equation 7.
+    """r(chosen) - r(rejected) of summed log-probs, shape (n,): the argument of the sigmoid in DPO's
+    loss. Source: arXiv 2305.18290, equation 7.
     """
     chosen = implicit_reward(policy_chosen, reference_chosen, beta)
     return chosen - implicit_reward(policy_rejected, reference_rejected, beta)
@@ -124,8 +120,7 @@ def preference_margin(
 ) -> Floats:
     """log π(chosen) - log π(rejected) per token, shape (n,), of one model without a reference.
 
-    Means per token take away most of the sum's bias to short answers. The mean of its ``outcomes``
-    is that model's preference accuracy.
+    Means per token take away most of the sum's bias to short answers.
     """
     chosen, rejected, of_chosen, of_rejected = _columns(
         chosen_logps=chosen_logps,
@@ -141,8 +136,7 @@ def preference_margin(
 def outcomes(margins: ArrayLike) -> Floats:
     """1 where a margin is above 0, ½ where it is exactly 0, else 0; shape (n,).
 
-    The mean is the win rate; these are the numbers to hand to ``bootstrap_intervals``. A model that
-    was not trained at all ties everywhere and has 50%.
+    Their mean is the win rate. An untrained model ties everywhere and has 50%.
     """
     (values,) = _columns(margins=margins)
     return 0.5 * (np.sign(values) + 1.0)
@@ -160,17 +154,12 @@ def bootstrap_intervals(
 
     ``columns``: name to (n,) numbers, one a pair; ``groups``: (n,) labels, the pair's image. G
     groups are drawn with replacement from the G there are; a resample's mean is the ratio of sums
-    Σ_g c_g S_g / Σ_g c_g N_g (c_g: times drawn, S_g: the group's sum, N_g: its pairs), and the
-    interval runs from the (1 - c)/2 to the (1 + c)/2 quantile of these, c being the confidence.
-    Pairs of one image share what makes it hard, so resampling pairs instead would give intervals
-    that are too narrow.
+    Σ_g c_g S_g / Σ_g c_g N_g (c_g: times drawn, S_g: the group's sum, N_g: its pairs). Pairs of one
+    image share what makes it hard, so resampling pairs would give intervals that are too narrow.
+    To compare two models pass the per-pair difference: what both find hard cancels.
 
-    To compare two models pass the per-pair difference: what both find hard cancels. The order of
-    rows does not matter, nor does the set of columns. For shares see ``rate_bounds`` as well.
-
-    Raises ``ValueError`` for fewer than two groups, since nothing then says how groups differ.
-    Source: Davison & Hinkley 1997, Bootstrap Methods, 3.8 and 5.3.1; Field & Welsh 2007 for
-    clusters.
+    Raises ``ValueError`` for fewer than two groups. Source: Davison & Hinkley 1997, Bootstrap
+    Methods, 3.8 and 5.3.1; Field & Welsh 2007 for clusters.
     """
     values = np.stack(_columns(**columns), axis=1)
     labels = np.asarray(groups)
@@ -179,9 +168,7 @@ def bootstrap_intervals(
     names, member = np.unique(labels, return_inverse=True)
     count = len(names)
     if count < 2:
-        raise ValueError(
-            f"groups: an interval needs at least two groups, all {len(values)} are one"
-        )
+        raise ValueError("groups: an interval needs at least two groups")
 
     # Means are taken about the overall mean, so that large equal values don't cancel badly.
     centre = values.mean(axis=0)
@@ -208,14 +195,12 @@ def seeds_interval(
     groups: Sequence[object] | NDArray[np.generic],
     how: Bootstrap,
 ) -> SeedsInterval:
-    """What can be said of a setting, or of a second against a first, beyond the seeds that were
-    trained and the images that were asked.
+    """A setting's mean, or a second's less the first's, beyond the seeds that were trained and the
+    images that were asked.
 
     ``settings``: one or two arrays of shape (seeds, n), a number for each pair by each seed's
-    model; the pairs are the same everywhere, the numbers of seeds need not be. ``groups``: (n,)
-    labels, the pair's image. A hierarchical bootstrap: in each resample the seeds of each setting
-    are drawn with replacement, then the images, the same ones for every seed of both settings. The
-    estimate of two settings is the second's mean less the first's.
+    model. ``groups``: (n,) labels, the pair's image. In each resample the seeds of each setting are
+    drawn with replacement, then the images, the same ones for every seed of both settings.
 
     With a handful of seeds that alone is too narrow, twice over: the variance of S drawn seeds is
     (S-1)/S of what it estimates, so their deviations are stretched by √(S/(S-1)); and a variance
@@ -223,24 +208,15 @@ def seeds_interval(
     freedom of Welch and Satterthwaite from both sources. In simulations with three seeds 91 to 99%
     of the 95% intervals hold the truth; without the two, 75 to 82% where seeds dominate.
 
-    Raises ``ValueError`` for fewer than two seeds or groups: nothing then says how they differ.
-    Source: Davison & Hinkley 1997, 3.8; Owen 2007 (arXiv 0712.1111) for crossed factors; Rao & Wu
-    1988 for the stretch; Satterthwaite 1946.
+    Raises ``ValueError`` for fewer than two seeds or groups. Source: Davison & Hinkley 1997, 3.8;
+    Owen 2007 (arXiv 0712.1111) for crossed factors; Rao & Wu 1988 for the stretch.
     """
     from scipy.special import ndtri, stdtrit
 
     names, member = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(f"groups: an interval needs at least two groups, not {len(names)}")
     tables = [np.asarray(setting, dtype=np.float64) for setting in settings]
-    for table in tables:
-        if table.ndim != 2 or table.shape[1] != len(member) or len(table) < 2:
-            raise ValueError(
-                f"settings: of shape (seeds, {len(member)}) with at least two seeds, "
-                f"not {table.shape}"
-            )
-        if not np.isfinite(table).all():
-            raise ValueError("settings: a value is not finite")
+    if len(names) < 2 or any(len(table) < 2 for table in tables):
+        raise ValueError("an interval needs at least two groups, and two seeds of each setting")
     signs = {1: (1.0,), 2: (-1.0, 1.0)}[len(tables)]
     means = [table.mean(axis=1) for table in tables]  # of each seed, over the pairs
     estimate = float(sum(s * m.mean() for s, m in zip(signs, means, strict=True)))
@@ -286,8 +262,8 @@ def wilson_interval(successes: float, n: int, level: float = LEVEL) -> tuple[flo
     """Wilson's score interval of a share, (low, high); ``successes`` may hold halves from ties.
 
     (p + z²/2n ± z·√(p(1-p)/n + z²/4n²)) / (1 + z²/n), p = successes / n. Right for independent
-    pairs; where images repeat, the honest cautious choice of ``n`` is the number of images.
-    Source: Wilson 1927; Brown, Cai & DasGupta 2001 for small n.
+    pairs; where images repeat, the cautious choice of ``n`` is the number of images. Source: Wilson
+    1927; Brown, Cai & DasGupta 2001 for small n.
     """
     from scipy.special import ndtri  # 0.3 s that importing this module need not cost
 
@@ -317,11 +293,10 @@ def rate_bounds(interval: Interval, level: float = LEVEL) -> tuple[float, float]
 def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
     """Exact two-sided McNemar test that a change gains as many pairs as it loses.
 
-    ``before`` and ``after``: (n,) outcomes (0, ½, 1) of the same pairs. A pair is gained where
-    after is above before, lost where below; under the null gained ~ Binomial(gained + lost, ½). A
-    tie that becomes a win is a gain, and a tie that stays one is unchanged: with ties this is the
-    sign test, without them McNemar's. No discordant pair gives p = 1. Pairs are taken as
-    independent (see ``direction``). Source: McNemar 1947; Conover 1999, 3.5.
+    ``before`` and ``after``: (n,) outcomes (0, ½, 1) of the same pairs, taken as independent (see
+    ``direction``). A pair is gained where after is above before, lost where below; under the null
+    gained ~ Binomial(gained + lost, ½), the sign test where there are ties. Source: McNemar 1947;
+    Conover 1999, 3.5.
     """
     from scipy.stats import binomtest
 
@@ -338,19 +313,32 @@ def direction(
     low: float | None, high: float | None, p_value: float | None = None, *, null: float = 0.0
 ) -> Direction:
     """The one rule for what can be told of a figure: that it is ``higher`` or ``lower`` than
-    ``null``, or that it is ``unclear``.
+    ``null``, or that it is ``unclear``, which is not equal.
 
-    It can be told where the interval from ``low`` to ``high`` leaves ``null`` out and, if there is
-    a ``p_value`` of McNemar's test, that is below ``SURE`` as well. It takes both: the interval
-    knows that rows of one image belong together, which the test does not; the test knows that 4
-    lost and none gained can be chance (p = 0.125), where the bootstrap, which draws none of the 4
-    in only 2% of its resamples, leaves 0 out. Unclear is not the same as equal.
+    The interval from ``low`` to ``high`` must leave ``null`` out and the ``p_value`` of McNemar's
+    test, if there is one, be below ``SURE``. It takes both: the interval knows that rows of one
+    image belong together; the test knows that 4 lost and none gained can be chance (p = 0.125),
+    where the bootstrap, which draws none of the 4 in only 2% of its resamples, leaves 0 out.
     """
     if low is None or high is None or (p_value is not None and p_value >= SURE):
         return "unclear"
     if low > null:
         return "higher"
     return "lower" if high < null else "unclear"
+
+
+def widened(
+    low: float, estimate: float, high: float, level: float, tests: int
+) -> tuple[float, float]:
+    """An interval at ``level``, wide enough that of so many at most ``SURE`` miss in any one place.
+
+    Each side is stretched by z(1 - SURE / (2·tests)) / z(½ + level/2), never shrunk, so a skewed
+    interval stays so. Source: Bonferroni; Dunn 1961.
+    """
+    from scipy.special import ndtri
+
+    stretch = max(1.0, float(ndtri(1 - SURE / (2 * tests)) / ndtri((1 + level) / 2)))
+    return estimate - stretch * (estimate - low), estimate + stretch * (high - estimate)
 
 
 # what a test split can detect
@@ -366,18 +354,15 @@ def detectable(
     preference accuracy, that intervals at ``level`` over images tell from no change with a chance
     of ``POWER``; and how many pairs of different images would say as much.
 
-    Only the base's outcomes and the images of the pairs go in, so the numbers belong to the split:
-    they are the same for every experiment on it. Power computed from the tuned model's own result
-    would only repeat its p-value (Hoenig & Heisey 2001).
-
-    ``outcomes``: (n,) of the base's preference accuracy (1, ½ or 0 a pair); ``groups``: (n,), the
-    image of each. With D the design effect (``design_effect``), c = t(½ + level/2) + t(POWER) of
-    Student's distribution with one degree of freedom less than images, and k = c²·D/n:
+    Only the base's outcomes (1, ½ or 0 a pair) and the images of the pairs go in: power computed
+    from the tuned model's own result would only repeat its p-value (Hoenig & Heisey 2001). With D
+    the ``design_effect``, c = t(½ + level/2) + t(POWER) of Student's distribution with one degree
+    of freedom less than images, and k = c²·D/n:
 
     - win rate ½ ± δ:  δ² = k·(¼ - δ²), the variance of a share that is δ away from one half.
     - accuracy p → q = p + δ:  δ² = k·(p(1-p) + q(1-q)), the variance of the paired difference if
       base and tuned went right and wrong independently. Training changes a part of the pairs only,
-      so its variance is smaller, and the smallest change that is found is at most this.
+      so the smallest change that is found is at most this.
 
     Raises ``ValueError`` for fewer than two images. Source: Lachin 1981 for sample sizes; Kish
     1965, 8.2, for the design effect; Connor 1987 for paired shares.
@@ -423,22 +408,12 @@ def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthC
     variance; ``residual`` is margin - slope · d. Logistic: P(win) = sigmoid(a + b·d/s), s the
     root mean square of d; ``logistic_rate`` is sigmoid(a), the win rate at equal length. Both
     coefficients have a Normal(0, 10²) prior, which keeps the fit finite where one side wins
-    everything and moves it by less than 0.001 elsewhere at n ≥ 100.
-
-    Raises ``ValueError`` where every pair has the same difference other than 0: what happens at
-    equal length can't then be known. Source: Dubois et al. 2024 (arXiv 2404.04475) for the
-    logistic form.
+    everything and moves it by less than 0.001 elsewhere at n ≥ 100. Source: Dubois et al. 2024
+    (arXiv 2404.04475) for the logistic form.
     """
     values, lengths = _columns(margins=margins, length_differences=length_differences)
     spread = lengths - lengths.mean()
-    if np.ptp(lengths) == 0:
-        if lengths[0] != 0:
-            raise ValueError(
-                f"length_differences: all are {lengths[0]:g}, so nothing is known at equal lengths"
-            )
-        slope = 0.0
-    else:
-        slope = float(spread @ values / (spread @ spread))
+    slope = float(spread @ values / (spread @ spread)) if np.ptp(lengths) else 0.0
     residual = values - slope * lengths
     residual[np.abs(residual) <= 1e-9 * np.abs(values).max()] = 0.0  # rounding is not a preference
     # The variance can underflow to 0 for margins that differ in the last bit only.
@@ -479,18 +454,13 @@ def _tails(how: Bootstrap) -> list[float]:
 
 
 def _columns(**columns: ArrayLike) -> list[Floats]:
-    """Each as float64 of one common shape (n,), n ≥ 1, all finite; else ``ValueError`` naming
-    which.
-    """
+    """Each as float64 of one common shape (n,), n ≥ 1, all finite; else a ``ValueError``."""
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
-    first, n = next((name, array.shape) for name, array in arrays.items())
+    n = len(next(iter(arrays.values())))
     for name, array in arrays.items():
-        if array.ndim != 1 or len(array) == 0:
-            raise ValueError(f"{name}: of shape (n,), n ≥ 1, not {array.shape}")
-        if array.shape != n:
-            raise ValueError(f"{name}: {len(array)} values, but {first} has {n[0]}")
-        bad = ~np.isfinite(array)
-        if bad.any():
-            at = int(np.argmax(bad))
+        if array.shape != (n,) or n == 0:
+            raise ValueError(f"{name}: of shape ({n or 'n ≥ 1'},), not {array.shape}")
+        if not np.isfinite(array).all():
+            at = int(np.argmin(np.isfinite(array)))
             raise ValueError(f"{name}: value {at} is {array[at]}")
     return list(arrays.values())

@@ -4,19 +4,17 @@ An image keeps its resolution: it becomes a grid of patches, and each square of 
 patches becomes one token. Positions have three parts: time, row, column. In text all three advance
 together, by one a token. All tokens of an image share one time; its rows and columns count from
 there. The text behind it continues after the longer side of the image's grid of tokens, so an image
-of 3 by 5 tokens takes 5 positions. How a head holds the parts, and what else the vision tower
-gives, is in the file of each family.
+of 3 by 5 tokens takes 5 positions.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from stages.core.meaning import code
 
-WORDS = ("name", "example", "tag", "citation", "published")  # they decide no number
+WORDS = ("name", "example", "tag", "paper", "published")  # they decide no number
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,8 @@ class Family:
     templates: LLaMA-Factory's chat templates that fit; the first is for Instruct models.
     example: a repository on the Hub, for messages.
     tag: on the Hub, for the model card.
-    citation: BibTeX, for the model card.
+    paper: number on arXiv, for the model card (``reporting/card.bib``).
     token_side: pixels of a side of the square that becomes one token.
-    one_row: the ``model_types`` whose answers can share a prompt (``stages.model.prefix``).
     published: dimensions of its models by repository, as their config.json has them.
     image_token: the token that stands in a prompt for a piece of an image.
     builds_prompts: tokens that the templates build prompts of.
@@ -41,9 +38,8 @@ class Family:
     templates: tuple[str, ...]
     example: str
     tag: str
-    citation: str
+    paper: str
     token_side: int
-    one_row: tuple[str, ...]
     published: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(compare=False)
     image_token: str = "<|image_pad|>"
     builds_prompts: str = r"<\|(im|vision|image|video)_\w+\|>|<\|endoftext\|>"
@@ -84,42 +80,3 @@ class Family:
             max_pixels=image_processor.size["longest_edge"],
         )
         return (rows // factor) * (columns // factor)
-
-    def position_inputs(self, input_ids: Any, image_token_id: int) -> dict[str, Any]:
-        """What ``generate`` needs for positions: which tokens (n, length) are an image's."""
-        return {"mm_token_type_ids": (input_ids == image_token_id).long()}
-
-    @contextmanager
-    def seeing_each_image_once(self, model: Any) -> Iterator[None]:
-        """While it lasts, the vision tower sees the images of a batch of pairs once.
-
-        LLaMA-Factory's collator gives every image to chosen and to rejected, and puts all chosen
-        rows first: the second half of the images is the first again, and so is what the tower makes
-        of it. Each output of the tower is a tensor with a row a patch or token, or a list of them.
-        """
-        import torch
-
-        visual = next(module for name, module in model.named_modules() if name.endswith("visual"))
-        forward = visual.forward
-
-        def twice(output: Any) -> Any:
-            if isinstance(output, torch.Tensor):
-                return torch.cat([output] * 2)
-            return [torch.cat([each] * 2) for each in output]
-
-        def once(pixels: Any, grid_thw: Any, **more: Any) -> Any:
-            images = len(grid_thw) // 2
-            patches = int(grid_thw[:images].prod(dim=1).sum())
-            if not (
-                torch.equal(grid_thw[:images], grid_thw[images:])
-                and torch.equal(pixels[:patches], pixels[patches:])
-            ):
-                return forward(pixels, grid_thw, **more)
-            seen = forward(pixels[:patches], grid_thw[:images], **more)
-            return type(seen)(**{name: twice(output) for name, output in seen.items()})
-
-        visual.forward = once
-        try:
-            yield
-        finally:
-            del visual.forward  # the class's own is behind it

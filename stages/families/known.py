@@ -17,11 +17,6 @@ def model_types() -> tuple[str, ...]:
     return tuple(kind for family in FAMILIES for kind in family.model_types)
 
 
-def in_one_row() -> tuple[str, ...]:
-    """Every ``model_type`` whose answers can share a prompt (``stages.model.prefix``)."""
-    return tuple(kind for family in FAMILIES for kind in family.one_row)
-
-
 def published() -> dict[str, Mapping[str, Mapping[str, Any]]]:
     """Dimensions of models by repository."""
     return {name: size for family in FAMILIES for name, size in family.published.items()}

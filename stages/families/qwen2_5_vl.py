@@ -13,15 +13,9 @@ FAMILY = Family(
     model_types=("qwen2_5_vl",),
     templates=("qwen2_vl",),
     token_side=28,
-    one_row=("qwen2_5_vl",),
     example="Qwen/Qwen2.5-VL-3B-Instruct",
     tag="qwen2.5-vl",
-    citation="""@techreport{bai2025qwen25vl,
-  title  = {Qwen2.5-VL Technical Report},
-  author = {{Qwen Team}},
-  year   = {2025},
-  note   = {arXiv:2502.13923}
-}""",
+    paper="2502.13923",
     published={
         # The tower's gated MLP (three products of 3,420) counts as two of 5,130, and windows as
         # full attention.

@@ -12,15 +12,9 @@ FAMILY = Family(
     model_types=("qwen3_vl", "qwen3_vl_moe"),
     templates=("qwen3_vl_nothink", "qwen3_vl"),  # the second is for Thinking models
     token_side=32,
-    one_row=("qwen3_vl",),
     example="Qwen/Qwen3-VL-4B-Instruct",
     tag="qwen3-vl",
-    citation="""@techreport{qwen2025qwen3vl,
-  title  = {Qwen3-VL Technical Report},
-  author = {{Qwen Team}},
-  year   = {2025},
-  note   = {arXiv:2511.21631}
-}""",
+    paper="2511.21631",
     published={
         "Qwen/Qwen3-VL-4B-Instruct": {
             "text": {

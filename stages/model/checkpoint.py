@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -22,22 +21,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.core import console, parallel, portable
+from stages.core import console, portable
+from stages.core.command import is_forced, project_root
 from stages.core.errors import UserError
 from stages.core.meaning import code
-from stages.core.project import is_forced, project_root
+from stages.core.processes import do_each
 from stages.families import known
 from stages.model import reference_logps, scoring
 from stages.params.params import Params
 
 KEPT = Path("models", "kept")
-MOST_KEPT = 2000  # pieces, the latest; 21,376 pairs, answers and 3 tasks make about 50
 CHUNK = 512  # pairs
 # The code that decides tokens and numbers, besides the family's.
-CODE = (
-    *("model/formatted.py", "model/lookup.py", "model/prefix.py", "model/scoring.py"),
-    "model/tokens.py",
-)
+CODE = ("model/formatted.py", "model/prefix.py", "model/scoring.py", "model/tokens.py")
 # Of a formatted row; images are named by their content.
 DECISIVE = ("id", "messages", "chosen", "rejected", "images")
 
@@ -120,10 +116,10 @@ class Checkpoint:
     def log_probs(
         self, pairs: Sequence[Mapping[str, Any]], images: Path, *, label: str
     ) -> pd.DataFrame:
-        """``scoring.to_table`` of every pair, in their order.
+        """``scoring.log_probs`` of one pair or more, in their order.
 
         Chunks are cut from pairs in the order of their length, so that a batch has like lengths.
-        With several GPUs, a process for each computes and keeps them (``stages.core.parallel``).
+        With several GPUs, a process for each computes and keeps them (``stages.core.processes``).
 
         Raises:
             UserError: a log-prob is not finite.
@@ -137,7 +133,7 @@ class Checkpoint:
                 self.chunk(chunk, images, label=label).set_index(those)
                 for those, chunk in zip(places, chunks, strict=True)
             ]
-        return pd.concat(tables).sort_index() if tables else scoring.to_table([], scoring.nothing())
+        return pd.concat(tables).sort_index()
 
     def _compute_side_by_side(self, chunks: Sequence[Any], images: Path, label: str) -> None:
         """Let a process for each GPU compute and keep the chunks that are missing."""
@@ -148,7 +144,7 @@ class Checkpoint:
         start = time.monotonic()
         work = partial(self.chunk, images=images, label=label)
         cpu = self.p.scoring.device == "cpu"
-        if not parallel.each(work, list(missing.values()), count=count, cpu=cpu):
+        if not do_each(work, list(missing.values()), count=count, cpu=cpu):
             print(f"{label}: one of {count} processes failed; one computes what is missing")
             return
         self.seconds += time.monotonic() - start
@@ -158,24 +154,23 @@ class Checkpoint:
     def chunk(
         self, pairs: Sequence[Mapping[str, Any]], images: Path, *, label: str
     ) -> pd.DataFrame:
-        """``scoring.to_table`` of some pairs, kept as one piece."""
+        """``scoring.log_probs`` of some pairs, kept as one piece."""
         score = partial(self.score, pairs, images, label=label)
         return self.kept_table("log-probs", score, label=label, pairs=decisive(pairs))
 
     def score(self, pairs: Sequence[Any], images: Path, *, label: str) -> pd.DataFrame:
-        """``scoring.to_table`` of every pair, computed now and not kept.
+        """``scoring.log_probs`` of every pair, computed now and not kept.
 
         Raises:
             UserError: a log-prob is not finite.
         """
         policy, start = self.policy, time.monotonic()
-        logps = scoring.log_probs(
+        table = scoring.log_probs(
             policy, pairs, images, batch_tokens=self.p.scoring.batch_tokens, label=label
         )
         self.seconds += time.monotonic() - start
         self.scored += len(pairs)
-        table = scoring.to_table(pairs, logps)
-        finite = np.isfinite(logps.chosen) & np.isfinite(logps.rejected)
+        finite = np.isfinite(table[scoring.LOGPS].to_numpy()).all(axis=1)
         if not finite.all():
             name = "tuned" if self.adapter else "base"
             also = "lower train.learning_rate, or " if self.adapter else ""
@@ -189,20 +184,22 @@ class Checkpoint:
     def answers(
         self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
     ) -> pd.DataFrame:
-        """``scoring.answers_table`` of greedy answers to formatted prompts, in their order."""
+        """Greedy answers to formatted prompts, in their order: ``id``, ``answer``, its ``tokens``,
+        and whether it ``finished``.
+        """
 
         def given() -> pd.DataFrame:
-            if not rows:
-                return scoring.answers_table([], [])
-            answers = scoring.answer(
-                self.policy,
-                rows,
-                images,
-                max_new_tokens=max_new_tokens,
-                batch_tokens=self.p.scoring.batch_tokens,
-                label=label,
+            batch_tokens = self.p.scoring.batch_tokens
+            options = {"max_new_tokens": max_new_tokens, "batch_tokens": batch_tokens}
+            said = scoring.answer(self.policy, rows, images, **options, label=label) if rows else []
+            return pd.DataFrame(
+                {
+                    "id": pd.Series([row["id"] for row in rows], dtype="str"),
+                    "answer": pd.Series([answer.text for answer in said], dtype="str"),
+                    "tokens": pd.Series([answer.tokens for answer in said], dtype="int64"),
+                    "finished": pd.Series([answer.finished for answer in said], dtype="bool"),
+                }
             )
-            return scoring.answers_table(rows, answers)
 
         return self.kept_table(
             "answers", given, label=label, rows=decisive(rows), max_new_tokens=max_new_tokens
@@ -249,16 +246,11 @@ def _read(path: Path) -> bytes | None:
         stored = path.read_bytes()
     except OSError:
         return None
-    content = stored[32:]
-    if hashlib.sha256(content).digest() != stored[:32]:
-        return None
-    with suppress(OSError):
-        os.utime(path)  # the oldest are deleted first
-    return content
+    return stored[32:] if hashlib.sha256(stored[32:]).digest() == stored[:32] else None
 
 
 def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing; then the oldest pieces beyond ``MOST_KEPT`` are deleted."""
+    """All of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -266,9 +258,3 @@ def _write(path: Path, content: bytes) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    ages = {}
-    for file in path.parent.iterdir():
-        with suppress(FileNotFoundError):  # another process deletes too
-            ages[file] = file.stat().st_mtime
-    for old in sorted(ages, key=ages.__getitem__, reverse=True)[MOST_KEPT:]:
-        old.unlink(missing_ok=True)

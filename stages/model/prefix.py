@@ -3,8 +3,8 @@
 Chosen and rejected share image and question. A row ``[prompt | chosen | rejected]`` reads them
 once: the attention mask hides chosen from rejected, and rejected's positions start again where the
 prompt ends, so that each answer sees what it would see by itself. Prefix sharing for text is arXiv
-2410.20305; here it is exact for Qwen3-VL (deepstack, interleaved mrope) and Qwen2.5-VL, in scoring
-and in training. ``why_not`` tells where it is not, and the caller takes the plain way.
+2410.20305; here it is exact for Qwen3-VL (deepstack, interleaved mrope, mixture of experts) and
+Qwen2.5-VL, in scoring and in training. ``why_not`` tells where it is not.
 
 Only answer tokens reach the head, a chunk at a time: the vocabulary is 151,936 tokens wide, and the
 logits of all positions in float32 would be the largest tensors of a training.
@@ -15,6 +15,7 @@ logits of all positions in float32 would be the largest tensors of a training.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import PurePath
@@ -30,10 +31,7 @@ TUNERS = ("LORA", "OFT")  # PEFT's methods that change layers, not the sequence
 # float32, and the head is as fast as with all tokens at once.
 CHUNK = 256
 
-# What a token is part of is ``PARTS`` times its pair's number in the batch, plus one of these.
-PARTS = 3
-PROMPT, CHOSEN, REJECTED = range(PARTS)
-PADDING = -1
+PADDING, PROMPT, CHOSEN, REJECTED = range(-1, 3)  # what a token is part of
 
 
 def why_not(model: Any) -> str | None:
@@ -44,12 +42,12 @@ def why_not(model: Any) -> str | None:
     """
     inner = plain(model)
     family = getattr(inner.config, "model_type", None)
-    exact = known.in_one_row()
-    if family not in exact or not hasattr(inner.model, "language_model"):
+    exact = known.model_types()
+    if family not in exact:
         return f"a shared prompt is exact for {' and '.join(exact)}, and this model is {family}"
     text = inner.model.language_model.config
     attention = text._attn_implementation
-    if attention not in ("sdpa", "eager", "flex_attention"):
+    if attention not in ("sdpa", "eager"):
         return f"{attention} has no mask that hides one answer from the other; sdpa has one"
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         return "with a sliding window, rejected would lose sight of the prompt behind chosen"
@@ -86,28 +84,24 @@ def pack(
     model: Any,
     process_images: Callable[[list[Any]], Mapping[str, Any]],
     *,
-    row_tokens: int | None = None,
     always_look: Any = None,
 ) -> dict[str, Any]:
-    """A batch of n pairs as tensors on the CPU, which ``forward`` takes by name.
+    """A batch of n pairs, a row each, as tensors on the CPU, which ``forward`` takes by name.
 
     Args:
         features: LLaMA-Factory's pairwise features: ``chosen_input_ids``, ``chosen_labels``, the
-            same for rejected, and ``images``.
+            same for rejected, and ``images``, their paths.
         process_images: makes ``pixel_values`` and ``image_grid_thw`` of a list of images; it is
             given each distinct image of the batch once.
-        row_tokens: put pairs that follow each other into one row while it has no more tokens than
-            this; by default each pair has a row.
-        always_look: an image that the vision tower sees, to no effect, when the batch has none.
-            Where parameters are sharded, all processes must call the same modules.
+        always_look: an image that the vision tower sees, to no effect, when the batch has none:
+            where the tower is trained, all processes must call it.
 
     Returns:
-        ``input_ids`` (rows, width); ``position_ids`` (4, rows, width), text first, then mrope's
-        three axes; ``segments`` (rows, width), what each token is part of; ``predictors`` and
-        ``targets`` (2, n, longest answer), chosen first: where in the flattened rows an answer's
-        token is predicted, and the token, or ``IGNORE``; with images ``pixel_values``,
-        ``image_grid_thw``, ``image_order``, which of them comes where in the rows, and
-        ``image_keys`` (images,), a number for each that follows from its file's name.
+        ``input_ids`` (n, width); ``position_ids`` (4, n, width), text first, then mrope's three
+        axes; ``segments`` (n, width), what each token is part of; ``predictors`` and ``targets``
+        (2, n, longest answer), chosen first: where in the flattened rows an answer's token is
+        predicted, and the token, or ``IGNORE``; with images ``pixel_values``, ``image_grid_thw``
+        and ``image_order``, which of them comes where in the rows.
 
     Raises:
         ValueError: a pair has videos or audios, an image token outside of its prompt, or another
@@ -116,49 +110,32 @@ def pack(
     import torch
 
     body, image_token = plain(model).model, plain(model).config.image_token_id
-    images: dict[Any, Any] = {}
-    order: list[int] = []
-    for feature in features:
-        if feature.get("videos") or feature.get("audios"):
-            raise ValueError("a shared prompt takes images only, and a pair has a video or audio")
-        for image in feature.get("images") or []:
-            key = image if isinstance(image, str) else id(image)
-            images.setdefault(key, image)
-            order.append(list(images).index(key))
-    seen = list(images.values()) or ([] if always_look is None else [always_look])
+    if any(feature.get("videos") or feature.get("audios") for feature in features):
+        raise ValueError("a shared prompt takes images only, and a pair has a video or audio")
+    names = [list(feature.get("images") or []) for feature in features]
+    distinct = list(dict.fromkeys(name for of_pair in names for name in of_pair))
+    seen = distinct or ([] if always_look is None else [always_look])
     pixels = dict(process_images(seen)) if seen else {}
+    rows = []
+    for feature, of_pair in zip(features, names, strict=True):
+        grids = [pixels["image_grid_thw"][distinct.index(name)] for name in of_pair]
+        rows.append(_row(feature, grids, body, image_token))
 
-    rows: list[list[tuple[torch.Tensor, ...]]] = []
-    start = used = 0  # the next pair's place in the flattened rows is fixed once widths are known
-    answers: list[tuple[int, int, list[tuple[list[int], list[int]]]]] = []
-    for number, feature in enumerate(features):
-        grids = [pixels["image_grid_thw"][i] for i in order[start : start + _images(feature)]]
-        start += len(grids)
-        tokens, places, parts, predicted = _row(feature, number, grids, body, image_token)
-        if not rows or row_tokens is None or used + len(tokens) > row_tokens:
-            rows.append([])
-            used = 0
-        rows[-1].append((tokens, places, parts))
-        answers.append((len(rows) - 1, used, predicted))
-        used += len(tokens)
-
-    width = max(sum(len(pair[0]) for pair in row) for row in rows)
+    width = max(len(tokens) for tokens, *_ in rows)
     width += -width % 8
     input_ids = torch.zeros(len(rows), width, dtype=torch.long)
     position_ids = torch.zeros(4, len(rows), width, dtype=torch.long)
     segments = torch.full((len(rows), width), PADDING)
-    for i, row in enumerate(rows):
-        joined = [torch.cat(tensors, dim=-1) for tensors in zip(*row, strict=True)]
-        length = len(joined[0])
-        input_ids[i, :length], position_ids[:, i, :length], segments[i, :length] = joined
-    longest = max(len(side[0]) for _, _, predicted in answers for side in predicted)
-    predictors = torch.zeros(2, len(features), longest, dtype=torch.long)
+    longest = max(len(places) for *_, predicted in rows for places, _ in predicted)
+    predictors = torch.zeros(2, len(rows), longest, dtype=torch.long)
     targets = torch.full_like(predictors, IGNORE)
-    for number, (row_number, offset, predicted) in enumerate(answers):
-        for side, (places_, tokens_) in enumerate(predicted):
-            at = row_number * width + offset + torch.tensor(places_, dtype=torch.long)
-            predictors[side, number, : len(at)] = at
-            targets[side, number, : len(at)] = torch.tensor(tokens_, dtype=torch.long)
+    for i, (tokens, positions, parts, predicted) in enumerate(rows):
+        input_ids[i, : len(tokens)] = tokens
+        position_ids[:, i, : len(tokens)] = positions
+        segments[i, : len(tokens)] = parts
+        for side, (places, wanted) in enumerate(predicted):
+            predictors[side, i, : len(places)] = i * width + torch.tensor(places, dtype=torch.long)
+            targets[side, i, : len(places)] = torch.tensor(wanted, dtype=torch.long)
     batch = {
         "input_ids": input_ids,
         "position_ids": position_ids,
@@ -167,26 +144,25 @@ def pack(
         "targets": targets,
     }
     if seen:
-        batch |= pixels | {
-            "image_order": torch.tensor(order, dtype=torch.long),
-            "image_keys": torch.tensor([_image_key(image) for image in images or ["placeholder"]]),
-        }
+        order = [distinct.index(name) for of_pair in names for name in of_pair]
+        batch |= pixels | {"image_order": torch.tensor(order, dtype=torch.long)}
     return batch
 
 
-def _image_key(image: Any) -> int:
-    """63 bits of an image's name, which names its content; 0 for one without a name."""
-    if not isinstance(image, str):
-        return 0
-    return int.from_bytes(hashlib.sha256(PurePath(image).name.encode()).digest()[:8], "big") >> 1
-
-
-def _images(feature: Mapping[str, Any]) -> int:
-    return len(feature.get("images") or [])
+def pair_key(feature: Mapping[str, Any]) -> str:
+    """A pair by its content: LLaMA-Factory's token ids of both answers with their prompt, and the
+    names of the images, which name their content; 32 hex digits.
+    """
+    parts: list[Sequence[Any]] = [
+        list(feature["chosen_input_ids"]),
+        list(feature["rejected_input_ids"]),
+        [PurePath(str(image)).name for image in feature.get("images") or []],
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _row(
-    feature: Mapping[str, Any], number: int, grids: list[Any], body: Any, image_token: int
+    feature: Mapping[str, Any], grids: list[Any], body: Any, image_token: int
 ) -> tuple[Any, Any, Any, list[tuple[list[int], list[int]]]]:
     """One pair: tokens (length,), positions (4, length), segments (length,), and for both answers
     where in this row each token is predicted, and the tokens.
@@ -212,8 +188,8 @@ def _row(
     # An answer is text: it goes on one by one, on all of mrope's axes from the largest of them.
     end[1:] = end[1:].max()
     positions += [end + torch.arange(len(ids)) for ids, _ in suffixes]
-    sizes = [length, len(suffixes[0][0]), len(suffixes[1][0])]
-    segments = PARTS * number + torch.arange(PARTS).repeat_interleave(torch.tensor(sizes))
+    sizes = torch.tensor([length, len(suffixes[0][0]), len(suffixes[1][0])])
+    segments = torch.tensor([PROMPT, CHOSEN, REJECTED]).repeat_interleave(sizes)
 
     predicted = []
     start = length
@@ -272,16 +248,12 @@ def log_probs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         return forward(inner, **{name: tensor.to(inner.device) for name, tensor in batch.items()})
 
 
-def install(model: Any, *, keep_vision_features: bool = False) -> None:
+def install(model: Any) -> None:
     """Let the model's own ``forward`` take a batch of ``pack``; any other input goes as before.
 
-    What wraps the model (PEFT, accelerate's autocast, DDP) then works as in any training. With
-    ``keep_vision_features`` what the vision tower makes of an image is kept in memory (5 MB for 512
-    by 512 pixels at the 4B size) and the tower sees the image once in the whole training; it must
-    be frozen.
+    What wraps the model (PEFT, accelerate's autocast, DDP) then works as in any training.
     """
     inner = plain(model)
-    inner.vision_features = {} if keep_vision_features else None
     if hasattr(inner, "forward_one_by_one"):
         return
     inner.forward_one_by_one = inner.forward
@@ -307,27 +279,19 @@ def forward(
     pixel_values: Any = None,
     image_grid_thw: Any = None,
     image_order: Any = None,
-    image_keys: Any = None,
-    mean_logits: bool = False,
 ) -> dict[str, Any]:
     """Log-probs of both answers' tokens; the tensors are ``pack``'s.
 
     Returns:
         ``logps`` (2, n, longest answer): log-prob of each token of chosen and of rejected in
-        float32 at least, 0 behind an answer's end. ``lengths`` (2, n): their tokens. With
-        ``mean_logits`` also ``logits`` (2,): the mean over the vocabulary and over all tokens of
-        prompt and chosen, and of prompt and rejected.
+        float32 at least, 0 behind an answer's end. ``lengths`` (2, n): their tokens.
     """
     body = inner.model
     embeds = body.get_input_embeddings()(input_ids)
     visual: dict[str, Any] = {}
     if pixel_values is not None:
         mask = input_ids == inner.config.image_token_id
-        kept = getattr(inner, "vision_features", None)
-        keys = [0] * len(image_grid_thw) if image_keys is None else image_keys.tolist()
-        features, deepstack = _seen(
-            body, pixel_values, image_grid_thw, image_order.tolist(), keys, kept
-        )
+        features, deepstack = _seen(body, pixel_values, image_grid_thw, image_order.tolist())
         embeds = embeds.masked_scatter(mask[..., None], features.to(embeds.device, embeds.dtype))
         if deepstack:
             visual = {"visual_pos_masks": mask, "deepstack_visual_embeds": deepstack}
@@ -345,83 +309,42 @@ def forward(
     states = hidden.flatten(0, 1)[predictors[answered]]
     flat = token_log_probs(inner.lm_head, states, targets[answered])
     logps = flat.new_zeros(targets.shape).masked_scatter(answered, flat)
-    output = {"logps": logps, "lengths": answered.sum(dim=-1)}
-    if mean_logits:
-        output["logits"] = _mean_logits(inner.lm_head, hidden.detach(), segments)
-    return output
+    return {"logps": logps, "lengths": answered.sum(dim=-1)}
 
 
-def _seen(
-    body: Any,
-    pixels: Any,
-    grids: Any,
-    order: list[int],
-    keys: list[int],
-    kept: dict[int, list[Any]] | None,
-) -> tuple[Any, list[Any]]:
+def _seen(body: Any, pixels: Any, grids: Any, order: list[int]) -> tuple[Any, list[Any]]:
     """What the tower makes of distinct images, put where they occur: (image tokens, hidden), and
-    the same for each level of deepstack (Qwen3-VL). ``kept`` holds that by key, levels after the
-    merger's output, and gets what is new.
+    the same for each level of deepstack (Qwen3-VL).
     """
     import torch
 
-    known = kept or {}
-    new = [i for i, key in enumerate(keys) if not key or key not in known]
-    found: dict[int, list[Any]] = {i: known[keys[i]] for i in range(len(keys)) if i not in new}
-    if new:
-        parts = pixels.split(grids.prod(dim=1).tolist())
-        # A frozen tower needs no graph, which gradient checkpointing would make it keep.
-        trained = any(weight.requires_grad for weight in body.visual.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            seen = body.get_image_features(
-                torch.cat([parts[i] for i in new]), grids[new], return_dict=True
-            )
-        sizes = [len(image) for image in seen.pooler_output]
-        levels = [level.split(sizes) for level in getattr(seen, "deepstack_features", None) or []]
-        for place, i in enumerate(new):
-            found[i] = [seen.pooler_output[place], *(level[place] for level in levels)]
-            if kept is not None and keys[i]:
-                kept[keys[i]] = [tensor.detach().cpu() for tensor in found[i]]
-
-    def placed(level: int) -> Any:
-        images = [found[i][level].to(pixels.device) for i in range(len(keys))]
-        return torch.cat([images[i] for i in order]) if order else images[0][:0]
-
-    return placed(0), [placed(level) for level in range(1, len(found[0]))]
+    # A frozen tower needs no graph, which gradient checkpointing would make it keep.
+    trained = any(weight.requires_grad for weight in body.visual.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        seen = body.get_image_features(pixels, grids, return_dict=True)
+    sizes = [len(image) for image in seen.pooler_output]
+    deepstack = getattr(seen, "deepstack_features", None) or []
+    levels = [seen.pooler_output, *(level.split(sizes) for level in deepstack)]
+    placed = [torch.cat([level[i] for i in order]) if order else level[0][:0] for level in levels]
+    return placed[0], placed[1:]
 
 
 def attention_mask(segments: Any, implementation: str, dtype: Any) -> Any:
-    """What each token sees, (rows, 1, width, width): everything before it in its own part and in
-    its pair's prompt. Padding sees padding, since softmax over nothing is not a number.
+    """What each token sees, (n, 1, width, width): everything before it in its own part and in the
+    prompt. Padding sees padding, since softmax over nothing is not a number.
 
-    sdpa takes booleans, eager takes what is added to the scores; flex attention takes a block mask
-    that skips what is hidden (it needs a GPU, and was not run on one: the mask alone is tested).
+    sdpa takes booleans, eager takes what is added to the scores.
     """
     import torch
 
-    sees = seeing(segments)
-    rows, width = segments.shape
-    if implementation == "flex_attention":
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        return create_block_mask(sees, rows, None, width, width, device=segments.device)
-    row = torch.arange(rows, device=segments.device)[:, None, None]
-    place = torch.arange(width, device=segments.device)
-    seen = sees(row, None, place[:, None], place)[:, None]
+    mine, other = segments[:, :, None], segments[:, None, :]
+    width = segments.shape[1]
+    before = torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
+    sees = ((other == mine) | ((other == PROMPT) & (mine != PADDING))) & before
+    seen = sees[:, None]
     if implementation == "eager":
         return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
     return seen
-
-
-def seeing(segments: Any) -> Callable[..., Any]:
-    """Whether a token sees another, in the form of flex attention's ``mask_mod``."""
-
-    def sees(row: Any, head: Any, query: Any, key: Any) -> Any:
-        mine, other = segments[row, query], segments[row, key]
-        prompt_of_mine = (other >= 0) & (other == mine - mine % PARTS)
-        return (key <= query) & ((other == mine) | prompt_of_mine)
-
-    return sees
 
 
 # The head
@@ -465,19 +388,3 @@ def _chunk(head: Any, hidden: Any, targets: Any) -> Any:
     logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return -cross_entropy(logits, targets.to(logits.device), reduction="none")
-
-
-def _mean_logits(head: Any, hidden: Any, segments: Any) -> Any:
-    """The head is linear: the mean of logits is the logits of the mean."""
-    import torch
-
-    part = torch.where(segments == PADDING, PADDING, segments % PARTS)
-    with torch.no_grad():
-        means = [
-            hidden[(part == PROMPT) | (part == answer)]
-            .mean(dim=0, dtype=torch.promote_types(hidden.dtype, torch.float32))
-            .to(hidden.dtype)
-            for answer in (CHOSEN, REJECTED)
-        ]
-        logits = head(torch.stack(means))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).mean(dim=-1)

@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 
 from stages.core.errors import UserError
-from stages.model.lookup import TABLE
+from stages.core.text import shown
 from stages.params.params import Params
 
+TABLE = "logps.parquet"
 MADE_WITH = "made_with.json"
 
 # What makes tokens and numbers, and what prepares images; bitsandbytes quantises, where it is
@@ -53,11 +54,27 @@ def made_with(model: Path, p: Params, *, dtype: str, **more: Any) -> dict[str, A
 
 
 def write(folder: Path, logps: pd.DataFrame, made: Mapping[str, Any]) -> None:
-    """``logps``: tables of ``scoring.to_table``, which hold each pair's key."""
+    """``logps``: tables of ``scoring.log_probs``, which hold each pair's key."""
     folder.mkdir(parents=True, exist_ok=True)
     logps.to_parquet(folder / TABLE, index=False)
     text = json.dumps(made, indent=2, sort_keys=True)
     (folder / MADE_WITH).write_text(text + "\n", encoding="utf-8")
+
+
+def by_pair(folder: Path) -> dict[str, tuple[float, float]]:
+    """Summed log-probs (chosen, rejected) in nats by ``prefix.pair_key``.
+
+    Raises:
+        UserError: the table can't be read.
+    """
+    path = folder / TABLE
+    try:
+        table = pd.read_parquet(path, columns=["key", "chosen_logps", "rejected_logps"])
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} can't be read ({shown(error, 200)}); `dvc repro -f reference` makes it again"
+        ) from None
+    return {key: (chosen, rejected) for key, chosen, rejected in table.itertuples(index=False)}
 
 
 def differences(folder: Path, wanted: Mapping[str, Any]) -> list[str]:

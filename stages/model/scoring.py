@@ -2,8 +2,7 @@
 
 LLaMA-Factory's template and pairwise processor make every token here, as they do in its DPO trainer
 (``llamafactory/train/dpo``). A pair is one row, which reads image and question once
-(``stages.model.prefix``). Where that is not exact, LLaMA-Factory's collator makes a row of each
-answer, and its ``get_batch_logps`` sums the log-probs. A test holds both against the trainer.
+(``stages.model.prefix``). A test holds the log-probs against the trainer's.
 """
 
 import copy
@@ -21,20 +20,18 @@ import pandas as pd
 from stages.core import console, portable
 from stages.core.errors import UserError
 from stages.families.family import Family
-from stages.model import formatted, lookup, prefix, tokens
+from stages.model import formatted, prefix, tokens
 from stages.params.params import Params
 
 GROUP = 64  # pairs that a process prepares at a time
 WORKERS = 8  # processes that prepare, at most; one for each core
 IMAGES = 128  # processed images that are remembered: 0.8 GB at 512 by 512 pixels
+LOGPS, LENGTHS = ["chosen_logps", "rejected_logps"], ["chosen_tokens", "rejected_tokens"]
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A loaded model with what turns pairs into its input. ``model`` is in evaluation mode.
-
-    ``two_rows_because``: why a pair can't be one row for this model; None where it can.
-    """
+    """A loaded model with what turns pairs into its input. ``model`` is in evaluation mode."""
 
     family: Family
     image_token_id: int
@@ -43,37 +40,12 @@ class Policy:
     processor: Any
     template: Any
     pairwise: Any
-    collator: Any
-    two_rows_because: str | None
-
-
-@dataclass(frozen=True)
-class PairLogProbs:
-    """Summed log-probs (nats) and lengths (tokens) of n pairs; each array has shape (n,).
-
-    An answer's tokens are those LLaMA-Factory trains on: the answer itself and the end of turn.
-    ``image_tokens`` are the places in the prompt that hold the image. ``keys`` name the pairs
-    (``lookup.pair_key``).
-    """
-
-    chosen: np.ndarray
-    rejected: np.ndarray
-    chosen_tokens: np.ndarray
-    rejected_tokens: np.ndarray
-    image_tokens: np.ndarray
-    keys: np.ndarray
-
-
-def nothing() -> PairLogProbs:
-    """The log-probs of no pairs."""
-    floats, counts = np.zeros((2, 0)), np.zeros((3, 0), np.int64)
-    return PairLogProbs(*(*floats, *counts, np.zeros(0, dtype=object)))
 
 
 @dataclass(frozen=True)
 class Batch:
     """Pairs that go through the model together: where they are among all pairs, the model's inputs,
-    and what else ``PairLogProbs`` says of each.
+    and each pair's ``image_tokens`` and ``prefix.pair_key``.
     """
 
     places: np.ndarray
@@ -99,7 +71,7 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
 
     Raises:
         UserError: ``scoring.device`` is cuda and there is no GPU, the files do not hold all of the
-            base model, or the adapter does not fit it.
+            base model, the adapter does not fit it, or one row can't hold both answers of a pair.
     """
     import torch
 
@@ -108,9 +80,7 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
         model_dir, p, infer_dtype=p.scoring.dtype, quantization_bit=p.model.quantization_bit
     )
 
-    from llamafactory.data import PairwiseDataCollatorWithPadding
     from llamafactory.data.processor.pairwise import PairwiseDatasetProcessor
-    from llamafactory.extras.constants import IGNORE_INDEX
     from llamafactory.model import load_model
 
     loaded.model_args.device_map = {"": torch.device(device)}
@@ -123,7 +93,7 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
     if adapter is not None:
         model = _with_adapter(model, adapter)
     if reason := prefix.why_not(model.eval()):
-        print(f"each answer is scored in a row of its own: {reason}")
+        raise UserError(f"{adapter or model_dir} can't be scored: {reason}")
     return Policy(
         family=loaded.family,
         image_token_id=loaded.image_token_id,
@@ -134,15 +104,6 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
         pairwise=PairwiseDatasetProcessor(
             template=template, tokenizer=tokenizer, processor=processor, data_args=loaded.data_args
         ),
-        collator=PairwiseDataCollatorWithPadding(
-            template=template,
-            model=model,
-            pad_to_multiple_of=8,
-            label_pad_token_id=IGNORE_INDEX,
-            tokenizer=tokenizer,
-            processor=processor,
-        ),
-        two_rows_because=reason,
     )
 
 
@@ -190,28 +151,18 @@ def device_of(p: Params) -> str:
     portable.prepare(p.scoring.device, portable=p.scoring.portable)
     import torch
 
-    device = choose_device(p.scoring.device, torch.cuda.is_available())
+    has_gpu = torch.cuda.is_available()
+    if p.scoring.device == "cuda" and not has_gpu:
+        raise UserError(
+            "scoring.device is cuda, but torch finds no GPU here; run on a machine with one, "
+            "or set scoring.device to cpu (the demo preset does)"
+        )
+    device = "cuda" if has_gpu and p.scoring.device != "cpu" else "cpu"
     if device == "cpu" and p.scoring.portable:
         torch.set_num_threads(portable.THREADS)
         used = torch.backends.cpu.get_cpu_capability()
         assert used != "AVX512", "torch was used before it was told to compute portably"
     return device
-
-
-def choose_device(wanted: str, has_gpu: bool) -> str:
-    """``cpu`` or ``cuda`` for ``scoring.device``.
-
-    Raises:
-        UserError: a GPU is wanted and there is none.
-    """
-    if wanted == "cuda" and not has_gpu:
-        raise UserError(
-            "scoring.device is cuda, but torch finds no GPU here; run on a machine with one, "
-            "or set scoring.device to cpu (the demo preset does)"
-        )
-    if wanted == "auto":
-        return "cuda" if has_gpu else "cpu"
-    return wanted
 
 
 def device_name(device: str) -> str:
@@ -281,7 +232,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
 def log_probs(
     policy: Policy, pairs: Sequence[dict[str, Any]], images: Path, *, batch_tokens: int, label: str
-) -> PairLogProbs:
+) -> pd.DataFrame:
     """Log-probs of both answers of every pair.
 
     Args:
@@ -292,61 +243,26 @@ def log_probs(
         label: what the progress bar says; without one there is no bar.
 
     Returns:
-        Arrays in the order of ``pairs``. Summed log-prob of an answer y given x:
-        log π(y|x) = Σ_t log π(y_t | x, y_<t) (DPO, arXiv 2305.18290, section 4).
+        A row a pair, in their order: ``id``; the log-prob of each answer y given x,
+        log π(y|x) = Σ_t log π(y_t | x, y_<t) (DPO, arXiv 2305.18290, section 4), in nats; their
+        tokens, which are those that LLaMA-Factory trains on: the answer and the end of turn;
+        ``image_tokens`` of the prompt; the pair's ``key`` (``prefix.pair_key``).
     """
     import torch
 
-    measure = _two_rows if policy.two_rows_because else _one_row
-    sums = np.zeros((2, len(pairs)))
-    counts = np.zeros((3, len(pairs)), dtype=np.int64)
+    logps, tokens_of = np.zeros((len(pairs), 2)), np.zeros((len(pairs), 3), dtype=np.int64)
     keys = np.full(len(pairs), "", dtype=object)
     for batch in _batches(policy, pairs, images, batch_tokens, label):
-        inputs = {
-            name: torch.from_numpy(array).to(policy.model.device)
-            for name, array in batch.inputs.items()
-        }
-        sums[:, batch.places], counts[:2, batch.places] = measure(policy, inputs)
-        counts[2, batch.places] = batch.image_tokens
+        inputs = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
+        output = prefix.log_probs(policy.model, inputs)
+        logps[batch.places] = output["logps"].double().sum(dim=-1).T.cpu()
+        tokens_of[batch.places, :2] = output["lengths"].T.cpu()
+        tokens_of[batch.places, 2] = batch.image_tokens
         keys[batch.places] = batch.keys
-    return PairLogProbs(*(*sums, *counts, keys))
-
-
-def _one_row(policy: Policy, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Summed log-probs and lengths, both (2, n), of ``prefix.pack``'s batch."""
-    output = prefix.log_probs(policy.model, batch)
-    return output["logps"].double().sum(dim=-1).cpu().numpy(), output["lengths"].cpu().numpy()
-
-
-def _two_rows(policy: Policy, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The same of a batch of LLaMA-Factory's: all chosen rows first, then all rejected ones."""
-    import torch
-    from llamafactory.train.trainer_utils import get_batch_logps
-
-    inputs = dict(batch)
-    labels = inputs.pop("labels")
-    with torch.inference_mode(), policy.family.seeing_each_image_once(policy.model):
-        logits = policy.model(**inputs, return_dict=True, use_cache=False).logits
-        summed, lengths = get_batch_logps(logits=logits.to(torch.float32), labels=labels)
-    return (
-        summed.double().cpu().numpy().reshape(2, -1),
-        lengths.cpu().numpy().reshape(2, -1),
+    measured = dict(zip(LOGPS, logps.T, strict=True)) | dict(
+        zip([*LENGTHS, "image_tokens"], tokens_of.T, strict=True)
     )
-
-
-def to_table(pairs: Sequence[dict[str, Any]], logps: PairLogProbs) -> pd.DataFrame:
-    """One row a pair: ``id`` and the measurements."""
-    return pd.DataFrame(
-        {
-            "id": [pair["id"] for pair in pairs],
-            "chosen_logps": logps.chosen,
-            "rejected_logps": logps.rejected,
-            "chosen_tokens": logps.chosen_tokens,
-            "rejected_tokens": logps.rejected_tokens,
-            "image_tokens": logps.image_tokens,
-            "key": logps.keys,
-        }
-    )
+    return pd.DataFrame({"id": [pair["id"] for pair in pairs], **measured, "key": keys})
 
 
 def _batches(
@@ -384,27 +300,23 @@ def _prepared(
     """The batches of some of the pairs. Arrays, since tensors would pass between processes in
     shared memory, of which a container has 64 MB.
     """
+    process = functools.partial(prefix.process_images, policy.template, policy.processor)
     features = encode(policy, [pairs[place] for place in places], images)
-    widths = []
-    for feature in features:
-        chosen, rejected = (len(feature[f"{side}_input_ids"]) for side in ("chosen", "rejected"))
-        one_row = chosen + rejected - prefix.shared_length(feature)
-        widths.append(2 * max(chosen, rejected) if policy.two_rows_because else one_row)
+    widths = [
+        len(each["chosen_input_ids"]) + len(each["rejected_input_ids"]) - prefix.shared_length(each)
+        for each in features
+    ]
     batches = []
     for batch in _of_like_length(widths, batch_tokens):
         those = [features[i] for i in batch]
-        if policy.two_rows_because:
-            inputs = policy.collator(those)
-        else:
-            process = functools.partial(prefix.process_images, policy.template, policy.processor)
-            inputs = prefix.pack(those, policy.model, process)
+        inputs = prefix.pack(those, policy.model, process)
         image_tokens = [each["chosen_input_ids"].count(policy.image_token_id) for each in those]
         batches.append(
             Batch(
                 places=places[batch],
                 inputs={name: tensor.numpy() for name, tensor in inputs.items()},
                 image_tokens=np.array(image_tokens),
-                keys=np.array([lookup.pair_key(each) for each in those], dtype=object),
+                keys=np.array([prefix.pair_key(each) for each in those], dtype=object),
             )
         )
     return batches
@@ -414,7 +326,8 @@ def by_length(pairs: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Places of the pairs, shape (n,), in the order in which they are scored."""
     # Characters stand in for tokens here: the order only has to keep padding small.
     lengths = [
-        len(_prompt(pair)) + max(len(_answer(pair, s)) for s in ("chosen", "rejected"))
+        len(pair["messages"][-1]["content"])
+        + max(len(pair[side]["content"]) for side in ("chosen", "rejected"))
         for pair in pairs
     ]
     return np.argsort(np.array(lengths, dtype=np.int64), kind="stable")
@@ -491,18 +404,6 @@ def answer(
     return [answers[place] for place in range(len(prompts))]
 
 
-def answers_table(rows: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> pd.DataFrame:
-    """``id``, ``answer``, its ``tokens``, and whether it ``finished``, one row a prompt."""
-    return pd.DataFrame(
-        {
-            "id": pd.Series([row["id"] for row in rows], dtype="str"),
-            "answer": pd.Series([answer.text for answer in answers], dtype="str"),
-            "tokens": pd.Series([answer.tokens for answer in answers], dtype="int64"),
-            "finished": pd.Series([answer.finished for answer in answers], dtype="bool"),
-        }
-    )
-
-
 def _of_like_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Places, shortest first, in batches of at most ``batch_tokens`` tokens, padding included."""
     batch: list[int] = []
@@ -552,15 +453,7 @@ def _left_padded(
     batch = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        **policy.family.position_inputs(input_ids, policy.image_token_id),
+        "mm_token_type_ids": (input_ids == policy.image_token_id).long(),
         **seen,
     }
     return {name: tensor.to(policy.model.device) for name, tensor in batch.items()}
-
-
-def _prompt(pair: Mapping[str, Any]) -> str:
-    return str(pair["messages"][-1]["content"])
-
-
-def _answer(pair: Mapping[str, Any], side: str) -> str:
-    return str(pair[side]["content"])

@@ -16,8 +16,6 @@ from stages.model import formatted
 from stages.model.formatted import PLACEHOLDERS
 from stages.params.params import Params
 
-_TEXTS = 1024  # tokenized at once: an answer of 200 tokens takes about 20 kB
-
 
 @dataclass(frozen=True)
 class Tokenization:
@@ -138,14 +136,15 @@ def count(
     """Tokens of formatted pairs, without opening their images.
 
     The template is applied with one token in the place of each image; how many there will be
-    follows from ``sizes`` (width and height in pixels of a pair's images) alone. All texts go to
-    the tokenizer at once.
+    follows from ``sizes`` (width and height in pixels of a pair's images) alone.
     """
     plugin = copy.copy(tokens.template.mm_plugin)
     plugin.expand_mm_tokens = False
-    whole = _Whole(tokens.tokenizer)
-    pairs = []
-    for row in console.counted(rows, len(rows), "format", "pairs"):
+    of_image = functools.cache(functools.partial(image_tokens, tokens))
+    counted = []
+    for row, of_pair in zip(
+        console.counted(rows, len(rows), "format", "pairs"), sizes, strict=True
+    ):
         messages = plugin.process_messages(
             [*formatted.turns(row), row["chosen"], row["rejected"]],
             row["images"],
@@ -155,49 +154,12 @@ def count(
         )
         *asked, first, second = messages
         said = formatted.system(row)
-        prompt, chosen = tokens.template.encode_oneturn(whole, [*asked, first], said)
-        _, rejected = tokens.template.encode_oneturn(whole, [*asked, second], said)
-        pairs.append((prompt, chosen, rejected))
-    texts = list(
-        {part for pair in pairs for side in pair for part in side if isinstance(part, str)}
-    )
-    lengths = _lengths(tokens.tokenizer, texts)
-    of_image = functools.cache(functools.partial(image_tokens, tokens))
-    counted = []
-    for of_pair, pair in zip(sizes, pairs, strict=True):
-        prompt, chosen, rejected = (sum(lengths.get(part, 1) for part in side) for side in pair)
+        prompt, chosen = tokens.template.encode_oneturn(tokens.tokenizer, [*asked, first], said)
+        _, rejected = tokens.template.encode_oneturn(tokens.tokenizer, [*asked, second], said)
         images = sum(of_image(*size) for size in of_pair)
-        counted.append(Lengths(images, prompt - len(of_pair) + images, chosen, rejected))
+        prompt_length = len(prompt) - len(of_pair) + images
+        counted.append(Lengths(images, prompt_length, len(chosen), len(rejected)))
     return counted
-
-
-def _lengths(tokenizer: Any, texts: Sequence[str]) -> dict[str, int]:
-    """Number of tokens of each text, on all cores.
-
-    By the tokenizers library itself: what transformers makes of its answers for Python takes three
-    times as long as the answers.
-    """
-    tokenizer.encode("")  # transformers takes off limits that a call before has set
-    found: dict[str, int] = {}
-    for start in range(0, len(texts), _TEXTS):
-        batch = texts[start : start + _TEXTS]
-        encoded = tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        found.update(zip(batch, map(len, encoded), strict=True))
-    return found
-
-
-class _Whole:
-    """A tokenizer that leaves each text whole in the place of its tokens."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[str]:
-        assert not add_special_tokens
-        return [text]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
 
 
 def image_tokens(tokens: Tokenization, width: int, height: int) -> int:
@@ -216,8 +178,3 @@ def fits(lengths: Lengths, cutoff_len: int) -> bool:
 
     whole = lengths.prompt, max(lengths.chosen, lengths.rejected)
     return bool(infer_seqlen(*whole, cutoff_len) == whole)
-
-
-def within(tokens: Tokenization, counted: Sequence[Lengths]) -> list[bool]:
-    """Which pairs ``cutoff_len`` leaves whole."""
-    return [fits(lengths, tokens.data_args.cutoff_len) for lengths in counted]

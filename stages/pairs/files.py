@@ -22,7 +22,7 @@ CODE = frozenset(
 MOST_CHARACTERS = 1000  # of a file's name, folders included
 _TEXT = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (
-    *(".parquet", ".arrow", ".tar"),
+    *(".parquet", ".tar"),
     *(f"{suffix}{packed}" for suffix in _TEXT for packed in ("", ".gz", ".zst")),
 )
 

@@ -1,8 +1,8 @@
-"""Files as rows: Parquet, Arrow, JSON, JSON Lines, CSV, TSV, webdataset's tar, a piece at a time.
+"""Files as rows: Parquet, JSON, JSON Lines, CSV, TSV, webdataset's tar, a piece at a time.
 
 pyarrow, json, csv and tarfile read the files, and pyarrow unpacks text. What is held at once is
 bounded, counted as it is unpacked: a line or a JSON value by ``MOST_LINE``, a header by
-``MOST_COLUMNS``, what a row of a tar brings by ``MOST_BYTES``, Parquet and Arrow by ``_ROWS``.
+``MOST_COLUMNS``, what a row of a tar brings by ``MOST_BYTES``, Parquet by ``_ROWS``.
 """
 
 import contextlib
@@ -109,48 +109,20 @@ def _damaged(path: Path, error: Exception, after: str) -> UserError:
     )
 
 
-# Parquet and Arrow
+# Parquet
 
 
 def _parquet(path: Path, wanted: Collection[str]) -> Iterator[Row]:
     # A buffer, not all of a column chunk: a shard of 2,000 images is often one of 130 MB.
     file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
     for batch in file.iter_batches(_ROWS, columns=sorted(wanted)):
-        yield from _values(batch)
-
-
-@contextlib.contextmanager
-def _arrow_batches(path: Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
-    """The batches of a stream, as the datasets library writes it, or of a file."""
-    with pa.memory_map(str(path)) as source:
-        is_file = source.read(6) == b"ARROW1"
-        source.seek(0)
-        opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-        count = opened.num_record_batches if is_file else 0
-        yield opened.schema, (map(opened.get_batch, range(count)) if is_file else iter(opened))
-
-
-def _arrow(path: Path, wanted: Collection[str]) -> Iterator[Row]:
-    with _arrow_batches(path) as (schema, batches):
-        for batch in batches:
-            part = batch.select([name for name in schema.names if name in wanted])
-            part.validate(full=True)  # a wrong offset would read any memory
-            yield from _values(part)
-
-
-def _arrow_header(path: Path) -> list[str]:
-    with _arrow_batches(path) as (schema, _):
-        return list(schema.names)
-
-
-def _values(batch: pa.RecordBatch) -> Iterator[Row]:
-    for start in range(0, batch.num_rows, 8):  # as Python objects, they are there twice
-        part = batch.slice(start, 8)
-        try:
-            yield from part.to_pylist()
-        except (ValueError, OverflowError):  # one cell is not UTF-8, or no date that Python has
-            for i in range(part.num_rows):
-                yield {name: _value(part.column(name)[i]) for name in part.schema.names}
+        for start in range(0, batch.num_rows, 8):  # as Python objects, they are there twice
+            part = batch.slice(start, 8)
+            try:
+                yield from part.to_pylist()
+            except (ValueError, OverflowError):  # one cell is not UTF-8, or no date of Python's
+                for i in range(part.num_rows):
+                    yield {name: _value(part.column(name)[i]) for name in part.schema.names}
 
 
 def _value(scalar: pa.Scalar) -> Any:
@@ -340,11 +312,10 @@ def _sample(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> Row
 
 
 _READ: dict[str, Callable[[Path, Collection[str]], Iterator[Row]]] = {
-    **{".parquet": _parquet, ".arrow": _arrow, ".tar": _tar},
+    **{".parquet": _parquet, ".tar": _tar},
     **{".jsonl": _json, ".json": _json, ".csv": _csv, ".tsv": _csv},
 }
 _HEADER: dict[str, Callable[[Path], list[str]]] = {
     ".parquet": lambda path: list(pq.read_schema(path).names),
-    ".arrow": _arrow_header,
     **dict.fromkeys((".csv", ".tsv"), lambda path: _dialect(path)[0]),
 }

@@ -1,33 +1,46 @@
-"""Images: any encoded picture becomes an upright RGB JPEG of bounded size, named by its content."""
+"""Images: any encoded picture becomes an upright RGB JPEG of bounded size, named by its content;
+by worker processes, in order and in bounded memory, because decoding is the cost of preprocess.
+"""
 
 import contextlib
 import hashlib
 import io
 import math
+import multiprocessing
+import multiprocessing.process
+import os
 import re
+import signal
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from stages.core.errors import UserError
 from stages.pairs.refusals import Refusal
 
 # Named, because Pillow knows formats that run other programs, as EPS does Ghostscript.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 # A progressive JPEG has about ten scans, each of which is decoded over all pixels: one of 1,000
 # scans, 336 kB large, takes seconds. Counted in the file, so that no clock decides what is kept.
 MOST_SCANS = 100
-_JPEG_2000 = 4  # times the pixels: noise of 2 MP takes 1.6 s, other formats 0.2 at most
 _MOST_SCANNED = 10  # times preprocess.max_input_pixels, pixels of all scans together
 LONGEST_JPEG_SIDE = 65500  # libjpeg's own limit
 _ORIENTATION = 0x0112  # the EXIF tag
 _PNG = b"\x89PNG"
+# Rows go to the workers by the batch: one by one, handing them over costs more than decoding them.
+_ROWS, _BYTES = 32, 2**20
+_BATCHES = 3  # under way for each worker: enough that none waits behind one large image
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # of a TIFF
-# In a JPEG: what follows FF within a scan's data (a stuffed byte, restarts), and at its end.
-_DATA = frozenset({b"\0", *(bytes([0xD0 + i]) for i in range(8))})
-_END = b"\xd9"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -72,6 +85,12 @@ class Stored:
         return self.name.removesuffix(".jpg")
 
 
+Outcome = Stored | Refusal  # of one image
+Outcomes = tuple[Stored, ...] | Refusal  # of a row
+Work = Callable[[bytes], Outcome]
+Refuse = Callable[[Any], Refusal | None]
+
+
 def store(data: bytes, *, folder: Path, limits: Limits) -> Stored | Refusal:
     """Normalise one encoded image and write it into ``folder`` under the hash of what is written.
 
@@ -109,7 +128,7 @@ def _normalise(data: bytes, limits: Limits) -> Normal | Refusal:
     # Ours is checked below, before anything is decoded; Pillow's own limit would come on top of it.
     Image.MAX_IMAGE_PIXELS = None
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         what = f"{image.format} of {width} x {height} pixels"
         if width * height > limits.max_input_pixels:
@@ -127,16 +146,13 @@ def _normalise(data: bytes, limits: Limits) -> Normal | Refusal:
             most = min(MOST_SCANS, _MOST_SCANNED * limits.max_input_pixels // (width * height))
             if scans > max(most, 1):
                 return Refusal("image_too_slow", f"{what}, {scans} scans")
-        if image.format == "JPEG2000" and width * height * _JPEG_2000 > limits.max_input_pixels:
-            return Refusal("image_too_slow", what)
         fits = image.format == "JPEG" and image.mode == "RGB" and size == image.size
         if fits and _orientation(image) not in _UPRIGHT:
-            _refuse_damaged(data, image)
+            image.load()
             return Normal(data, width, height)
         picture = _decoded(image, size)
     except UnidentifiedImageError:  # its own message holds a memory address
-        needs = "HEIC, for which `make extras` brings a package; " if _is_heic(data) else ""
-        detail = f"{needs}{len(data)} bytes that begin with {data[:20]!r}"
+        detail = f"{len(data)} bytes that begin with {data[:20]!r}"
         return Refusal("undecodable_image", f"{detail}; read are {', '.join(FORMATS)}")
     except MemoryError:
         raise
@@ -162,21 +178,6 @@ def _without_metadata(png: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _is_heic(data: bytes) -> bool:
-    return data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1") and b"avif" not in data[:40]
-
-
-def _formats(data: bytes) -> tuple[str, ...]:
-    """The formats that the file may be of: HEIC as well, if pillow-heif is installed."""
-    if _is_heic(data):
-        with contextlib.suppress(ImportError):
-            import pillow_heif  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
-            pillow_heif.register_heif_opener()
-            return ("HEIF",)
-    return FORMATS
-
-
 def fitted(width: int, height: int, max_pixels: int) -> tuple[int, int]:
     """The largest size of the same shape with at most ``max_pixels`` pixels, never enlarged.
 
@@ -189,26 +190,6 @@ def fitted(width: int, height: int, max_pixels: int) -> tuple[int, int]:
     long = min(math.floor(max(width, height) * scale), max_pixels // short, LONGEST_JPEG_SIDE)
     long = max(short, long)  # rounding can take a square below itself
     return (long, short) if width >= height else (short, long)
-
-
-def _refuse_damaged(data: bytes, image: Image.Image) -> None:
-    """Raise what decoding the JPEG in full raises, at a quarter of its cost.
-
-    libjpeg fails over a header, or where the data end before the image does; damage inside a scan
-    is a warning to it. So a file whose only scan runs up to its end marker is as good as its header
-    alone. Else all of it is read, but an eighth of each side computed. Where that fails the full
-    decoder has the last word: Pillow can't scale an image with a side below 8 pixels.
-    """
-    assert image.fp is not None
-    start = image.fp.tell()  # of the first scan's data, up to which Pillow has read
-    after = (piece[:1] for piece in data[start:].split(b"\xff")[1:])
-    has_one_scan = next((byte for byte in after if byte not in _DATA), b"") == _END
-    image.fp = io.BytesIO(data[:start] + b"\xff" + _END if has_one_scan else data)
-    try:
-        image.draft("RGB", (image.width // 8, image.height // 8))
-        image.load()
-    except Exception:
-        Image.open(io.BytesIO(data), formats=("JPEG",)).load()
 
 
 def _decoded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -250,3 +231,115 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # parsed by hand-written code over whatever bytes are there
         return 1
+
+
+# Workers
+
+
+def decode(
+    rows: Iterable[Any], refuse: Refuse, *, work: Work, workers: int
+) -> Iterator[tuple[Any, Outcomes]]:
+    """Each row with its stored images, or why it is left out, in order.
+
+    Args:
+        refuse: what is wrong with a row before its images are looked at.
+        work: what becomes of one encoded image; it goes to the workers by pickling.
+
+    Raises:
+        UserError: a worker died, or had no memory left.
+    """
+    processes = pool(workers)
+
+    def submit(images: list[bytes]) -> "Future[list[Outcome]]":
+        return processes.submit(_outcomes, work, images)
+
+    try:
+        yield from in_order(rows, submit, refuse=refuse, window=_BATCHES * workers)
+    except (BrokenProcessPool, MemoryError):
+        raise UserError(
+            "a worker process died or ran out of memory; lower preprocess.workers or "
+            "preprocess.max_input_pixels"
+        ) from None
+    finally:
+        processes.shutdown(cancel_futures=True)
+
+
+def _outcomes(work: Work, images: list[bytes]) -> list[Outcome]:
+    return [work(image) for image in images]
+
+
+def in_order(
+    rows: Iterable[Any],
+    submit: Callable[[list[bytes]], "Future[list[Outcome]]"],
+    *,
+    refuse: Refuse,
+    window: int,
+) -> Iterator[tuple[Any, Outcomes]]:
+    """Each row with the outcomes for its images, in the order of the rows.
+
+    At most ``window`` batches are held at once. Of each distinct image its digest and outcome are
+    kept (about 600 bytes), so that one that occurred before is not submitted again; rows that
+    ``refuse`` has something against are not submitted either.
+    """
+    waiting: deque[tuple[list[Any], dict[bytes, bytes], Future[list[Outcome]]]] = deque()
+    known: dict[bytes, Outcome | None] = {}  # by digest of the encoded file; None: under way
+
+    def first() -> Iterator[tuple[Any, Outcomes]]:
+        asked, new, outcomes = waiting.popleft()
+        known.update(zip(new, outcomes.result(), strict=True))
+        for row, digests, refusal in asked:
+            found = [known[digest] for digest in digests]
+            refusal = refusal or next((each for each in found if isinstance(each, Refusal)), None)
+            yield row, refusal or tuple(each for each in found if isinstance(each, Stored))
+
+    for batch in batches(rows):
+        asked: list[tuple[Any, list[bytes], Refusal | None]] = []  # digests of the images
+        new: dict[bytes, bytes] = {}
+        for row in batch:
+            refusal = refuse(row)
+            images = () if refusal else row.images
+            digests = [hashlib.sha256(image).digest() for image in images]
+            asked.append((row, digests, refusal))
+            new |= {d: data for d, data in zip(digests, images, strict=True) if d not in known}
+            known |= dict.fromkeys(new)
+        waiting.append((asked, new, submit(list(new.values()))))
+        if len(waiting) >= window:
+            yield from first()
+    while waiting:
+        yield from first()
+
+
+def batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    """The rows, as many at a time as go to a worker at once."""
+    batch: list[Any] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += sum(map(len, row.images or ()))
+        if len(batch) == _ROWS or size >= _BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def pool(workers: int) -> ProcessPoolExecutor:
+    """So many processes, which end when this one does."""
+    # Not forked from here, which would copy the locks of pyarrow's threads in whatever state they
+    # are, but from a server that has only done the imports: 20 ms a worker, spawning takes 1 s.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context.set_forkserver_preload(["stages.params.params", "stages.pairs.tables", __name__])
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    warnings.simplefilter("ignore")  # Pillow's, about files that are odd but readable
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # a killed parent cannot stop its workers, and they would wait for ever
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

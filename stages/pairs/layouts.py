@@ -10,7 +10,7 @@ import ast
 import contextlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,6 @@ from stages.pairs.formats import Row, Unreadable
 from stages.pairs.pairs import IMAGE_PLACEHOLDER, Record
 
 MOST_CHARACTERS = 2**20  # of a question or an answer: ten times what any model here can read
-_DEEPEST = 20  # lists in lists of an image cell
 
 # Columns of a row, keys of a message and types of its parts -> what they say that is not read.
 UNREAD = {
@@ -31,6 +30,7 @@ UNREAD = {
     **dict.fromkeys(("objects", "bbox", "mask"), "objects or regions of the image"),
     **dict.fromkeys(("reasoning_content", "thinking"), "reasoning apart from the answer"),
     **dict.fromkeys(("documents", "chat_template_kwargs"), "what a chat template adds"),
+    "history": "earlier turns apart from the messages",
 }
 # Name, columns of which one is the prompt, chosen and rejected. Without a column for the prompt it
 # is what both conversations begin with; without one for chosen it is the prompt's last turn.
@@ -51,14 +51,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "model", "chatbot"), "assistant"),
     "system": "system",
 }
-# Words in the names that people give columns, for a message that proposes which holds what.
-_CALLED = {
-    "image": {"image", "images", "picture", "photo", "img"},
-    "question": {"question", "prompt", "query", "instruction", "input"},
-    "chosen": {"chosen", "preferred", "accepted", "winner", "win", "better", "best", "positive"},
-    "rejected": {"rejected", "reject", "dispreferred", "unpreferred", "non", "not", "un", "dis"}
-    | {"loser", "lose", "worse", "worst", "negative", "bad"},
-}
+_PARTS = ("image", "question", "chosen", "rejected")  # that params.yaml names columns for
 # Where a text says that an image, or else a video or a sound, belongs, in any tool's spelling.
 _IMAGE_MARKS = re.compile(
     r"<img>\s*(?P<name>[^<>\n]{1,1000}?)\s*</img>|(<\|vision_start\|>)?(<\|image_pad\|>)+"
@@ -87,10 +80,10 @@ class Odd(Exception):
 class Layout:
     """The column that plays each part; empty where none does.
 
-    ``name`` says what it is, for people. ``more`` follows the prompt; ``packed`` is a JSON object
-    that holds question, chosen and rejected. ``role`` and ``content`` are keys of a message,
-    ``roles`` the words for who speaks. ``dataset`` is the origin of rows that name none.
-    ``needs_image``: a row without one is no pair of text alone.
+    ``name`` says what it is, for people. ``more`` follows the prompt; ``role`` and ``content`` are
+    keys of a message, ``roles`` the words for who speaks. ``dataset`` is the origin of rows that
+    name none. ``needs_image``: a row without one is no pair of text alone. ``unread`` are columns
+    as in ``UNREAD``.
     """
 
     name: str
@@ -100,8 +93,6 @@ class Layout:
     image: str = ""
     more: str = ""
     system: str = ""
-    history: str = ""
-    packed: str = ""
     origin: str = ""
     kind: str = ""
     role: tuple[str, ...] = ("role", "from")
@@ -109,12 +100,13 @@ class Layout:
     roles: Mapping[str, str] = field(default_factory=lambda: ROLES)
     dataset: str = ""
     needs_image: bool = False
+    unread: Mapping[str, str] = field(default_factory=lambda: UNREAD)
 
     @property
     def columns(self) -> set[str]:
         """All columns that it reads."""
         parts = (self.prompt, self.chosen, self.rejected, self.image, self.more, self.system)
-        return {*parts, self.history, self.packed, self.origin, self.kind} - {""}
+        return {*parts, self.origin, self.kind} - {""}
 
 
 def choose(names: Collection[str], columns: Mapping[str, str | None]) -> Layout | None:
@@ -123,7 +115,7 @@ def choose(names: Collection[str], columns: Mapping[str, str | None]) -> Layout 
     A column that was renamed there and is not in the table is a mistake to report, not a reason to
     read others, so then there is none.
     """
-    wanted = {part: columns.get(part) or "" for part in _CALLED}
+    wanted = {part: columns.get(part) or "" for part in _PARTS}
     image = next((name for name in (wanted["image"], *_IMAGES) if name in names), "")
     if {*wanted.values()} - {""} <= {*names}:
         prompt, chosen, rejected = (wanted[part] for part in ("question", "chosen", "rejected"))
@@ -137,7 +129,6 @@ def choose(names: Collection[str], columns: Mapping[str, str | None]) -> Layout 
         found,
         more="input" if found.prompt == "instruction" and "input" in names else "",
         system=next((name for name in ("system", "system_prompt") if name in names), ""),
-        history="history" if "history" in names else "",
         origin=columns.get("origin") or "",
         kind=columns.get("kind") or "",
     )
@@ -150,8 +141,7 @@ def _known(names: Collection[str], image: str) -> Layout | None:
             plain = prompt == "question" and chosen == "chosen"
             layout = Layout(name, prompt, chosen, rejected, image, needs_image=plain)
             return layout if image or not plain else None
-    packed = image and "text" in names
-    return Layout("RLHF-V", image=image, packed="text", needs_image=True) if packed else None
+    return None
 
 
 # Columns with other names
@@ -174,25 +164,9 @@ def missing(
     some += [f"and {len(names) - 20:,} more"] * (len(names) > 20)
     text = f"has no column {', '.join(_quoted(name) for name in lacking.values())}; it has "
     text += f"{', '.join(some)}; name the right ones under `columns`"
-    texts = [name for name in names if isinstance(values.get(name), str)]
-    images = [name for name in names if isinstance(values.get(name), str | bytes | Mapping | list)]
-    found = {
-        part: [n for n in (images if part == "image" else texts) if _part_of(n) == part]
-        for part in lacking.keys() & _CALLED.keys()
-    }
-    if found and all(len(few) == 1 for few in found.values()):  # else there is doubt
-        pairs = ", ".join(f"{part}: {found[part][0]}" for part in _CALLED if part in found)
-        text += f", by their words {{{pairs}}}"
     if nullable := [part for part in lacking if part in ("image", "origin", "kind")]:
         text += f", or write null for {' and '.join(nullable)}"
     return text
-
-
-def _part_of(name: str) -> str:
-    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
-    found = {part for part, called in _CALLED.items() if called & words}
-    found -= {"chosen"} if "rejected" in found else set()  # not_chosen, non_preferred
-    return found.pop() if len(found) == 1 else ""
 
 
 def _quoted(name: str) -> str:
@@ -216,13 +190,7 @@ def record(
     """
     if isinstance(row, Unreadable):
         raise Odd(row.why)
-    _refuse_unread(row, layout.columns)
-    if layout.packed:
-        inner = _structure(row.get(layout.packed))
-        if not isinstance(inner, dict):
-            raise Odd(f"{layout.packed} holds no JSON object with question, chosen and rejected")
-        row = {**row, **inner}
-        layout = replace(layout, prompt="question", chosen="chosen", rejected="rejected")
+    _refuse_unread(row, layout.unread, layout.columns)
     asked, inside = _said(row, layout.prompt, layout, "user")
     if more := _text(row.get(layout.more), layout.more):
         asked = [*asked[:-1], ("user", f"{asked[-1][1]}\n{more}" if asked else more)]
@@ -245,7 +213,6 @@ def record(
             raise Odd(f"{layout.prompt} is not what chosen and rejected answer")
     system, history, question = _conversation(before or asked, layout.prompt or layout.chosen)
     system = _text(row.get(layout.system), layout.system) or system
-    history = _history(row.get(layout.history), layout.history) + history
     cells = _cells(row.get(layout.image), layout) or inside
     if _IMAGE_MARKS.search(system):
         raise Odd("its system prompt marks the place of an image", "other_media")
@@ -270,10 +237,12 @@ def record(
     )
 
 
-def _refuse_unread(said: Mapping[str, Any], read: Collection[str]) -> None:
-    for name in UNREAD.keys() & said.keys():
+def _refuse_unread(
+    said: Mapping[str, Any], unread: Mapping[str, str], read: Collection[str] = ()
+) -> None:
+    for name in unread.keys() & said.keys():
         if name not in read and _says(said[name]):
-            raise Odd(f"it holds {UNREAD[name]} ({name}), which is not read", "not_read")
+            raise Odd(f"it holds {unread[name]} ({name}), which is not read", "not_read")
 
 
 def _says(value: object) -> bool:
@@ -330,7 +299,7 @@ def _said(
     for message in messages:
         if not isinstance(message, Mapping):
             raise Odd(f"{name} holds {type(message).__name__} where a message should be")
-        _refuse_unread(message, ())
+        _refuse_unread(message, UNREAD)
         said = next((message[key] for key in layout.role if message.get(key)), None)
         role = layout.roles.get(str(said).lower())
         if role is None:
@@ -389,26 +358,12 @@ def _conversation(turns: Turns, name: str) -> tuple[str, tuple[tuple[str, str], 
     return system, tuple(zip(texts[0:-1:2], texts[1::2], strict=True)), texts[-1]
 
 
-def _history(value: object, name: str) -> tuple[tuple[str, str], ...]:
-    found = _structure(value) or []
-    if not isinstance(found, list) or any(not isinstance(t, list) or len(t) != 2 for t in found):
-        raise Odd(f"{name} holds something else than pairs of question and answer")
-    return tuple((_text(user, name) or "", _text(said, name) or "") for user, said in found)
-
-
 def _cells(value: Any, layout: Layout) -> list[Any]:
     """The row's image cells."""
     if isinstance(value, Unreadable):
         raise Odd(f"{layout.image} {value.why}")
-
-    def flat(value: Any, depth: int) -> Iterator[Any]:
-        if isinstance(value, list | tuple) and depth:
-            for item in value:
-                yield from flat(item, depth - 1)
-        else:
-            yield value
-
-    return [] if value is None else list(flat(_structure(value), _DEEPEST))
+    spelt = _structure(value)
+    return spelt if isinstance(spelt, list) else [] if spelt is None else [spelt]
 
 
 def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:

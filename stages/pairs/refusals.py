@@ -26,8 +26,7 @@ REASONS = {
     "undecodable_image": "the image is truncated, damaged, or of no known format; convert it to "
     "PNG or JPEG",
     "image_too_large": "its header declares more than preprocess.max_input_pixels; not decoded",
-    "image_too_slow": "a JPEG of more than 100 scans, or a JPEG 2000 of more than a quarter of "
-    "preprocess.max_input_pixels; write it again as PNG or as JPEG with fewer scans",
+    "image_too_slow": "a JPEG of more than 100 scans; write it again with fewer",
     "image_too_small": "its shorter side is below preprocess.min_side",
     "image_in_held_out_questions": "it belongs to the questions kept for the evaluation",
     "exact_duplicate": "images and texts all equal those of an earlier row",

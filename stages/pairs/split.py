@@ -1,23 +1,9 @@
 """Which split a pair belongs to: train, validation or test."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from stages.pairs.pairs import SPLITS
-
-# Words that say a split, as the datasets library reads names.
-_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-
-
-def published_split(name: str) -> str:
-    """The split that a file's name or its folder's says, its last word of several; else empty."""
-    words = re.split(r"[^a-z]+", name.lower())
-    return next((_WORDS[word] for word in reversed(words) if word in _WORDS), "")
 
 
 def split_of(group: str, *, key: str, validation: float, test: float) -> str:

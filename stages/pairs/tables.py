@@ -1,35 +1,59 @@
 """One source's tables, read row by row as records.
 
 Files are read in the order of their names. How a file holds rows is ``formats``' to know, which
-column holds what ``layouts``', which file a name means ``files``', and what image a cell means
-``pictures``'. An odd cell costs its row; where most of the first rows are odd, it is the column
-that is wrong, and the run stops.
+column holds what ``layouts``', and which file a name means ``files``'. An odd cell costs its row;
+where most of the first rows are odd, it is the column that is wrong, and the run stops.
 """
 
+import base64
+import binascii
 import contextlib
 import itertools
+import json
 import os
+import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow.parquet as pq
 
-from stages.core.errors import UserError
-from stages.core.text import shown
-from stages.pairs import dataset_info, formats, layouts, pictures
-from stages.pairs.files import CODE, FETCHED, PICKLES, SUFFIXES, Folder, ending, suffix, walk
-from stages.pairs.formats import PEEK, Table
+from stages.core.errors import UserError, did_you_mean
+from stages.core.text import listed, readable, shown
+from stages.pairs import formats, layouts
+from stages.pairs.files import (
+    CODE,
+    FETCHED,
+    MOST_CHARACTERS,
+    PICKLES,
+    SUFFIXES,
+    Folder,
+    ending,
+    suffix,
+    walk,
+)
+from stages.pairs.formats import MOST_BYTES, PEEK, Table, Unreadable
 from stages.pairs.layouts import UNREAD, Layout, Odd
 from stages.pairs.pairs import Record
-from stages.pairs.split import published_split
 
+# Words that say a split, as the datasets library reads names.
+_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
+_DATA_URL = re.compile(r"data:[\w.+/-]*(;[\w=-]+)*;base64,", re.ASCII)
+_URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]{1,20}://")
+_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 _ARCHIVES = {".zip", ".tgz", ".tbz2", ".txz", ".7z", ".rar"}
 # Written beside the data by the tools that write it; they hold no rows.
-_NOT_DATA = {dataset_info.NAME, "dataset_infos.json", "dataset_dict.json", "state.json"}
+_INFO = "dataset_info.json"
+_NOT_DATA = {_INFO, "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
 @dataclass(frozen=True)
@@ -78,15 +102,14 @@ def contents(path: Path, reading: Reading) -> Contents:
     names = [name for name in (walk(path) if path.is_dir() else ()) if name != FETCHED]
     left_out = {name: "it can run code" for name in names if suffix(name) in PICKLES | CODE}
     packed = [name for name in names if suffix(name) in _ARCHIVES]
-    left_out |= dict.fromkeys(packed, "an archive, which is unpacked if `path` names it as well")
+    left_out |= dict.fromkeys(packed, "an archive; unpack it there")
     tables = [name for name in names if ending(name) and PurePosixPath(name).name not in _NOT_DATA]
-    infos = [name for name in names if PurePosixPath(name).name == dataset_info.NAME]
-    described = dataset_info.described(path, infos, tables, reading.datasets)
+    infos = [name for name in names if PurePosixPath(name).name == _INFO]
+    described = _described(path, infos, tables, reading.datasets)
     archives = [name for name in tables if ending(name) == ".tar"]
     lists = [name for name in tables if name.removesuffix(".parquet") + ".tar" in archives]
     for few, why in (
-        ([name for name in tables if PurePosixPath(name).match("cache-*.arrow")], "a cache"),
-        ([name for name in tables if name not in described], f"not in {dataset_info.NAME}"),
+        ([name for name in tables if name not in described], f"not in {_INFO}"),
         (lists, "img2dataset's list of what is in the tar of that name"),
         ([name for name in tables if _is_no_table(path / name, reading)], "an object, not rows"),
         (archives, "a tar beside tables, perhaps of images"),
@@ -168,8 +191,8 @@ class Opened:
 
     def records(self, find: Callable[[str], Path | str]) -> Iterator[Record]:
         """Its rows; ``find`` gives the file that a name means."""
-        encoded = partial(pictures.encoded, find=find)
-        wanted = (self.layout.columns | UNREAD.keys()) & {*self.table.names}
+        encoded = partial(image_of, find=find)
+        wanted = (self.layout.columns | self.layout.unread.keys()) & {*self.table.names}
         for number, row in enumerate(self.table.rows(wanted), start=1):
             where = f"{self.name} row {number}"
             try:
@@ -224,3 +247,134 @@ def _refuse_odd(table: Opened, folder: Folder) -> None:
             f"{table.table.path} row {first.index(odd[0]) + 1}: {odd[0].note} (so {len(odd)} of "
             f"its first {len(first)} rows can't be used); name other columns in `columns`"
         )
+
+
+def published_split(name: str) -> str:
+    """The split that a file's name or its folder's says, its last word of several; else empty."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((_WORDS[word] for word in reversed(words) if word in _WORDS), "")
+
+
+# LLaMA-Factory's dataset_info.json
+
+
+def _described(
+    root: Path, infos: Sequence[str], tables: Collection[str], datasets: Sequence[str] | None
+) -> dict[str, Layout]:
+    """The layouts of the tables that a ``dataset_info.json`` describes as preferences.
+
+    ``infos`` are such files below ``root``. ``datasets`` are the entries that are wanted; None: all
+    that hold preferences.
+
+    Raises:
+        UserError: an entry that is wanted is missing, or its file.
+    """
+    found: dict[str, Layout] = {}
+    known: dict[str, tuple[str, dict[str, Any]]] = {}  # by the name of the entry
+    for info in infos:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            entries = json.loads((root / info).read_text(encoding="utf-8"))
+            of_files = (name for name, entry in entries.items() if "file_name" in entry)
+            known |= {name: (info, entries[name]) for name in of_files}
+    folder = Folder(root)
+    for name in known if datasets is None else datasets:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise UserError(f"{_INFO} in {root} has no entry {name!r} with a file_name{hint}")
+        info, entry = known[name]
+        given = {**(entry.get("columns") or {}), **(entry.get("tags") or {})}
+        if datasets is None and not (entry.get("ranking") or {"chosen", "rejected"} <= {*given}):
+            continue
+        beside, place = os.path.dirname(info), str(entry["file_name"])
+        path = folder.find(place, beside)
+        inside = os.path.join(beside, place, "")
+        file = path.relative_to(root).as_posix() if isinstance(path, Path) else None
+        there = [table for table in tables if table == file or table.startswith(inside)]
+        if not there:
+            raise UserError(
+                f"{root / info} describes {name!r} by the file {place!r:.100}, and the tables are "
+                f"{listed(tables, 5)}; add it, or name other entries in `datasets`"
+            )
+        found |= dict.fromkeys(there, _layout_of(name, given, entry.get("formatting", "alpaca")))
+    return found
+
+
+def _layout_of(name: str, given: Mapping[str, str], formatting: str) -> Layout:
+    """By the names of columns and tags that an entry gives, and LLaMA-Factory's own for others."""
+    alpaca = formatting == "alpaca"
+    prompt = ("prompt", "instruction") if alpaca else ("messages", "conversations")
+    return Layout(
+        f"{name} of {_INFO}",
+        prompt=given.get(*prompt),
+        more=given.get("query", "input") if alpaca else "",
+        chosen=given.get("chosen", "chosen"),
+        rejected=given.get("rejected", "rejected"),
+        image=given.get("images", "images"),
+        system=given.get("system", "system"),
+        role=(given.get("role_tag", "from"),),
+        content=(given.get("content_tag", "value"),),
+        roles={given.get(f"{role}_tag", tag).lower(): role for role, tag in _ROLES.items()},
+        dataset=name,
+        unread=UNREAD | {column: UNREAD[part] for part, column in given.items() if part in UNREAD},
+    )
+
+
+# Cells of images
+
+
+def image_of(cell: Any, find: Callable[[str], Path | str]) -> bytes | str:
+    """An encoded image, or why there is none, as when its file is missing.
+
+    Args:
+        find: the file that a name means, or why there is none.
+
+    Raises:
+        Odd: it is nothing that could be an image, which speaks of its column rather than its row.
+    """
+    name = None
+    if isinstance(cell, Mapping):
+        name, cell = cell.get("path") or cell.get("url"), cell.get("bytes")
+    if isinstance(cell, Unreadable):
+        raise Odd(f"the image {cell.why}")
+    if isinstance(cell, str):
+        name, cell = cell, None
+    if cell is None and isinstance(name, str) and name:
+        cell = _from_text(name, find)
+    if isinstance(cell, str):
+        return cell
+    if cell is None and not name:
+        return "no image"
+    if not isinstance(cell, bytes | bytearray):
+        kind = type(name if cell is None else cell).__name__
+        raise Odd(f"the image holds {kind}, not bytes, a struct of bytes and path, or a path")
+    if len(cell) > MOST_BYTES:
+        return f"the image is of {readable(len(cell))}, and {readable(MOST_BYTES)} is the most"
+    return bytes(cell) or "no bytes"
+
+
+def _from_text(text: str, find: Callable[[str], Path | str]) -> bytes | str:
+    if found := _DATA_URL.match(text[:100]):
+        return _from_base64(text[found.end() :]) or f"{shown(text, 60)} is not valid base64"
+    if text.startswith("data:"):
+        return f"{shown(text, 60)} is a data URL without base64"
+    path = find(text) if len(text) <= MOST_CHARACTERS else f"{shown(text, 60)!r} is no file's name"
+    if isinstance(path, str) and _URL.match(text[:30]):
+        raise Odd(
+            f"the image {shown(text)!r} is an address, and nothing is downloaded while rows are "
+            "read; img2dataset downloads images and writes tar files that are read here"
+        )
+    if isinstance(path, str):  # base64 of a JPEG begins with "/9j/", as a path could
+        return (_BASE64.fullmatch(text) and _from_base64(text)) or path
+    try:
+        size = path.stat().st_size
+        return path.read_bytes() if size <= MOST_BYTES else f"{shown(text)} is {readable(size)}"
+    except OSError as error:
+        return f"{shown(text)}: {error.strerror}"
+
+
+def _from_base64(text: str) -> bytes | None:
+    packed = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True) or None
+    except (binascii.Error, ValueError):
+        return None

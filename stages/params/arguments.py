@@ -2,12 +2,15 @@
 
 Names and types of its options are read from the source of the classes that it parses a YAML file
 into (0.1 s), so they are those of the installed versions. A test compares them with the classes.
+The tables say what is refused: what would be wrong in silence, or would stop the training after
+hours of the stages before it.
 """
 
 import ast
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -118,6 +121,32 @@ REFUSED = {
     ),
 }
 
+# Packages that an option (or one with a value) needs besides the lock.
+PACKAGES = {
+    "deepspeed": "deepspeed",
+    "*_liger_kernel": "liger-kernel",
+    "use_adam_mini": "adam-mini",
+    "fp8": "torchao",
+    "flash_attn: fa2": "flash-attn",
+    "quantization_method: hqq": "hqq",
+    "quantization_method: eetq": "eetq",
+    "optim: adamw_torch_[48]bit": "torchao",
+    "optim: *lomo": "lomo-optim",
+    "optim: grokadamw": "grokadamw",
+    "optim: schedule_free_*": "schedulefree",
+    "optim: stable_adamw": "torch-optimi",
+}
+INSTALL = ".venv/bin/uv pip install --python .venv/bin/python -c requirements.txt"
+
+# What an option (or one with a value) needs beside it.
+PARTNERS = {
+    "early_stopping_steps": "load_best_model_at_end: true",
+    "dataloader_prefetch_factor": "dataloader_num_workers: 2",
+    "save_strategy: best": "metric_for_best_model: rewards/accuracies",
+    "lr_scheduler_type: cosine*_with_min_lr": "lr_scheduler_kwargs: {min_lr_rate: 0.1}",
+}
+FILES = ("deepspeed", "fsdp_config")  # of which the value is a path, if it is a text
+
 # Names of modules, which LLaMA-Factory splits at commas, so that a list will do as well.
 MODULES = ("lora_target", "oft_target", "additional_target")
 
@@ -157,6 +186,36 @@ def entry(table: Mapping[str, str], key: str, value: Any) -> str | None:
         if found:
             return said
     return None
+
+
+def problems(options: Mapping[str, Any]) -> Iterator[str]:
+    """What options need that is not there (another option, a package, a file), and which of them
+    exclude each other.
+    """
+    for option, value in options.items():
+        partner = entry(PARTNERS, option, value)
+        if partner and not options.get(partner.partition(":")[0]):
+            yield f"'train.{option}' needs {partner} beside it"
+        if package := entry(PACKAGES, option, value):
+            try:
+                version(package)
+            except PackageNotFoundError:
+                yield (
+                    f"'train.{option}' needs a package that is not in the lock: "
+                    f"`{INSTALL} {package}` installs it beside the locked versions"
+                )
+        if option in FILES and isinstance(value, str) and not Path(value).is_file():
+            yield f"'train.{option}': there is no file {value}"
+    if options.get("bf16") and options.get("fp16"):
+        yield "'train': bf16 and fp16 are both true; keep one"
+    saved, evaluated = options.get("save_strategy"), options.get("eval_strategy")
+    if options.get("load_best_model_at_end") and saved != "best":
+        times = (options.get("save_steps") or 500) / (options.get("eval_steps") or 500)
+        if saved != evaluated or (saved == "steps" and abs(times - round(times)) > 1e-9):
+            yield (
+                "'train.load_best_model_at_end' needs a save_strategy like eval_strategy, and a "
+                "save_steps that is a multiple of eval_steps"
+            )
 
 
 @cache

@@ -7,7 +7,7 @@ three by TRL 0.24. As in TRL, ``ipo`` takes means per token where the paper has 
 
 from dataclasses import dataclass
 
-WORDS = ("words", "tag", "citation")  # fields that no number depends on
+WORDS = ("words", "tag", "paper")  # fields that no number depends on
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Loss:
     smoothed: whether ``train.dpo_label_smoothing`` goes with it.
     words: for the page and the card.
     tag: the Hub's, of the card.
-    citation: BibTeX of its source, for the card.
+    paper: number of its source on arXiv, for the card (``reporting/card.bib``).
     """
 
     words: str
     tag: str
-    citation: str
+    paper: str
     reference: bool = True
     mean: bool = False
     stock: bool = True
@@ -37,61 +37,33 @@ LOSSES = {
         words="direct preference optimization (DPO)",
         tag="dpo",
         smoothed=True,
-        citation="""@article{rafailov2023direct,
-  title  = {Direct Preference Optimization: Your Language Model is Secretly a Reward Model},
-  author = {Rafailov, Rafael and Sharma, Archit and Mitchell, Eric and Ermon, Stefano and
-            Manning, Christopher D. and Finn, Chelsea},
-  year   = {2023},
-  note   = {arXiv:2305.18290}
-}""",
+        paper="2305.18290",
     ),
     "hinge": Loss(  # max(0, 1 - β·(r(w) - r(l)))
         words="direct preference optimization with a hinge loss",
         tag="dpo",
         stock=False,
-        citation="""@article{zhao2023slic,
-  title  = {SLiC-HF: Sequence Likelihood Calibration with Human Feedback},
-  author = {Zhao, Yao and Joshi, Rishabh and Liu, Tianqi and Khalman, Misha and Saleh, Mohammad and
-            Liu, Peter J.},
-  year   = {2023},
-  note   = {arXiv:2305.10425}
-}""",
+        paper="2305.10425",
     ),
     "ipo": Loss(  # (r(w) - r(l) - 1/(2β))², r per token
         words="identity preference optimization (IPO)",
         tag="ipo",
         mean=True,
         stock=False,
-        citation="""@article{azar2023general,
-  title  = {A General Theoretical Paradigm to Understand Learning from Human Preferences},
-  author = {Azar, Mohammad Gheshlaghi and Rowland, Mark and Piot, Bilal and Guo, Daniel and
-            Calandriello, Daniele and Valko, Michal and Munos, R{\\'e}mi},
-  year   = {2023},
-  note   = {arXiv:2310.12036}
-}""",
+        paper="2310.12036",
     ),
     "orpo": Loss(  # -log π(w) - β·log_sigmoid(log odds(w) - log odds(l)), per token
         words="odds ratio preference optimization (ORPO)",
         tag="orpo",
         reference=False,
         mean=True,
-        citation="""@article{hong2024orpo,
-  title  = {ORPO: Monolithic Preference Optimization without Reference Model},
-  author = {Hong, Jiwoo and Lee, Noah and Thorne, James},
-  year   = {2024},
-  note   = {arXiv:2403.07691}
-}""",
+        paper="2403.07691",
     ),
     "simpo": Loss(  # -log_sigmoid(β·(log π(w) - log π(l)) - simpo_gamma), per token
         words="simple preference optimization (SimPO)",
         tag="simpo",
         reference=False,
         mean=True,
-        citation="""@article{meng2024simpo,
-  title  = {SimPO: Simple Preference Optimization with a Reference-Free Reward},
-  author = {Meng, Yu and Xia, Mengzhou and Chen, Danqi},
-  year   = {2024},
-  note   = {arXiv:2405.14734}
-}""",
+        paper="2405.14734",
     ),
 }

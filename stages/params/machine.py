@@ -1,48 +1,25 @@
 """Whether this machine has the GPUs that the parameters ask for."""
 
 import os
-import shutil
-import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from stages.core.errors import UserError
 from stages.params.params import Params
 
-ELSEWHERE = (
-    "WITHOUT_GPU"  # a variable of the environment: the stages for a GPU run on another machine
-)
-# The oldest driver series for programs of a CUDA version: NVIDIA, CUDA Compatibility, table 1.
-DRIVERS = {13: 580, 12: 525}
+ELSEWHERE = "WITHOUT_GPU"  # set in the environment where another machine runs the stages for a GPU
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU as ``nvidia-smi`` lists it; memory in GB (10^9 bytes)."""
-
-    name: str
-    memory: float
-    driver: str
-
-
-def listed() -> list[Gpu]:
-    """The GPUs that the driver knows, without importing torch."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    columns = "--query-gpu=name,memory.total,driver_version"
-    query = ["nvidia-smi", columns, "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-    rows = [line.rsplit(", ", 2) for line in done.stdout.splitlines()]
-    return [
-        Gpu(row[0], float(row[1]) * 2**20 / 1e9, row[2])
-        for row in rows
-        if len(row) == 3 and row[1].isdigit()
-    ]
+def on_ray(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether Ray starts the processes of a training, by LLaMA-Factory's own switch."""
+    return environment.get("USE_RAY", "0").lower() in ("1", "true", "y")
 
 
 def lacking(p: Params) -> list[str]:
-    """What the parameters ask of GPUs and torch does not find here, a sentence each."""
+    """What the parameters ask of GPUs and torch does not find here, a sentence each. On Ray all but
+    one GPU may be other machines'.
+    """
     asked = {
-        f"train.gpus is {p.train.gpus}": p.train.gpus,
+        f"train.gpus is {p.train.gpus}": min(p.train.gpus, 1) if on_ray() else p.train.gpus,
         "scoring.device is cuda": int(p.scoring.device == "cuda"),
         f"model.quantization_bit is {p.model.quantization_bit}": int(
             bool(p.model.quantization_bit)
@@ -58,30 +35,34 @@ def lacking(p: Params) -> list[str]:
         for what, number in asked.items()
         if number > found
     ]
-    if lines and (gpus := listed()):
-        lines.append(unusable(gpus, str(torch.__version__), str(torch.version.cuda)))
+    if lines and _driver_is_too_old():
+        lines.append(
+            f"NVIDIA's driver is too old for torch, which is built for CUDA {torch.version.cuda}: "
+            "update it to 580 or newer, or install torch for an older one (docs/reliability.md)"
+        )
+    given = p.train.passed_through
+    wants_bfloat16 = p.train.gpus and (given.get("bf16") or given.get("pure_bf16"))
+    if wants_bfloat16 and found and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(0)
+        lines.append(f"the {name} has no bfloat16 (set train.bf16 to false and train.fp16 to true)")
     return lines
 
 
-def unusable(gpus: list[Gpu], torch: str, cuda: str) -> str:
-    """Why torch may find fewer GPUs than the driver lists."""
-    driver, needed = gpus[0].driver, DRIVERS.get(int(cuda.partition(".")[0]), 0)
-    if int(driver.partition(".")[0]) >= needed:
-        return f"nvidia-smi lists {len(gpus)} GPU: CUDA_VISIBLE_DEVICES may hide some from torch"
-    number = torch.partition("+")[0]
-    return (
-        f"NVIDIA's driver here is {driver}, and torch {number} is built for CUDA {cuda}, which "
-        f"needs {needed} or newer: update the driver, or install torch's wheels for CUDA 12.6 over "
-        "the lock with `.venv/bin/uv pip install --python .venv/bin/python --torch-backend cu126 "
-        f"--reinstall torch=={number} torchvision torchaudio`, after which results need not have "
-        "the same bits as elsewhere"
-    )
+def _driver_is_too_old() -> bool:
+    """By torch's own check, which compares the driver with the CUDA that torch was built for."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except Exception as error:  # of several kinds: no driver, no GPU, no CUDA in this torch
+        return "too old" in str(error)
+    return False
 
 
-def require(p: Params) -> None:
-    """Raise ``UserError`` where this machine lacks what a later stage needs, unless the user said
-    in the environment that it runs on another one."""
-    if (lines := lacking(p)) and not os.environ.get(ELSEWHERE):
+def require(p: Params, *, now: bool = False) -> None:
+    """Raise ``UserError`` where this machine lacks what a stage needs, ``now`` or later; what comes
+    later may run on another machine, as the user can say in the environment."""
+    if (lines := lacking(p)) and (now or not os.environ.get(ELSEWHERE)):
         raise UserError(
             f"{'; '.join(lines)}. Run on a machine that has it, or choose other parameters; "
             f"`{ELSEWHERE}=1 dvc repro format` prepares the data here for another machine"

@@ -1,12 +1,8 @@
 """The model card: ``reports/model_card.md``, as the Hugging Face Hub reads a ``README.md``.
 
-Metadata (YAML front matter) and a page about one adapter, from facts that stages recorded: its
-parameters, metrics, counts and sources. The page's words are in ``card.md`` next to this module.
-The same facts give the same bytes: no time, no machine, no commit of this repository. Who publishes
-the adapter copies the card next to it as ``README.md``.
-
-The Hub's fields: https://huggingface.co/docs/hub/model-cards. ``huggingface_hub`` writes and checks
-them.
+Metadata (https://huggingface.co/docs/hub/model-cards) and a page about one adapter, from facts that
+stages recorded. The page's words are in ``card.md`` next to this module. The same facts give the
+same bytes: no time, no machine, no commit of this repository.
 """
 
 import re
@@ -15,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.evaluation import paired
+from stages.evaluation import catalogue, paired
 from stages.evaluation.catalogue import FIGURE, METRICS, is_known
 from stages.families.family import Family
 from stages.params.losses import LOSSES
-from stages.reporting import metric_tables
 from stages.reporting.inputs import Inputs
 from stages.reporting.markup import filled, without_absolute_paths
 
@@ -38,25 +33,12 @@ DEMO_BASE = "demo/model"  # made by demo/make_base.py, with the habits that DPO 
 INDEXED = {"win_rate": "win_rate", "tuned_accuracy": "accuracy", "tuned_correct": "accuracy"}
 
 
-@dataclass(frozen=True)
-class About:
-    """What people should know of a published data set that its ``SOURCE.json`` does not say."""
-
-    language: str
-    note: str
-
-
-KNOWN = {
-    "easy-vqa": About(
-        "en",
-        "easy-VQA holds drawings of one shape in one colour, and questions about them; the answers "
-        "in pairs are sentences that the pipeline makes from its labels.",
-    ),
-    "helehan/topic-overwrite": About(
-        "en",
-        "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that "
-        "model gets wrong may be among the chosen answers.",
-    ),
+# What people should know of a published data set that its SOURCE.json does not say.
+NOTES = {
+    "easy-vqa": "easy-VQA holds drawings of one shape in one colour, and questions about them; the "
+    "answers in pairs are sentences that the pipeline makes from its labels.",
+    "helehan/topic-overwrite": "Its answers come from another model (LLaVA-1.5-7B), with topics "
+    "rewritten: what that model gets wrong may be among the chosen answers.",
 }
 
 
@@ -88,10 +70,9 @@ def render(inputs: Inputs, family: Family) -> str:
     licence = licence_of(*(part.licence for part in (*inputs.data, base)))
     name = base.name.rpartition("/")[2] if base.kind == "hub" else base.name
     title = f"{name.replace('/', '-')}-{loss.tag}-adapter"
-    known = [KNOWN[each.repo] for each in inputs.data if each.repo in KNOWN]
     return filled(
         TEMPLATE,
-        metadata=_metadata(inputs, family, licence, title, known),
+        metadata=_metadata(inputs, family, licence, title),
         title=title,
         p=p,
         adapter=inputs.adapter,
@@ -106,17 +87,25 @@ def render(inputs: Inputs, family: Family) -> str:
         base=base,
         of_the_demo=base.kind == "path" and base.name == DEMO_BASE,
         data=inputs.data,
-        notes=[about.note for about in known],
+        notes=[NOTES[each.repo] for each in inputs.data if each.repo in NOTES],
         parts=[*(("data", each) for each in inputs.data), ("base model", base)],
         is_non_commercial=is_non_commercial,
         licence=licence,
-        both_models=metric_tables.both_models(metrics),
+        both_models=catalogue.of_both_models(metrics),
         tasks=list(paired.read_tasks(metrics)),
         FIGURE=FIGURE,
-        controls=metric_tables.controls(metrics),
+        controls=catalogue.controls(metrics),
+        citations=citations,
         figures=[metric for key, metric in METRICS.items() if key in metrics],
         configuration=without_absolute_paths(inputs.configuration),
     )
+
+
+def citations(papers: Sequence[str]) -> str:
+    """BibTeX of papers, by their numbers on arXiv and in their order."""
+    entries = Path(__file__).with_suffix(".bib").read_text(encoding="utf-8").split("\n\n")
+    found = {paper: entry.strip() for paper in papers for entry in entries if paper in entry}
+    return "\n\n".join(found[paper] for paper in papers)
 
 
 # Licences by the Hub's names, each more restrictive than those before it: what is made from works
@@ -147,9 +136,7 @@ def is_non_commercial(licence: str | None) -> bool:
     return bool(licence and _NON_COMMERCIAL.search(licence))
 
 
-def _metadata(
-    inputs: Inputs, family: Family, licence: Licence, title: str, known: Sequence[About]
-) -> str:
+def _metadata(inputs: Inputs, family: Family, licence: Licence, title: str) -> str:
     from huggingface_hub import ModelCardData
 
     adapter = str(inputs.adapter.get("peft_type", "adapter")).lower()
@@ -164,7 +151,6 @@ def _metadata(
         license=licence.identifier,
         license_name=licence.name,
         datasets=on_hub or None,
-        language=sorted({about.language for about in known}) or None,
         tags=[loss, adapter, "llama-factory", "preference-tuning", family.tag, "dvc"],
         model_name=title if measured else None,
         eval_results=measured or None,
@@ -189,10 +175,11 @@ def _measured(inputs: Inputs) -> list[Any]:
     }
     pairs = of_data | {"dataset_name": name, "dataset_split": "held out by image"}
     questions = of_data | {"dataset_name": f"{name}, its own test questions"}
+    by = {"win_rate": ", by implicit reward"}  # its title stands alone there
     found: list[tuple[dict[str, Any], str, str, Any]] = [
         (
             questions if METRICS[key].rows == "questions" else pairs,
-            *(kind, METRICS[key].title, metrics.get(key)),
+            *(kind, METRICS[key].title + by.get(key, ""), metrics.get(key)),
         )
         for key, kind in INDEXED.items()
     ]

@@ -1,9 +1,8 @@
 """The report's charts, as matplotlib figures; as SVG inside a page, or as files.
 
-Each chart is drawn at the size it has on a phone, so that its text can be read there. ``curves``,
-``margins``, ``slices`` and ``lengths`` take tables as the stages wrote them and draw what they
-find: a column that is absent or holds no number is left out, and without anything to draw there is
-no figure. No chart depends on the time, the machine or matplotlib's settings.
+Each chart is drawn at the size it has on a phone, so that its text can be read there. It is of a
+table as a stage wrote it: a column that is absent or holds no number is left out, and without
+anything to draw there is no figure. No chart depends on the machine or matplotlib's settings.
 """
 
 import math
@@ -12,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -38,9 +37,7 @@ PANELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "reward_margin": ("Reward margin", ("reward_margin",)),
     "reward_accuracy": ("Reward accuracy", ("reward_accuracy",)),
     "logps": ("Summed log-prob (nats)", ("chosen_logps", "rejected_logps")),
-    "learning_rate": ("Learning rate", ("learning_rate",)),
 }
-_LONGEST_LABEL = 26
 _PIXEL = 1 / 72  # inches; matplotlib's SVG has 72 units to the inch
 
 _STYLE = {
@@ -129,82 +126,6 @@ def margins(table: pd.DataFrame | None) -> "Figure | None":
     return figure
 
 
-def slices(table: pd.DataFrame | None, overall: float | None = None) -> "Figure | None":
-    """Win rate of each slice, a dot with its interval; slices without a figure are left out.
-
-    ``table`` is reports/results/slices.csv. ``overall``, the win rate of all pairs, is a dashed
-    line.
-    """
-    data = _numbers(table, "win_rate", "win_rate_low", "win_rate_high")
-    if data.empty:
-        return None
-    with _style():
-        figure, axes = _axes(height=34 + 21 * len(data) + 27 * data["by"].nunique())
-        place, ticks = 0.0, {}
-        for group, rows in data.groupby("by", sort=False):
-            axes.text(
-                0.02,
-                place + 0.1,
-                str(group),
-                transform=_beside(axes),
-                fontweight="bold",
-                ha="left",
-                va="center",
-                fontsize=10.5,
-            )
-            for row in rows.to_dict("records"):
-                place += 1
-                ends = [row["win_rate_low"], row["win_rate_high"]]
-                axes.plot(ends, [place, place], color=COLOURS["tuned"], linewidth=2)
-                axes.plot(row["win_rate"], place, "o", color=COLOURS["tuned"], markersize=6)
-                ticks[place] = _short(str(row["slice"]))
-            place += 1.3
-        axes.set_ylim(place - 0.4, -0.6)
-        axes.set_yticks(list(ticks), list(ticks.values()), color=COLOURS["ink"])
-        axes.grid(visible=False, axis="y")
-        lowest = min(float(data["win_rate_low"].min()), overall or 1, 0.9)
-        left = max(0.0, math.floor(10 * lowest) / 10 - 0.02)
-        axes.set_xlim(left, 1.02)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-        axes.xaxis.get_major_locator().set_params(nbins=5, steps=[1, 2, 5, 10])
-        if left < 0.5:
-            axes.axvline(0.5, color=COLOURS["muted"], linewidth=0.8)
-        if overall is not None:
-            axes.axvline(overall, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        axes.spines["left"].set_visible(False)
-    return figure
-
-
-def lengths(table: pd.DataFrame | None) -> "Figure | None":
-    """Tokens of prompt, chosen and rejected at each ``percentile`` of the pairs."""
-    styles = {
-        "prompt": (COLOURS["muted"], "-"),
-        "chosen": (COLOURS["tuned"], "-"),
-        "rejected": (COLOURS["base"], (0, (4, 2))),
-    }
-    with _style():
-        figure, axes = _axes(height=220)
-        for column, (colour, dashes) in styles.items():
-            data = _numbers(table, "percentile", column)
-            if not data.empty:
-                axes.plot(
-                    data["percentile"],
-                    data[column],
-                    color=colour,
-                    linestyle=dashes,
-                    label=column,
-                    marker="o" if len(data) == 1 else None,
-                )
-        if not axes.lines:
-            return None
-        axes.set_ylim(bottom=0, top=1.08 * axes.get_ylim()[1])
-        axes.set_xlabel("percentile of pairs")
-        axes.set_ylabel("tokens")
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        _legend(axes)
-    return figure
-
-
 # output
 
 
@@ -271,13 +192,6 @@ def _axes(height: int) -> "tuple[Figure, Axes]":
     return figure, figure.add_subplot()
 
 
-def _beside(axes: "Axes") -> Any:
-    """Across the figure for x, the data for y."""
-    from matplotlib.transforms import blended_transform_factory
-
-    return blended_transform_factory(axes.figure.transFigure, axes.transData)
-
-
 def _panel(
     title: str, columns: Sequence[str], tables: Mapping[str, pd.DataFrame | None]
 ) -> "Figure | None":
@@ -307,8 +221,6 @@ def _panel(
         axes.set_xlabel("step")
         rows = math.ceil(len(axes.lines) / 2)  # of the legend
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=8 + 15 * rows)
-        if columns == ("learning_rate",):
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}" if value else "0")
         _legend(axes)
     return figure
 
@@ -333,8 +245,3 @@ def _numbers(table: pd.DataFrame | None, *columns: str) -> pd.DataFrame:
         return pd.DataFrame(columns=list(columns))
     finite = np.isfinite(table[list(columns)].apply(pd.to_numeric, errors="coerce")).all(axis=1)
     return table[finite]
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"

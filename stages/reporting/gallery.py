@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.evaluation.catalogue import LOG_PROB, MARGIN, is_known
+from stages.evaluation.catalogue import LOG_PROB, MARGIN
 from stages.model import formatted
 from stages.reporting.markup import rows_of, text_of
 
@@ -54,22 +54,11 @@ def extremes(
 def card(
     row: Mapping[str, Any], pair: Mapping[str, Any] | None, image: Callable[[str], bytes | None]
 ) -> dict[str, Any]:
-    """A card of a row of ``extremes`` and of the formatted pair that it is about, which has the
-    texts and the image's name.
-
-    ``logps`` are (base, tuned) log-probs per token. A model's own answer is ``None`` where it was
-    not asked.
+    """A card of a row of ``extremes`` and of the formatted pair that it is about: ``answers`` with
+    (base, tuned) log-probs per token, ``own`` answers, ``None`` where a model was not asked.
     """
     said = {side: pair[side]["content"] if pair else "" for side in ("chosen", "rejected")}
     question = formatted.question(pair) if pair else ""
-    blind = [
-        f"{MARGIN.text(row[key])} with {what}"
-        for key, what in (
-            ("reward_margin_blank", "a blank image"),
-            ("reward_margin_shuffled", "another pair's image"),
-        )
-        if is_known(row.get(key))
-    ]
     own = {model: _own_answer(row[f"{model}_answer"]) for model in ("base", "tuned")}
     return {
         "id": row["id"],
@@ -90,7 +79,6 @@ def card(
         "won": row["reward_margin"] > 0,
         "order": f"base ranks {_first(row['base_margin'])} first, "
         f"tuned {_first(row['tuned_margin'])}",
-        "controls": ", ".join(blind),
         "kind": text_of(row.get("kind")),
         "alt": alt_text(question, said["chosen"]),
         "picture": picture(image(pair["images"][0])) if pair and pair["images"] else None,
@@ -106,7 +94,7 @@ def _first(order: float) -> str:
 
 
 def same_as(answer: str | None, said: Mapping[str, str]) -> str:
-    """Whether a generated answer is one of the two, white space at the ends aside."""
+    """Whether a generated answer is one of the two."""
     same = [side for side, text in said.items() if answer and answer.strip() == text.strip()]
     return f"same as {same[0]}" if same else ""
 

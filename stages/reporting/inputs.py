@@ -9,9 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.core.errors import UserError
 from stages.core.text import readable
-from stages.model import formatted
 from stages.params.params import Params
 
 HUB = "https://huggingface.co"
@@ -70,7 +68,6 @@ class Inputs:
     audit: pd.DataFrame | None
     train_curve: pd.DataFrame | None
     validation_curve: pd.DataFrame | None
-    lengths: pd.DataFrame | None
     preprocess: Mapping[str, Any]
     format: Mapping[str, Any]
     first_batch: Mapping[str, Any]
@@ -81,53 +78,6 @@ class Inputs:
     configuration: str
     adapter: Mapping[str, Any]
     adapter_parameters: int | None
-
-
-def read(
-    p: Params,
-    *,
-    results: Path,
-    details: Path,
-    curves: Path,
-    preprocess: Path,
-    format_report: Path,
-    lengths: Path,
-    formatted_data: Path,
-    images: Path,
-    raw: Path,
-    model: Path,
-    adapter: Path,
-) -> Inputs:
-    """
-    Raises:
-        UserError: the adapter's configuration is missing.
-    """
-    configuration = adapter / "llamafactory.yaml"
-    if not configuration.is_file():
-        raise UserError(f"{configuration} is missing; `dvc repro -f train` makes it again")
-    first_batch = curves / "first_batch.json"
-    return Inputs(
-        p=p,
-        metrics=parsed(results / "metrics.json"),
-        scores=pd.read_parquet(details / "scores.parquet"),
-        answers=pd.read_parquet(details / "answers.parquet"),
-        slices=table(results / "slices.csv"),
-        margins=table(results / "margins.csv"),
-        audit=table(details / "audit.csv"),
-        train_curve=table(curves / "train.csv"),
-        validation_curve=table(curves / "validation.csv"),
-        lengths=table(lengths),
-        preprocess=parsed(preprocess),
-        format=parsed(format_report),
-        first_batch=parsed(first_batch) if first_batch.is_file() else {},
-        test_pairs=formatted.read(formatted_data, "test"),
-        image=lambda name: path.read_bytes() if (path := images / name).is_file() else None,
-        data=[origin(raw / name, name) for name in p.data.sources],
-        model=origin(model, folder_name(p.model.source)),
-        configuration=configuration.read_text(encoding="utf-8"),
-        adapter=parsed(adapter / "adapter_config.json"),
-        adapter_parameters=parameter_count(adapter),
-    )
 
 
 def origin(folder: Path, name: str) -> Origin:

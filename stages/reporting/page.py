@@ -2,20 +2,19 @@
 
 It holds no script and asks for nothing: styles, charts and images are inside, and its
 Content-Security-Policy forbids the rest. The words follow from the numbers by the rules of
-``reporting.verdicts``, which the page prints too. The page follows from what the stages wrote and
-from nothing else: no time, device, commit or path of a machine.
+``reporting.verdicts``. No time, device, commit or path of a machine is on it.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.evaluation import paired
-from stages.evaluation.catalogue import ENOUGH_IMAGES, FIGURE, is_known
+from stages.evaluation import catalogue, paired
+from stages.evaluation.catalogue import BOTH, ENOUGH_IMAGES, FIGURE, METRICS, Metric, is_known
 from stages.pairs.pairs import SPLITS
 from stages.pairs.refusals import REASONS
 from stages.params.losses import LOSSES
-from stages.reporting import card, figures, gallery, metric_tables, verdicts
+from stages.reporting import card, figures, gallery, verdicts
 from stages.reporting.inputs import Inputs
 from stages.reporting.markup import filled, rows_of, without_absolute_paths
 
@@ -31,6 +30,7 @@ def render(inputs: Inputs) -> str:
     from markupsafe import Markup
 
     p, values = inputs.p, dict(inputs.metrics)
+    confidence = p.evaluate.confidence
     extremes = gallery.extremes(inputs.scores, inputs.answers, CARDS)
     by_id = {str(pair["id"]): pair for pair in inputs.test_pairs}
     loss, bits = LOSSES[p.train.loss], p.model.quantization_bit
@@ -40,18 +40,16 @@ def render(inputs: Inputs) -> str:
         m=values,
         model=inputs.model,
         data=list(inputs.data),
-        level=f"{100 * p.evaluate.confidence:g}%",
-        title=verdicts.TITLES[verdicts.verdict(values, "win_rate")],
+        level=f"{100 * confidence:g}%",
+        title=verdicts.title(values),
         headline=verdicts.headline(values),
-        concerns=verdicts.concerns(values, inputs.slices),
+        concerns=verdicts.concerns(values, inputs.slices, confidence),
         rules=verdicts.RULES,
-        verdict=verdicts.verdict,
-        judged=verdicts.judged,
-        tiles=metric_tables.tiles(values),
-        both_models=metric_tables.both_models(values),
-        bars=metric_tables.bars,
-        others=metric_tables.others(values),
-        controls=metric_tables.controls(values),
+        judged=verdicts.judged(verdicts.family(values, inputs.slices), confidence),
+        tiles=tiles(values),
+        both_models=catalogue.of_both_models(values),
+        others=others(values),
+        controls=catalogue.controls(values),
         tasks=list(paired.read_tasks(values)),
         FIGURE=FIGURE,
         charts=[
@@ -86,23 +84,40 @@ def render(inputs: Inputs) -> str:
     )
 
 
+def tiles(values: Mapping[str, Any]) -> list[tuple[Metric, str]]:
+    """At most four for the first screen: win rate, accuracy, right answers, then what chosen and
+    the margin did; each with a note."""
+    notes = {
+        "win_rate": "50% if nothing was learnt",
+        **{
+            both.tuned: f"base {catalogue.shown(both.base, values.get(both.base))}"
+            for both in (catalogue.ACCURACY, catalogue.CORRECT)
+        },
+        "chosen_logps_change": "change in nats; below 0 is a loss",
+        "reward_margin": "mean; above 0 is a win",
+    }
+    return [(METRICS[key], note) for key, note in notes.items() if is_known(values.get(key))][:4]
+
+
+def others(values: Mapping[str, Any]) -> list[Metric]:
+    """Every metric that is neither of both models nor a control, nor counts a control's rows."""
+    shown = {key for both in BOTH for key in (both.base, both.tuned, both.change)}
+    shown |= {metric.rows for metric in METRICS.values() if metric.alarm} - {"pairs"}
+    return [
+        metric
+        for key, metric in METRICS.items()
+        if key in values and key not in shown and not metric.alarm
+    ]
+
+
 def charts(inputs: Inputs) -> list[tuple[str, str, Any]]:
     """(name, label, figure) of everything that there is to draw."""
-    found = [
-        (f"curve-{name}", f"{figures.PANELS[name][0]} by training step", figure)
+    found: dict[str, tuple[str, Any]] = {
+        f"curve-{name}": (f"{figures.PANELS[name][0]} by training step", figure)
         for name, figure in figures.curves(inputs.train_curve, inputs.validation_curve).items()
-    ]
-    overall = inputs.metrics.get("win_rate")
-    others = (
-        ("margins", "Reward margins of the test pairs", figures.margins(inputs.margins)),
-        (
-            "slices",
-            "Win rate by slice, with its interval",
-            figures.slices(inputs.slices, overall if is_known(overall) else None),
-        ),
-        ("lengths", "Tokens of prompt, chosen and rejected", figures.lengths(inputs.lengths)),
-    )
-    return found + [(name, label, figure) for name, label, figure in others if figure is not None]
+    }
+    found["margins"] = "Reward margins of the test pairs", figures.margins(inputs.margins)
+    return [(name, label, figure) for name, (label, figure) in found.items() if figure is not None]
 
 
 def funnel(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -145,13 +160,15 @@ def split_rows(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> l
 def schedule(inputs: Inputs) -> list[str]:
     """How long and how fast training went, of what is known."""
     train, curves = inputs.p.train.passed_through, (inputs.train_curve, inputs.validation_curve)
-    steps = max((int(one["step"].max()) for one in curves if one is not None), default=0)
+    logged = [one for one in curves if one is not None]
+    steps = max((int(one["step"].max()) for one in logged), default=0)
+    epochs = max((float(one["epoch"].max()) for one in logged), default=0.0)
     pairs = train.get("per_device_train_batch_size", 0) * train.get(
         "gradient_accumulation_steps", 1
     )
     known = (
         ("{:,} steps", steps),
-        ("{} epochs", train.get("num_train_epochs")),
+        ("{:.3g} epochs", epochs),
         ("{} pairs a step and device", pairs),
         ("learning rate {:g}", train.get("learning_rate")),
         ("{}", train.get("lr_scheduler_type")),

@@ -3,7 +3,7 @@
 Metrics are those of ``results/metrics.json``; any of them may be missing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import pandas as pd
 from stages.evaluation import catalogue, paired, statistics
 from stages.evaluation.catalogue import ACCURACY, CORRECT, METRICS, is_known, shown, with_interval
 from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
-from stages.evaluation.statistics import SURE, Direction
+from stages.evaluation.statistics import LEVEL, SURE
 from stages.reporting.markup import rows_of
 
 Verdict = Literal["better", "worse", "unclear"]
@@ -21,33 +21,210 @@ Verdict = Literal["better", "worse", "unclear"]
 HIGH_BASE = 0.9  # base_accuracy from which there was little to learn
 SHORTCUT = 0.6  # share of pairs that a judge without the image may tell apart
 MORE_UNFINISHED = 0.05  # rise of the share of answers that hit max_new_tokens
-
-TITLES: Mapping[Verdict, str] = {
-    "better": "Training raised chosen over rejected.",
-    "worse": "Training raised rejected over chosen.",
-    "unclear": "No clear change of preference.",
+MOST = 0.5  # of the win rate's lead over one half; of the pairs
+IMAGES = {"blank": "a blank image", "shuffled": "another pair's image"}
+JUDGES = {
+    "first_words_wins": "a judge that knows the answers' first three words",
+    "bag_of_words_wins": "a judge that knows which words the answers have",
+    "base_accuracy_blank": "the base with a blank image",
 }
 
+RULES = (
+    "“Raised” needs an interval of the win rate that lies entirely above one half. It is called "
+    "mostly or partly without looking where the win rate of the controls, with a blank or another "
+    f"image, keeps more than {MOST:.0%} of its lead over one half, or is clearly above one half; "
+    "words or length give the answer away where a shortcut does (see the notes).",
+    "What may get worse is one family: preference accuracy, right answers, the chosen log-prob, "
+    "repetition, unfinished answers, the win rate with another image, that of each slice, and "
+    "each metric of lm-eval's tasks. One of them is “better” or “worse”, and has a warning, where "
+    "its interval leaves no change out after it was widened for their number (Bonferroni), and "
+    f"McNemar's p-value, if it has one, is below {SURE:g} divided by that number. Without any true "
+    f"change at most {SURE:.0%} of such pages have a warning from it. The share of unfinished "
+    f"answers must have risen by more than {100 * MORE_UNFINISHED:.0f} points as well.",
+    "There is a warning too where the win rate is clearly above one half, and "
+    "win_rate_over_blank or win_rate_over_shuffled is not clearly above 0.",
+    f"There is a note where base_accuracy is {HIGH_BASE:.0%} or more; where a shortcut "
+    f"tells more than {SHORTCUT:.0%} of the pairs apart: length (longer_wins, either way), "
+    "first_words_wins, bag_of_words_wins or base_accuracy_blank; where chosen lost probability, "
+    f"not clearly; where more than {MOST:.0%} of the test pairs have the text of a training pair; "
+    "where pairs contradict each other; where images of test pairs look like others; where pairs "
+    f"are tied; where there are fewer than {FEW_IMAGES} test images; where the win rate is “not "
+    "clear”.",
+)
 
-def direction(values: Mapping[str, Any], key: str) -> Direction:
-    """Whether a metric is above or below what it is where training changed nothing."""
+
+# one figure
+
+
+def verdict(values: Mapping[str, Any], key: str) -> Verdict:
+    """What the interval of one metric says alone, as of the win rate, which the page is about."""
     metric = METRICS[key]
-    low, high, p_value = (
-        value if is_known(value) else None
-        for value in (values.get(name) for name in (f"{key}_low", f"{key}_high", metric.p_value))
-    )
-    return statistics.direction(low, high, p_value, null=metric.null)
+    low, high = (values.get(f"{key}_{end}") for end in catalogue.ENDS)
+    if not (is_known(low) and is_known(high)):
+        return "unclear"
+    return _judged(statistics.direction(low, high, null=metric.null), metric.better)
 
 
-def judged(found: Direction, better: catalogue.Better | None) -> Verdict:
-    """Whether going that way is good; ``unclear`` where neither way is."""
+def _judged(found: statistics.Direction, better: catalogue.Better | None) -> Verdict:
     if found == "unclear" or better is None:
         return "unclear"
     return "better" if found == better else "worse"
 
 
-def verdict(values: Mapping[str, Any], key: str) -> Verdict:
-    return judged(direction(values, key), METRICS[key].better)
+# the family of figures that may warn
+
+
+@dataclass(frozen=True)
+class Member:
+    """A figure that may warn, with its interval; ``least`` is how far from ``null`` it must be."""
+
+    name: str
+    better: catalogue.Better
+    low: float
+    value: float
+    high: float
+    p_value: float | None
+    warning: str
+    null: float = 0
+    least: float = 0
+
+
+def family(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> list[Member]:
+    """All that may get worse and has an interval."""
+    unfinished = catalogue.UNFINISHED
+    found = [
+        _member(values, ACCURACY.change, "Preference accuracy fell: "),
+        _member(values, CORRECT.change, "Right answers became fewer: "),
+        _member(
+            values,
+            "chosen_logps_change",
+            "Chosen answers lost probability: ",
+            " nats on average. DPO can widen the margin that way too; train.pref_ftx holds chosen "
+            "up.",
+        ),
+        _member(values, catalogue.REPETITION.change, "Answers repeat themselves more: "),
+        _member(
+            values,
+            unfinished.change,
+            "More answers do not come to an end: ",
+            least=MORE_UNFINISHED,
+        ),
+        *(
+            _member(
+                values,
+                f"win_rate_{way}",
+                f"Some pairs are won without looking: with {image} the win rate is still ",
+                better="lower",
+            )
+            for way, image in IMAGES.items()
+        ),
+        *(
+            _member(
+                row,
+                "win_rate",
+                f"In the slice {row.get('by')} = {row.get('slice')} training raised rejected over "
+                "chosen: win rate ",
+                f" of {row.get('pairs')} pairs.",
+                name=f"{row.get('by')}: {row.get('slice')}",
+            )
+            for row in rows_of(slices)
+        ),
+    ]
+    for task in paired.read_tasks(values):
+        change = task.change
+        if task.better and change.low is not None and change.high is not None:
+            figure = catalogue.FIGURE.difference.with_interval(
+                change.difference, change.low, change.high
+            )
+            told = f"{task.task} got worse: {task.metric} {figure}."
+            ends = change.low, change.difference, change.high
+            member = Member(f"{task.task}/{task.metric}", task.better, *ends, change.p_value, told)
+            found.append(member)
+    return [member for member in found if member]
+
+
+def _member(
+    values: Mapping[str, Any],
+    key: str,
+    before: str,
+    after: str = ".",
+    *,
+    name: str = "",
+    better: catalogue.Better | None = None,
+    least: float = 0,
+) -> Member | None:
+    metric = METRICS[key]
+    low, value, high = (values.get(each) for each in (f"{key}_low", key, f"{key}_high"))
+    way = better or metric.better
+    if way is None or not (is_known(low) and is_known(value) and is_known(high)):
+        return None
+    return Member(
+        name=name or key,
+        better=way,
+        low=low,
+        value=value,
+        high=high,
+        p_value=values.get(metric.p_value),
+        warning=f"{before}{with_interval(values, key)}{after}",
+        null=metric.null,
+        least=least,
+    )
+
+
+def judged(members: Iterable[Member], confidence: float = LEVEL) -> dict[str, Verdict]:
+    """What can be told of each member of a family, by name, with one correction for all."""
+    known = list(members)
+    found = {}
+    for one in known:
+        ends = statistics.widened(one.low, one.value, one.high, confidence, len(known))
+        p_value = None if one.p_value is None else one.p_value * len(known)
+        way = statistics.direction(*ends, p_value, null=one.null)
+        enough = abs(one.value - one.null) > one.least
+        found[one.name] = _judged(way, one.better) if enough else "unclear"
+    return found
+
+
+# the page's first sentences
+
+
+def title(values: Mapping[str, Any]) -> str:
+    """The bold sentence: what training did, in view of the controls and the shortcuts."""
+    found = verdict(values, "win_rate")
+    if found == "worse":
+        return "Training raised rejected over chosen."
+    if found == "unclear":
+        return "No clear change of preference."
+    if shortcuts := list(_shortcuts(values)):
+        looks = f"{_looks(values)}, and {shortcuts[0]} tells most pairs apart"
+    else:
+        looks = _looks(values)
+    return f"Training raised chosen over rejected, {looks}."
+
+
+def _looks(values: Mapping[str, Any]) -> str:
+    """Whether the image was needed, by the controls."""
+    without = [rate for way in IMAGES if is_known(rate := values.get(f"win_rate_{way}"))]
+    if not without:
+        return "but no control says whether it looks at the image"
+    if max(without) - 0.5 > MOST * (values["win_rate"] - 0.5):
+        return "but mostly without looking at the image"
+    over = [f"win_rate_over_{way}" for way in IMAGES if f"win_rate_over_{way}" in values]
+    if any(verdict(values, key) != "better" for key in over):
+        return "but nothing shows that it looks at the image"
+    low = (values.get(f"win_rate_{way}_low") for way in IMAGES)
+    if any(is_known(end) and end > MOST for end in low):
+        return "in part without looking at the image"
+    return "and it looks at the image"
+
+
+def _shortcuts(values: Mapping[str, Any]) -> Iterator[str]:
+    """What tells more than ``SHORTCUT`` of the pairs apart without the image."""
+    longer = values.get("longer_wins")
+    if is_known(longer) and max(longer, 1 - longer) > SHORTCUT:
+        yield "length alone"
+    for key in ("first_words_wins", "bag_of_words_wins"):
+        if is_known(share := values.get(key)) and share > SHORTCUT:
+            yield "a judge of words alone"
 
 
 def headline(values: Mapping[str, Any]) -> str:
@@ -78,6 +255,9 @@ def headline(values: Mapping[str, Any]) -> str:
     return text
 
 
+# warnings and notes
+
+
 @dataclass(frozen=True)
 class Concern:
     """Something that a reader should know before quoting the headline."""
@@ -86,121 +266,47 @@ class Concern:
     text: str
 
 
-RULES = (
-    "“Raised” and “better” need an interval that lies entirely on the good side, “worse” one "
-    "entirely on the bad side, and for what is right or wrong a p-value of McNemar's test below "
-    f"{SURE:g} as well; everything else is “not clear”.",
-    "There is a warning where chosen_logps_change is below 0; where accuracy_change or "
-    "correct_change is “worse”; where a task of lm-eval is, with a p-value below "
-    f"{SURE:g} divided by the number of its metrics that can be judged; where the win rate with a "
-    "blank or another image is clearly above one half, or the win rate is and "
-    "win_rate_over_blank or win_rate_over_shuffled is not clearly above 0; where a slice's win "
-    "rate is clearly below one half; where repetition_change is clearly above 0; where the share "
-    f"of unfinished answers rose by more than {100 * MORE_UNFINISHED:.0f} points.",
-    f"There is a note where base_accuracy is {100 * HIGH_BASE:.0f}% or more; where a shortcut "
-    f"tells more than {100 * SHORTCUT:.0f}% of the pairs apart: length (longer_wins, either way), "
-    "first_words_wins, bag_of_words_wins or base_accuracy_blank; where pairs contradict each "
-    "other; where images of test pairs look like others; where pairs are tied; where "
-    f"there are fewer than {FEW_IMAGES} test images; where the win rate is “not clear”.",
-)
-
-
-def concerns(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> list[Concern]:
-    """Warnings, then notes, by the ``RULES``."""
-    warnings = (*_change_warnings(values), *_image_warnings(values), *_slice_warnings(slices))
+def concerns(
+    values: Mapping[str, Any], slices: pd.DataFrame | None = None, confidence: float = LEVEL
+) -> list[Concern]:
+    """Warnings, then notes, by the ``RULES``; the intervals are at ``confidence``."""
+    members = family(values, slices)
+    told = judged(members, confidence)
+    warnings = [one.warning for one in members if told[one.name] == "worse"]
+    warnings += _image_warnings(values, told)
+    notes = [*_base_notes(values, told), *_data_notes(values), *_split_notes(values)]
     return [
-        *(Concern(True, text) for text in (*warnings, *_answer_warnings(values))),
-        *(Concern(False, text) for text in (*_base_notes(values), *_data_notes(values))),
-        *(Concern(False, text) for text in _split_notes(values)),
+        *(Concern(True, text) for text in warnings),
+        *(Concern(False, text) for text in notes),
     ]
 
 
-def _change_warnings(values: Mapping[str, Any]) -> Iterable[str]:
-    change = values.get("chosen_logps_change")
-    if is_known(change) and change < 0:
-        sure = "" if verdict(values, "chosen_logps_change") == "worse" else ", not clearly"
-        yield (
-            f"Chosen answers lost probability{sure}: "
-            f"{with_interval(values, 'chosen_logps_change')} nats on average. DPO can widen the "
-            "margin that way too; train.pref_ftx holds chosen up."
-        )
-    for both, what in (
-        (ACCURACY, "Preference accuracy fell"),
-        (CORRECT, "Right answers became fewer"),
-    ):
-        if verdict(values, both.change) == "worse":
-            yield f"{what}: {with_interval(values, both.change)}."
-    yield from map(got_worse, worse_tasks(paired.read_tasks(values)))
-
-
-def worse_tasks(found: Iterable[paired.TaskChange]) -> list[paired.TaskChange]:
-    """Those that got worse, by the ``RULES``."""
-    tasks = [one for one in found if one.better]
-    tested = sum(one.change.p_value is not None for one in tasks)
-    return [
-        one
-        for one in tasks
-        if judged(one.change.direction, one.better) == "worse"
-        and (one.change.p_value is None or one.change.p_value < SURE / tested)
-    ]
-
-
-def got_worse(one: paired.TaskChange) -> str:
-    """A sentence on such a task."""
-    change = one.change
-    figure = catalogue.FIGURE.difference.with_interval(change.difference, change.low, change.high)
-    return f"{one.task} got worse: {one.metric} {figure}."
-
-
-def _image_warnings(values: Mapping[str, Any]) -> Iterable[str]:
-    wins = values.get("win_rate")
-    for image, what in (("blank", "a blank image"), ("shuffled", "another pair's image")):
-        key, over = f"win_rate_{image}", f"win_rate_over_{image}"
-        if direction(values, key) == "higher" and is_known(wins) and wins > 0.5:
-            yield (
-                f"Some pairs are won without looking: with {what} the win rate is still "
-                f"{with_interval(values, key)}."
-            )
-        elif (
-            verdict(values, "win_rate") == "better"
+def _image_warnings(values: Mapping[str, Any], told: Mapping[str, Verdict]) -> Iterable[str]:
+    for way, image in IMAGES.items():
+        over = f"win_rate_over_{way}"
+        if (
+            told.get(f"win_rate_{way}") != "worse"
+            and verdict(values, "win_rate") == "better"
             and is_known(values.get(over))
             and verdict(values, over) != "better"
         ):
             yield (
                 "Nothing shows that the preference depends on the image: the win rate is not "
-                f"clearly higher than with {what} ({with_interval(values, over)})."
+                f"clearly higher than with {image} ({with_interval(values, over)})."
             )
 
 
-def _slice_warnings(slices: pd.DataFrame | None) -> Iterable[str]:
-    for row in rows_of(slices):
-        if verdict(row, "win_rate") == "worse":
-            yield (
-                f"In the slice {row.get('by')} = {row.get('slice')} training raised rejected over "
-                f"chosen: win rate {with_interval(row, 'win_rate')} of {row.get('pairs')} pairs."
-            )
-
-
-def _answer_warnings(values: Mapping[str, Any]) -> Iterable[str]:
-    repeated = catalogue.REPETITION
-    if verdict(values, repeated.change) == "worse":
-        yield (
-            f"Answers repeat themselves more: {with_interval(values, repeated.tuned)}, the base's "
-            f"{with_interval(values, repeated.base)}."
-        )
-    keys = (catalogue.UNFINISHED.base, catalogue.UNFINISHED.tuned)
-    base, tuned = (values.get(key) for key in keys)
-    if is_known(base) and is_known(tuned) and tuned - base > MORE_UNFINISHED:
-        before, after = (shown(key, values[key]) for key in keys)
-        yield f"More answers do not come to an end: {after}, the base's {before}."
-
-
-def _base_notes(values: Mapping[str, Any]) -> Iterable[str]:
-    base = values.get(ACCURACY.base)
+def _base_notes(values: Mapping[str, Any], told: Mapping[str, Verdict]) -> Iterable[str]:
+    base, chosen = values.get(ACCURACY.base), values.get("chosen_logps_change")
     if is_known(base) and base >= HIGH_BASE:
         yield (
             f"The base already ordered {with_interval(values, ACCURACY.base)} of the pairs "
             "rightly: there was little to learn."
+        )
+    if is_known(chosen) and chosen < 0 and told.get("chosen_logps_change") != "worse":
+        yield (
+            "Chosen answers lost probability, not clearly: "
+            f"{with_interval(values, 'chosen_logps_change')} nats on average."
         )
 
 
@@ -230,17 +336,20 @@ def _data_notes(values: Mapping[str, Any]) -> Iterable[str]:
             f"{shown('longer_wins', max(longer, 1 - longer))} of the pairs. Part of the wins may "
             "be length."
         )
-    for key, judge in (
-        ("first_words_wins", "a judge that knows the answers' first three words"),
-        ("bag_of_words_wins", "a judge that knows which words the answers have"),
-        ("base_accuracy_blank", "the base with a blank image"),
-    ):
+    for key, judge in JUDGES.items():
         share = values.get(key)
         if is_known(share) and share > SHORTCUT:
             yield (
                 f"A shortcut: {judge} is right in {with_interval(values, key)} of the pairs. Part "
                 "of the wins may need no image."
             )
+    seen, pairs = values.get("seen_text_pairs", 0), values.get("pairs", 0)
+    if pairs and seen > MOST * pairs:
+        yield (
+            f"Held out is the image, not the text: {seen:,} of the {pairs:,} test pairs have "
+            "question, chosen and rejected word for word in a training pair. The slice of new "
+            "texts shows the others."
+        )
     if values.get("contradictory_pairs"):
         number = shown("contradictory_pairs", values["contradictory_pairs"])
         yield (

@@ -52,7 +52,7 @@ def check_weights_exist(
     )
 
 
-def check_model(folder: Path, names: Sequence[str], *, name: str, allow_pickle: bool) -> None:
+def check_model(folder: Path, names: Sequence[str], *, name: str) -> None:
     """Refuse a model by its small files: an unknown family, or a fault that loading would not tell.
 
     ``names`` are its files; weights may not be in ``folder`` yet.
@@ -60,11 +60,11 @@ def check_model(folder: Path, names: Sequence[str], *, name: str, allow_pickle: 
     Raises:
         UserError: naming what is missing, or what the model is instead.
     """
-    for problem in _problems(folder, set(names), name, allow_pickle):
+    for problem in _problems(folder, set(names), name):
         raise UserError(f"{name}: {problem}")
 
 
-def _problems(folder: Path, names: set[str], name: str, allow_pickle: bool) -> Iterator[str]:
+def _problems(folder: Path, names: set[str], name: str) -> Iterator[str]:
     if "adapter_config.json" in names:
         yield (
             "a LoRA adapter lies in the folder (adapter_config.json), which would be loaded on top "
@@ -98,14 +98,6 @@ def _problems(folder: Path, names: set[str], name: str, allow_pickle: bool) -> I
                     f"{file} has the special token {blank}, which any text may hold; get the "
                     "tokenizer of this model"
                 )
-    if INDEX in names and not (allow_pickle and not any(n.endswith(".safetensors") for n in names)):
-        shards = _json_object(folder / INDEX, name).get("weight_map")
-        shards = shards if isinstance(shards, dict) else {"": "no shards"}
-        if absent := sorted(set(map(str, shards.values())) - names):
-            yield (
-                f"{INDEX} names {absent[0]}, which is missing; fetch all shards "
-                '("*.safetensors" in model.source.files)'
-            )
 
 
 def check_weights(folder: Path, names: Iterable[str], *, name: str) -> None:
@@ -121,11 +113,6 @@ def check_weights(folder: Path, names: Iterable[str], *, name: str) -> None:
             there[path] = _tensors(folder / path, f"{name}: {path}")
     if "model.safetensors" in there:
         there = {"model.safetensors": there["model.safetensors"]}
-    elif there and not (folder / INDEX).is_file():
-        raise UserError(
-            f"{name}: the weights are in {min(there)}, and there is no {INDEX} that says what is "
-            "where; fetch it too, or name the file model.safetensors"
-        )
     elif there:
         for tensor, path in _json_object(folder / INDEX, name)["weight_map"].items():
             if tensor not in there.get(path, ()):

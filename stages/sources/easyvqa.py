@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stages.core.errors import UserError
-from stages.core.schema import SourceSection
 from stages.pairs.files import walk
 from stages.sources.local import copy_all
-from stages.sources.source import About, Kind, Source
+from stages.sources.source import About, Kind, Source, SourceSection
 from stages.sources.topics import (
     COLOURS,
     DESCRIBE,

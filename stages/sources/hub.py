@@ -19,13 +19,21 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from tqdm import tqdm
 
-from stages.core import hub_errors
-from stages.core.errors import UserError
-from stages.core.schema import SourceSection
-from stages.core.text import listed, shown
-from stages.pairs.files import FETCHED, ending, is_hidden, key
+from stages.core import console
+from stages.core.errors import UserError, of_the_hub, site_of
+from stages.core.text import listed
+from stages.pairs.files import FETCHED, ending, is_hidden
 from stages.sources import base_model, source
-from stages.sources.source import PARTIAL, About, File, Kind, Source, Tables, is_permitted
+from stages.sources.source import (
+    PARTIAL,
+    About,
+    File,
+    Kind,
+    Source,
+    SourceSection,
+    Tables,
+    is_permitted,
+)
 
 CONNECTIONS = 8  # as many as snapshot_download opens
 RepoType = Literal["dataset", "model"]
@@ -96,7 +104,7 @@ def fetch(asked: HubModel, out: Path, repo_type: RepoType, **allowed: bool) -> S
     with _explained(asked, repo_type):
         _bring([f for f in missing if f.path not in weights], out, repo, repo_type, commit)
     if repo_type == "model":  # refused before gigabytes arrive
-        base_model.check_model(out, names, name=repo, allow_pickle=allow_pickle)
+        base_model.check_model(out, names, name=repo)
         with _explained(asked, repo_type):
             _bring([f for f in missing if f.path in weights], out, repo, repo_type, commit)
         base_model.check_weights(out, names, name=repo)
@@ -167,18 +175,12 @@ def _select(asked: HubModel, files: Sequence[Announced], **allowed: bool) -> lis
             f"{asked.repo}: no file matches {', '.join(asked.files)}; the repository holds "
             f"{listed((file.path for file in files), 5, longest=80) or 'nothing'}"
         )
-    alike: dict[str, str] = {}
     for path in (file.path for file in matching):
         parts = path.split("/")
         if {"", ".", ".."} & set(parts) or re.search(r"[\\\0\n\r]", path) or ":" in parts[0]:
             raise UserError(
                 f"{asked.repo}: the file name {path!r} leads out of its folder; this repository "
                 "can't be trusted"
-            )
-        if (other := alike.setdefault(key(path), path)) != path:
-            raise UserError(
-                f"{asked.repo}: {shown(other)} and {shown(path)} differ in case alone, so that "
-                "some systems can keep only one of them; leave one out by the patterns of files"
             )
     visible = [file for file in matching if not is_hidden(file.path)]
     safe = [file for file in visible if is_permitted(file.path, **allowed)]
@@ -209,7 +211,7 @@ def _bring(
             super().__init__(**(options | {"disable": True}))
 
         def update(self, n: float | None = 1) -> None:
-            bar.update(n)
+            bar.update(int(n or 0))
 
         def update_transfer(self, *_: Any, **__: Any) -> None:
             """Xet tells apart what was received and what is written; the latter counts."""
@@ -229,10 +231,7 @@ def _bring(
         source.place(unfinished / file.path, out, file.path)
 
     total = sum(file.size for file in missing)
-    with (
-        tqdm(total=total, unit="B", unit_scale=True, desc=repo, disable=not missing) as bar,
-        ThreadPool(CONNECTIONS) as pool,
-    ):
+    with console.bar(total, repo, "B") as bar, ThreadPool(CONNECTIONS) as pool:
         for _ in pool.imap_unordered(bring, missing):
             pass
 
@@ -245,12 +244,12 @@ def _explained(asked: HubModel, repo_type: RepoType) -> Iterator[None]:
 
     # Its warnings hold the addresses that it asks, and those may hold passwords and signatures.
     logging.set_verbosity_error()
-    site = hub_errors.site_of(constants.ENDPOINT)
+    site = site_of(constants.ENDPOINT)
     page = f"{site}/{'datasets/' if repo_type == 'dataset' else ''}{asked.repo}"
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, TypeError) as error:
-        told = hub_errors.explain(error, asked.repo, page=page, revision=asked.revision)
+        told = of_the_hub(error, asked.repo, page=page, revision=asked.revision)
         if told is None and isinstance(error, OSError):
             if error.errno is not None:  # of the disk
                 raise

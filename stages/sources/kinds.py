@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.core.errors import UserError
-from stages.core.schema import SourceSection
 from stages.sources import easyvqa, hub, local
-from stages.sources.source import Kind, Tables
+from stages.sources.source import Kind, SourceSection, Tables
 
 if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
     from stages.pairs.pairs import Question, Record
@@ -64,7 +63,3 @@ def of(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"data.sources.{name}: {error}") from None
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} is missing; `dvc repro -sf fetch@{name}` fetches it again"
-        ) from None

@@ -7,22 +7,16 @@ import re
 import shutil
 import tarfile
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field
-from tqdm import tqdm
-
-from stages.core import command
+from stages.core import command, console
 from stages.core.errors import UserError
-from stages.core.schema import SourceSection
 from stages.core.text import listed, readable, shown
-from stages.pairs.files import ending, is_hidden, walk
+from stages.pairs.files import walk
 from stages.sources import base_model, source
-from stages.sources.source import PARTIAL, Kind, Source, Tables, is_permitted
+from stages.sources.source import PARTIAL, Kind, Source, SourceSection, Tables, is_permitted
 
 MODEL_FILES = re.compile(r".*\.(json|safetensors|txt|jinja|bin|pt|pth|py)")  # of a base model
 MOST = 200 * 10**9  # bytes that an archive may unpack to
@@ -37,65 +31,37 @@ class PathModel(SourceSection):
 
 
 class PathData(Tables):
-    """A table, a folder or an archive, or several of these that belong together."""
+    """A table with its images, a folder of these, or an archive of it."""
 
     kind: Literal["path"]
-    path: Path | Annotated[list[Path], Field(min_length=1)]
+    path: Path
     licence: str | None
 
 
 def fetch_data(asked: PathData, out: Path) -> Source:
-    """Copy tables with their images into ``out``; archives are unpacked there.
+    """Copy tables with their images into ``out``; an archive is unpacked there.
 
-    What a folder or a table brings, ``pairs.tables.contents`` decides. Of several paths, each
-    folder or archive goes below its own name. Hidden files, pickles and code stay behind.
+    What a folder or a table brings, ``pairs.tables.contents`` decides.
 
     Raises:
-        UserError: nothing there, nothing usable there, a link that leads out of the folder, or two
-            files that would have one name.
+        UserError: nothing there, nothing usable there, or a link that leads out of the folder.
     """
-    given = asked.path if isinstance(asked.path, list) else [asked.path]
-    files: dict[str, Path] = {}
-    for number, path in enumerate(each.expanduser() for each in given):
-        refuse_nested(path, out)
-        place, name = path, path.resolve().name
-        if is_archive(path):
-            source.begin(out)
-            place = unpacked(path, out / PARTIAL / str(number) / name)
-            name = name.partition(".")[0]
-        if len(given) == 1:
-            found = _belonging(place, asked)
-        elif place.is_dir():
-            found = {f"{name}/{each}": place / each for each in walk(place)}
-        else:
-            found = {name: place}
-            with suppress(UserError):  # preprocess tells what is wrong, when all are together
-                found |= _belonging(place, asked)
-        for each, at in found.items():
-            if files.setdefault(each, at) != at:
-                raise UserError(f"path names two files {each}; put them into folders")
-    for each in list(files):
-        if not is_permitted(each):
-            del files[each]
-    if not any(map(ending, files)):
-        raise UserError(
-            f"none of {listed(map(str, given), 5, longest=100)} is or holds a table (Parquet, "
-            "JSON, JSONL, CSV, …)"
-        )
-    return copy_all(files, out, kind="path", licence=asked.licence)
-
-
-def _belonging(place: Path, asked: PathData) -> dict[str, Path]:
-    """The files of a folder, or of a table with the images that its rows name."""
     from stages.pairs.tables import contents
 
-    for each in (place, *(place / name for name in walk(place))):
+    path = asked.path.expanduser()
+    refuse_nested(path, out)
+    if is_archive(path):
+        source.begin(out)
+        path = unpacked(path, out / PARTIAL / path.name)
+    for each in (path, *(path / name for name in walk(path))):
         source.refuse_lfs_pointer(each, str(each))  # else its table is "not valid JSON"
-    found = contents(place, asked.reading)
+    found = contents(path, asked.reading)
     if found.left_out:
         why = (f"{each} ({reason})" for each, reason in found.left_out.items())
-        print(f"{place}: left out: {listed(why, 5, longest=200)}")
-    return {name: found.root / name for name in (*found.tables, *found.others)}
+        print(f"{path}: left out: {listed(why, 5, longest=200)}")
+    names = filter(is_permitted, (*found.tables, *found.others))
+    files = {name: found.root / name for name in names}
+    return copy_all(files, out, kind="path", licence=asked.licence)
 
 
 def fetch_model(asked: PathModel, out: Path, *, allow_pickle: bool, allow_code: bool) -> Source:
@@ -117,7 +83,7 @@ def fetch_model(asked: PathModel, out: Path, *, allow_pickle: bool, allow_code: 
         if MODEL_FILES.fullmatch(name)
         and is_permitted(name, allow_pickle=allow_pickle, allow_code=allow_code)
     ]
-    base_model.check_model(path, names, name=str(path), allow_pickle=allow_pickle)
+    base_model.check_model(path, names, name=str(path))
     base_model.check_weights_exist(str(path), names, found, allow_pickle)
     base_model.check_weights(path, names, name=str(path))
     files = {name: path / name for name in names}
@@ -136,17 +102,15 @@ def copy_all(
     """Bring files, by their names in ``out``, there, leaving alone those that are there already.
 
     Raises:
-        UserError: one is a Git LFS pointer, or the disk has no room.
+        UserError: the disk has no room.
     """
     source.begin(out)
-    for path in files.values():
-        source.refuse_lfs_pointer(path, str(path))
     described = [source.described(path, name) for name, path in sorted(files.items())]
     missing = [file for file in described if not source.is_there(out / file.path, file)]
     source.check_room(out, sum(file.size for file in missing), what=f"the {kind} source")
     # Links of an archive first, while what they lead to is still there.
     missing.sort(key=lambda file: not files[file.path].is_symlink())
-    for file in tqdm(missing, desc="copying", unit="file", disable=len(missing) < 100):
+    for file in console.counted(missing, len(missing), "copying", "files"):
         path = files[file.path]
         if path.is_symlink() or not path.is_relative_to(out / PARTIAL):
             path = Path(shutil.copyfile(path, out / PARTIAL / "copying"))
@@ -155,21 +119,8 @@ def copy_all(
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is to be unpacked: a zip or tar, but for a tar of samples, which is a table.
-
-    In a tar of samples (webdataset) every table shares its stem with another file.
-    """
-    if not path.is_file() or not _format(path):
-        return False
-    if not path.name.lower().endswith(".tar"):
-        return True
-    try:
-        with tarfile.open(path) as packed:
-            names = [name for name in packed.getnames() if not is_hidden(name)]
-    except tarfile.TarError:
-        return False  # whoever reads it as a table says what is wrong
-    stems = Counter(PurePosixPath(name).with_suffix("") for name in names)
-    return any(ending(name) and stems[PurePosixPath(name).with_suffix("")] == 1 for name in names)
+    """Whether a file is to be unpacked: a zip or a packed tar. A plain tar is a table."""
+    return path.is_file() and _format(path) not in (None, "tar")
 
 
 def unpacked(path: Path, folder: Path) -> Path:
@@ -233,11 +184,9 @@ def _name(asked: PathData | PathModel, _: Source) -> str:
     """The folder as the project knows it; of one outside, only its name: the way there is a
     machine's own."""
 
-    def known(path: Path) -> str:
-        outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
-        return path.name if outside else path.as_posix()
-
-    return ", ".join(map(known, asked.path if isinstance(asked.path, list) else [asked.path]))
+    path = asked.path
+    outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
+    return path.name if outside else path.as_posix()
 
 
 def _words(fetched: Source) -> str:

@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from stages.core.errors import UserError
-from stages.core.schema import Section, SourceSection
 from stages.core.text import readable
 from stages.pairs.files import CODE, FETCHED, PICKLES, suffix
 
@@ -164,7 +163,22 @@ def is_permitted(name: str, *, allow_pickle: bool = False, allow_code: bool = Fa
     return (allow_pickle or kind not in PICKLES) and (allow_code or kind not in CODE)
 
 
-# What the entries of data.sources have in common
+# Sections of params.yaml
+
+
+class Section(BaseModel):
+    """A part of ``params.yaml``: immutable, complete, and closed to unknown keys."""
+
+    # Strict: 1 is not true, and "0.1" is not a number.
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class SourceSection(Section):
+    """A source of data or of a base model: ``kind`` names its kind, which has keys of its own."""
+
+    model_config = ConfigDict(strict=False)  # a text becomes a path
+
+    kind: Any
 
 
 class Columns(Section):

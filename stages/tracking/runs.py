@@ -5,12 +5,10 @@ message, and ``make log`` logs later what the workspace holds. One experiment is
 after ``DVC_EXP_NAME`` and found again by two tags: ``fingerprint`` names the training, ``results``
 what was measured. ``Live`` makes the run, or takes the one that a crash left, and passes points of
 curves on to it. ``complete_run`` adds the results and the files that lead a clone back to them
-(docs/guide.md). The same results are one run, other results of the same training another one. Runs
-that differ in their seed alone get a parent run with their mean.
+(docs/guide.md). The same results are one run, other results of the same training another one.
 
 Environment: ``MLFLOW_TRACKING_URI`` (default: ``mlflow.db`` at the project's root),
-``MLFLOW_EXPERIMENT_NAME``, ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD``;
-``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` (default: where there is an NVIDIA GPU).
+``MLFLOW_EXPERIMENT_NAME``, ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD``.
 """
 
 import csv
@@ -21,31 +19,27 @@ import math
 import os
 import queue
 import re
-import shutil
-import statistics
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
+from stages.core.command import project_root
 from stages.core.console import show
-from stages.core.project import project_root
 from stages.evaluation import catalogue
 from stages.evaluation.metrics import headline
-from stages.params.params import PARAMS_FILE, SEED
+from stages.params.params import PARAMS_FILE
 from stages.tracking import tags
 from stages.tracking.tags import experiment_name, redacted
 
 EXPERIMENT = "preference-tuning"
-DESCRIPTION, PARENT = "mlflow.note.content", "mlflow.parentRunId"
+DESCRIPTION = "mlflow.note.content"
 NEWEST = ["attributes.start_time DESC"]
 PROBE_SECONDS, FLUSH_SECONDS, RETRY_SECONDS, CLOSE_SECONDS = 4.0, 2.0, 60.0, 90.0
 
@@ -65,23 +59,6 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an experiment left in the working folder.
-
-    ``results`` holds metrics.json, ``curves`` a table for each split, ``adapter`` the fingerprint
-    of its training. ``files`` (or folders) go to MLflow under the paths that they have here, so
-    that a clone can get them back, and from elsewhere into reports/. So do the outputs below
-    reports/ that dvc.lock names, and params.yaml and dvc.lock themselves. The run's parameters are
-    those of params.yaml.
-    """
-
-    results: Path
-    curves: Path
-    adapter: Path
-    files: Sequence[Path]
 
 
 def tracking_uri() -> str:
@@ -132,7 +109,7 @@ class Live:
         self._thread.join(CLOSE_SECONDS)  # what was not passed on by then is in the CSVs
 
     def _pass_on(self) -> None:
-        client, run_id, waiting, monitor = None, "", [], None
+        client, run_id, waiting = None, "", []
         pause, warned, last = 0.0, False, False
         while not last:
             last = self._stop.wait(pause)
@@ -148,12 +125,9 @@ class Live:
                     run_id = run.info.run_id
                     client.update_run(run_id, status="RUNNING")
                     _tag(client, run_id, tags.provenance() | {DESCRIPTION: ""})
-                    monitor = _monitor(run_id)
                 client.log_batch(run_id, [Metric(*point) for point in waiting])
                 waiting.clear()
                 if last:
-                    if monitor is not None:
-                        monitor.finish()
                     client.set_tag(run_id, DESCRIPTION, self._why)
                     client.set_terminated(run_id, self._status)
                 pause, warned = FLUSH_SECONDS, False
@@ -167,12 +141,12 @@ class Live:
                 pause = min(RETRY_SECONDS, 2 * pause + FLUSH_SECONDS)
 
 
-def complete_run(outcome: Outcome) -> None:
+def complete_run(results: Path, curves: Path, adapter: Path, files: Sequence[Path]) -> None:
     """``log_outcome`` in a stage, which MLflow can't fail: one message says what was logged, or why
     it was not, and how to log it later.
     """
     try:
-        show(log_outcome(outcome))
+        show(log_outcome(results, curves, adapter, files))
     except Exception as error:  # whatever a tracker raises, the results are there
         name = os.environ.get("DVC_EXP_NAME", "")
         copied = Path().resolve() != project_root()  # whose files DVC deletes
@@ -183,30 +157,37 @@ def complete_run(outcome: Outcome) -> None:
         )
 
 
-def log_outcome(outcome: Outcome, name: str | None = None) -> str:
+def log_outcome(
+    results: Path, curves: Path, adapter: Path, files: Sequence[Path], *, name: str | None = None
+) -> str:
     """Add the results to the run of their training, finish it, and say where it is.
+
+    ``results`` holds metrics.json, ``curves`` a table for each split, ``adapter`` the fingerprint
+    of its training. ``files`` (or folders) go to MLflow under the paths that they have here, so
+    that a clone can get them back, and from elsewhere into reports/. So do the outputs below
+    reports/ that dvc.lock names, and params.yaml and dvc.lock themselves.
 
     That is the run that has these results already, so that logging twice changes nothing; else the
     one that ``Live`` made under this name (default: ``experiment_name``) or that was trained under
     another one, if it has no results yet; else a new one. Raises whatever MLflow does, and the
     same call then completes the run.
     """
-    made = json.loads((outcome.adapter / "fingerprint.json").read_text(encoding="utf-8"))
-    measured = json.loads((outcome.results / "metrics.json").read_text(encoding="utf-8"))
+    made = json.loads((adapter / "fingerprint.json").read_text(encoding="utf-8"))
+    measured = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
     parameters = {
         _key(key): redacted(value if isinstance(value, str) else json.dumps(value, default=str))
         for key, value in tags.parameters(Path()).items()
     }
-    points = list(_points(outcome.curves))
+    points = list(_points(curves))
     content = json.dumps([parameters, measured, points], sort_keys=True)
-    results = hashlib.sha256(content.encode()).hexdigest()[:16]
-    known = tags.provenance() | {"results": results}
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    known = tags.provenance() | {"results": digest}
     name = name or experiment_name()
 
-    client, experiment = at = connect()
-    run = _run(at, made["fingerprint"], name, results)
+    client, experiment = connect()
+    run = _run((client, experiment), made["fingerprint"], name, digest)
     run_id, began = run.info.run_id, run.info.start_time
-    if run.data.tags.get("results") != results:
+    if run.data.tags.get("results") != digest:
         known["experiment"] = name
         client.update_run(run_id, name=name)
     client.update_run(run_id, status="RUNNING")
@@ -223,7 +204,7 @@ def log_outcome(outcome: Outcome, name: str | None = None) -> str:
         if step not in there[key]:
             metrics.append(Metric(key, value, began, step))
     client.log_batch(run_id, metrics, [Param(*each) for each in parameters.items()])
-    _log_files(client, run_id, outcome.files)
+    _log_files(client, run_id, files)
     told = (
         f"**Win rate {catalogue.with_interval(measured, 'win_rate')}** on held-out pairs",
         f"Changed: `{known.get('changed', 'nothing')}`",
@@ -231,7 +212,6 @@ def log_outcome(outcome: Outcome, name: str | None = None) -> str:
     )
     client.set_tag(run_id, DESCRIPTION, "\n\n".join(told))
     client.set_terminated(run_id)
-    _group(at, known.get("setting", ""))
     page = f"{tracking_uri().rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
     shown = client.get_run(run_id).info.run_name
     return f"MLflow: logged as {shown} ({page if page[:4] == 'http' else '`make ui` shows it'})"
@@ -257,54 +237,6 @@ def _named(metrics: Mapping[str, float | None]) -> dict[str, float]:
     known = {key: float(value) for key, value in metrics.items() if value is not None}
     rest = {k if k.startswith("lm_eval/") else f"evaluation/{k}": v for k, v in known.items()}
     return {_key(key): value for key, value in (headline(known) | rest).items()}
-
-
-def _group(at: tuple[Any, str], setting: str) -> None:
-    """Give the completed runs that differ in ``train.seed`` alone one parent run, with the mean of
-    their headline figures, its standard deviation over seeds (``seeds/<figure>_sd``) and count.
-    """
-    client, experiment = at
-    by_seed: dict[str, Any] = {}
-    for run in client.search_runs([experiment], f"tags.setting = '{setting}'", order_by=NEWEST):
-        if SEED in run.data.params and "results" in run.data.tags:
-            by_seed.setdefault(run.data.params[SEED], run)
-    if not setting or len(by_seed) < 2:
-        return
-    from mlflow.entities import Metric, Param
-
-    first = by_seed[min(by_seed)].data
-    changed = first.tags.get("changed", "").split(", ")
-    name = ", ".join(part for part in changed if part and not part.startswith(f"{SEED}="))
-    oldest = ["attributes.start_time ASC"]  # of two made at once, both processes take one
-    found = client.search_runs([experiment], f"tags.seeds_of = '{setting}'", order_by=oldest)
-    parent = found[0] if found else client.create_run(experiment, tags={"seeds_of": setting})
-    parent_id, now = parent.info.run_id, int(time.time() * 1000)
-    title = f"{len(by_seed)} seeds of {name or 'unchanged parameters'}"[:250]
-    client.update_run(parent_id, name=title)
-    metrics = [Metric("seeds/count", len(by_seed), now, 0)]
-    for key in catalogue.HEADLINE:
-        values = [run.data.metrics[key] for run in by_seed.values() if key in run.data.metrics]
-        if len(values) > 1:
-            metrics.append(Metric(key, round(statistics.fmean(values), 4), now, 0))
-            metrics.append(Metric(f"seeds/{key}_sd", round(statistics.stdev(values), 4), now, 0))
-    shared = [Param(key, value) for key, value in first.params.items() if key != SEED]
-    client.log_batch(parent_id, metrics, [] if found else shared)
-    for run in by_seed.values():
-        client.set_tag(run.info.run_id, PARENT, parent_id)
-    client.set_terminated(parent_id)
-
-
-def _monitor(run_id: str) -> Any:
-    """MLflow's own monitor of GPU, memory, disk and network, started; None where it is not wanted:
-    by default it is where there is an NVIDIA GPU."""
-    wanted = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").strip().lower()
-    if wanted in ("false", "0") or not (wanted or shutil.which("nvidia-smi")):
-        return None
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=tracking_uri())
-    monitor.start()
-    return monitor
 
 
 def _run(at: tuple[Any, str], fingerprint: str, name: str, results: str | None = None) -> Any:
@@ -335,10 +267,6 @@ def connect() -> tuple[Any, str]:
     file = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    given = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "").strip())
-    if given.username and uri.startswith("http"):  # MLflow prints the address that it is given
-        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(given.username))
-        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(given.password or ""))
     from mlflow import MlflowClient  # 10 s on two cores
     from mlflow.exceptions import MlflowException
 

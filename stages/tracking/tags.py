@@ -1,6 +1,5 @@
 """What a result came from: commit, experiment, hashes and sources, without anything secret."""
 
-import hashlib
 import json
 import os
 import re
@@ -10,8 +9,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from stages.core.project import project_root
-from stages.params.params import PARAMS_FILE, SEED, differences, flattened
+from stages.core.command import project_root
+from stages.params.params import PARAMS_FILE, differences, flattened
 
 
 def experiment_name(root: Path = Path()) -> str:
@@ -27,15 +26,14 @@ def provenance(root: Path = Path()) -> dict[str, str]:
     of the pipeline aside), ``dvc.experiment``, ``dvc.baseline``, ``dvc.md5.<path>`` of every
     output in ``dvc.lock`` below data/ and models/, ``data.*`` and ``model.*`` (kind, repo,
     commit, licence) from the SOURCE.json files; ``changed`` (parameters that differ from the
-    commit's, with their values), ``sweep`` (commit and names of these) and ``setting`` (a hash of
-    data and parameters, ``train.seed`` aside); and MLflow's own for source and commit.
+    commit's, with their values); and MLflow's own for source and commit.
     """
     commit, branch = git(root, "rev-parse", "HEAD"), git(root, "branch", "--show-current")
     baseline = os.environ.get("DVC_EXP_BASELINE_REV", "")
     remote = git(root, "remote", "get-url", "origin")
-    swept = _sweep(root, baseline)
+    changed = _changed(root, baseline)
     # In DVC's temporary copies, Git takes a params.yaml that DVC changed for unchanged.
-    edited = {*changed_files(root), *([str(PARAMS_FILE)] if swept.get("changed") else [])}
+    edited = {*changed_files(root), *([str(PARAMS_FILE)] if changed else [])}
     state = f"dirty: {', '.join(sorted(edited))}" if edited else "clean"
     found = {
         "git.commit": commit,
@@ -43,6 +41,7 @@ def provenance(root: Path = Path()) -> dict[str, str]:
         "git.state": state if commit else "",
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
         "dvc.baseline": baseline,
+        "changed": changed,
         "mlflow.source.name": "dvc.yaml" if (root / "dvc.yaml").is_file() else "",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
@@ -61,23 +60,15 @@ def provenance(root: Path = Path()) -> dict[str, str]:
         fetched = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
         for key in ("kind", "repo", "commit", "licence"):
             found[f"{what}.{key}"] = ", ".join(str(each[key]) for each in fetched if each.get(key))
-    return {key: redacted(value, root) for key, value in (found | swept).items() if value}
+    return {key: redacted(value, root) for key, value in found.items() if value}
 
 
-def _sweep(root: Path, baseline: str) -> dict[str, str]:
-    """How the parameters differ from those of the commit that an experiment starts from."""
-    if not (now := parameters(root)):
-        return {}
+def _changed(root: Path, baseline: str) -> str:
+    """The parameters that differ from those of the commit that an experiment starts from."""
     text = git(root, "show", f"{baseline or 'HEAD'}:./{PARAMS_FILE}")
-    before = flattened(YAML(typ="safe", pure=True).load(text)) if text else now
-    apart = {key: value for key, _, value in differences(before, now)}
-    alike = {key: value for key, value in now.items() if key != SEED}
-    content = json.dumps([alike, outputs(root).get("data/formatted")], sort_keys=True, default=str)
-    return {
-        "changed": ", ".join(f"{key}={value}" for key, value in apart.items()),
-        "sweep": f"{baseline[:7]} {', '.join(apart)}" if baseline and apart else "",
-        "setting": hashlib.sha256(content.encode()).hexdigest()[:12],
-    }
+    before = flattened(YAML(typ="safe", pure=True).load(text)) if text else {}
+    apart = differences(before, parameters(root)) if before else ()
+    return ", ".join(f"{key}={value}" for key, _, value in apart)
 
 
 def parameters(root: Path) -> dict[str, Any]:
@@ -101,11 +92,17 @@ def redacted(text: str, root: Path = Path()) -> str:
     return text
 
 
-def outputs(root: Path) -> dict[str, str]:
-    """Path to md5 of every output in ``dvc.lock``; none if there is no such file yet."""
+def locked(root: Path, rev: str = "") -> dict[str, Any]:
+    """The stages of ``dvc.lock`` by name, here or as a commit has it; none if there is no lock."""
     lock = root / "dvc.lock"
-    document = YAML(typ="safe").load(lock.read_text(encoding="utf-8")) if lock.is_file() else {}
-    outs = (out for stage in document.get("stages", {}).values() for out in stage.get("outs", []))
+    text = lock.read_text(encoding="utf-8") if lock.is_file() and not rev else ""
+    text = git(root, "show", f"{rev}:./dvc.lock") if rev else text
+    return dict(YAML(typ="safe").load(text or "stages: {}")["stages"])
+
+
+def outputs(root: Path, rev: str = "") -> dict[str, str]:
+    """Path to md5 of every output in ``dvc.lock``, here or as a commit has it."""
+    outs = (out for stage in locked(root, rev).values() for out in stage.get("outs", []))
     return {out["path"]: str(out.get("md5", "")) for out in outs}
 
 

@@ -14,8 +14,8 @@ from stages.core import portable
 from stages.core.errors import UserError, did_you_mean
 from stages.core.meaning import code
 from stages.families import known
-from stages.model import lookup, reference_logps
-from stages.params import losses
+from stages.model import reference_logps
+from stages.params import losses, machine
 from stages.params.losses import LOSSES
 from stages.params.params import Params
 from stages.tuning.inside.sitecustomize import FOLDER
@@ -25,7 +25,7 @@ WORKSPACE = Path("models/training")  # a folder for each fingerprint; DVC leaves
 INSIDE = Path(__file__).parent / "inside"
 # Our code in every training process, and what is there besides where prompts are shared.
 CODE = ("tuning/inside/sitecustomize.py",)
-SHARED_CODE = ("tuning/trainer.py", "model/prefix.py", "model/lookup.py")
+SHARED_CODE = ("tuning/trainer.py", "model/prefix.py")
 
 # Packages whose version decides what a training computes.
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
@@ -142,95 +142,34 @@ def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
     return None
 
 
-def ours(p: Params) -> dict[str, bool]:
-    """Our own keys that decide what a training computes."""
-    return {
-        "shared_prefix": p.train.shared_prefix,
-        "keep_vision_features": p.train.keep_vision_features,
-        "portable": p.train.portable and p.train.gpus == 0,
-    }
-
-
 def fingerprint(
-    config: Mapping[str, Any],
-    formatted: Path,
-    model: Path,
-    processes: int,
-    *,
-    ours: Mapping[str, bool],
-    cached: Path | None,
+    config: Mapping[str, Any], p: Params, formatted: Path, model: Path, cached: Path | None
 ) -> str:
     """A name for everything that decides what a training produces: 16 hex digits.
 
-    It covers the LLaMA-Factory configuration (not where it writes), the number of ``processes``
-    (the effective batch follows from it), the formatted train and validation pairs (which name
+    It covers the LLaMA-Factory configuration (not where it writes), the number of processes (the
+    effective batch follows from it), the formatted train and validation pairs (which name
     their images by content), the base model's files (by the hashes in its ``SOURCE.json``), the
     versions of the packages that compute, our code inside the training process, our own keys, and
     the reference's log-probs where they are ``cached``.
     """
     inside = code(*CODE)
-    if ours["shared_prefix"]:
+    if p.train.shared_prefix:
         inside |= code(*SHARED_CODE) | code("params/losses.py", without=losses.WORDS)
         inside |= known.of_model(model).fingerprint
     data = ("train.json", "validation.json", "dataset_info.json")
     parts = {
         "config": {key: value for key, value in config.items() if key != "output_dir"},
-        "processes": processes,
+        "processes": p.train.processes,
         "data": {name: sha256(formatted / name) for name in data},
         "model": sha256(model / "SOURCE.json"),
         "packages": {package: version(package) for package in PACKAGES},
         "inside": inside,
-        "ours": dict(ours),
-        "reference": sorted(lookup.by_pair(cached).items()) if cached else None,
+        "shared_prefix": p.train.shared_prefix,
+        "portable": p.train.portable and p.train.gpus == 0,
+        "reference": sorted(reference_logps.by_pair(cached).items()) if cached else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def require_gpus(wanted: int, *, bf16: bool = False) -> None:
-    """Raise ``UserError`` if ``train.gpus`` wants more GPUs than there are, or ``train.bf16`` what
-    they only emulate; loads no model.
-    """
-    if wanted == 0:
-        return
-    import torch
-
-    found = torch.cuda.device_count()
-    if found < wanted:
-        raise UserError(
-            f"train.gpus is {wanted}, but torch finds {found or 'no'} GPU{'s' * (found > 1)} here; "
-            "run on a machine that has them, lower train.gpus, or use the demo preset "
-            "(make use PRESET=demo), which needs none"
-        )
-    if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(
-            f"train.bf16 is true, and the {torch.cuda.get_device_name(0)} has no bfloat16; set it "
-            "to false, and train.fp16 to true"
-        )
-
-
-def on_ray(environment: Mapping[str, str]) -> bool:
-    """Whether Ray starts the processes, by LLaMA-Factory's own switch."""
-    return environment.get("USE_RAY", "0").lower() in ("1", "true", "y")
-
-
-def check_environment(environment: Mapping[str, str]) -> None:
-    """Refuse what would make LLaMA-Factory train by other processes than ``train.gpus`` says, by
-    which a training is named.
-
-    Raises:
-        UserError: which variable, and what to do.
-    """
-    if on_ray(environment) and find_spec("ray") is None:
-        raise UserError(
-            "USE_RAY is set, and Ray is not installed: `make extras` installs it; unset USE_RAY to "
-            "train on this machine alone"
-        )
-    for name in ("NNODES", "NODE_RANK", "RDZV_ID", "MIN_NNODES"):
-        if environment.get(name, "") not in ("", "0", "1"):
-            raise UserError(
-                f"{name} is set, and several machines train by Ray here, not by torchrun: unset "
-                "it, start Ray on the machines, and set USE_RAY=1 (docs/scaling.md)"
-            )
 
 
 def environment(gpus: int, base: Mapping[str, str], *, is_portable: bool) -> dict[str, str]:
@@ -238,20 +177,30 @@ def environment(gpus: int, base: Mapping[str, str], *, is_portable: bool) -> dic
 
     One GPU of several must be chosen here, since LLaMA-Factory turns to torchrun wherever it sees
     more than one. A choice the user already made (``CUDA_VISIBLE_DEVICES``) is narrowed, never
-    widened. On Ray they may be other machines' GPUs, and Ray chooses.
+    widened. On Ray they may be other machines' GPUs, and Ray chooses; torchrun stays on this one.
+
+    Raises:
+        UserError: ``USE_RAY`` is set, and Ray is not installed.
     """
+    if machine.on_ray(base) and find_spec("ray") is None:
+        raise UserError(
+            "USE_RAY is set, and Ray is not installed: `make extras` installs it; unset USE_RAY to "
+            "train on this machine alone"
+        )
     # Else every file and argument is listed, and the progress bar is hard to find.
     result = {"LLAMAFACTORY_VERBOSITY": "WARN"} | dict(base)
+    for name in ("NNODES", "NODE_RANK", "RDZV_ID", "MIN_NNODES"):  # torchrun's for several machines
+        result.pop(name, None)
     if gpus == 0:
         result |= portable.environment(portable=is_portable)
     # LLaMA-Factory looks for torchrun on the path, also where .venv was never activated.
     tools = [str(Path(sys.executable).parent), *filter(None, [base.get("PATH")])]
     result["PATH"] = os.pathsep.join(tools)
-    if gpus == 0 or not on_ray(base):
+    if gpus == 0 or not machine.on_ray(base):
         visible = base.get("CUDA_VISIBLE_DEVICES", "")
         devices = visible.split(",") if visible else [str(i) for i in range(gpus)]
         result["CUDA_VISIBLE_DEVICES"] = ",".join(devices[:gpus])
-    if on_ray(base):
+    if machine.on_ray(base):
         result.pop("FORCE_TORCHRUN", None)
         result |= {"RAY_USAGE_STATS_ENABLED": "0", FOLDER: os.getcwd()}
     else:

@@ -93,16 +93,6 @@ def check(entry: Mapping[str, Any], beta: float | None) -> None:
         )
 
 
-def first_margin(entries: Sequence[Mapping[str, Any]]) -> float:
-    """The reward margin at step 1. Raises ``UserError`` if that step was not logged."""
-    first = next((entry for entry in entries if "rewards/margins" in entry), None)
-    if first is None or first["step"] != 1:
-        raise UserError(
-            "the training logged no reward margin for step 1; is its log history complete?"
-        )
-    return float(first["rewards/margins"])
-
-
 def point(entry: Mapping[str, Any]) -> tuple[str, dict[str, float]] | None:
     """The split that an entry measures and its values by our names, None for a summary."""
     split = "train" if "loss" in entry else "validation" if "eval_loss" in entry else None
@@ -120,17 +110,15 @@ def curves(entries: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
     for entry in entries:
         if measured := point(entry):
             split, values = measured
-            place = {"step": entry["step"], "epoch": round(entry["epoch"], 4)}
-            rows[split].append(place | values)
-    tables = {
-        split: pd.DataFrame(r, columns=["step", "epoch", *CURVES.values()])
-        for split, r in rows.items()
-    }
-    # A table without rows keeps its columns: a plot of none of its points still names them.
-    return {
-        split: table if table.empty else table.dropna(axis=1, how="all")
-        for split, table in tables.items()
-    }
+            rows[split].append({"step": entry["step"], "epoch": round(entry["epoch"], 4), **values})
+    every = ["step", "epoch", *CURVES.values()]
+    tables = {}
+    for split, measured_rows in rows.items():
+        # A table without rows keeps its columns: a plot of none of its points still names them.
+        logged = set().union(*measured_rows) or set(every)
+        columns = [name for name in every if name in logged]
+        tables[split] = pd.DataFrame(measured_rows, columns=columns)
+    return tables
 
 
 def write_curves(folder: Path, curves_folder: Path) -> None:

@@ -16,7 +16,7 @@ from stages.core.errors import UserError
 from stages.core.processes import ended_with_the_stage
 from stages.tuning.config import INSIDE, sha256
 from stages.tuning.history import STATE
-from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, STEPS, TRAINER, VISION
+from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, STEPS
 
 KILLED = "Signal 9 (SIGKILL)"  # as torchrun tells of a process, which most often lacked memory
 
@@ -35,18 +35,10 @@ FIXES = (
         "format.cutoff_len or lower format.image_max_pixels",
     ),
     (
-        r"doesn't support bf16|bf16.{0,40}not supported|Bfloat16 is only supported",
-        "this device has no bfloat16: set train.bf16: false (and train.fp16: true on an older GPU)",
-    ),
-    (
         # torch.save names no reason.
         r"No space left on device|Disk quota exceeded|inline_container\S+ \. unexpected pos",
         "the disk is full: free some space, then run the same command again; training resumes "
         "from its last checkpoint",
-    ),
-    (
-        r"No CUDA GPUs are available|CUDA-capable device|Found no NVIDIA driver",
-        "no GPU could be used: set train.gpus: 0, or run where there is one",
     ),
     (
         rf"{re.escape(KILLED)}|DefaultCPUAllocator: .*memory|Cannot allocate memory",
@@ -64,17 +56,11 @@ FIXES = (
         "a process of the distributed run died or could not reach the others: see each rank's "
         "lines in the log; train.gpus: 1 tells whether distribution is the cause",
     ),
-    (
-        # Not the bare name: every quantised run says "with bitsandbytes".
-        r"bitsandbytes.{0,80}(requires?\b|not (found|available|supported|compiled)|[Nn]o module)"
-        r"|([Nn]o module named|supported by).{0,20}bitsandbytes",
-        "quantisation failed: bitsandbytes needs an NVIDIA GPU; set model.quantization_bit: null",
-    ),
 )
 
 
 WEIGHTS = "adapter_model.safetensors"
-FINISHED = "finished.txt"
+FINISHED = "fingerprint.json"  # where it is, the training ended well and the adapter is complete
 EVENTS_FILE = "events.jsonl"  # the steps, as they are logged
 
 
@@ -156,11 +142,6 @@ def launch(
     if process.returncode:
         said = log.read_bytes()[earlier:]  # what an earlier attempt died of is not told again
         raise UserError(explain(process.returncode, said.decode("utf-8", errors="replace"), log))
-    if not seen:
-        console.show(
-            f"the training wrote nothing to {events}, so it had no live curves and no early checks;"
-            f" {log} may say why, in a line with sitecustomize.py"
-        )
 
 
 def inside(events: Path, base: Mapping[str, str]) -> dict[str, str]:
@@ -169,16 +150,12 @@ def inside(events: Path, base: Mapping[str, str]) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path), EVENTS: str(events.absolute())}
 
 
-def with_shared_prefix(
-    base: Mapping[str, str], cached: Path | None, keep_vision_features: bool
-) -> dict[str, str]:
+def with_shared_prefix(base: Mapping[str, str], cached: Path | None) -> dict[str, str]:
     """What the environment ``base`` needs for the training to use the trainer on shared prompts,
     with the reference's log-probs where they are ``cached``.
     """
     project = str(Path(__file__).parents[2])
-    found = {**base, PROJECT: project, TRAINER: "stages.tuning.trainer:SharedPrefixTrainer"}
-    found |= {VISION: "1"} if keep_vision_features else {}
-    return found | ({REFERENCE: str(cached.absolute())} if cached else {})
+    return {**base, PROJECT: project} | ({REFERENCE: str(cached.absolute())} if cached else {})
 
 
 def new_lines(path: Path) -> Iterator[list[dict[str, Any]]]:
@@ -217,59 +194,43 @@ def last_lines(output: str, count: int = 6) -> list[str]:
     return [line for line in lines if line.strip() and not frame.search(line)][-count:]
 
 
-def is_trained(fingerprint: str, out: Path) -> bool:
-    """Whether ``out`` holds the finished adapter of this training, byte for byte."""
-    try:
-        made = json.loads((out / "fingerprint.json").read_text(encoding="utf-8"))
-        return (
-            made["fingerprint"] == fingerprint
-            and made["adapter_sha256"] == sha256(out / WEIGHTS)
-            and (out / "adapter_config.json").is_file()
-            and (out / "llamafactory.yaml").is_file()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def publish(folder: Path, out: Path, fingerprint: str) -> None:
-    """Copy the trained adapter, and nothing that holds a time or a path, to the stage's output.
-
-    Until now ``out`` held what it had. The fingerprint goes first and comes back last: where
-    it is, the adapter is complete.
-    PEFT writes the adapted modules in the order of a set; sorted, equal adapters are equal files.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "fingerprint.json").unlink(missing_ok=True)
-    for path in out.iterdir():  # never written into: with DVC's link types it is the cache's own
-        path.unlink()
-    for name in (WEIGHTS, "llamafactory.yaml"):
-        shutil.copyfile(folder / name, out / name)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    for name in ("target_modules", "modules_to_save"):
-        if isinstance(config.get(name), list):
-            config[name] = sorted(config[name])
-    (out / "adapter_config.json").write_text(
-        json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
-    made = {"fingerprint": fingerprint, "adapter_sha256": sha256(out / WEIGHTS)}
-    (out / "fingerprint.json").write_text(json.dumps(made) + "\n", encoding="utf-8")
-
-
 def finish(folder: Path) -> None:
     """Mark a training's folder as finished, and remove what only an interrupted one needs.
 
-    The adapter, the log and the trainer's state stay: an experiment that comes back to this
-    fingerprint takes them up. DVC's own cache of runs can't, since the stage's outputs persist.
+    The adapter, the log and the trainer's state stay, for an experiment that comes back to this
+    fingerprint. DVC's own cache of runs can't serve it, since the stage's outputs persist.
     """
-    (folder / FINISHED).write_text(f"{sha256(folder / WEIGHTS)}\n", encoding="utf-8")
+    made = {"fingerprint": folder.name, "adapter_sha256": sha256(folder / WEIGHTS)}
+    (folder / FINISHED).write_text(json.dumps(made) + "\n", encoding="utf-8")
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a training ended well in ``folder`` and its adapter is the one that it made."""
+def holds(folder: Path, fingerprint: str) -> bool:
+    """Whether a folder has the finished adapter of this training, byte for byte."""
     try:
-        told = (folder / FINISHED).read_text(encoding="utf-8").strip()
-        return told == sha256(folder / WEIGHTS) and (folder / STATE).is_file()
-    except OSError:
+        made = json.loads((folder / FINISHED).read_text(encoding="utf-8"))
+        found = {"fingerprint": fingerprint, "adapter_sha256": sha256(folder / WEIGHTS)}
+    except (OSError, ValueError):
         return False
+    others = ("adapter_config.json", "llamafactory.yaml")
+    return bool(made == found and all((folder / name).is_file() for name in others))
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Copy a finished adapter, and nothing that holds a time or a path, to the stage's output.
+
+    Until now ``out`` held what it had. PEFT writes the adapted modules in the order of a set;
+    sorted, equal adapters are equal files.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for path in out.iterdir():  # never written into: with DVC's link types it is the cache's own
+        path.unlink()
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    for name in ("target_modules", "modules_to_save"):
+        if isinstance(config.get(name), list):
+            config[name] = sorted(config[name])
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (out / "adapter_config.json").write_text(text, encoding="utf-8")
+    for name in ("llamafactory.yaml", WEIGHTS, FINISHED):  # the mark last
+        shutil.copyfile(folder / name, out / name)

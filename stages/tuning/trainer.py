@@ -6,9 +6,9 @@ It runs inside ``llamafactory-cli``, where ``inside/sitecustomize.py`` puts it i
 optimizer, accumulation, evaluation, checkpoints and callbacks are LLaMA-Factory 0.9.5's own. Where
 the shared prompt is not exact or was not tried, the trainer says why and goes the stock way.
 
-Two things are otherwise than in stock, on purpose: ``train.loss`` reaches the loss
-(``dpo_loss``), and ``logits/chosen`` and ``logits/rejected`` are means over real tokens; stock's
-also count padding, and so depend on the batch.
+Three things are otherwise than in stock, on purpose: ``train.loss`` reaches the loss
+(``dpo_loss``); there are no means of logits, which in stock depend on the padding; and figures of
+the validation pairs are means over pairs, not over batches.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from llamafactory.train.dpo.trainer import CustomDPOTrainer
 from PIL import Image
 
 from stages.core.errors import UserError
-from stages.model import lookup, prefix
+from stages.model import prefix, reference_logps
 from stages.params.losses import LOSSES
-from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE, VISION
+from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE
 
 SIDES = ("chosen_logps", "rejected_logps")
 
@@ -44,18 +44,13 @@ class SharedPrefixTrainer(CustomDPOTrainer):
 
     reference: Mapping[str, tuple[float, float]] | None = None
     data_collator: Any
+    pairs = 0  # of the batch that the model saw last
 
     def __init__(self, model: Any, ref_model: Any, finetuning_args: Any, **more: Any) -> None:
-        keep = VISION in os.environ
-        if keep and tower_digest(model) is None:
-            raise UserError(
-                "train.keep_vision_features is true, and the vision tower is trained: what it "
-                "makes of an image changes; set one of the two to false"
-            )
         if prefix.why_not(model) is None:
             for one in (model, ref_model):  # before accelerate wraps what it finds
                 if one is not None:
-                    prefix.install(one, keep_vision_features=keep)
+                    prefix.install(one)
         super().__init__(model=model, ref_model=ref_model, finetuning_args=finetuning_args, **more)
         # Dropout is off by now.
         self.stock_because = prefix.why_not(model) or self._untried()
@@ -65,7 +60,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if not finetuning_args.use_ref_model:
             self.reference = None
         elif self.reference is None and REFERENCE in os.environ:
-            self.reference = lookup.by_pair(Path(os.environ[REFERENCE]))
+            self.reference = reference_logps.by_pair(Path(os.environ[REFERENCE]))
         if self.reference is not None:
             for split in ("train_dataset", "eval_dataset"):
                 require_reference(getattr(self, split, None) or (), self.reference)
@@ -115,9 +110,11 @@ class SharedPrefixTrainer(CustomDPOTrainer):
     ) -> dict[str, Any]:
         """Log-probs (n,) of both answers; means instead of sums where the loss takes them."""
         if "segments" not in batch:
-            return dict(super().concatenated_forward(model, batch, is_ref_model))
+            found = dict(super().concatenated_forward(model, batch, is_ref_model))
+            self.pairs = len(found["chosen_logps"])
+            return found
         inputs = {name: tensor for name, tensor in batch.items() if name != "reference"}
-        output = model(**inputs, mean_logits=not is_ref_model)
+        output = model(**inputs)
         per_token, lengths = output["logps"], output["lengths"]
         if self.ld_alpha is not None and not is_ref_model:
             # LD-DPO (arXiv 2409.06411): what one answer is longer than the other counts less.
@@ -128,14 +125,26 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if LOSSES[self.loss_type].mean:
             logps = logps / lengths
         chosen, rejected = logps
-        means = output.get("logits", logps.new_zeros(2))
+        self.pairs = len(chosen)
         return {
             "chosen_logps": chosen,
             "rejected_logps": rejected,
-            "chosen_logits": means[0],
-            "rejected_logits": means[1],
+            "chosen_logits": logps.new_zeros(()),
+            "rejected_logits": logps.new_zeros(()),
             "chosen_logps_avg": chosen if LOSSES[self.loss_type].mean else chosen / lengths[0],
         }
+
+    def get_batch_loss_metrics(self, *arguments: Any, **more: Any) -> tuple[Any, dict[str, Any]]:
+        """Loss and metrics, without the means of logits."""
+        loss, metrics = super().get_batch_loss_metrics(*arguments, **more)
+        return loss, {name: value for name, value in metrics.items() if "logits/" not in name}
+
+    def store_metrics(self, metrics: dict[str, float], train_eval: str = "train") -> None:
+        """Of an evaluated batch a value for each of its pairs: the last batch is shorter, and
+        LLaMA-Factory averages over batches.
+        """
+        for _ in range(self.pairs if train_eval == "eval" else 1):
+            super().store_metrics(metrics, train_eval)
 
     def compute_reference_log_probs(self, model: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
         """The reference's log-probs (n,), from the cache where the collator found them."""
@@ -219,7 +228,7 @@ def require_reference(
     features: Sequence[Mapping[str, Any]], cached: Mapping[str, tuple[float, float]]
 ) -> None:
     """Raise ``UserError`` if a pair has no log-probs of the reference."""
-    missing = sum(lookup.pair_key(feature) not in cached for feature in features)
+    missing = sum(prefix.pair_key(feature) not in cached for feature in features)
     if missing:
         raise UserError(
             f"data/reference has no log-probs of {missing} of {len(features)} pairs: it was made "
@@ -252,6 +261,6 @@ class SharedPrefixCollator:
         images = partial(prefix.process_images, self.stock.template, self.stock.processor)
         batch = prefix.pack(features, self.stock.model, images, always_look=self.placeholder)
         if self.reference is not None:
-            logps = [self.reference[lookup.pair_key(feature)] for feature in features]
+            logps = [self.reference[prefix.pair_key(feature)] for feature in features]
             batch["reference"] = torch.tensor(logps, dtype=torch.float32).T.contiguous()
         return batch

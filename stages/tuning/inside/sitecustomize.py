@@ -5,9 +5,8 @@ Python imports a module of this name whenever it starts. The train stage puts th
 path of the training process (``process.inside``), the way tracers and coverage tools do; the
 workers of torchrun and Ray inherit it. There it waits for ``llamafactory.train.tuner`` and wraps
 that module's ``_training_function``, which runs in every process that trains, to add the callback.
-Without the variable ``EVENTS`` it does nothing, and a callback that goes wrong costs one line, not
-the training. A trainer that was asked for (``PROJECT``) and can't be had ends it: the stock one
-would train something else.
+Without the variable ``EVENTS`` it does nothing. A step that can't be written costs one line;
+anything else that goes wrong ends the training, which might be another one.
 
 Its code is part of a training's fingerprint. It imports nothing of this project unless the trainer
 is wanted, and nothing heavy (not even typing) before the training does: every start of Python pays
@@ -21,15 +20,12 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 # Environment variables
 EVENTS = "TRAINING_EVENTS"  # the file to write to
 PROJECT = "TRAINING_PROJECT"  # where ``stages`` is, if its trainer is wanted
-TRAINER = "TRAINING_TRAINER"  # the module and the class of that trainer, with a colon between
 REFERENCE = "TRAINING_REFERENCE"  # the folder of the reference's log-probs, if they are to be used
-VISION = "TRAINING_KEEPS_VISION"  # whether what the frozen vision tower makes of an image is kept
 FOLDER = "TRAINING_FOLDER"  # where to train, if Ray starts the processes: they begin where it began
 
 TUNER = "llamafactory.train.tuner"
@@ -53,10 +49,7 @@ class Hook:
 
         def execute_and_change(module: Any) -> None:
             execute(module)
-            if os.environ.get(PROJECT) or os.environ.get(FOLDER):
-                wrap_training(module)
-            else:
-                attempt(lambda: wrap_training(module))
+            wrap_training(module)
 
         spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
         return spec
@@ -66,18 +59,14 @@ def wrap_training(tuner: Any) -> None:
     """Let every training of this process write its steps, with our trainer if it is wanted. Ray
     pickles its worker by name, so that each of its processes imports ``tuner``, and comes here, by
     itself."""
-    import logging
-
     train = tuner._training_function
-    # It asks for a package that it would take code from the Hub with, for weights in 4 bits.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
     def train_and_write(config: dict[str, Any]) -> Any:
         if folder := os.environ.get(FOLDER):
             os.chdir(folder)
-        attempt(lambda: config["callbacks"].append(writer(os.environ[EVENTS])))
+        config["callbacks"].append(writer(os.environ[EVENTS]))
         if project := os.environ.get(PROJECT):
-            use_trainer(project, os.environ[TRAINER])
+            use_trainer(project)
         return train(config)
 
     tuner._training_function = train_and_write
@@ -109,15 +98,14 @@ def fit_ray(tuner: Any) -> None:
     tuner.get_ray_remote_config_for_worker = lambda **given: place(**given) | {"num_cpus": 1}
 
 
-def use_trainer(project: str, trainer: str) -> None:
+def use_trainer(project: str) -> None:
     """Put the trainer on shared prompts where ``run_dpo`` looks for LLaMA-Factory's own."""
     sys.path.append(project)  # last, so that it hides no package
     from importlib import import_module
 
     import llamafactory.train.dpo.trainer as stock
 
-    module, _, name = trainer.partition(":")
-    stock.CustomDPOTrainer = getattr(import_module(module), name)
+    stock.CustomDPOTrainer = import_module("stages.tuning.trainer").SharedPrefixTrainer
 
 
 def writer(file: str) -> Any:
@@ -128,36 +116,27 @@ def writer(file: str) -> Any:
 
     class Writer(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                attempt(lambda: self.write(state.log_history[-1] | {STEPS: state.max_steps}))
-
-        def write(self, entry: dict[str, Any]) -> None:
-            with open(file, "a", encoding="utf-8") as lines:
-                lines.write(json.dumps(entry, default=float) + "\n")
+            if not state.is_world_process_zero:
+                return
+            entry = state.log_history[-1] | {STEPS: state.max_steps}
+            try:
+                with open(file, "a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(entry, default=float) + "\n")
+            except OSError as error:
+                print(f"{__file__}: {error}", file=sys.stderr, flush=True)
 
     return Writer()
 
 
-def attempt(what: Callable[[], object]) -> None:
-    """Do it; a training that could go on must not die of it."""
-    try:
-        what()
-    except Exception as error:
-        print(f"{__file__}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-
-
 def chain() -> None:
     """Run the ``sitecustomize`` that this one hides, such as Debian's or a tracer's."""
-    from importlib.machinery import PathFinder
-
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != here]
-    spec = PathFinder.find_spec("sitecustomize", sys.path)
-    if spec is not None and spec.loader is not None:
-        from importlib.util import module_from_spec
-
-        sys.modules["sitecustomize"] = module = module_from_spec(spec)
-        spec.loader.exec_module(module)
+    ours = sys.modules.pop("sitecustomize")
+    try:
+        import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError:
+        sys.modules["sitecustomize"] = ours
 
 
 if __name__ == "sitecustomize":  # not where the stage or a test imports it

@@ -9,7 +9,7 @@ repository. Differences from AMBER's script, which asks two language models that
 * It takes nouns only, by nltk's tagger. Here a word of the lists counts in any role, but for "can"
   and "hot".
 
-``benchmarks/amber.py`` measures what both change, on published answers.
+``benchmarks/RESULTS.md`` says what both change, on published answers.
 """
 
 import base64
@@ -20,9 +20,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.answers import published
-from stages.answers.grading import mentioned, said
 from stages.model import formatted
+from tasks.published import data_sets
+from tasks.published.grades import mentioned, said
 
 # AMBER's repository at its head of January 2024, Apache-2.0.
 LISTS = (
@@ -78,7 +78,7 @@ def descriptions(repo: str, revision: str, **_: Any) -> dict[str, Any]:
     expect and are not), in hash order.
     """
     files = {Path(row["image"]).stem: row["image"] for row in unpacked(repo, revision)}
-    annotated = json.loads(published.pinned(*ANNOTATIONS).read_text(encoding="utf-8"))
+    annotated = json.loads(data_sets.pinned(*ANNOTATIONS).read_text(encoding="utf-8"))
     lists()  # grading needs them: a download that fails, fails here
     return documents(
         [
@@ -103,7 +103,7 @@ def unpacked(repo: str, revision: str) -> list[dict[str, str]]:
     import pandas as pd
     from huggingface_hub import hf_hub_download
 
-    folder = published.cache() / revision
+    folder = data_sets.cache() / revision
     table = folder / "questions.parquet"
     if not table.exists():
         tsv = hf_hub_download(repo, "AMBER.tsv", repo_type="dataset", revision=revision)
@@ -151,10 +151,10 @@ def lists() -> tuple[dict[str, list[str]], frozenset[str], frozenset[str]]:
     """AMBER's word lists: the words for an object, all of them, and those that are never
     held against a description.
     """
-    relation = json.loads(published.pinned(*RELATION).read_text(encoding="utf-8"))
+    relation = json.loads(data_sets.pinned(*RELATION).read_text(encoding="utf-8"))
     words_for = {plain(key): [plain(word) for word in words] for key, words in relation.items()}
     known = {word for key, words in words_for.items() for word in (key, *words)}
-    never = published.pinned(*SAFE_WORDS).read_text(encoding="utf-8").split()
+    never = data_sets.pinned(*SAFE_WORDS).read_text(encoding="utf-8").split()
     return words_for, frozenset(known), frozenset(plain(word) for word in never)
 
 

@@ -12,9 +12,9 @@ import zipfile
 from collections.abc import Iterable
 from typing import Any
 
-from stages.answers import published
-from stages.answers.grading import mentioned
 from stages.core.errors import UserError
+from tasks.published import data_sets
+from tasks.published.grades import mentioned
 
 # CHAIR's repository at its head of 2019: the name of an object, then its synonyms, on a line.
 SYNONYMS = (
@@ -40,7 +40,7 @@ PHRASES = {
 @functools.cache
 def vocabulary() -> dict[str, str]:
     """What may be said of a photograph, to the object that it means; "" where that is none."""
-    lines = published.pinned(*SYNONYMS).read_text(encoding="utf-8").lower().splitlines()
+    lines = data_sets.pinned(*SYNONYMS).read_text(encoding="utf-8").lower().splitlines()
     synonyms = [[name.strip() for name in line.split(",")] for line in lines if line.strip()]
     return {name: names[0] for names in synonyms for name in names if name} | PHRASES
 
@@ -56,7 +56,7 @@ def named(text: str) -> list[str]:
 def captions(dataset: Any) -> Any:
     """POPE's images, one document each, with the ``objects`` that are there, by name."""
     first = {source: at for at, source in reversed(list(enumerate(dataset["image_source"])))}
-    documents = published.in_hash_order(dataset.select(sorted(first.values())), "image_source")
+    documents = data_sets.in_hash_order(dataset.select(sorted(first.values())), "image_source")
     ids = [int(source.rpartition("_")[2]) for source in documents["image_source"]]
     objects = there(ids)
     return documents.add_column("objects", [sorted(objects[each]) for each in ids])
@@ -69,7 +69,7 @@ def there(ids: Iterable[int]) -> dict[int, set[str]]:
         UserError: the annotations have none of an image.
     """
     found: dict[int, set[str]] = {each: set() for each in ids}
-    with zipfile.ZipFile(published.pinned(*ANNOTATIONS)) as archive:
+    with zipfile.ZipFile(data_sets.pinned(*ANNOTATIONS)) as archive:
         instances, reference = (
             json.loads(archive.read(f"annotations/{kind}_val2014.json"))
             for kind in ("instances", "captions")

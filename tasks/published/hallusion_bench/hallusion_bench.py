@@ -9,8 +9,8 @@ as in the benchmark's own script; grouped by less, different ones fall together.
 from collections.abc import Sequence
 from typing import Any
 
-from stages.answers import published
-from stages.answers.grading import said
+from tasks.published import data_sets
+from tasks.published.grades import said
 
 SET = ("category", "subcategory", "set_id")
 TRUTH = {"1": "yes", "0": "no"}
@@ -18,7 +18,7 @@ TRUTH = {"1": "yes", "0": "no"}
 
 def in_hash_order(dataset: Any) -> Any:
     """Sets stay together: a limit cuts at most one."""
-    return published.in_hash_order(dataset, *SET)
+    return data_sets.in_hash_order(dataset, *SET)
 
 
 def graded(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tuple[str, bool]]:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from stages.answers import published
-from stages.answers.grading import letter
+from tasks.published import data_sets
+from tasks.published.grades import letter
 
 
 def in_hash_order(dataset: Any) -> Any:
     """The data set lists the questions by category."""
-    return published.in_hash_order(dataset, "index")
+    return data_sets.in_hash_order(dataset, "index")
 
 
 def graded(doc: dict[str, Any], answers: list[str]) -> dict[str, float]:

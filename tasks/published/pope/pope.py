@@ -8,13 +8,13 @@ always one half. Here an unclear answer is wrong, is no yes, and misses an objec
 
 from typing import Any
 
-from stages.answers import published
-from stages.answers.grading import said
+from tasks.published import data_sets
+from tasks.published.grades import said
 
 
 def in_hash_order(dataset: Any) -> Any:
     """The data set lists six questions of each image in a row."""
-    return published.in_hash_order(dataset, "question_id", "id")
+    return data_sets.in_hash_order(dataset, "question_id", "id")
 
 
 def graded(doc: dict[str, Any], answers: list[str]) -> dict[str, float | tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What the tasks of published benchmarks share: pinned files, a fair order, images, ratios.
+"""Documents of published benchmarks: pinned files, a fair order, decoded images.
 
 lm-eval loads the data sets of the Hub at the revision that a task's YAML names. What lies elsewhere
 (word lists, annotations) is pinned by its SHA-256.
@@ -7,8 +7,6 @@ lm-eval loads the data sets of the Hub at the revision that a task's YAML names.
 import functools
 import hashlib
 import io
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,30 +84,3 @@ def _decoded(source: bytes | str) -> Any:
 
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
         return opened.convert("RGB")
-
-
-def ratio(parts: Sequence[Sequence[float]]) -> float:
-    """The sum of first values over the sum of second ones; 0 over nothing."""
-    whole = sum(of for _, of in parts)
-    return sum(part for part, _ in parts) / whole if whole else 0.0
-
-
-def linear(values: Sequence[Any]) -> tuple[float, ...]:
-    """The documents' values of a metric, whose mean is its figure; none where they are no numbers.
-
-    Of a ratio of sums, R = Σn / Σd, a document that gives (n, d) has R + (n - R·d) / mean(d): its
-    linear part (Cochran 1977, Sampling Techniques, 6.4), so that what holds for means, intervals
-    by image included, holds for ratios of many documents.
-    """
-    if all(map(is_number, values)):
-        return tuple(map(float, values))
-    pairs = [value for value in values if isinstance(value, list) and all(map(is_number, value))]
-    whole = sum(of for _, of in pairs) if {len(pair) for pair in pairs} == {2} else 0
-    if not whole or len(pairs) < len(values):
-        return ()
-    figure, share = sum(part for part, _ in pairs) / whole, whole / len(values)
-    return tuple(figure + (part - figure * of) / share for part, of in pairs)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
