@@ -106,7 +106,7 @@ def ours(given: dict[str, Any], shared: dict[str, Any], callback: Any) -> None:
     """LLaMA-Factory with the trainer on shared prompts, as in the stage train."""
     from stages.tuning.inside.sitecustomize import use_trainer
 
-    use_trainer(os.getcwd(), "stages.tuning.trainer:SharedPrefixTrainer")
+    use_trainer(os.getcwd())
     llamafactory(given, shared, callback)
 
 

@@ -180,7 +180,7 @@ def prepare(
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     (folder / "train.json").write_text(json.dumps(rows), encoding="utf-8")
     logps = scoring.log_probs(policy, rows, folder, batch_tokens=1, label="reference")
-    reference_logps.write(folder / "reference", scoring.to_table(rows, logps), {})
+    reference_logps.write(folder / "reference", logps, {})
 
 
 def refusal(way: str, folder: Path, given: dict[str, Any]) -> str:
