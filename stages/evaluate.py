@@ -40,11 +40,10 @@ def main(
 ) -> dict[str, Any]:
     p = params.load()
     by_split = {split: formatted.read(formatted_data, split) for split in SPLITS}
-    pairs = by_split["test"]
+    pairs, validation = by_split["test"], by_split["validation"]
     tuned = Checkpoint(model, p, adapter)
     probed = lm_eval.run(tuned, task_files, formatted_data, images)
     own = tuned.log_probs(pairs, images, label="tuned")
-    choosing = tuned.log_probs(by_split["validation"], images, label="tuned validation")
     controlled = controls.log_probs(tuned, pairs, images, label="tuned")
     asked = prompts.selected(formatted_data, p)
     answers = prompts.answers(tuned, asked, images, label="tuned answers")
@@ -61,8 +60,11 @@ def main(
         for way, table in controlled.groupby("shown")
     }
     scored = metrics.with_controls(against(logps, pairs, own, p.train.beta), by_way)
-    validation = by_split["validation"]
-    chosen_by = against(logps, validation, choosing, p.train.beta) if validation else None
+    choosing = {}
+    if validation:
+        likewise = tuned.log_probs(validation, images, label="tuned validation")
+        of_validation = against(logps, validation, likewise, p.train.beta)
+        choosing = metrics.of_validation(of_validation, p.evaluate)
     answered = prompts.beside_each_other(
         asked, pd.read_parquet(baseline / "answers.parquet"), answers
     )
@@ -79,7 +81,7 @@ def main(
         | metrics.of_images(scored, p.evaluate)
         | metrics.of_answers(answered[answered["of"] == "pair"], p.evaluate)
         | metrics.of_questions(answered[answered["of"] == "question"], p.evaluate)
-        | metrics.of_validation(chosen_by, p.evaluate)
+        | choosing
         | paired.of_tasks(task_results.read(baseline / "lm_eval"), probed, p.evaluate)
     )
 

@@ -198,16 +198,13 @@ def measured(table: pd.DataFrame, counted: Sequence[Lengths], cutoff_len: int) -
 
 def summary(counted: pd.DataFrame, altered: int, told: str | None) -> dict[str, Any]:
     """What went in, what was kept and why the rest was not; quantiles (tokens) of all pairs."""
-    by_split = {
-        kept: counted.loc[counted["kept"] == kept, "split"].value_counts() for kept in (True, False)
-    }
+    kept = counted.loc[counted["kept"], "split"].value_counts()
     of_all = quantiles(counted[list(COUNTS)])
     return {
         "pairs_in": len(counted),
-        "pairs_kept": int(counted["kept"].sum()),
-        "left_out": {REASON: int((~counted["kept"]).sum())},
-        "kept_by_split": {name: int(by_split[True].get(name, 0)) for name in SPLITS},
-        "left_out_by_split": {name: int(by_split[False].get(name, 0)) for name in SPLITS},
+        "pairs_kept": int(kept.sum()),
+        "left_out": {REASON: len(counted) - int(kept.sum())},
+        "kept_by_split": {name: int(kept.get(name, 0)) for name in SPLITS},
         "special_tokens_neutralised": altered,
         **({"altered": told} if told else {}),
         "tokens": {

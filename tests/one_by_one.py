@@ -138,7 +138,7 @@ def pair(seed=0, chosen=5, rejected=7, images=(), alike=0, question=6):
     same = words(alike)
     answers = [same[:chosen] + words(max(chosen - alike, 0)) for _ in range(1)]
     answers.append(same[:rejected] + words(max(rejected - alike, 0)))
-    feature = {"images": list(images), "videos": None, "audios": None}
+    feature: dict[str, list] = {"images": list(images)}
     for side, answer in zip(("chosen", "rejected"), answers, strict=True):
         feature[f"{side}_input_ids"] = prompt + answer
         feature[f"{side}_attention_mask"] = [1] * len(prompt + answer)

@@ -209,11 +209,3 @@ def test_preprocess_that_was_ended_leaves_no_worker_and_completes_later(tmp_path
     assert not (tmp_path / "pairs").exists()
     subprocess.run(words, cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)), check=True)
     assert len(list((tmp_path / "pairs/images").iterdir())) == 4000
-
-
-@pytest.mark.slow
-def test_experiments_in_a_row_leave_nothing_behind(tmp_path):
-    held = [each for _, each in endurance.experiments(tmp_path, 2, tracked=False)]
-    assert [(each.temporary, each.processes) for each in held] == [(0, 0)] * 3
-    assert held[-1].memory < 1.1 * held[0].memory
-    assert held[-1].dvc_tmp - held[0].dvc_tmp <= 4  # DVC's notes of two experiments

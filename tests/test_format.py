@@ -103,7 +103,6 @@ def test_the_summary_counts_what_went_in_and_why_it_did_not_stay(ten):
     assert (found["pairs_in"], found["pairs_kept"]) == (10, 8)
     assert found["left_out"] == {"longer_than_cutoff_len": 2}
     assert found["kept_by_split"] == {"train": 5, "validation": 0, "test": 3}
-    assert found["left_out_by_split"] == {"train": 0, "validation": 0, "test": 2}
     assert found["special_tokens_neutralised"] == 3
     assert "altered" not in found
     assert found["tokens"]["longest"] == {"median": 31, "p90": 35, "p99": 35, "max": 35}

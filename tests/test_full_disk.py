@@ -9,13 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.contracts import ROOT
 from tests.repository import STAGES, environment, make
-from tests.test_report import write_inputs
 
 # $1 and $2: how the disk at $3 is mounted at first, and then; what follows runs on it twice.
 TWICE = """
@@ -110,20 +108,6 @@ CHEAP = {
 @pytest.mark.parametrize("stage", CHEAP)
 def test_a_cheap_stage_is_stopped_by_one_message_and_completes_later(project, stage, disk):
     check([sys.executable, "-m", *CHEAP[stage].split()], project, disk)
-
-
-@pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
-def test_the_report_is_stopped_by_one_message_and_completes_later(
-    tmp_path, write_params, monkeypatch, disk
-):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody there
-    write_params(tmp_path / "params.yaml")
-    arguments = write_inputs(tmp_path)
-    arguments |= {"page": Path("disk/report.html"), "card": Path("disk/model_card.md")}
-    words = [sys.executable, "-m", "stages.report"]
-    for name, value in arguments.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    check(words, tmp_path, disk)
 
 
 @pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])

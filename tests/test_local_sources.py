@@ -105,13 +105,6 @@ def refusal(path: Path, out: Path) -> str:
 # Own data, in the shapes in which people have them
 
 
-def llamafactory_folder(folder: Path) -> PathData:
-    info = {"mine": {"file_name": "dpo.json", "formatting": "sharegpt", "ranking": True}}
-    rows = [ranking(i, f"{COLAB}{i}.png") for i in range(6)]
-    files = {"dataset_info.json": info, "dpo.json": rows, "other.json": [{"a": 1}]}
-    return entry(write(folder / "data", files | pictures("data/images/")))
-
-
 def zip_with_foreign_paths(folder: Path) -> PathData:
     rows = [ranking(i, f"{COLAB}{i}.png") for i in range(6)]
     return entry(zipped(folder / "dpo.zip", {"dpo/train.json": rows} | pictures("dpo/images/")))
@@ -122,12 +115,6 @@ def tar_with_a_rule(folder: Path) -> PathData:
     rule = {"from": "/x/", "to": "b/"}
     path = tarred(folder / "x.tar.gz", files | pictures("a/") | pictures("b/"))
     return entry(path, remap=[rule])
-
-
-def csv_with_bare_names(folder: Path) -> PathData:
-    lines = [f"{i}.png,Question {i}?,Yes.,No." for i in range(6)]
-    text = "\n".join(["image,question,chosen,rejected", *lines])
-    return entry(write(folder / "data", {"rows.csv": text.encode()} | pictures("photos/")))
 
 
 def jsonl_with_pictures(folder: Path) -> PathData:
@@ -142,29 +129,11 @@ def parquet_of_rlaif_v(folder: Path) -> PathData:
     return entry(folder / "data.parquet")
 
 
-def webdataset(folder: Path) -> PathData:
-    """As img2dataset 1.47 writes it: a tar with each row's image and its other columns as JSON, a
-    list of all rows, and how it went."""
-    files: dict[str, bytes] = {}
-    rows = [
-        {**plain(i, None), "url": f"https://host/{i}.png", "key": f"{i:09d}", "exif": "{}"}
-        for i in range(7)
-    ]
-    for i, row in enumerate(rows[:6]):
-        del row["image"]
-        files |= {f"{i:09d}.jpg": picture(i), f"{i:09d}.json": json.dumps(row).encode()}
-    tarred(write(folder / "web", {"00000_stats.json": {"count": 7}}) / "00000.tar", files)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "web" / "00000.parquet")
-    return entry(folder / "web")
-
-
-OWN: list[Callable[[Path], PathData]] = [
-    *(llamafactory_folder, zip_with_foreign_paths, tar_with_a_rule),
-    *(csv_with_bare_names, jsonl_with_pictures, parquet_of_rlaif_v, webdataset),
-]
-
-
-@pytest.mark.parametrize("made", OWN, ids=lambda made: made.__name__)
+@pytest.mark.parametrize(
+    "made",
+    [zip_with_foreign_paths, tar_with_a_rule, jsonl_with_pictures, parquet_of_rlaif_v],
+    ids=lambda made: made.__name__,
+)
 def test_own_data_are_copied_and_every_row_has_its_image(made, tmp_path):
     (tmp_path / "mine").mkdir()
     rows = fetched(tmp_path / "raw", mine=made(tmp_path / "mine"))

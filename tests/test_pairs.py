@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.pairs import pairs, refusals
-from stages.pairs.pairs import Question, Record
+from stages.pairs.pairs import Record
 from stages.pairs.split import split_of
 
 FRACTIONS = st.tuples(st.floats(0, 0.5), st.floats(0, 0.49))
@@ -83,12 +83,6 @@ def test_a_row_is_refused_for_what_is_wrong_with_its_fields(changes, reason, det
     found = refusals.text_refusal(record(**changes))
     assert (found and found.reason) == reason
     assert not found or found.detail == detail
-
-
-def test_a_question_with_one_answer_is_not_compared_with_itself():
-    assert refusals.text_refusal(Question("w", (b"i",), "q?", "yes")) is None
-    blank = Question("w", (b"i",), "q?", " ")
-    assert refusals.text_refusal(blank) == refusals.Refusal("empty_answer", "answer")
 
 
 @given(

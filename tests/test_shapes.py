@@ -14,7 +14,7 @@ from PIL import Image
 
 from stages import format as format_stage
 from stages import preprocess
-from stages.model import formatted, scoring, tokens
+from stages.model import formatted, prefix, scoring, tokens
 from stages.pairs import pairs
 from stages.pairs.pairs import Record
 from stages.pairs.split import joined, sides, split_of
@@ -159,11 +159,21 @@ def records():
         )
 
 
-@pytest.fixture(scope="module")
-def p(params_with):
+# What decides what the model is shown: the keys that hold in training and everywhere else.
+SHOWN: list[dict] = [
+    {},
+    {"model.template": "qwen3_vl"},  # whose answers begin with a thought
+    {"format.image_max_pixels": 65536, "format.image_min_pixels": 4096},
+]
+
+
+@pytest.fixture(scope="module", params=SHOWN, ids=str)
+def p(params_with, request):
     preprocess = {"validation": 0.2, "test": 0.4, "split_key": "k", "workers": 1, "wanted": ALL}
-    values = {"train.beta": 0.3, "train.per_device_eval_batch_size": 4, "format.cutoff_len": 256}
-    return params_with(**values, **{f"preprocess.{name}": v for name, v in preprocess.items()})
+    values: dict = {"train.beta": 0.3, "train.per_device_eval_batch_size": 4}
+    values["format.cutoff_len"] = 256
+    values |= {f"preprocess.{name}": value for name, value in preprocess.items()}
+    return params_with(**values | request.param)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +184,8 @@ def pairs_of_all_shapes(p, tmp_path_factory):
 
 
 # through LLaMA-Factory
+
+IDS = ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +227,7 @@ def test_lengths_are_counted_as_llamafactory_encodes_them(
 
 
 @pytest.mark.slow
-def test_log_probs_of_every_shape_are_the_trainers(
+def test_tokens_and_log_probs_of_every_shape_are_the_trainers(
     data, p, untuned, model_dir, adapter_dir, pairs_of_all_shapes, tmp_path
 ):
     shown = pairs_of_all_shapes / "images"
@@ -223,6 +235,12 @@ def test_log_probs_of_every_shape_are_the_trainers(
     assert {len(row["images"]) for row in rows} == {0, 1, 2, 3}
     assert {formatted.system(row) for row in rows} == {"", "Answer briefly."}
     theirs = dpo_trainer(p, model_dir, data, shown, adapter_dir, tmp_path)
+    encoded = scoring.encode(untuned, rows, shown)
+    for row, feature, trained in zip(rows, encoded, theirs.eval_dataset, strict=True):
+        assert {name: list(feature[name]) for name in IDS} == {name: trained[name] for name in IDS}
+        asked = scoring.prompt_tokens(untuned, row, shown)  # of generation and of serving
+        assert asked == list(feature["chosen_input_ids"][: len(asked)])
+        assert list(feature["chosen_labels"]).count(prefix.IGNORE) == len(asked)
     tuned = scoring.load(model_dir, p, adapter_dir)
     for policy, found in zip((tuned, untuned), trainers_log_probs(theirs), strict=True):
         ours = scoring.log_probs(policy, rows, shown, batch_tokens=512, label="test")

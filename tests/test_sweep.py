@@ -58,6 +58,23 @@ def test_on_one_device_the_commands_of_dvc_are_named():
         sweep.main("a=1,2 b=3")
 
 
+def measured(win_rate, accuracy, test):
+    values = {"val_win_rate": win_rate, "val_tuned_accuracy": accuracy, "win_rate": test}
+    return values | {"win_rate_low": test - 0.02, "win_rate_high": test + 0.01}
+
+
+def test_the_choice_is_made_by_validation_and_its_test_figure_allows_for_what_was_tried():
+    found = {"a": measured(0.9, 0.8, 0.97), "b": measured(0.95, 0.8, 0.9), "c": {}}
+    text = sweep.ranked(found | {"d": measured(0.95, 0.9, 0.95)})
+    rows = [line.split()[0] for line in text.splitlines()[2:5]]
+    assert rows == ["d", "b", "a"]
+    assert next(line for line in text.splitlines() if "the choice" in line).startswith("d ")
+    # 1 - 0.05 / 3: z is 2.39 in place of 1.96
+    assert "the win rate of d is 95.0% [92.6, 96.2]" in text
+    assert "3 settings tried" in text
+    assert "no experiment has figures" in sweep.ranked({"c": {}})
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp("sweep")

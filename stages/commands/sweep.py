@@ -4,7 +4,8 @@
 
 In: the last commit, and ``params.yaml`` there. Out: an experiment for each combination, as ``dvc
 exp run`` leaves it (``make exps`` lists them), its MLflow run, and its log in
-``reports/diary/sweep/<experiment>.log``.
+``reports/diary/sweep/<experiment>.log``. At the end a table by the validation pairs, which settings
+are chosen by, marks the choice.
 
 On one device DVC does this: ``dvc exp run --queue -S train.beta=0.05,0.1`` and ``dvc queue start``.
 Several of its workers would race for one repository (dvc#10673), and all see all GPUs. Here each
@@ -12,22 +13,26 @@ GPU has a clone below ``.dvc/tmp/exps/``, with the project's cache, MLflow store
 """
 
 import functools
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stages.commands.verify import cloned
 from stages.core import command
 from stages.core.command import project_root
 from stages.core.errors import UserError
+from stages.evaluation.catalogue import SHARE, with_interval
+from stages.evaluation.statistics import LEVEL, widened
 from stages.tracking.tags import changed_files, git
 from stages.tuning.process import last_lines
 
+METRICS = "reports/results/metrics.json"
 CLONES, LOGS = Path(".dvc/tmp/exps/sweep"), Path("reports/diary/sweep")
 PAUSE = 0.5  # seconds between two looks at what runs
 
@@ -69,7 +74,39 @@ def main(sets: str, gpus: str = "", name: str = "") -> None:
             process.wait(60)
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; the same command runs those again")
+    print(ranked({one: metrics_of(ref(commit, one)) for one in experiments}))
     print("`make exps` and `make ui` compare the experiments")
+
+
+def metrics_of(rev: str) -> dict[str, float]:
+    """What an experiment measured; nothing where it has no results."""
+    text = git(Path(), "show", f"{rev}:{METRICS}")
+    return json.loads(text) if text else {}
+
+
+def ranked(measured: Mapping[str, Mapping[str, float]]) -> str:
+    """The experiments by their validation pairs, the best one marked, and its test figure with an
+    interval that is widened for the number of settings tried."""
+    from tabulate import tabulate
+
+    keys = ("val_win_rate", "val_tuned_accuracy")
+    known = {one: m for one, m in measured.items() if all(key in m for key in keys)}
+    if not known:
+        return "no experiment has figures of validation pairs to choose by"
+    order = sorted(known, key=lambda one: [-known[one][key] for key in keys])
+    best, tried = known[order[0]], len(known)
+    rows = [
+        (one, *(with_interval(known[one], key) for key in keys), "" if place else "the choice")
+        for place, one in enumerate(order)
+    ]
+    table = tabulate(rows, ("experiment", *keys, ""), disable_numparse=True)
+    ends = [best.get(f"win_rate_{end}", best["win_rate"]) for end in ("low", "high")]
+    low, high = widened(ends[0], best["win_rate"], ends[1], LEVEL, tried)
+    figure = SHARE.with_interval(best["win_rate"], max(0.0, low), min(1.0, high))
+    return (
+        f"{table}\nThe test pairs had no part in the choice. On them the win rate of {order[0]} is "
+        f"{figure}, in an interval that allows for {tried} settings tried."
+    )
 
 
 def combinations(sets: str) -> list[tuple[str, ...]]:

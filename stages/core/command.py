@@ -43,18 +43,13 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     """Call ``main`` with the arguments of the command line, each converted by its annotation.
 
     ``def main(raw: Path, out: Path)`` answers to ``--raw data/raw --out data/pairs``; an argument
-    before a ``/`` is given without its name, and one of type ``tuple[str, ...]`` takes several
-    words. A ``UserError`` becomes one message on standard error and exit status 1, and so does a
-    disk that is full or can't be written. Any other exception keeps its trace. What ``main``
-    returns, such as ``{"device": "cpu"}``, goes into the diary.
+    of type ``tuple[str, ...]`` takes several words. A ``UserError`` becomes one message on standard
+    error and exit status 1, and so does a disk that is full or can't be written. Any other
+    exception keeps its trace. What ``main`` returns, such as ``{"device": "cpu"}``, goes into the
+    diary.
     """
     parser = argparse.ArgumentParser(description=inspect.getmodule(main).__doc__)
-    bare = []
     for name, parameter in inspect.signature(main).parameters.items():
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            parser.add_argument(name, type=parameter.annotation)
-            bare.append(name)
-            continue
         options: dict[str, Any] = {"type": parameter.annotation, "required": True}
         if parameter.annotation == tuple[str, ...]:
             options |= {"type": str, "nargs": "+"}
@@ -62,7 +57,6 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
             options |= {"default": parameter.default, "required": False}
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
     arguments = vars(parser.parse_args())
-    given = [arguments.pop(name) for name in bare]
     # Being terminated unwinds like being interrupted, so that a subprocess is not left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # It warns that a package is missing, which would fetch code from the Hub for weights in 4 bits.
@@ -73,7 +67,7 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     start = time.monotonic()
     try:
         with console.logged(log) if stage else nullcontext():
-            facts = main(*given, **arguments)
+            facts = main(**arguments)
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -32,23 +32,24 @@ def of_the_hub(error: BaseException, what: str, *, page: str, revision: str = ""
 
     chain, site = list(_chain(error)), site_of(page)
 
-    def is_a(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(each, kinds) for each in chain)
+    def is_a(*kinds: type[BaseException], said: str = "") -> bool:
+        """``said``: words of ``datasets``, which drops the causes of its own errors."""
+        return any(isinstance(e, kinds) or (said and said in str(e)) for e in chain)
 
     answer = next((e.response for e in chain if isinstance(e, hub.HfHubHTTPError)), None)
     status = answer.status_code if answer is not None else None
-    if is_a(hub.OfflineModeIsEnabled):
+    if is_a(hub.OfflineModeIsEnabled, said="OfflineModeIsEnabled"):
         return f"{what} is not here yet and HF_HUB_OFFLINE is set; unset it once to download it"
-    if is_a(hub.GatedRepoError):
+    if is_a(hub.GatedRepoError, said="is a gated dataset"):
         return (
             f"{what} is gated; accept its terms on {page} while logged in, create a token with "
             "read access (https://huggingface.co/settings/tokens), and set it in the environment "
             "as HF_TOKEN"
         )
-    if is_a(hub.RevisionNotFoundError):
+    if is_a(hub.RevisionNotFoundError, said="doesn't exist for dataset"):
         wanted = f"revision {revision}" if revision else "such revision"
         return f"{what} has no {wanted} (any more); choose one that {page}/commits/main lists"
-    if is_a(hub.RepositoryNotFoundError):
+    if is_a(hub.RepositoryNotFoundError, said="doesn't exist on the Hub"):
         return (
             f"{what} was not found, or needs a token; check its name ({page}), or set HF_TOKEN to "
             "a token that may read it"

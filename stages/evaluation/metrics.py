@@ -158,10 +158,8 @@ def of_shortcuts(
     return _ordered({**counts, **with_intervals(means, pd.Series(groups), settings)})
 
 
-def of_validation(scores: pd.DataFrame | None, settings: Evaluate) -> dict[str, float]:
+def of_validation(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
     """Win rate and accuracies of the validation pairs, to choose settings by without the test."""
-    if scores is None:
-        return {}
     means = {"val_win_rate": statistics.outcomes(scores["reward_margin"])}
     for model in MODELS:
         means[f"val_{model}_accuracy"] = statistics.outcomes(scores[f"{model}_margin"])

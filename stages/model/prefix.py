@@ -25,7 +25,6 @@ from typing import Any
 from stages.families import known
 
 IGNORE = -100  # the label of a token that is not trained on, as in LLaMA-Factory
-TUNERS = ("LORA", "OFT")  # PEFT's methods that change layers, not the sequence
 
 # Tokens that go to the head together. With a vocabulary of 151,936 a chunk's logits take 156 MB in
 # float32, and the head is as fast as with all tokens at once.
@@ -51,10 +50,6 @@ def why_not(model: Any) -> str | None:
         return f"{attention} has no mask that hides one answer from the other; sdpa has one"
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         return "with a sliding window, rejected would lose sight of the prompt behind chosen"
-    for adapter in getattr(model, "peft_config", {}).values():
-        method = getattr(adapter.peft_type, "value", adapter.peft_type)
-        if method not in TUNERS:
-            return f"PEFT's {method} changes the sequence; {' and '.join(TUNERS)} do not"
     if model.training:
         from torch.nn import Dropout
 
@@ -104,14 +99,12 @@ def pack(
         and ``image_order``, which of them comes where in the rows.
 
     Raises:
-        ValueError: a pair has videos or audios, an image token outside of its prompt, or another
-            number of image tokens than its images have.
+        ValueError: a pair has an image token outside of its prompt, or another number of image
+            tokens than its images have.
     """
     import torch
 
     body, image_token = plain(model).model, plain(model).config.image_token_id
-    if any(feature.get("videos") or feature.get("audios") for feature in features):
-        raise ValueError("a shared prompt takes images only, and a pair has a video or audio")
     names = [list(feature.get("images") or []) for feature in features]
     distinct = list(dict.fromkeys(name for of_pair in names for name in of_pair))
     seen = distinct or ([] if always_look is None else [always_look])

@@ -37,6 +37,7 @@ _NO_TEXT = {
     **{b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text", b"PA": "a Parquet file"},
     **{b"PK": "an Excel file or a zip archive", b"\x1f\x8b": "packed by gzip"},
 }
+_NO_CELLS = {"\0": "UTF-16 or no text", "[": "JSON", "{": "JSON", "<": "a web page"}
 _BROKEN = (
     *(pa.ArrowException, tarfile.TarError, csv.Error, OSError),
     *(EOFError, ValueError, RecursionError),
@@ -81,7 +82,7 @@ def open_table(path: Path) -> Table:
 
     try:
         if kind in _HEADER:
-            names = [name for name in _HEADER[kind](path) if name]
+            names = _HEADER[kind](path)
         else:
             first = list(itertools.islice(rows(()), PEEK))
             names = list(dict.fromkeys(n for row in first if isinstance(row, Mapping) for n in row))
@@ -149,8 +150,9 @@ def _json(path: Path, _: Collection[str]) -> Iterator[Row]:
     with _text(path) as text:
         values = _json_values(text)
         first = list(itertools.islice(values, 2))
-        data = first[0].get("data") if len(first) == 1 and isinstance(first[0], dict) else None
-        first = data if isinstance(data, list) else first
+        whole = first[0] if len(first) == 1 and isinstance(first[0], dict) else {}
+        lists = [name for name, value in whole.items() if isinstance(value, list) and value]
+        first = whole["data"] if lists == ["data"] else first
         for number, row in enumerate(itertools.chain(first, values), start=1):
             if not isinstance(row, dict):
                 raise ValueError(f"row {number} is not a JSON object with a key for each column")
@@ -163,7 +165,7 @@ def _json_values(text: TextIO) -> Iterator[Any]:
     Raises:
         ValueError: it is no JSON, or a value is larger than ``MOST_LINE``.
     """
-    scan = json.JSONDecoder().raw_decode
+    scan = json.JSONDecoder(object_pairs_hook=_each_key_once).raw_decode
     waiting, line, end, why = "", 1, None, ""
     while True:
         piece = text.read(max(_PIECE, len(waiting)))
@@ -187,6 +189,13 @@ def _json_values(text: TextIO) -> Iterator[Any]:
             return
 
 
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return found
+
+
 # CSV and TSV
 
 
@@ -194,7 +203,9 @@ def _csv(path: Path, _: Collection[str]) -> Iterator[Row]:
     names, options = _dialect(path)
     last = max((i for i, name in enumerate(names, start=1) if name), default=0)
     for row in itertools.islice(_cells(path, options), 1, None):
-        if len(row) < last or any(row[last:]):
+        if [cell.strip("\ufeff ") for cell in row] == names:
+            yield Unreadable("it repeats the header, as where files were joined")
+        elif len(row) < last or any(row[last:]):
             yield Unreadable(f"it has {len(row)} cells, and the header {last}")
         else:
             yield {name: cell or None for name, cell in zip(names, row, strict=False) if name}
@@ -209,6 +220,8 @@ def _dialect(path: Path) -> tuple[list[str], dict[str, Any]]:
     with _text(path) as text:
         head = text.readline(MOST_LINE)
         head = text.readline(MOST_LINE) if head.startswith("sep=") else head  # Excel's own line
+    if other := next((what for sign, what in _NO_CELLS.items() if sign in head.lstrip()[:2]), ""):
+        raise ValueError(f"it is {other}")
     usual = "\t" if ending(path.name).startswith(".tsv") else ","
     delimiter = next((sign for sign in (usual, *"\t;,") if sign in head), usual)
     options = {"delimiter": delimiter, "skipinitialspace": f"{delimiter} " in head, "strict": True}
@@ -230,37 +243,49 @@ def _cells(path: Path, options: Mapping[str, Any]) -> Iterator[list[str]]:
         csv.Error: a quote closes nowhere or in a later row, and would swallow rows.
     """
     csv.field_size_limit(MOST_LINE)
+    lines: list[str] = []  # of a row
+    start, width = 1, 0
     with _text(path) as text:
-        reader = csv.reader(_lines(text), **options)
-        start = 1
+        reader = csv.reader(_lines(text, lines), **options)
         try:
             for row in reader:
-                if any("\n" in cell for cell in row) and _swallows(row, options["delimiter"]):
+                if len(lines) > 1 and (len(row) < width or _swallows(lines, len(row), options)):
                     raise csv.Error("a quote closes in a later row")
                 if row and not (start == 1 and row[0].startswith("sep=")):
+                    width = width or sum(map(bool, row))
                     yield row
                 start = reader.line_num + 1
+                lines.clear()
         except csv.Error as error:
             raise csv.Error(f"the row of line {start}: {error}; quotes must close") from None
 
 
-def _lines(text: TextIO) -> Iterator[str]:
+def _lines(text: TextIO, noted: list[str]) -> Iterator[str]:
+    """The lines, each also appended to ``noted``."""
     blank = 0
     for line in iter(lambda: text.readline(MOST_LINE + 1), ""):
         blank = blank + len(line) if line.isspace() else 0
         if max(len(line), blank) > MOST_LINE:
             raise ValueError(f"a line or a run of blank ones is above {readable(MOST_LINE)}")
+        noted.append(line)
         yield line
 
 
-def _swallows(row: list[str], delimiter: str) -> bool:
-    """Whether a cell of several lines holds another row: one of them begins as the row does."""
-
-    def form(text: str) -> str:
-        return re.sub(r"\d+", "0", text.partition(delimiter)[0].strip())
-
-    inner = [line for cell in row for line in cell.split("\n")[1:] if delimiter in line]
-    return any(form(line) == form(row[0]) for line in inner)
+def _swallows(lines: list[str], width: int, options: Mapping[str, Any]) -> bool:
+    """Whether lines that a quote joins are rows: one begins as the first does, or two that follow
+    each other have as many cells as the row, one of them alike."""
+    cells = [
+        [re.sub(r"\d+", "0", cell.strip('" \r\n')) for cell in line.split(options["delimiter"])]
+        for line in lines
+    ]
+    if any(len(each) > 1 and each[0] == cells[0][0] for each in cells[1:]):
+        return True
+    rows = [each if len(each) == width else [] for each in cells]
+    return any(
+        one and one == other
+        for pair in itertools.pairwise(rows)
+        for one, other in zip(*pair, strict=False)
+    )
 
 
 # tar, as webdataset writes it
@@ -279,6 +304,9 @@ def _tar(path: Path, _: Collection[str]) -> Iterator[Row]:
         file.seek(archive.offset)  # tarfile ends quietly where a header is missing or damaged
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("the end of the archive is missing, or a header is damaged")
+        while rest := file.read(2**20):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("more follows its end, as where archives were joined")
 
 
 def _sample_key(name: str) -> str:
@@ -291,7 +319,9 @@ def _sample(archive: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> Row
     images: list[bytes] = []
     room = MOST_BYTES
     for member in members:
-        end = member.name.rpartition("/")[2].partition(".")[2]
+        end = member.name.rpartition("/")[2].partition(".")[2].lower()
+        if ending(member.name) and not end.endswith("json"):
+            raise ValueError(f"it holds {shown(member.name)}, a table; unpack it, or pack a tar.gz")
         room -= member.size
         if room < 0:
             return Unreadable(f"its files are larger than {readable(MOST_BYTES)}")
@@ -317,5 +347,5 @@ _READ: dict[str, Callable[[Path, Collection[str]], Iterator[Row]]] = {
 }
 _HEADER: dict[str, Callable[[Path], list[str]]] = {
     ".parquet": lambda path: list(pq.read_schema(path).names),
-    **dict.fromkeys((".csv", ".tsv"), lambda path: _dialect(path)[0]),
+    **dict.fromkeys((".csv", ".tsv"), lambda path: [name for name in _dialect(path)[0] if name]),
 }

@@ -8,6 +8,7 @@ it is left out. All other columns, such as ids and scores, change nothing.
 
 import ast
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,15 +23,23 @@ MOST_CHARACTERS = 2**20  # of a question or an answer: ten times what any model 
 
 # Columns of a row, keys of a message and types of its parts -> what they say that is not read.
 UNREAD = {
-    **dict.fromkeys(("video", "videos", "video_url", "rejected_videos"), "a video"),
-    **dict.fromkeys(("audio", "audios", "input_audio", "rejected_audios"), "a sound"),
+    **dict.fromkeys(("rejected_videos", "frames", "input_video"), "a video"),
+    **dict.fromkeys(("rejected_audios", "input_audio"), "a sound"),
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "tools"),
     **dict.fromkeys(("image", "images"), "more images"),
     **dict.fromkeys(("rejected_image", "rejected_images"), "other images for the rejected answer"),
-    **dict.fromkeys(("objects", "bbox", "mask"), "objects or regions of the image"),
-    **dict.fromkeys(("reasoning_content", "thinking"), "reasoning apart from the answer"),
+    **dict.fromkeys(
+        ("objects", "bbox", "bboxes", "boxes", "mask", "masks"), "regions of the image"
+    ),
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning beside the answer"),
     **dict.fromkeys(("documents", "chat_template_kwargs"), "what a chat template adds"),
+    **dict.fromkeys(("system", "system_prompt"), "one more system prompt"),
     "history": "earlier turns apart from the messages",
+}
+_UNREAD_NAMES = {
+    re.compile(r"videos?(_(path|url|file)s?)?"): "a video",
+    re.compile(r"(audio|speech|sound)s?(_(path|url|file)s?)?"): "a sound",
+    re.compile(r"(image|img|picture|photo)s?_?\d+"): "more images",
 }
 # Name, columns of which one is the prompt, chosen and rejected. Without a column for the prompt it
 # is what both conversations begin with; without one for chosen it is the prompt's last turn.
@@ -55,11 +64,14 @@ _PARTS = ("image", "question", "chosen", "rejected")  # that params.yaml names c
 # Where a text says that an image, or else a video or a sound, belongs, in any tool's spelling.
 _IMAGE_MARKS = re.compile(
     r"<img>\s*(?P<name>[^<>\n]{1,1000}?)\s*</img>|(<\|vision_start\|>)?(<\|image_pad\|>)+"
-    r"(<\|vision_end\|>)?|<image(_?\d+)?>|<\|image(_\d+)?\|>|<image_placeholder>|<imagehere>"
-    r"|<start_of_image>|<img_context>",
+    r"(<\|vision_end\|>)?|\(<image>\./</image>\)|\[IMG\]|<image(_?\d+)?>|<\|image(_\d+)?\|>|<image_placeholder>|<imagehere>"
+    r"|<start_of_image>|<img_context>|(<im_start>)?(<im_patch>)+(<im_end>)?",
     re.IGNORECASE,
 )
-_OTHER_MARKS = re.compile(r"<(video|audio)>|<\|(video|audio)(_pad|_\d+)?\|>", re.IGNORECASE)
+_NAMED = re.compile(r"!\[[^\]\n]*\]\([^)\n]+\)|<img\s[^>]*src=", re.IGNORECASE)  # Markdown, HTML
+_OTHER_MARKS = re.compile(
+    r"<(video|audio|speech|sound)(_?\d+)?>|<\|(video|audio)(_pad|_\d+)?\|>", re.IGNORECASE
+)
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>")  # of an assistant's turn
 
 Turns = list[tuple[str, str]]  # (role, text); role is system, user or assistant
@@ -83,7 +95,7 @@ class Layout:
     ``name`` says what it is, for people. ``more`` follows the prompt; ``role`` and ``content`` are
     keys of a message, ``roles`` the words for who speaks. ``dataset`` is the origin of rows that
     name none. ``needs_image``: a row without one is no pair of text alone. ``unread`` are columns
-    as in ``UNREAD``.
+    as in ``UNREAD`` that have other names here.
     """
 
     name: str
@@ -100,7 +112,7 @@ class Layout:
     roles: Mapping[str, str] = field(default_factory=lambda: ROLES)
     dataset: str = ""
     needs_image: bool = False
-    unread: Mapping[str, str] = field(default_factory=lambda: UNREAD)
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> set[str]:
@@ -190,7 +202,8 @@ def record(
     """
     if isinstance(row, Unreadable):
         raise Odd(row.why)
-    _refuse_unread(row, layout.unread, layout.columns)
+    for name in row.keys() - layout.columns:
+        _refuse_unread(name, row[name], layout.unread.get(name))
     asked, inside = _said(row, layout.prompt, layout, "user")
     if more := _text(row.get(layout.more), layout.more):
         asked = [*asked[:-1], ("user", f"{asked[-1][1]}\n{more}" if asked else more)]
@@ -212,7 +225,10 @@ def record(
         if len(asked) > 1 or asked[0] not in (users[:1] + users[-1:]):
             raise Odd(f"{layout.prompt} is not what chosen and rejected answer")
     system, history, question = _conversation(before or asked, layout.prompt or layout.chosen)
-    system = _text(row.get(layout.system), layout.system) or system
+    apart = _text(row.get(layout.system), layout.system)
+    if system and apart and system != apart:
+        raise Odd(f"{layout.system} is not the system prompt of its messages", "not_read")
+    system = apart or system
     cells = _cells(row.get(layout.image), layout) or inside
     if _IMAGE_MARKS.search(system):
         raise Odd("its system prompt marks the place of an image", "other_media")
@@ -237,12 +253,16 @@ def record(
     )
 
 
-def _refuse_unread(
-    said: Mapping[str, Any], unread: Mapping[str, str], read: Collection[str] = ()
-) -> None:
-    for name in unread.keys() & said.keys():
-        if name not in read and _says(said[name]):
-            raise Odd(f"it holds {unread[name]} ({name}), which is not read", "not_read")
+@functools.cache
+def unread(name: str) -> str:
+    """What a column, a key or a part of this name says that is not read; else empty."""
+    found = (what for names, what in _UNREAD_NAMES.items() if names.fullmatch(name.lower()))
+    return UNREAD.get(name.lower()) or next(found, "")
+
+
+def _refuse_unread(name: str, value: object, what: str | None = None) -> None:
+    if (what := what or unread(name)) and _says(value):
+        raise Odd(f"it holds {what} ({name}), which is not read", "not_read")
 
 
 def _says(value: object) -> bool:
@@ -299,14 +319,18 @@ def _said(
     for message in messages:
         if not isinstance(message, Mapping):
             raise Odd(f"{name} holds {type(message).__name__} where a message should be")
-        _refuse_unread(message, UNREAD)
+        for key in message.keys() - {*layout.role, *layout.content}:
+            _refuse_unread(key, message[key])
         said = next((message[key] for key in layout.role if message.get(key)), None)
         role = layout.roles.get(str(said).lower())
         if role is None:
             raise Odd(f"{name} has a message from {shown(said, 40)!r}, not system, user, assistant")
         content = next((message[key] for key in layout.content if key in message), None)
         parts = content if isinstance(content, list) else [content]
+        seen = len(images)
         texts = [_part(part, name, images) for part in parts]
+        if role == "assistant" and len(images) > seen:
+            raise Odd(f"{name} has an answer with an image", "other_media")
         turns.append((role, "".join(texts)))
     return turns, images
 
@@ -322,7 +346,7 @@ def _part(part: object, name: str, images: list[Any]) -> str:
         images.extend([] if image is None else [image])
         return IMAGE_PLACEHOLDER
     if isinstance(part, Mapping) and kind != "text":
-        reason = "not_read" if kind in UNREAD else "missing_field"
+        reason = "not_read" if unread(str(kind)) else "missing_field"
         raise Odd(f"{name} has a part of type {shown(kind, 40)!r}, not text or image", reason)
     text = _text(part.get("text") if isinstance(part, Mapping) else part, name)
     if text is None:
@@ -378,6 +402,8 @@ def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:
     if others:
         raise Odd(f"its texts mark a video or a sound {others} times", "other_media")
     cells = cells or [mark["name"] for mark in found if mark["name"]]
+    if not cells and any(map(_NAMED.search, texts)):
+        raise Odd("its texts name an image as Markdown or HTML, which is not read", "other_media")
     if found and len(found) != len(cells):
         numbers = (
             f"places of images in its texts: {len(found)}, images that it brings: {len(cells)}"

@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import re
-import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +36,7 @@ from stages.pairs.files import (
     walk,
 )
 from stages.pairs.formats import MOST_BYTES, PEEK, Table, Unreadable
-from stages.pairs.layouts import UNREAD, Layout, Odd
+from stages.pairs.layouts import Layout, Odd, unread
 from stages.pairs.pairs import Record
 
 # Words that say a split, as the datasets library reads names.
@@ -118,8 +117,10 @@ def contents(path: Path, reading: Reading) -> Contents:
             left_out |= dict.fromkeys(few, why)
             tables = [name for name in tables if name not in left_out]
     if not tables:
+        arrow = any(suffix(name) == ".arrow" for name in names)
         raise UserError(
             f"{path} holds no {', '.join(SUFFIXES[:4])}, … file; name the file or folder that does"
+            + ", or write one by `datasets.load_from_disk(…).to_parquet(…)`" * arrow
         )
     others = tuple(name for name in names if name not in {*tables, *left_out})
     return Contents(path, tuple(tables), others, left_out, described)
@@ -171,13 +172,16 @@ def records(raw: Path, reading: Reading) -> Iterator[Record]:
     """
     there = contents(raw, reading)
     folder = Folder(there.root, reading.remap)
-    for table in opened(there, reading):
+    found = opened(there, reading)
+    if ignored := {n for one in found for n in one.table.names if n not in one.layout.columns}:
+        print(f"columns that are not read: {listed(sorted(ignored))}")
+    for table in found:
         yield from table.records(partial(folder.find, beside=os.path.dirname(table.name)))
     for start, _ in reading.remap:
         if start not in folder.used:
             raise UserError(f"remap: no image's name begins with {start!r:.100}")
     for named, place in itertools.islice(folder.guessed.items(), 3):
-        print(f"images named {shown(named)}/… were found in {place or '.'}", file=sys.stderr)
+        print(f"images named {shown(named)}/… were found in {place or '.'}")
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,10 @@ class Opened:
     def records(self, find: Callable[[str], Path | str]) -> Iterator[Record]:
         """Its rows; ``find`` gives the file that a name means."""
         encoded = partial(image_of, find=find)
-        wanted = (self.layout.columns | self.layout.unread.keys()) & {*self.table.names}
+        wanted = (
+            self.layout.columns | self.layout.unread.keys() | set(filter(unread, self.table.names))
+        )
+        wanted &= {*self.table.names}
         for number, row in enumerate(self.table.rows(wanted), start=1):
             where = f"{self.name} row {number}"
             try:
@@ -315,7 +322,7 @@ def _layout_of(name: str, given: Mapping[str, str], formatting: str) -> Layout:
         content=(given.get("content_tag", "value"),),
         roles={given.get(f"{role}_tag", tag).lower(): role for role, tag in _ROLES.items()},
         dataset=name,
-        unread=UNREAD | {column: UNREAD[part] for part, column in given.items() if part in UNREAD},
+        unread={column: unread(part) for part, column in given.items()},
     )
 
 

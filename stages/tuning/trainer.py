@@ -48,9 +48,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
 
     def __init__(self, model: Any, ref_model: Any, finetuning_args: Any, **more: Any) -> None:
         if prefix.why_not(model) is None:
-            for one in (model, ref_model):  # before accelerate wraps what it finds
-                if one is not None:
-                    prefix.install(one)
+            prefix.install(model)  # before accelerate wraps it
         super().__init__(model=model, ref_model=ref_model, finetuning_args=finetuning_args, **more)
         # Dropout is off by now.
         self.stock_because = prefix.why_not(model) or self._untried()
