@@ -45,7 +45,7 @@ def main(given: dict[str, Any]) -> None:
 
 
 def turns(tell: Callable[..., None]) -> Any:
-    """A callback that waits before each step, and tells seconds, memory, loss and gradient norm."""
+    """A callback that waits before each step, and tells time, memory, loss and gradient norm."""
     import torch
     from transformers import TrainerCallback
 
@@ -65,13 +65,14 @@ def turns(tell: Callable[..., None]) -> Any:
             if not sys.stdin.readline():
                 raise SystemExit
             peak_memory(restart=True)
-            self.start = time.perf_counter()
+            self.start, self.processor = time.perf_counter(), time.process_time()
 
         def on_log(self, *_: Any, logs: dict[str, float], **more: Any) -> None:
             memory = peak_memory() - self.held
             seconds = time.perf_counter() - self.start
             loss, norm = float(logs["loss"]), float(logs["grad_norm"])
-            tell(seconds=seconds, memory=memory, loss=loss, norm=norm)
+            processor = time.process_time() - self.processor
+            tell(seconds=seconds, processor=processor, memory=memory, loss=loss, norm=norm)
             self.wait()
 
     return Turns()

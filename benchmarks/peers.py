@@ -7,8 +7,9 @@ Each peer gets an environment of its own below ``benchmarks/.peers``, made by uv
 below; what computes (``SAME``) has this project's version in all. Weights, pairs, LoRA and batch
 are the same, and so are the first loss and gradient norm, or the benchmark fails. What is timed is
 a whole step of each one's own training, ``benchmarks.peer``: images, forward, reference, backward,
-optimizer. The trainers take turns, so that a busy machine slows all of them; memory is what a step
-needs on top of what the process held before. What a peer refuses is printed in its own words.
+optimizer. The trainers take turns, so that a busy machine slows all of them (processor time says
+more there); memory is what a step needs on top of what the process held before. What a peer refuses
+is printed in its own words.
 """
 
 import json
@@ -124,16 +125,18 @@ def main(
         f"--answer-tokens {answer_tokens} --repeats {repeats}\n"
         f"{stack()}; in environments of their own: "
         f"{', '.join(' '.join(requirements) for requirements in PEERS.values())}\n\n"
-        "| training | pairs/s | times LLaMA-Factory | memory, GB | first loss | gradient norm |\n"
-        "|---|---|---|---|---|---|"
+        "| training | pairs/s | times LLaMA-Factory | the same, processor time | memory, GB "
+        "| first loss | gradient norm |\n|---|---|---|---|---|---|---|"
     )
-    seconds = {
-        way: statistics.median(s["seconds"] for s in steps[1:]) for way, steps in found.items()
-    }
+    seconds, processor = (
+        {way: statistics.median(step[kind] for step in steps[1:]) for way, steps in found.items()}
+        for kind in ("seconds", "processor")
+    )
     for way, (first, *steps) in found.items():
         print(
             f"| {way} | {batch_size / seconds[way]:.3f} "
             f"| {seconds[LLAMAFACTORY] / seconds[way]:.2f} "
+            f"| {processor[LLAMAFACTORY] / processor[way]:.2f} "
             f"| {max(step['memory'] for step in steps):.2f} "
             f"| {first['loss']:.6f} | {first['norm']:.5f} |"
         )
