@@ -36,7 +36,7 @@ help: ## List these commands
 
 repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
-	$(IN_VENV) python -m stages verify --here 1
+	$(IN_VENV) python -m stages back --look 1
 
 back: setup ## Go back to the last commit: what is not committed is lost
 	$(IN_VENV) python -m stages back
@@ -70,7 +70,7 @@ use: setup ## Switch to a preset: make use PRESET=name
 
 # The server's job queues, seven more processes, serve functions that this project does not use.
 ui: setup ## Show the tracked runs in MLflow, on this machine only (PORT=5000)
-	$(IN_VENV) python -m stages view --port $(PORT)
+	$(IN_VENV) python -m stages log --ui-port $(PORT)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(IN_VENV) mlflow server --workers 1 \
 	  --host 127.0.0.1 --port $(PORT) \
 	  --backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts

@@ -73,7 +73,6 @@ elif [ "$NODES" -gt 1 ]; then
   export USE_RAY=1 RAY_AUTH_MODE=token RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
   RAY_ADDRESS="$(hostname):$((20000 + ${SLURM_JOB_ID:-0} % 10000))"
   export RAY_ADDRESS
-  # shellcheck disable=SC2016  # the number is that of the node
   cluster=(srun "--nodes=$NODES" --ntasks-per-node=1 --overlap --wait=0 bash -c '
     if [ "$SLURM_NODEID" = 0 ]; then exec ray start --head "--port=${RAY_ADDRESS#*:}" --block; fi
     until ray health-check "--address=$RAY_ADDRESS" >/dev/null 2>&1; do sleep 2; done

@@ -43,6 +43,7 @@ DECIDES = {"stages.params.losses"}
 WRITES = {
     "stages.core.command.write_diary": "reports/diary",
     "stages.core.console": "reports/diary",
+    "stages.core.processes.do_each": "a temporary folder",
 }
 # Prints all parameters, so that each of them decides what it writes.
 PRINTS = "stages.reporting.page"

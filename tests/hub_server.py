@@ -55,8 +55,7 @@ class Repo:
     ``commit`` is main's commit (else made from the content). Failures: ``status`` answers
     everything with that HTTP status; ``private`` and ``gated`` want ``token``, for everything or
     for files only; ``wrong`` files are served with their last byte changed, ``short`` files lack
-    it; ``gone`` files are listed but answer 404; ``stall`` waits that many seconds before every
-    answer; ``hang`` files stop half-way and keep the connection open.
+    it; ``hang`` files stop half-way and keep the connection open.
     """
 
     name: str
@@ -71,9 +70,7 @@ class Repo:
     token: str | None = None
     wrong: Sequence[str] = ()
     short: Sequence[str] = ()
-    gone: Sequence[str] = ()
     hang: Sequence[str] = ()
-    stall: float = 0.0
     requests: list[Asked] = field(default_factory=list)
 
     def downloads(self, file: str | None = None) -> list[Asked]:
@@ -261,7 +258,6 @@ class _Hub:
         at_storage = request.host == self.storage
         headers = {key.lower(): value for key, value in request.headers.items()}
         repo.requests.append(Asked(headers, file, at_storage))
-        threading.Event().wait(repo.stall)
         if repo.status:
             raise _refusal(repo.status)
         if given and given != repo.token and not at_storage:
@@ -303,7 +299,7 @@ class _Hub:
         leads_on = _is_large(path) and request.host != self.storage
         asked = None if leads_on or request.method == "HEAD" else path
         repo, commit, files = self.found(kind, owner, name, revision, asked)
-        if path not in files or path in repo.gone:
+        if path not in files:
             raise _refusal(404, "EntryNotFound")
         content = files[path]
         digest = _digest("sha256" if _is_large(path) else "sha1", content)

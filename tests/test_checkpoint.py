@@ -412,11 +412,30 @@ def test_forced_is_what_dvc_was_told(monkeypatch, line, forced):
 
 
 @pytest.mark.slow
-def test_chunks_have_the_log_probs_of_all_at_once(base, made_of, formatted_dir, pairs_dir):
-    pairs, images = formatted.read(formatted_dir, "train"), pairs_dir / "images"
-    made = made_of()
-    made.policy = base
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_processes_give_the_file_of_one(
+    base, made_of, folder, formatted_dir, pairs_dir, model_dir, monkeypatch, capfd, fails
+):
+    pairs = formatted.read(formatted_dir, "train")
+    images = pairs_dir / "images"
+    alone = made_of()
+    alone.policy = base
+    expected = alone.log_probs(pairs, images, label="test")
     whole = scoring.log_probs(base, pairs, images, batch_tokens=256, label="test")
+    pd.testing.assert_frame_equal(expected, whole, atol=1e-4)
+    shutil.rmtree(folder / "models" / "kept")
+    shutil.copytree(model_dir, folder / "base", dirs_exist_ok=True)
+    monkeypatch.setenv("PYTHONPATH", "" if fails else str(Path(__file__).parent.parent))
+    monkeypatch.setattr(checkpoint, "processes", lambda p: 2)
+    made = made_of()
+    if fails:
+        made.policy = base  # else it must not be loaded here
     found = made.log_probs(pairs, images, label="test")
-    pd.testing.assert_frame_equal(found, whole, atol=1e-4)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    assert ("policy" in made.__dict__) is fails
+    assert made.scored == len(pairs)
+    said = capfd.readouterr().out
+    assert "kept from an earlier run" not in said
+    assert ("one computes what is missing" in said) is fails
     assert made_of().log_probs(pairs, images, label="test").equals(found)
+    assert "kept from an earlier run" in capfd.readouterr().out

@@ -4,7 +4,6 @@ from a clean machine to results in the remotes.
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -28,82 +27,29 @@ from tests.repository import (
 )
 
 SLURM, SKY = ROOT / "examples" / "slurm.sh", ROOT / "examples" / "skypilot.yaml"
-NAMES = {"REPOSITORY": "git@host:us/pipeline.git", "NAME": "first"}
 
 
-def dry_run(**more):
-    return subprocess.run(
-        ["bash", str(SLURM)],
-        env={"PATH": "/usr/bin:/bin", "DRY_RUN": "1", **more},
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
-
-
-def commands_of(script):
-    """Words of each line that a script runs, assignments and tests aside."""
-    for line in script.splitlines():
-        line = line.strip().removeprefix("+ ").removeprefix(".venv/bin/")
-        if re.match(r"(git|make|dvc|python) ", line):
-            yield shlex.split(line, comments=True)
-
-
-def check(commands):
-    from dvc.cli.parser import get_main_parser
-
-    targets = set(re.findall(r"(?m)^([a-z]+):.*## ", (ROOT / "Makefile").read_text()))
-    seen = set()
-    for words in commands:
-        seen.add(" ".join(words[:3]))
-        if words[0] == "dvc":
-            get_main_parser().parse_args(words[1:])
-        if words[0] == "make":
-            assert words[1] in targets, words
-    return seen
-
-
-def test_the_slurm_script_would_run_commands_that_exist():
-    assert subprocess.run(["bash", "-n", str(SLURM)]).returncode == 0
-    assert not re.search(r"(?m)^[^#\n].*\n(.*\n)*#SBATCH", SLURM.read_text())  # read before them
-    for settings in ("", "train.beta=0.1,0.2"):
-        done = dry_run(**NAMES, SET=settings)
-        assert done.returncode == 0, done.stderr
-        seen = check(commands_of(done.stdout))
-        assert ("make sweep SET=train.beta=0.1,0.2" in seen) == bool(settings)
-        assert ("dvc exp run" in seen) != bool(settings)
-        assert "dvc exp push" in seen
-
-
-def test_a_job_of_several_nodes_trains_on_all_of_them():
-    done = dry_run(**NAMES, SLURM_NNODES="2")
-    assert done.returncode == 0, done.stderr
-    assert "+ srun --nodes=2 " in done.stdout
-    assert "exec ray start --head" in done.stdout
-    assert "dvc exp run --name first --set-param train.gpus=16" in done.stdout
-    check(commands_of(done.stdout))
-    assert "srun" not in dry_run(**NAMES, SLURM_NNODES="1").stdout
+def test_the_slurm_script_refuses_what_it_can_not_run():
     for more, told in (
-        ({**NAMES, "SLURM_NNODES": "2", "SET": "train.beta=0.1,0.2"}, "this job has 2 nodes"),
         ({"NAME": "first"}, "REPOSITORY: the address of the Git repository"),
+        ({"NAME": "a", "REPOSITORY": "b", "SLURM_NNODES": "2", "SET": "c=1,2"}, "has 2 nodes"),
     ):
-        refused = dry_run(**more)
-        assert refused.returncode
-        assert told in refused.stderr
+        env = {"PATH": "/usr/bin:/bin", "DRY_RUN": "1", **more}
+        done = subprocess.run(["bash", str(SLURM)], env=env, capture_output=True, text=True)
+        assert done.returncode
+        assert told in done.stderr
+    assert not re.search(r"(?m)^[^#\n].*\n(.*\n)*#SBATCH", SLURM.read_text())  # read before them
 
 
-def test_the_skypilot_task_has_the_fields_of_one_and_runs_commands_that_exist():
+def test_the_skypilot_task_has_the_fields_of_one():
     task = YAML(typ="safe").load(SKY.read_text())
     assert set(task) == {"name", "resources", "envs", "setup", "run"}
     assert set(task["resources"]) <= {"accelerators", "disk_size", "use_spot"}
     assert task["envs"].keys() == {"REPOSITORY", "NAME", "PRESET", "SHARED"}
     assert task["envs"]["PRESET"] in {path.stem for path in PRESETS}
-    assert {name for name, value in task["envs"].items() if value is None} == set(NAMES)
-    for part in ("setup", "run"):
-        assert subprocess.run(["bash", "-n"], input=task[part], text=True).returncode == 0
-        used = set(re.findall(r"\$\{?([A-Z]\w+)", task[part])) - {"PWD", "PATH", "RAY_ADDRESS"}
-        assert {name for name in used if not name.startswith("SKYPILOT_")} <= task["envs"].keys()
-        assert check(commands_of(task[part]))
+    used = set(re.findall(r"\$\{?([A-Z]\w+)", task["setup"] + task["run"]))
+    used -= {"PWD", "PATH", "RAY_ADDRESS"}
+    assert {name for name in used if not name.startswith("SKYPILOT_")} <= task["envs"].keys()
 
 
 # run for real: a project of no work, stubs for SLURM's commands, a clean machine

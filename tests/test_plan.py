@@ -112,7 +112,7 @@ def here(monkeypatch):
         (BIG, -1, "0", ["train.gpus", "scoring.device", "too old for torch, which is built for"]),
         (training(BIG, gpus=2), 1, "0", ["train.gpus is 2, and torch finds 1 GPU", "bfloat16"]),
         (training(BIG, gpus=2), 1, "1", ["bfloat16"]),
-            ],
+    ],
 )  # fmt: skip
 def test_what_this_machine_lacks_is_said(here, monkeypatch, p, gpus, ray, said):
     here(gpus)

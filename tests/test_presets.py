@@ -134,7 +134,7 @@ def test_use_never_overwrites_edits_unless_they_are_committed_or_it_is_forced(pr
     use.main("demo")
 
 
-@pytest.mark.parametrize("preset", ["", "dem", "../params", "demo own-data"])
-def test_use_lists_the_presets_when_none_or_an_unknown_one_is_named(project, preset):
-    with pytest.raises(UserError, match=r"one of: demo, own-data, qwen2\.5-vl-3b, qwen3-vl-4b"):
-        use.main(preset)
+def test_use_lists_the_presets_when_none_or_an_unknown_one_is_named(project):
+    for preset in ("", "dem", "../params"):
+        with pytest.raises(UserError, match=r"one of: demo, own-data, qwen2\.5-vl-3b, qwen3"):
+            use.main(preset)

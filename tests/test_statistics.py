@@ -44,6 +44,7 @@ def test_a_policy_equal_to_its_reference_has_margin_exactly_0_and_ties_everywher
     assert (statistics.outcomes(margin) == 0.5).all()
 
 
+@settings(deadline=None)
 @given(several(4), st.floats(0.01, 10), st.floats(-100, 100))
 def test_margin_ignores_what_the_prompt_alone_adds_and_scales_with_beta(logps, beta, shift):
     margin = statistics.reward_margin(logps[0], logps[1], logps[2], logps[3], beta)

@@ -44,21 +44,16 @@ def folder(*names):
         ("m.json", '{"a": 1.0}', '{"a": 1.0}', SAME, ""),
         ("m.json", '{"a": 0.98}', '{"a": 0.985}', ROUNDING, "m.json"),
         ("m.json", '{"a": 0.98}', '{"a": 0.9}', DIFFERENT, "0.98 != 0.9"),
-        ("m.json", "7.0", "3.0", DIFFERENT, "7.0 != 3.0"),
-        ("m.json", '{"a": "yes"}', '{"a": "no"}', DIFFERENT, "yes"),
         ("m.json", '{"a": [1, 2]}', '{"a": [1]}', DIFFERENT, ""),
-        ("m.json", '{"a": NaN}', '{"a": NaN }', ROUNDING, ""),
         ("m.json", '{"a": NaN}', '{"a": 0}', DIFFERENT, "nan != 0"),
         ("m.json", '{"a": 1}', "{", DIFFERENT, "can't be read"),
         ("c.csv", "step,loss\n1,0.6931\n", "step,loss\n1,0.6932\n", ROUNDING, "c.csv"),
         ("c.csv", "step,loss\n1,0.6931\n", "step,loss\n1,0.7931\n", DIFFERENT, "0.6931 != 0.7931"),
         ("c.csv", f"{ACCURACY}1e-9,0.5\n", f"{ACCURACY}2e-9,0.25\n", ROUNDING, "c.csv"),
-        ("c.csv", "step\n1\n", "step\n1\n2\n", DIFFERENT, "(2, 1)"),
         ("c.csv", "a,b\n1.0,x\n2.0,\n", "a,b\n1.01,x\n2.0,\n", ROUNDING, "c.csv"),
         ("t.parquet", frame(0), frame(0.01), ROUNDING, ""),
         ("t.parquet", frame(0), frame(0.5), DIFFERENT, 'column name="logps"'),
         ("w.safetensors", weights(1.0), weights(1.001), ROUNDING, ""),
-        ("w.safetensors", weights(1.0), weights(1.2), DIFFERENT, "the weights are 1"),
         ("w.safetensors", weights(1.0), weights(np.nan), DIFFERENT, "the weights are nan% apart"),
         ("a.bin", "1", "2", DIFFERENT, "other bytes"),
         ("data", folder("a", "b"), folder("a"), DIFFERENT, "b is gone"),
@@ -183,12 +178,12 @@ def test_a_locked_hash_that_does_not_come_out_is_named(project, capfd):
 def test_another_machines_results_are_told_from_the_commits_and_never_taken_away(
     project, monkeypatch, capfd
 ):
-    verify.main(here="1")
+    back.main(look="1")
     assert capfd.readouterr().out == ""
     monkeypatch.setenv("ROUNDING", "1e-9")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     subprocess.run(["dvc", "repro", "--quiet", "--force"], check=True)
-    verify.main(here="1")
+    back.main(look="1")
     said = capfd.readouterr().out
     assert "this machine's results: 3 of 3 outputs have other bits" in said
     assert "2 agree with them within rounding" in said
@@ -196,7 +191,7 @@ def test_another_machines_results_are_told_from_the_commits_and_never_taken_away
     shutil.rmtree(".dvc/cache")
     with pytest.raises(UserError, match=r"lacks second\.json, third\.json of the last commit"):
         back.main()
-    verify.main(here="1")
+    back.main(look="1")
     assert "third.json: another hash, and no committed content" in capfd.readouterr().out
     subprocess.run(["dvc", "commit", "--quiet", "--force"], check=True)
     subprocess.run(shlex.split(back.KEEP), check=True)
@@ -204,7 +199,7 @@ def test_another_machines_results_are_told_from_the_commits_and_never_taken_away
     subprocess.run(["dvc", "repro", "--quiet"], check=True)
     back.main()
     assert json.loads((project / "third.json").read_text()) == pytest.approx(4)
-    verify.main(here="1")
+    back.main(look="1")
     assert "results" not in capfd.readouterr().out
 
 

@@ -59,7 +59,7 @@ def release(version: str) -> None:
         raise UserError("\n  ".join([f"{version} is not released:", *against]))
     made = json.loads((ADAPTER / "fingerprint.json").read_text(encoding="utf-8"))
     metrics = json.loads((RESULTS / "metrics.json").read_text(encoding="utf-8"))
-    message = f"{ARTIFACT} {version}\n\n{verdicts.headline(metrics)}\n"
+    message = f"{ARTIFACT} {version}\n\n{verdicts.title(metrics)} {verdicts.headline(metrics)}\n"
     message += f"SHA-256 of the weights: {made['adapter_sha256']}"
     words = ["git", "tag", "--annotate", "--message", message, tag]
     if subprocess.run(words, check=False).returncode:

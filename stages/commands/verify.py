@@ -2,7 +2,6 @@
 
     make verify                         # every stage; the demo takes four minutes
     make verify STAGES="format train"   # only these, from the inputs that dvc.lock names
-    python -m stages verify --here 1    # what lies here, as at the end of make repro
 
 In: the current commit, DVC's cache and, for what it lacks, the remote. Out: a table of every output
 of the stages that were run again: same bits, same within rounding, or different. Another processor
@@ -27,7 +26,6 @@ import pandas as pd
 from safetensors.numpy import load_file
 from tabulate import tabulate
 
-from stages.commands.back import KEEP
 from stages.core import command
 from stages.core.errors import UserError
 from stages.tracking import tags
@@ -50,10 +48,7 @@ WEIGHTS = 0.05  # ‖a - b‖ / ‖a‖ of all tensors of a safetensors file
 SHOWN = (".html", ".md", ".png", ".svg")
 
 
-def main(stages: str = "", here: str = "") -> None:
-    if here:
-        print(of_this_machine(), end="")
-        return
+def main(stages: str = "") -> None:
     root = Path(git(Path(), "rev-parse", "--show-toplevel"))
     commit = git(root, "rev-parse", "HEAD")
     if not commit or not (root / ".dvc").is_dir():
@@ -83,60 +78,6 @@ def main(stages: str = "", here: str = "") -> None:
     print(f"commit {commit[:12]}, {len(found)} outputs: {', '.join(counts)}")
     if DIFFERENT in verdicts:
         raise UserError("some outputs are different; the table names the first difference")
-
-
-def of_this_machine() -> str:
-    """What is to be said of outputs here that have other bits than the last commit's; nothing where
-    other code or parameters explain it."""
-    committed, made = tags.outputs(Path(), "HEAD"), tags.outputs(Path())
-    moved = [path for path in made if path in committed and made[path] != committed[path]]
-    if not moved or inputs(tags.locked(Path(), "HEAD")) != inputs(tags.locked(Path())):
-        return ""
-    with tempfile.TemporaryDirectory() as folder:
-        found = compared(moved, fetched("HEAD", moved, Path(folder)), Path())
-    lines = [
-        f"These are this machine's results: {len(moved)} of {len(made)} outputs have other bits "
-        f"than those of the last commit, {[v for v, _ in found.values()].count(ROUNDING)} agree "
-        "with them within rounding.",
-        *(f"  {path}: {why}" for path, (verdict, why) in found.items() if verdict == DIFFERENT),
-        f"`{KEEP}` keeps them; compare, make exps and make back start from there.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def inputs(locked: Mapping[str, Any]) -> dict[str, Any]:
-    """By stage, what it was given aside from outputs of others: parameters and files in Git."""
-    outs = [Path(out["path"]) for stage in locked.values() for out in stage.get("outs", [])]
-
-    def among(path: str) -> bool:
-        return any(out.is_relative_to(path) or Path(path).is_relative_to(out) for out in outs)
-
-    return {
-        name: (
-            stage.get("params"),
-            [dep for dep in stage.get("deps", []) if not among(dep["path"])],
-        )
-        for name, stage in locked.items()
-    }
-
-
-def fetched(rev: str, paths: Iterable[str], folder: Path) -> Path:
-    """The folder, with what the cache or a remote has of these outputs of a commit."""
-    from dvc.api import DVCFileSystem
-
-    files = DVCFileSystem(rev=rev)
-    for path in paths:
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if files.isdir(path):
-                files.get(path, str(target), recursive=True)
-            else:
-                files.get_file(path, str(target))
-        except Exception:  # DVC's and the remote's have no class in common
-            shutil.rmtree(target, ignore_errors=True)
-            target.unlink(missing_ok=True)
-    return folder
 
 
 def outputs_by_stage(root: Path) -> dict[str, dict[str, str]]:

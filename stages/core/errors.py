@@ -54,8 +54,6 @@ def of_the_hub(error: BaseException, what: str, *, page: str, revision: str = ""
             f"{what} was not found, or needs a token; check its name ({page}), or set HF_TOKEN to "
             "a token that may read it"
         )
-    if is_a(hub.RemoteEntryNotFoundError):
-        return f"{what}: {page} lists a file that can't be downloaded; choose another revision"
     if status in (401, 403):
         return (
             f"{site} refuses the token for {what} (HTTP {status}); set HF_TOKEN to a valid token "

@@ -25,6 +25,7 @@ from stages.core import console, portable
 from stages.core.command import is_forced, project_root
 from stages.core.errors import UserError
 from stages.core.meaning import code
+from stages.core.processes import do_each
 from stages.families import known
 from stages.model import reference_logps, scoring
 from stages.params.params import Params
@@ -46,10 +47,15 @@ class Checkpoint:
     adapter: Path | None = None
     seconds: float = field(default=0.0, init=False)
     scored: int = field(default=0, init=False)
+    fresh: set[str] = field(default_factory=set, init=False)  # pieces that other processes made
     said: set[str] = field(default_factory=set, init=False)  # labels of pieces that were there
 
     def __post_init__(self) -> None:
         portable.prepare(self.p.scoring.device, portable=self.p.scoring.portable)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process the model is loaded again."""
+        return Checkpoint, (self.model, self.p, self.adapter)
 
     @cached_property
     def policy(self) -> scoring.Policy:
@@ -83,14 +89,14 @@ class Checkpoint:
             decides: all that decides the piece besides the checkpoint, as JSON values.
         """
         path = self.place(kind, **decides)
-        found = None if is_forced() else _read(path)
+        found = None if is_forced() and path.name not in self.fresh else _read(path)
         if found is None:
             found = make()
             try:
                 _write(path, found)
             except OSError as error:
                 print(f"{label}: can't be kept for a later run ({error.strerror})")
-        elif label not in self.said:
+        elif path.name not in self.fresh and label not in self.said:
             self.said.add(label)
             print(f"{label}: kept from an earlier run")
         return found
@@ -110,22 +116,47 @@ class Checkpoint:
     def log_probs(
         self, pairs: Sequence[Mapping[str, Any]], images: Path, *, label: str
     ) -> pd.DataFrame:
-        """``scoring.log_probs`` of one pair or more, in their order, kept chunk by chunk.
+        """``scoring.log_probs`` of one pair or more, in their order.
 
         Chunks are cut from pairs in the order of their length, so that a batch has like lengths.
+        With several GPUs, a process for each computes and keeps them (``stages.core.processes``).
 
         Raises:
             UserError: a log-prob is not finite.
         """
-        order, tables = scoring.by_length(pairs), []
+        order = scoring.by_length(pairs)
+        places = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
+        chunks = [[pairs[place] for place in those] for those in places]
         with console.bar(len(pairs), label, "pairs"):
-            for start in range(0, len(order), CHUNK):
-                places = order[start : start + CHUNK]
-                chunk = [pairs[place] for place in places]
-                score = partial(self.score, chunk, images, label=label)
-                kept = self.kept_table("log-probs", score, label=label, pairs=decisive(chunk))
-                tables.append(kept.set_index(places))
+            self._compute_side_by_side(chunks, images, label)
+            tables = [
+                self.chunk(chunk, images, label=label).set_index(those)
+                for those, chunk in zip(places, chunks, strict=True)
+            ]
         return pd.concat(tables).sort_index()
+
+    def _compute_side_by_side(self, chunks: Sequence[Any], images: Path, label: str) -> None:
+        """Let a process for each GPU compute and keep the chunks that are missing."""
+        pieces = {self.place("log-probs", pairs=decisive(chunk)): chunk for chunk in chunks}
+        missing = {path: chunk for path, chunk in pieces.items() if is_forced() or not _read(path)}
+        if len(missing) < 2 or (count := processes(self.p)) < 2:
+            return
+        start = time.monotonic()
+        work = partial(self.chunk, images=images, label=label)
+        cpu = self.p.scoring.device == "cpu"
+        if not do_each(work, list(missing.values()), count=count, cpu=cpu):
+            print(f"{label}: one of {count} processes failed; one computes what is missing")
+            return
+        self.seconds += time.monotonic() - start
+        self.scored += sum(map(len, missing.values()))
+        self.fresh |= {path.name for path in missing}
+
+    def chunk(
+        self, pairs: Sequence[Mapping[str, Any]], images: Path, *, label: str
+    ) -> pd.DataFrame:
+        """``scoring.log_probs`` of some pairs, kept as one piece."""
+        score = partial(self.score, pairs, images, label=label)
+        return self.kept_table("log-probs", score, label=label, pairs=decisive(pairs))
 
     def score(self, pairs: Sequence[Any], images: Path, *, label: str) -> pd.DataFrame:
         """``scoring.log_probs`` of every pair, computed now and not kept.
@@ -179,9 +210,20 @@ class Checkpoint:
         found: dict[str, Any] = {}
         if "policy" in self.__dict__:
             found["device"] = scoring.device_name(scoring.device_of(self.p))
+        if self.fresh:
+            found["processes"] = processes(self.p)
         if self.scored:
             found["pairs_per_second"] = round(self.scored / self.seconds, 2)
         return found
+
+
+def processes(p: Params) -> int:
+    """How many processes score: one for each visible GPU, or one on the CPU."""
+    if scoring.device_of(p) == "cpu":
+        return 1
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def digest(**parts: Any) -> str:

@@ -64,8 +64,9 @@ _PARTS = ("image", "question", "chosen", "rejected")  # that params.yaml names c
 # Where a text says that an image, or else a video or a sound, belongs, in any tool's spelling.
 _IMAGE_MARKS = re.compile(
     r"<img>\s*(?P<name>[^<>\n]{1,1000}?)\s*</img>|(<\|vision_start\|>)?(<\|image_pad\|>)+"
-    r"(<\|vision_end\|>)?|\(<image>\./</image>\)|\[IMG\]|<image(_?\d+)?>|<\|image(_\d+)?\|>|<image_placeholder>|<imagehere>"
-    r"|<start_of_image>|<img_context>|(<im_start>)?(<im_patch>)+(<im_end>)?",
+    r"(<\|vision_end\|>)?|\(<image>\./</image>\)|\[IMG\]|<image(_?\d+)?>|<\|image(_\d+)?\|>"
+    r"|<image_placeholder>|<imagehere>|<start_of_image>|<img_context>"
+    r"|(<im_start>)?(<im_patch>)+(<im_end>)?",
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"!\[[^\]\n]*\]\([^)\n]+\)|<img\s[^>]*src=", re.IGNORECASE)  # Markdown, HTML
@@ -212,9 +213,10 @@ def record(
     if better and asked[-1:] == better[-1:]:  # the prompt's column holds the chosen answer as well
         asked = asked[:-1]
     inside = inside or images
-    worse, images = _said(row, layout.rejected, layout, "assistant")
-    if images and images != inside:
-        raise Odd(f"{layout.rejected} has images of its own, which are not read", "not_read")
+    worse, others = _said(row, layout.rejected, layout, "assistant")
+    for name, own in ((layout.chosen, images), (layout.rejected, others)):
+        if own and own != inside:
+            raise Odd(f"{name} has images of its own, which are not read", "not_read")
     chosen, before = _answer(better, layout.chosen or layout.prompt)
     rejected, other = _answer(worse, layout.rejected)
     before = before or other
@@ -253,7 +255,7 @@ def record(
     )
 
 
-@functools.cache
+@functools.lru_cache(1000)
 def unread(name: str) -> str:
     """What a column, a key or a part of this name says that is not read; else empty."""
     found = (what for names, what in _UNREAD_NAMES.items() if names.fullmatch(name.lower()))

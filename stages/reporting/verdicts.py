@@ -212,7 +212,7 @@ def _looks(values: Mapping[str, Any]) -> str:
     if any(verdict(values, key) != "better" for key in over):
         return "but nothing shows that it looks at the image"
     low = (values.get(f"win_rate_{way}_low") for way in IMAGES)
-    if any(is_known(end) and end > MOST for end in low):
+    if any(is_known(end) and end > 0.5 for end in low):
         return "in part without looking at the image"
     return "and it looks at the image"
 

@@ -5,8 +5,8 @@ Python imports a module of this name whenever it starts. The train stage puts th
 path of the training process (``process.inside``), the way tracers and coverage tools do; the
 workers of torchrun and Ray inherit it. There it waits for ``llamafactory.train.tuner`` and wraps
 that module's ``_training_function``, which runs in every process that trains, to add the callback.
-Without the variable ``EVENTS`` it does nothing. A step that can't be written costs one line;
-anything else that goes wrong ends the training, which might be another one.
+Without the variable ``EVENTS`` it does nothing. A step that can't be written costs one line.
+Anything else that goes wrong ends the training: it might be another one than was asked for.
 
 Its code is part of a training's fingerprint. It imports nothing of this project unless the trainer
 is wanted, and nothing heavy (not even typing) before the training does: every start of Python pays
@@ -135,8 +135,10 @@ def chain() -> None:
     ours = sys.modules.pop("sitecustomize")
     try:
         import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
-    except ImportError:
+    except ImportError as error:
         sys.modules["sitecustomize"] = ours
+        if error.name != "sitecustomize":
+            raise
 
 
 if __name__ == "sitecustomize":  # not where the stage or a test imports it
