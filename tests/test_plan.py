@@ -107,9 +107,9 @@ def here(monkeypatch):
     [
         (DEMO, 0, "0", []),
         (BIG, 1, "0", ["the Tesla T4 has no bfloat16"]),
-        (BIG, 0, "0", ["train.gpus is 1, and torch finds no GPU", "scoring.device is cuda, and"]),
+        (BIG, 0, "0", ["train.gpus is 1, but torch finds no GPU", "scoring.device is cuda, but"]),
         (BIG, -1, "0", ["train.gpus", "scoring.device", "too old for torch, which is built for"]),
-        (training(BIG, gpus=2), 1, "0", ["train.gpus is 2, and torch finds 1 GPU", "bfloat16"]),
+        (training(BIG, gpus=2), 1, "0", ["train.gpus is 2, but torch finds 1 GPU", "bfloat16"]),
         (training(BIG, gpus=2), 1, "1", ["bfloat16"]),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ask: a question about a picture to base and tuned, answered side by side.
+"""Ask base and tuned a question about a picture, and show both answers.
 
     make ask IMAGE=photo.jpg QUESTION="What is on the table?"
 
