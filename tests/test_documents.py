@@ -139,7 +139,7 @@ def test_the_yaml_of_the_guide_fetches_and_reads_data_as_it_describes(tmp_path, 
         sources = params.load().data.sources
         for name in sources:
             fetch.main(f"data.sources.{name}", Path("raw", name))
-        rows, _, _ = kinds.read({name: Path("raw", name) for name in sources}, sources)
+        rows, _ = kinds.read({name: Path("raw", name) for name in sources}, sources)
         read.append([(each.images, each.split, each.origin) for each in rows])
     held_out, trained = ((b"7",), "validation", "prepared"), ((b"7",), "train", "prepared")
     assert read[0] == [((b"7",), "", "mine")]

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import psutil  # type: ignore[import-untyped]
@@ -136,41 +135,6 @@ def test_a_remote_that_is_gone_is_one_message(project, tmp_path):
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("ERROR")
     call("dvc", "repro", "--quiet", folder=here)  # it does not need the remote
-
-
-def stage_that(body, tmp_path):
-    script = tmp_path / "stage.py"
-    script.write_text(
-        '"""A stage."""\nimport errno\nfrom pathlib import Path\n'
-        "from stages.core import command\ndef main() -> None:\n"
-        + textwrap.indent(textwrap.dedent(body), "    ")
-        + "\ncommand.run(main)\n"
-    )
-    return subprocess.run(
-        [sys.executable, str(script)],
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")
-def test_a_full_disk_is_one_message_in_every_stage(tmp_path):
-    done = stage_that("Path('/dev/full').write_text('x' * 100)", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: No space left on device: ")
-    assert "free some space, then run the same command again" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_disk_that_can_not_be_written_is_one_message_with_its_file(tmp_path):
-    body = "raise OSError(errno.EROFS, 'Read-only file system', 'models/adapter')"
-    done = stage_that(body, tmp_path)
-    expected = "error: Read-only file system: models/adapter; make the file system writable"
-    assert done.stderr.startswith(expected)
-    other = stage_that("raise OSError(errno.EIO, 'Input/output error', 'x')", tmp_path)
-    assert "Traceback" in other.stderr  # what nobody foresaw keeps its trace
 
 
 @pytest.mark.parametrize("module", sorted({stage.module for stage in stages_in("dvc.yaml")}))

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -52,16 +52,6 @@ _UPRIGHT = {
 }
 
 
-class Limits(Protocol):
-    """What an image may be, as the section ``preprocess`` of params.yaml says. Pixels are width x
-    height; one of more than ``max_pixels`` is scaled down."""
-
-    min_side: int
-    max_pixels: int
-    max_input_pixels: int
-    jpeg_quality: int
-
-
 @dataclass(frozen=True)
 class Normal:
     """A JPEG as it is stored, and its size in pixels."""
@@ -79,11 +69,6 @@ class Stored:
     width: int
     height: int
 
-    @property
-    def group(self) -> str:
-        """The content hash, which names the image where pairs are grouped by what they show."""
-        return self.name.removesuffix(".jpg")
-
 
 Outcome = Stored | Refusal  # of one image
 Outcomes = tuple[Stored, ...] | Refusal  # of a row
@@ -91,11 +76,12 @@ Work = Callable[[bytes], Outcome]
 Refuse = Callable[[Any], Refusal | None]
 
 
-def store(data: bytes, *, folder: Path, limits: Limits) -> Stored | Refusal:
+def store(data: bytes, *, folder: Path, limits: Any) -> Stored | Refusal:
     """Normalise one encoded image and write it into ``folder`` under the hash of what is written.
 
     Safe in several processes at once: equal images give equal bytes, and one process writes them.
     A file is written in its place: the folder is complete once all processes have ended well.
+    ``limits`` are the section ``preprocess`` of the parameters.
 
     Raises:
         OSError: the folder cannot be written.
@@ -111,7 +97,7 @@ def store(data: bytes, *, folder: Path, limits: Limits) -> Stored | Refusal:
     return Stored(name, normal.width, normal.height)
 
 
-def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
+def normalise(data: bytes, limits: Any) -> Normal | Refusal:
     """An upright RGB JPEG within ``limits``, or why there is none.
 
     An RGB JPEG that already is that stays byte for byte, after a check that all of it decodes.
@@ -124,7 +110,7 @@ def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
     return found
 
 
-def _normalise(data: bytes, limits: Limits) -> Normal | Refusal:
+def _normalise(data: bytes, limits: Any) -> Normal | Refusal:
     # Ours is checked below, before anything is decoded; Pillow's own limit would come on top of it.
     Image.MAX_IMAGE_PIXELS = None
     try:
