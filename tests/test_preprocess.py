@@ -327,18 +327,21 @@ class Later:
     def __init__(self):
         self.submitted = 0
 
-    def submit(self, contents):
+    def submit(self, function, work, contents):
         self.submitted += len(contents)
         future: Future[list[images.Stored | Refusal]] = Future()
         result = future.result
 
         def when_asked(timeout=None):
             if not future.done():
-                future.set_result([fragile(data) for data in contents])
+                future.set_result(function(work, contents))
             return result(timeout)
 
         future.result = when_asked  # type: ignore[method-assign]
         return future
+
+    def shutdown(self, **_):
+        pass
 
 
 @settings(deadline=None)  # other processes may hold the processor
@@ -351,9 +354,9 @@ def test_rows_come_back_in_order_and_each_image_is_decoded_once(contents, window
     pool, rows = Later(), records(*contents)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images, "_ROWS", size)
-        found = list(
-            images.in_order(rows, pool.submit, refuse=refusals.text_refusal, window=window)
-        )
+        patch.setattr(images, "_BATCHES", window)
+        patch.setattr(images, "pool", lambda _: pool)
+        found = list(images.decode(rows, refusals.text_refusal, work=fragile, workers=1))
     assert [row for row, _ in found] == rows
     for row, outcome in found:
         if row.images is None:
@@ -379,10 +382,11 @@ def test_the_rows_held_at_once_are_bounded_whatever_their_number(monkeypatch, re
             del row
 
     monkeypatch.setattr(images, "_ROWS", batch)
+    monkeypatch.setattr(images, "_BATCHES", window)
+    monkeypatch.setattr(images, "pool", lambda _: Later())
     gc.disable()  # nothing may depend on the collector of cycles
     try:
-        submit = Later().submit
-        found = images.in_order(source(), submit, refuse=refusals.text_refusal, window=window)
+        found = images.decode(source(), refusals.text_refusal, work=fragile, workers=1)
         assert sum(1 for _ in found) == 2000
     finally:
         gc.enable()

@@ -73,7 +73,6 @@ class Stored:
 Outcome = Stored | Refusal  # of one image
 Outcomes = tuple[Stored, ...] | Refusal  # of a row
 Work = Callable[[bytes], Outcome]
-Refuse = Callable[[Any], Refusal | None]
 
 
 def store(data: bytes, *, folder: Path, limits: Any) -> Stored | Refusal:
@@ -223,9 +222,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def decode(
-    rows: Iterable[Any], refuse: Refuse, *, work: Work, workers: int
+    rows: Iterable[Any], refuse: Callable[[Any], Refusal | None], *, work: Work, workers: int
 ) -> Iterator[tuple[Any, Outcomes]]:
     """Each row with its stored images, or why it is left out, in order.
+
+    A few batches for each worker are held at once. Of each distinct image its digest and outcome
+    are kept (about 600 bytes), so that one that occurred before is not decoded again.
 
     Args:
         refuse: what is wrong with a row before its images are looked at.
@@ -235,38 +237,6 @@ def decode(
         UserError: a worker died, or had no memory left.
     """
     processes = pool(workers)
-
-    def submit(images: list[bytes]) -> "Future[list[Outcome]]":
-        return processes.submit(_outcomes, work, images)
-
-    try:
-        yield from in_order(rows, submit, refuse=refuse, window=_BATCHES * workers)
-    except (BrokenProcessPool, MemoryError):
-        raise UserError(
-            "a worker process died or ran out of memory; lower preprocess.workers or "
-            "preprocess.max_input_pixels"
-        ) from None
-    finally:
-        processes.shutdown(cancel_futures=True)
-
-
-def _outcomes(work: Work, images: list[bytes]) -> list[Outcome]:
-    return [work(image) for image in images]
-
-
-def in_order(
-    rows: Iterable[Any],
-    submit: Callable[[list[bytes]], "Future[list[Outcome]]"],
-    *,
-    refuse: Refuse,
-    window: int,
-) -> Iterator[tuple[Any, Outcomes]]:
-    """Each row with the outcomes for its images, in the order of the rows.
-
-    At most ``window`` batches are held at once. Of each distinct image its digest and outcome are
-    kept (about 600 bytes), so that one that occurred before is not submitted again; rows that
-    ``refuse`` has something against are not submitted either.
-    """
     waiting: deque[tuple[list[Any], dict[bytes, bytes], Future[list[Outcome]]]] = deque()
     known: dict[bytes, Outcome | None] = {}  # by digest of the encoded file; None: under way
 
@@ -278,21 +248,33 @@ def in_order(
             refusal = refusal or next((each for each in found if isinstance(each, Refusal)), None)
             yield row, refusal or tuple(each for each in found if isinstance(each, Stored))
 
-    for batch in batches(rows):
-        asked: list[tuple[Any, list[bytes], Refusal | None]] = []  # digests of the images
-        new: dict[bytes, bytes] = {}
-        for row in batch:
-            refusal = refuse(row)
-            images = () if refusal else row.images
-            digests = [hashlib.sha256(image).digest() for image in images]
-            asked.append((row, digests, refusal))
-            new |= {d: data for d, data in zip(digests, images, strict=True) if d not in known}
-            known |= dict.fromkeys(new)
-        waiting.append((asked, new, submit(list(new.values()))))
-        if len(waiting) >= window:
+    try:
+        for batch in batches(rows):
+            asked: list[tuple[Any, list[bytes], Refusal | None]] = []  # digests of the images
+            new: dict[bytes, bytes] = {}
+            for row in batch:
+                refusal = refuse(row)
+                images = () if refusal else row.images
+                digests = [hashlib.sha256(image).digest() for image in images]
+                asked.append((row, digests, refusal))
+                new |= {d: data for d, data in zip(digests, images, strict=True) if d not in known}
+                known |= dict.fromkeys(new)
+            waiting.append((asked, new, processes.submit(_outcomes, work, list(new.values()))))
+            if len(waiting) >= _BATCHES * workers:
+                yield from first()
+        while waiting:
             yield from first()
-    while waiting:
-        yield from first()
+    except (BrokenProcessPool, MemoryError):
+        raise UserError(
+            "a worker process died or ran out of memory; lower preprocess.workers or "
+            "preprocess.max_input_pixels"
+        ) from None
+    finally:
+        processes.shutdown(cancel_futures=True)
+
+
+def _outcomes(work: Work, images: list[bytes]) -> list[Outcome]:
+    return [work(image) for image in images]
 
 
 def batches(rows: Iterable[Any]) -> Iterator[list[Any]]:

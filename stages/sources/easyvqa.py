@@ -54,8 +54,8 @@ def fetch_data(_: EasyVqaSource, out: Path) -> Source:
         for name in walk(root)
         if name == "answers.txt" or name.endswith(("/questions.json", ".png"))
     }
-    of = {"kind": "easy-vqa", "repo": "easy-vqa", "commit": package.version, "licence": "MIT"}
-    return copy_all(files, out, **of)
+    known = {"kind": "easy-vqa", "repo": "easy-vqa", "commit": package.version, "licence": "MIT"}
+    return copy_all(files, out, **known)
 
 
 def records(raw: Path) -> "Iterator[Record]":

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from stages.core import console
 from stages.core.errors import UserError, of_the_hub, site_of
 from stages.core.text import listed
-from stages.pairs.files import FETCHED, ending, is_hidden
+from stages.pairs.files import FETCHED, is_hidden
 from stages.sources import base_model, source
 from stages.sources.source import (
     PARTIAL,
@@ -87,8 +87,6 @@ def fetch(asked: HubModel, out: Path, repo_type: RepoType, **allowed: bool) -> S
     allow_pickle = allowed.get("allow_pickle", False)
     if repo_type == "model":
         base_model.check_weights_exist(repo, names, [file.path for file in files], allow_pickle)
-    elif not any(map(ending, names)):
-        raise UserError(f"{repo}: no table matches {', '.join(asked.files)}; name some in files")
     source.begin(out)
     missing = [file for file in wanted if not is_right(out / file.path, file)]
     source.check_room(out, sum(file.size for file in missing), what=repo)
