@@ -19,7 +19,7 @@ import pandas as pd
 from stages.answers import controls, lm_eval, prompts, task_results
 from stages.core import command
 from stages.core.errors import UserError
-from stages.evaluation import metrics, paired, shortcuts, slices, statistics
+from stages.evaluation import catalogue, metrics, paired, shortcuts, slices, statistics
 from stages.model import formatted
 from stages.model.checkpoint import Checkpoint
 from stages.pairs.pairs import SPLITS
@@ -98,7 +98,7 @@ def main(
         (headline, metrics.headline(measured)),
     ):
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    print(metrics.in_words(measured))
+    print(catalogue.in_words(measured))
     return tuned.cost()
 
 
