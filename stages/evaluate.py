@@ -1,4 +1,4 @@
-"""Evaluate: does the tuned model prefer the chosen answers of pairs whose images it never saw?
+"""Measure whether the tuned model prefers the chosen answers of pairs whose images it never saw.
 
 In: the adapter, the base model, the test pairs, the reference's log-probs and the baseline. Out:
 ``headline`` (the few numbers that people compare by), ``results/`` (every number, explained in

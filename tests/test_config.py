@@ -165,7 +165,7 @@ def test_a_reference_made_otherwise_is_computed_in_training_and_that_is_told(
     assert tuning.cached_reference(params_with(**change), reference_dir, inputs[1]) is None
     said = capsys.readouterr().out
     assert told in said
-    assert "computed in each step" in said
+    assert "computes the reference in each step" in said
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
 BROKEN = {
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ""),
     "cut tokenizer": (text("tokenizer.json", "{"), ""),
-    "another model's tokenizer": (edited("config.json", image_token_id=7), "another number"),
+    "another model's tokenizer": (edited("config.json", image_token_id=7), "another ID"),
     "more tokens": (edited("config.json", text_config__vocab_size=300), "more tokens than"),
     "template that loops": (text("chat_template.jinja", LOOP), "takes more than 1 s"),
     "template that does not parse": (text("chat_template.jinja", "{% if %}"), "Template"),
@@ -227,7 +227,7 @@ BROKEN = {
     ),
     "not a number": (
         edited("processor_config.json", image_processor__image_std=[0, 0, 0]),
-        "makes nothing of an image",
+        "returns no usable pixels",
     ),
 }
 

@@ -68,7 +68,7 @@ def test_what_is_done_otherwise_is_told(written, base, params_with, change, more
 
 def test_other_weights_are_told(written, base, params_with):
     (base / "SOURCE.json").write_text('{"commit": "another"}')
-    assert otherwise(written, base, params_with()) == "the weights are others"
+    assert otherwise(written, base, params_with()) == "the weights differ"
 
 
 @pytest.mark.parametrize("package", reference_logps.PACKAGES)

@@ -94,7 +94,7 @@ def differences(folder: Path, wanted: Mapping[str, Any]) -> list[str]:
     here = {name: value for name, value in wanted.items() if name != "packages"}
     here |= wanted["packages"]
     return [
-        "the weights are others"
+        "the weights differ"
         if name == "weights"
         else f"{name} is {made.get(name)} in the reference and {here.get(name)} in training"
         for name in sorted({*made, *here})

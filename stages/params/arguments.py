@@ -30,10 +30,10 @@ SOURCES = {
 SET_ELSEWHERE = {
     "model_name_or_path": "set model.source",
     "model_revision": "set model.source",
-    "adapter_name_or_path": "set model.source to a model that has the adapter merged into it",
+    "adapter_name_or_path": "set model.source to a model with the adapter merged in",
     "trust_remote_code": "set model.trust.remote_code",
     "template": "set model.template",
-    "enable_thinking": "set model.template, to qwen3_vl for a Thinking model",
+    "enable_thinking": "set model.template (qwen3_vl is for Thinking models)",
     "quantization_bit": "set model.quantization_bit",
     "cutoff_len": "set format.cutoff_len",
     "image_max_pixels": "set format.image_max_pixels",
@@ -43,10 +43,10 @@ SET_ELSEWHERE = {
     "use_cpu": "set train.gpus",
     "do_eval": "set train.eval_strategy and train.eval_steps",
     "predict_with_generate": "set evaluate.generation",
-    "ref_model*": "the reference is the base, by model.source and model.quantization_bit",
+    "ref_model*": "the reference is always the base (model.source, model.quantization_bit)",
     "val_size": "set preprocess.validation",
     "report_to": "runs are tracked in MLflow, and MLFLOW_TRACKING_URI names its server",
-    "run_name": "name the experiment, `dvc exp run --name`",
+    "run_name": "name the experiment with `dvc exp run --name`",
     "ray_*": "set train.gpus, and RAY_ADDRESS and the like in the environment (docs/scaling.md)",
     "push_to_hub": "`make publish` uploads a release",
     "*hub_token": "set HF_TOKEN in the environment",
@@ -57,7 +57,7 @@ SET_ELSEWHERE = {
             *("dataset_dir", "media_dir", "output_dir", "overwrite_output_dir", "master_*"),
             *("resume_from_checkpoint", "logging_first_step", "infer_backend"),
         ),
-        "every run needs it as it is",
+        "the pipeline sets it for every run",
     ),
 }
 
@@ -79,13 +79,13 @@ REFUSED = {
         "does nothing for the model families that this pipeline trains; remove it",
     ),
     # which pairs are trained on
-    "tokenized_path": "trains on the tokens that lie there, whatever the data are; remove it",
+    "tokenized_path": "trains on the tokens stored there, whatever the data are; remove it",
     "packing": "packs nothing in DPO, and cuts pairs of format.cutoff_len tokens; remove it",
     "streaming": "ends in a StopIteration: LLaMA-Factory 0.9.5 can't stream images; remove it",
-    "dataloader_drop_last": "leaves out the last pairs of each epoch without counting them, which "
-    "are all where a batch is larger than the training split; remove it",
+    "dataloader_drop_last": "drops the last pairs of each epoch without counting them (all pairs, "
+    "if a batch is larger than the training split); remove it",
     "ignore_data_skip": "makes a resumed training see its first pairs again; remove it",
-    "accelerator_config": "deals the pairs out to the processes in another way; remove it",
+    "accelerator_config": "distributes the pairs to the processes in another way; remove it",
     "ignore_pad_token_for_loss: False": "trains on padding too; remove it",
     "max_steps: 0": "trains num_train_epochs; set it to -1 for that, or to 1 or more",
     # which model is trained
@@ -94,7 +94,7 @@ REFUSED = {
     "use_llama_pro": "is for a base that was expanded by layers; remove it",
     **dict.fromkeys(
         ("use_unsloth", "use_v1_kernels"),
-        "computes other log-probs than the reference was made with; remove it",
+        "computes log-probs in another way than the reference; remove it",
     ),
     "quantization_method: [!beh]*": "quantises nothing here; set it to bnb",
     "flash_attn: fa3": "can't be used with LLaMA-Factory 0.9.5; set it to auto",
@@ -103,12 +103,12 @@ REFUSED = {
             *("optim: galore_*", "optim: apollo_*", "use_galore", "use_apollo", "use_badam"),
             *("pissa_init", "mixture_of_depths", "use_kt", "quantization_device_map"),
         ),
-        "does not go with DPO of an adapter; remove it",
+        "does not work with DPO of an adapter; remove it",
     ),
     # how it is saved and sent
     "save_only_model": "makes an interrupted training resume with a new optimizer; remove it",
     "save_on_each_node": "lets several machines write the same files; remove it",
-    "*swanlab*": "sends runs to another service than MLflow; remove it",
+    "*swanlab*": "sends runs to a service other than MLflow; remove it",
     **dict.fromkeys(
         (
             *("use_*_loss", "compute_accuracy", "use_hyper_parallel", "use_mca", "reward_model*"),
@@ -195,7 +195,7 @@ def problems(options: Mapping[str, Any]) -> Iterator[str]:
     for option, value in options.items():
         partner = entry(PARTNERS, option, value)
         if partner and not options.get(partner.partition(":")[0]):
-            yield f"'train.{option}' needs {partner} beside it"
+            yield f"'train.{option}' also needs {partner}"
         if package := entry(PACKAGES, option, value):
             try:
                 version(package)

@@ -136,8 +136,8 @@ def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
     if not differences:
         return folder
     print(
-        f"the log-probs in {folder} do not serve this training: {'; '.join(differences)}. "
-        "The reference is computed in each step."
+        f"this training can't use the log-probs in {folder} ({'; '.join(differences)}), so it "
+        "computes the reference in each step"
     )
     return None
 

@@ -79,7 +79,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
 
         Raises:
             UserError: they differ by more than rounding explains, or the vision tower is frozen and
-                was trained all the same (LLaMA-Factory#9399, #10139).
+                training changed it (LLaMA-Factory#9399, #10139).
         """
         file = Path(self.args.output_dir, FIRST_BATCH)
         if self.stock_because:
