@@ -15,6 +15,7 @@ from stages.core.errors import UserError
 from stages.evaluation import paired, statistics
 from stages.evaluation.paired import Change
 from stages.params.params import flattened
+from tests.test_lm_eval import results_of
 from tests.test_metrics import SETTINGS
 
 PARAMETERS: dict[str, Any] = {
@@ -182,18 +183,9 @@ def cells(text: str, name: str) -> list[str]:
     return [cell.strip().replace("\N{MINUS SIGN}", "-") for cell in line.split("|")[2:-1]]
 
 
-def answered(values: list[float], shown: str = "these") -> Results:
+def answered(values: list[float], of: str = "i") -> Results:
     """One task ``t`` with a metric of those values, each of its own image."""
-    document = {
-        "results": {"t": {"acc,none": float(np.mean(values))}},
-        "higher_is_better": {"t": {"acc": True}},
-        "datasets": {"t": {"shown": shown}},
-    }
-    rows = [
-        {"doc_id": i, "images": [f"i{i}"], "filter": "none", "metrics": {"acc": value}}
-        for i, value in enumerate(values)
-    ]
-    return Results(document, {"t": rows})
+    return results_of({"acc": values}, [f"{of}{i}" for i in range(len(values))])
 
 
 def test_a_row_has_both_figures_their_difference_and_whether_it_can_be_told():
@@ -212,7 +204,7 @@ def test_a_row_has_both_figures_their_difference_and_whether_it_can_be_told():
     assert cells(compare.render(*one_image), PREFERENCE)[4:] == [
         *("none", "20", "0", "< 0.001", "unclear")
     ]
-    other = compare.render(before, experiment(margins=(1.0,) * 40, probed=answered([1.0], "x")))
+    other = compare.render(before, experiment(margins=(1.0,) * 40, probed=answered([1.0], of="x")))
     assert "t: left out, because the two answered different documents" in other
     assert "lm-eval" not in other
 

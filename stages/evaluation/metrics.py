@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 
 from stages.answers import grading
+from stages.core.errors import UserError
 from stages.evaluation import catalogue, paired, statistics
 from stages.evaluation.catalogue import ENOUGH_IMAGES, METRICS, SHARE, WAYS, Both
 from stages.params.params import Evaluate
 
 MODELS = ("base", "tuned")
 LOGPS = ("chosen_logps", "rejected_logps")
+CURE = "`dvc repro -f reference baseline` makes the base's log-probs again"
 LENGTHS = ("chosen_tokens", "rejected_tokens", "image_tokens")
 
 
@@ -29,7 +31,7 @@ def score(
     in any order. ``base_margin`` and ``tuned_margin`` are each model's preference margin per token.
 
     Raises:
-        ValueError: the reference lacks a pair or counted other tokens: it was made from other data.
+        UserError: the reference lacks a pair or counted other tokens: it was made from other data.
     """
     rows = [{key: pair[key] for key in ("id", "group", "origin", "kind")} for pair in pairs]
     table = pd.DataFrame(rows)
@@ -37,12 +39,13 @@ def score(
         known = given.set_index("id")[[*LOGPS, *LENGTHS]].add_prefix(f"{name}_")
         table = table.merge(known, left_on="id", right_index=True, validate="1:1")
     if len(table) != len(rows):
-        raise ValueError(f"the reference has {len(table)} of the {len(rows)} test pairs")
+        raise UserError(f"the reference has {len(table)} of the {len(rows)} test pairs; {CURE}")
     table = table.rename(columns={f"policy_{column}": column for column in LENGTHS})
     for column in LENGTHS:
         if not (table[column] == table.pop(f"reference_{column}")).all():
-            raise ValueError(
-                f"reference and policy differ in {column}: they were not given the same tokens"
+            raise UserError(
+                f"reference and policy differ in {column}: they were not given the same tokens; "
+                f"{CURE}"
             )
     for side in ("chosen", "rejected"):
         table[f"{side}_reward"] = statistics.implicit_reward(
