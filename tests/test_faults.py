@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -24,6 +23,7 @@ from tests.repository import (
     environment,
     hashes,
     make,
+    wait_for,
 )
 
 STAGE = (
@@ -61,11 +61,7 @@ def begun(project, marker):
         text=True,
         process_group=0,
     )
-    end = time.monotonic() + 60
-    while not marker.with_name(f"{marker.name}.begun").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(marker.with_name(f"{marker.name}.begun").exists)
     return process
 
 
@@ -78,14 +74,10 @@ def test_a_repro_that_was_ended_is_completed_by_the_next(project, tmp_path, how)
     process.communicate(timeout=30)
     assert process.returncode
     marker.unlink()
-    assert "data/pairs" in hashes_so_far(project)  # what was finished is known
+    assert "data/pairs" in hashes(project)  # what was finished is known
     said = call("dvc", "repro", folder=project)
     assert "'preprocess' didn't change" in said
     assert (project / "models/adapter/weights").read_text() == "weights"
-
-
-def hashes_so_far(project):
-    return hashes(project) if (project / "dvc.lock").exists() else {}
 
 
 @pytest.mark.slow
@@ -160,11 +152,7 @@ def test_preprocess_that_was_ended_leaves_no_worker_and_completes_later(tmp_path
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    end = time.monotonic() + 60
-    while not list(tmp_path.glob(".pairs.partial/images/*")):
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: list(tmp_path.glob(".pairs.partial/images/*")))
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) >= 2
     process.send_signal(how)

@@ -25,7 +25,6 @@ from tests.copies import copied_data, copied_model
 from tests.hub_server import DEMO, Repo, serve
 from tests.repository import call
 from tests.run_stages import fresh_clone
-from tests.test_sharing import s3  # noqa: F401
 
 COLAB = "/content/drive/MyDrive/dpo/images/"
 
@@ -144,7 +143,7 @@ def test_own_data_are_copied_and_every_row_has_its_image(made, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_file_from_https_or_s3_is_imported_by_dvc_and_read(tmp_path, s3):  # noqa: F811
+def test_a_file_from_https_or_s3_is_imported_by_dvc_and_read(tmp_path, s3):
     """The guide's lines, from a server of this machine."""
     import botocore.session
 
