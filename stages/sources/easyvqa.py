@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stages.pairs.files import walk
 from stages.sources.local import copy_all
-from stages.sources.source import About, Kind, Source, SourceSection
+from stages.sources.source import Kind, Source, SourceSection
 from stages.sources.topics import (
     COLOURS,
     DESCRIBE,
@@ -164,11 +164,4 @@ KIND = Kind(
     section=EasyVqaSource,
     fetch_data=fetch_data,
     read=lambda raw: (records(raw), questions(raw)),
-    name=lambda _, fetched: str(fetched.repo),
-    words=lambda fetched: f"`{fetched.repo}`, the PyPI package",
-    about=lambda _: About(
-        "en",
-        "easy-VQA holds drawings of one shape in one colour, and questions about them; the answers "
-        "in pairs are sentences that the pipeline makes from its labels.",
-    ),
 )

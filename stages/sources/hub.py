@@ -25,7 +25,6 @@ from stages.pairs.files import FETCHED, is_hidden
 from stages.sources import base_model, source
 from stages.sources.source import (
     PARTIAL,
-    About,
     File,
     Kind,
     Source,
@@ -246,23 +245,9 @@ def _explained(asked: HubModel, repo_type: RepoType) -> Iterator[None]:
         ) from None
 
 
-def _address(name: str, commit: str, is_data: bool) -> str:
-    return f"https://huggingface.co/{'datasets/' if is_data else ''}{name}/tree/{commit}"
-
-
-_TOPIC_OVERWRITE = About(
-    "en",
-    "Its answers come from another model (LLaVA-1.5-7B), with topics rewritten: what that model "
-    "gets wrong may be among the chosen answers.",
-    ("tpo",),
-)
 KIND = Kind(
     section=HubData,
     model_section=HubModel,
     fetch_data=partial(fetch, repo_type="dataset"),
     fetch_model=partial(fetch, repo_type="model"),
-    name=lambda _, fetched: str(fetched.repo),
-    words=lambda fetched: f"`{fetched.repo}` on the Hugging Face Hub",
-    address=_address,
-    about=lambda got: _TOPIC_OVERWRITE if got.repo == "helehan/topic-overwrite" else None,
 )

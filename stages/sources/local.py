@@ -168,25 +168,9 @@ def refuse_nested(path: Path, out: Path) -> None:
         raise UserError(f"{path} contains {out}, the folder that fetch fills; name another folder")
 
 
-def _name(asked: PathData | PathModel, _: Source) -> str:
-    """The folder as the project knows it; of one outside, only its name: the way there is a
-    machine's own."""
-
-    path = asked.path
-    outside = path.is_absolute() or ".." in path.parts or str(path).startswith("~")
-    return path.name if outside else path.as_posix()
-
-
-def _words(fetched: Source) -> str:
-    many = f"{len(fetched.files):,}, {readable(fetched.size)}"
-    return f"local files ({many}), of unknown origin"
-
-
 KIND = Kind(
     section=PathData,
     model_section=PathModel,
     fetch_data=fetch_data,
     fetch_model=fetch_model,
-    name=_name,
-    words=_words,
 )
