@@ -194,7 +194,7 @@ def test_the_table_of_machines_counts_the_pairs_of_a_step():
 
 def test_readme_counts_the_steps_of_the_4b_preset():
     found = re.search(
-        r"([\d,]+) pairs, (\d+)% of the images for training, (\d+) pairs a step, (\d+) epochs: "
+        r"([\d,]+) pairs. Training uses (\d+)% of the images, (\d+) pairs a step, for (\d+) epochs: "
         r"about ([\d,]+) steps",
         README,
     )

@@ -1,6 +1,6 @@
 """What people run beside the pipeline, before a training (check, plan, use) and after it (ask,
-export, serve, release …). Here is where the pipeline keeps what these commands use (``dvc.yaml``, which a test
-holds against this).
+export, serve, release …). Here is where the pipeline keeps what these commands use
+(``dvc.yaml``, which a test holds against this).
 """
 
 import logging
