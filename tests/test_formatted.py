@@ -1,5 +1,7 @@
 """The formatted data set: nothing in the data can break a prompt, and reading back is checked."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,7 +45,6 @@ def test_a_marker_that_shows_once_characters_are_composed_is_broken():
     """Qwen's tokenizer normalises to NFC: U+212A, the Kelvin sign, becomes the letter K."""
     text = formatted.neutralised("<|O\u212a|>", ["<|OK|>"])
     assert text == "< |OK|>"
-    assert formatted.found("<|O\u212a|>", ["<|OK|>", "<x>"]) == {"<|OK|>"}
 
 
 qwen = st.lists(
@@ -58,7 +59,7 @@ qwen = st.lists(
 def test_no_token_of_qwens_survives_or_comes_back(text):
     markers = [*tiny_models.QWEN_TOKENS, *formatted.PLACEHOLDERS]
     once = formatted.neutralised(text, markers)
-    assert not formatted.found(once, markers)
+    assert not any(marker in unicodedata.normalize("NFC", once) for marker in markers)
     assert formatted.neutralised(once, markers) == once
 
 

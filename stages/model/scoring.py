@@ -19,7 +19,6 @@ import pandas as pd
 
 from stages.core import console, portable
 from stages.core.errors import UserError
-from stages.families.family import Family
 from stages.model import formatted, prefix, tokens
 from stages.params.params import Params
 
@@ -30,15 +29,10 @@ LOGPS, LENGTHS = ["chosen_logps", "rejected_logps"], ["chosen_tokens", "rejected
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(tokens.Tokenization):
     """A loaded model with what turns pairs into its input. ``model`` is in evaluation mode."""
 
-    family: Family
-    image_token_id: int
     model: Any
-    tokenizer: Any
-    processor: Any
-    template: Any
     pairwise: Any
 
 
@@ -94,17 +88,10 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
         model = _with_adapter(model, adapter)
     if reason := prefix.why_not(model.eval()):
         raise UserError(f"{adapter or model_dir} can't be scored: {reason}")
-    return Policy(
-        family=loaded.family,
-        image_token_id=loaded.image_token_id,
-        model=model,
-        tokenizer=tokenizer,
-        processor=processor,
-        template=template,
-        pairwise=PairwiseDatasetProcessor(
-            template=template, tokenizer=tokenizer, processor=processor, data_args=loaded.data_args
-        ),
+    pairwise = PairwiseDatasetProcessor(
+        template=template, tokenizer=tokenizer, processor=processor, data_args=loaded.data_args
     )
+    return Policy(**vars(loaded) | {"template": template}, model=model, pairwise=pairwise)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class Tokenization:
     tokenizer: Any
     processor: Any
     template: Any
-    allowed: tuple[str, ...] = ()
+    allowed: tuple[str, ...]
 
     @property
     def markers(self) -> list[str]:
@@ -140,7 +140,16 @@ def count(
     """
     plugin = copy.copy(tokens.template.mm_plugin)
     plugin.expand_mm_tokens = False
-    of_image = functools.cache(functools.partial(image_tokens, tokens))
+
+    @functools.cache
+    def of_image(size: tuple[int, int]) -> int:
+        return tokens.family.image_tokens(
+            size,
+            image_processor=tokens.processor.image_processor,
+            plugin=plugin,
+            bounds=(tokens.model_args.image_min_pixels, tokens.model_args.image_max_pixels),
+        )
+
     counted = []
     for row, of_pair in zip(
         console.counted(rows, len(rows), "format", "pairs"), sizes, strict=True
@@ -156,20 +165,10 @@ def count(
         said = formatted.system(row)
         prompt, chosen = tokens.template.encode_oneturn(tokens.tokenizer, [*asked, first], said)
         _, rejected = tokens.template.encode_oneturn(tokens.tokenizer, [*asked, second], said)
-        images = sum(of_image(*size) for size in of_pair)
+        images = sum(of_image(size) for size in of_pair)
         prompt_length = len(prompt) - len(of_pair) + images
         counted.append(Lengths(images, prompt_length, len(chosen), len(rejected)))
     return counted
-
-
-def image_tokens(tokens: Tokenization, width: int, height: int) -> int:
-    """Number of tokens that an image of this size (pixels) becomes."""
-    return tokens.family.image_tokens(
-        (width, height),
-        image_processor=tokens.processor.image_processor,
-        plugin=tokens.template.mm_plugin,
-        bounds=(tokens.model_args.image_min_pixels, tokens.model_args.image_max_pixels),
-    )
 
 
 def fits(lengths: Lengths, cutoff_len: int) -> bool:
