@@ -185,15 +185,7 @@ def test_every_option_that_changes_the_reference_is_llamafactorys():
 # devices
 
 
-def test_ray_that_is_not_installed_is_told_and_torchrun_stays_on_this_machine(monkeypatch):
-    monkeypatch.setattr(tuning, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match="USE_RAY is set, and Ray is not installed: `make extras`"):
-        tuning.environment(0, {"USE_RAY": "1"}, is_portable=True)
-    assert "NNODES" not in tuning.environment(2, {"NNODES": "2"}, is_portable=True)
-
-
-def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody(monkeypatch):
-    monkeypatch.setattr(tuning, "find_spec", bool)
+def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody():
     given = {"USE_RAY": "1", "FORCE_TORCHRUN": "1", "PATH": "/usr/bin"}
     made = tuning.environment(16, given, is_portable=True)
     assert not {"FORCE_TORCHRUN", "CUDA_VISIBLE_DEVICES", "NPROC_PER_NODE"} & set(made)

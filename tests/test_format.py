@@ -146,16 +146,6 @@ def test_the_stage_says_last_of_all_that_every_row_was_altered(pairs_dir, run, t
     assert json.loads((folder / "r.json").read_text())["altered"] == last
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("llamafactory")
-def test_a_data_set_without_questions_is_formatted(pairs_dir, run, tmp_path):
-    shutil.copytree(pairs_dir, tmp_path / "pairs")
-    questions = pd.read_parquet(pairs_dir / "questions.parquet")
-    questions.iloc[:0].to_parquet(tmp_path / "pairs" / "questions.parquet", index=False)
-    folder = run(pairs=tmp_path / "pairs")
-    assert formatted.read(folder / "out", "questions") == []
-
-
 # A base model that does not work, found by one prompt and one image
 
 

@@ -2,11 +2,9 @@
 
 import unicodedata
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.errors import UserError
 from stages.model import formatted
 from tests import tiny_models
 
@@ -70,16 +68,6 @@ def test_every_split_is_a_ranking_dataset_of_a_file_of_its_name():
         assert entry["ranking"] is True
         assert entry["file_name"] == f"{split}.json"
         assert entry["columns"]["images"] == "images"
-
-
-@pytest.mark.parametrize("content", [None, b'[{"id": 1},', b'["\xff"]'])
-def test_a_file_that_cannot_be_read_is_named_with_the_fix(tmp_path, content):
-    if content is not None:
-        (tmp_path / "train.json").write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"train\.json is missing or damaged; `dvc repro -f format`"
-    ):
-        formatted.read(tmp_path, "train")
 
 
 ids = st.lists(st.text(max_size=8), unique=True, max_size=30)

@@ -87,14 +87,6 @@ def test_a_base_that_was_not_fetched_is_told(tmp_path, params_with):
         reference_logps.made_with(tmp_path, params_with(), dtype="float32")
 
 
-@pytest.mark.parametrize("content", [None, "[1]", "{"])
-def test_a_folder_that_does_not_say_how_it_was_made_is_told(written, base, params_with, content):
-    file = written / reference_logps.MADE_WITH
-    file.write_text(content) if content else file.unlink()
-    with pytest.raises(UserError, match=r"made_with\.json is missing or damaged.*dvc repro -f"):
-        otherwise(written, base, params_with())
-
-
 def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
     found = reference_logps.by_pair(written)
     moved = FEATURE | {"images": ["/elsewhere/ab.jpg"]}
@@ -108,10 +100,3 @@ def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
     )
     for change in changes:
         assert prefix.pair_key(FEATURE | change) not in found
-
-
-def test_a_table_that_is_torn_is_told(written):
-    file = written / reference_logps.TABLE
-    file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"logps\.parquet can't be read.*dvc repro -f reference"):
-        reference_logps.by_pair(written)

@@ -67,7 +67,7 @@ def by_pair(folder: Path) -> dict[str, tuple[float, float]]:
 
 
 def differences(folder: Path, wanted: Mapping[str, Any]) -> list[str]:
-    """What a training does otherwise than the reference in ``folder`` was made; empty if nothing."""
+    """What a training does otherwise than the reference in ``folder`` was made with."""
     made, here = json.loads((folder / MADE_WITH).read_text(encoding="utf-8")), dict(wanted)
     for values in (made, here):
         values |= values.pop("packages")
