@@ -150,12 +150,9 @@ def test_the_reference_is_looked_up_where_it_was_made_the_same_way(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"train.bf16": True}, "dtype is float32 in the reference and bfloat16 in training"),
-        (
-            {"train.fp16": True, "train.gpus": 1},
-            "dtype is float32 in the reference and float16",
-        ),
-        ({"train.upcast_layernorm": True}, "train.upcast_layernorm is None in the reference"),
+        ({"train.bf16": True}, "other values of dtype. The reference is computed in each step"),
+        ({"train.fp16": True, "train.gpus": 1}, "dtype"),
+        ({"train.upcast_layernorm": True}, "train.upcast_layernorm"),
         ({"model.template": "qwen3_vl"}, "model.template"),
     ],
 )
@@ -163,9 +160,7 @@ def test_a_reference_made_otherwise_is_computed_in_training_and_that_is_told(
     params_with, inputs, reference_dir, capsys, change, told
 ):
     assert tuning.cached_reference(params_with(**change), reference_dir, inputs[1]) is None
-    said = capsys.readouterr().out
-    assert told in said
-    assert "computed in each step" in said
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -416,31 +416,10 @@ def _left_padded(
     policy: Policy, prompts: Sequence[dict[str, Any]], asked: Sequence[list[int]], images: Path
 ) -> dict[str, Any]:
     """A batch of prompts and their tokens for ``generate``."""
-    import torch
-
-    plugin, tokenizer = policy.template.mm_plugin, policy.tokenizer
-    files = [[str(images / name) for name in prompt["images"]] for prompt in prompts]
-    rows = [torch.tensor(ids) for ids in asked]
-    width = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-    attention_mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(rows):
-        input_ids[i, width - len(row) :] = row
-        attention_mask[i, width - len(row) :] = 1
-    seen = plugin.get_mm_inputs(
-        [path for paths in files for path in paths],
-        [],
-        [],
-        [len(paths) for paths in files],
-        [0] * len(files),
-        [0] * len(files),
-        rows,
-        policy.processor,
+    batch = dict(
+        policy.tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
     )
-    batch = {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "mm_token_type_ids": (input_ids == policy.image_token_id).long(),
-        **seen,
-    }
+    batch["mm_token_type_ids"] = (batch["input_ids"] == policy.image_token_id).long()
+    if files := [str(images / name) for prompt in prompts for name in prompt["images"]]:
+        batch |= prefix.process_images(policy.template, policy.processor, files)
     return {name: tensor.to(policy.model.device) for name, tensor in batch.items()}

@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def check_allowed(allowed: Iterable[str], family: Family, tokenizer: Any) -> Non
     added = _added(tokenizer)
     ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
     for token in allowed:
-        if token in ends or token in PLACEHOLDERS or family.builds_prompt(token):
+        if token in ends or token in PLACEHOLDERS or re.match(family.builds_prompts, token):
             raise UserError(
                 f"format.allowed_tokens: the template builds prompts of {token}, so in the data it "
                 "would end a turn or ask for an image; take it out"

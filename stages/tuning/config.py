@@ -132,8 +132,8 @@ def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
     if not differences:
         return folder
     print(
-        f"the log-probs in {folder} do not serve this training: {'; '.join(differences)}. "
-        "The reference is computed in each step."
+        f"the log-probs in {folder} do not serve this training, which has other values of "
+        f"{', '.join(differences)}. The reference is computed in each step."
     )
     return None
 
