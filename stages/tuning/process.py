@@ -134,7 +134,10 @@ def launch(
                 watch(step)
     if process.returncode:
         said = log.read_bytes()[earlier:]  # what an earlier attempt died of is not told again
-        raise UserError(explain(process.returncode, said.decode("utf-8", errors="replace"), log))
+        output = said.decode("utf-8", errors="replace")
+        if shutil.disk_usage(folder).free < 2**20:  # the log lies there too, and may end before
+            output += "\nNo space left on device\n"
+        raise UserError(explain(process.returncode, output, log))
 
 
 def inside(events: Path, base: Mapping[str, str]) -> dict[str, str]:
