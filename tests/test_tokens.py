@@ -174,7 +174,7 @@ def scored(qwen):
     parts = {name: getattr(qwen, name) for name in ("template", "tokenizer", "processor")}
     pairwise = PairwiseDatasetProcessor(data_args=qwen.data_args, **parts)
     return scoring.Policy(
-        **vars(qwen) | {"template": scoring._processing_images_once(qwen.template)},
+        **vars(qwen) | {"template": scoring._processing_images_once(qwen.template, qwen.processor)},
         model=None,
         pairwise=pairwise,
     )

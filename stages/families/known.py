@@ -52,19 +52,3 @@ def of_model(folder: Path) -> Family:
             f"{path} is missing or names no model_type; `dvc repro -f fetch-model` gets it again"
         ) from None
     return of_type(model_type, name=str(folder))
-
-
-def check_template(family: Family, template: str) -> None:
-    """Refuse a chat template of another family.
-
-    LLaMA-Factory takes any: image tokens may still fit, but the model sees prompts unlike those it
-    was trained on, and nothing says so.
-
-    Raises:
-        UserError: naming the template that fits.
-    """
-    if template not in family.templates:
-        raise UserError(
-            f"model.template is {template}, but the model is a {family.name}; set it to "
-            f"{' or '.join(family.templates)}"
-        )

@@ -79,7 +79,7 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
 
     loaded.model_args.device_map = {"": torch.device(device)}
     tokenizer, processor = loaded.tokenizer, loaded.processor
-    template = _processing_images_once(loaded.template)
+    template = _processing_images_once(loaded.template, processor)
     with _all_from_files(model_dir):
         model = load_model(tokenizer, loaded.model_args, loaded.finetuning_args, is_trainable=False)
     if p.model.quantization_bit is None:
@@ -159,7 +159,7 @@ def device_name(device: str) -> str:
     return str(torch.cuda.get_device_name()) if device == "cuda" else device
 
 
-def _processing_images_once(template: Any) -> Any:
+def _processing_images_once(template: Any, processor: Any) -> Any:
     """A copy of the template whose plugin remembers the images that it processed last.
 
     LLaMA-Factory processes the image of a pair four times: encoding and collating, for chosen and
@@ -169,22 +169,16 @@ def _processing_images_once(template: Any) -> Any:
 
     plugin = copy.copy(template.mm_plugin)
     process = plugin._get_mm_inputs
-    kept: dict[str, tuple[Any, Any]] = {}  # pixel values and grid by path
 
-    def each_once(
-        images: list[str], videos: list[Any], audios: list[Any], processor: Any
-    ) -> dict[str, Any]:
-        if new := [path for path in dict.fromkeys(images) if path not in kept]:
-            seen = process(new, [], [], processor)
-            grids = seen["image_grid_thw"]
-            pixels = seen["pixel_values"].split(grids.prod(dim=1).tolist())
-            for old in list(kept)[: max(len(kept) + len(new) - IMAGES, 0)]:
-                if old not in images:
-                    del kept[old]
-            kept.update(zip(new, zip(pixels, grids.split(1), strict=True), strict=True))
+    @functools.lru_cache(IMAGES)
+    def once(path: str) -> tuple[Any, Any]:
+        seen = process([path], [], [], processor)
+        return seen["pixel_values"], seen["image_grid_thw"]
+
+    def each_once(images: list[str], *_: Any) -> dict[str, Any]:
         if not images:
             return {}
-        pixels, grids = zip(*(kept[path] for path in images), strict=True)
+        pixels, grids = zip(*map(once, images), strict=True)
         return {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.cat(grids)}
 
     plugin._get_mm_inputs = each_once
@@ -323,10 +317,6 @@ def by_length(pairs: Sequence[Mapping[str, Any]]) -> np.ndarray:
 def encode(policy: Policy, pairs: Sequence[dict[str, Any]], images: Path) -> list[dict[str, Any]]:
     """Token ids and labels of formatted pairs, a dict each, by LLaMA-Factory's own processor."""
     paths = [[str(images / name) for name in pair["images"]] for pair in pairs]
-    # All at once, which takes a third of the time.
-    policy.template.mm_plugin._get_mm_inputs(
-        [path for of_one in paths for path in of_one], [], [], policy.processor
-    )
     columns = policy.pairwise.preprocess_dataset(
         {
             "_prompt": [formatted.turns(pair) for pair in pairs],

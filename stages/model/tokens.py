@@ -70,7 +70,12 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
             ``format.allowed_tokens`` names what is no token or builds the prompt.
     """
     family = known.of_model(model_dir)
-    known.check_template(family, p.model.template)
+    # LLaMA-Factory takes any template, and a model does not say that its prompts are another's.
+    if p.model.template not in family.templates:
+        raise UserError(
+            f"model.template is {p.model.template}, but the model is a {family.name}; set it to "
+            f"{' or '.join(family.templates)}"
+        )
     # Else LLaMA-Factory prints the tokenizer's files and every argument, for each of the stages.
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
 
