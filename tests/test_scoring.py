@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.answers import controls, prompts
+from stages.answers import controls
 from stages.core.errors import UserError
 from stages.evaluation import metrics
 from stages.model import formatted, prefix, scoring
@@ -127,23 +127,6 @@ def test_a_missing_image_is_an_error_not_a_blank(base, pairs, tmp_path):
 # answers
 
 
-def ask(policy, rows, images, batch_tokens):
-    return scoring.answer(
-        policy, rows, images, max_new_tokens=8, batch_tokens=batch_tokens, label="test"
-    )
-
-
-def test_greedy_answers_do_not_depend_on_the_batch(base, pairs, images):
-    longer = copy.deepcopy(pairs[0])
-    longer["messages"][0]["content"] += " Say it in one word, please, and think about it first."
-    rows = [*pairs[:7], longer]
-    alone = ask(base, rows, images, 1)
-    assert ask(base, rows, images, 150) == alone
-    assert ask(base, rows[::-1], images, 9999)[::-1] == alone
-    assert len(alone) == 8
-    assert any(answer.text for answer in alone)
-
-
 def test_a_token_is_as_likely_in_generation_as_in_scoring(tuned, pairs, images):
     import torch
 
@@ -158,20 +141,6 @@ def test_a_token_is_as_likely_in_generation_as_in_scoring(tuned, pairs, images):
         ids = feature[f"{side}_input_ids"]
         assert ids[: len(asked[0])] == asked[0]
         assert logps[0, 0] == pytest.approx(said[ids[len(asked[0])]].item(), abs=1e-4)
-
-
-def test_answers_are_a_table_of_pairs_and_questions(
-    base, checkpoint_of, formatted_dir, images, params_with
-):
-    p = params_with(**{"evaluate.generation": {"prompts": 3, "questions": 2, "max_new_tokens": 4}})
-    checkpoint = checkpoint_of(base, p)
-    asked = prompts.selected(formatted_dir, p)
-    table = prompts.answers(checkpoint, asked, images, label="test")
-    assert list(table["of"]) == ["pair"] * 3 + ["question"] * 2
-    assert list(table["id"]) == [row["id"] for row in asked]
-    again = scoring.answer(base, asked, images, max_new_tokens=4, batch_tokens=4096, label="test")
-    assert list(table["answer"]) == [answer.text for answer in again]
-    assert list(table["finished"]) == [answer.finished for answer in again]
 
 
 def test_an_answer_says_how_long_it_is_and_whether_it_ended(base, pairs, images):
