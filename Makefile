@@ -38,7 +38,7 @@ repro: setup ## Run the pipeline: every stage whose inputs changed
 	$(IN_VENV) dvc repro
 	$(IN_VENV) python -m stages back --look 1
 
-back: setup ## Go back to the last commit: what is not committed is lost
+back: setup ## Go back to the last commit; edits that are not committed are lost
 	$(IN_VENV) python -m stages back
 
 test: lint ## Lint, check types, run all tests (three processes)
@@ -60,9 +60,9 @@ setup: venv ## Create .venv with the locked requirements (the commands above do 
 	$(DIE) cmp -s requirements.txt .venv/installed.txt || { rm -f .venv/installed.txt; \
 	.venv/bin/uv pip sync --python .venv/bin/python --require-hashes requirements.txt && \
 	cp requirements.txt .venv/installed.txt || die "Installing failed for the reason above." \
-	"Run the same command again to go on; UV_CACHE_DIR=... moves uv's downloads to another disk."; }
+	"Run the same command again to continue; UV_CACHE_DIR=... moves uv's downloads to another disk."; }
 
-extras: setup ## Install what single commands and formats need too: Ray, SSH, ...
+extras: setup ## Install optional packages too: Ray, SSH, ...
 	.venv/bin/uv pip install --python .venv/bin/python --require-hashes --requirement requirements-extras.txt
 
 use: setup ## Switch to a preset: make use PRESET=name
@@ -90,7 +90,7 @@ exps: setup ## Compare experiments: headline figures, changed parameters (ARGS=-
 sweep: setup ## Run every combination, one on each GPU: make sweep SET='train.beta=0.05,0.1' GPUS=0,1
 	$(IN_VENV) python -m stages sweep --sets="$$SET" --gpus="$$GPUS" --name="$$NAME"
 
-costs: setup ## What each stage took when it ran here
+costs: setup ## Show what each stage took when it ran here
 	$(IN_VENV) dvc metrics show reports/diary/*.json
 
 verify: setup ## Run the committed pipeline again in a clone and compare (STAGES="format train")
@@ -99,10 +99,10 @@ verify: setup ## Run the committed pipeline again in a clone and compare (STAGES
 doctor: setup ## Look for upstream's silent faults in the installed packages (under a minute)
 	$(IN_VENV) python -m pytest -vv -m doctor tests/test_doctor.py
 
-plan: setup ## What the run will take, what this machine lacks for it
+plan: setup ## Estimate what the run takes, and say what this machine lacks for it
 	$(IN_VENV) python -m stages plan
 
-log: setup ## Log to MLflow what lies here, after its server was away (NAME=experiment)
+log: setup ## Log the results here to MLflow, after its server was away (NAME=experiment)
 	$(IN_VENV) python -m stages log $${NAME:+--name "$$NAME"}
 
 ask: setup ## Ask base and tuned: make ask IMAGE=photo.jpg QUESTION="..."
@@ -112,7 +112,7 @@ export: setup ## Merge the adapter into its base: models/merged
 	$(IN_VENV) python -m stages export
 
 # Some shells set HOST to the machine's name, which nobody asked to listen on.
-serve: setup ## OpenAI's API for tuned and base, on this machine only (PORT=8000)
+serve: setup ## Serve tuned and base through OpenAI's API, on this machine only (PORT=8000)
 	$(IN_VENV) python -m stages serve $(if $(filter command,$(origin HOST)),--host "$(HOST)") \
 	  --port $(if $(filter file,$(origin PORT)),8000,$(PORT))
 
@@ -134,7 +134,7 @@ clean: ## Delete .venv and the tools' caches; data, models and results stay
 # A .venv made here, whose Python still runs, with the pinned uv; made anew if anything of that fails.
 venv:
 	$(DIE) made="$$(pwd -P) uv $(UV)"; \
-	[ ! -L .venv ] || die ".venv is a link, and what it leads to may be another project's: delete the link."; \
+	[ ! -L .venv ] || die ".venv is a link, perhaps to another project's environment: delete the link."; \
 	[ "$$(cat .venv/made-in.txt 2>/dev/null)" = "$$made" ] && .venv/bin/python -c '' 2>/dev/null && exit; \
 	[ -e .git ] && git --version >/dev/null 2>&1 || die "DVC needs Git: install git, and make this folder a" \
 	  "clone of the project (git clone), or a repository of its own (git init)."; \

@@ -1,5 +1,5 @@
-"""The commands beside the pipeline: ``python -m stages <command>``, or ``python -m stages`` alone
-to list them. Each is a module of ``stages.commands`` whose ``main`` takes its options.
+"""The commands beside the pipeline: ``python -m stages <command>`` runs one, ``python -m stages``
+alone lists them. Each is a module of ``stages.commands`` whose ``main`` takes its options.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Baseline: what the base model answers, and how it does on the controls and on lm-eval's tasks.
+"""Let the base model answer, and score it on the controls and on lm-eval's tasks.
 
 In: the test pairs and questions, the images, the base model. Out: ``controls.parquet`` (log-probs
 of a sample of test pairs with other images), ``answers.parquet`` (greedy answers to the

@@ -1,4 +1,4 @@
-"""Evaluate: does the tuned model prefer the chosen answers of pairs whose images it never saw?
+"""Measure whether the tuned model prefers the chosen answers of pairs whose images it never saw.
 
 In: the adapter, the base model, the test pairs, the reference's log-probs and the baseline. Out:
 ``headline`` (the few numbers that people compare by), ``results/`` (every number, explained in
@@ -93,8 +93,11 @@ def main(
     audit.to_csv(details / "audit.csv", index=False)
     histogram(scored["reward_margin"].to_numpy()).to_csv(results / "margins.csv", index=False)
     slices.table(scored, p.evaluate).to_csv(results / "slices.csv", index=False)
-    write(results / "metrics.json", measured)
-    write(headline, metrics.headline(measured))
+    for path, values in (
+        (results / "metrics.json", measured),
+        (headline, metrics.headline(measured)),
+    ):
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     print(metrics.in_words(measured))
     return tuned.cost()
 
@@ -115,16 +118,11 @@ def against(
         ) from None
 
 
-def write(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
 def histogram(margins: np.ndarray, bins: int = 40) -> pd.DataFrame:
     """Number of pairs by reward margin, for the plot; ``margin`` is the middle of a bin.
 
     About ``bins`` bins of a round width (1, 2 or 5 times a power of ten), of which 0 is an edge, so
-    that a bin holds wins or losses, and the bins of similar experiments lie on each other. A margin
-    on an edge counts above it.
+    that a bin holds wins or losses.
     """
     spread = max(float(np.ptp(margins)), float(np.abs(margins).max()), 1e-9) / bins
     power = 10.0 ** np.floor(np.log10(spread))

@@ -1,4 +1,4 @@
-"""fetch: brings a data set or the base model of ``params.yaml`` here, as upstream published it.
+"""Fetch a data set or the base model of ``params.yaml``, as upstream published it.
 
 In: an entry of ``data.sources`` or ``model.source``, of one of the kinds in
 ``stages.sources.kinds``. Out: a folder with upstream's files and ``SOURCE.json`` (commit, licence,

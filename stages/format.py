@@ -1,4 +1,4 @@
-"""Format: the table of pairs becomes LLaMA-Factory's preference data set, one file a split.
+"""Write the table of pairs as LLaMA-Factory's preference data set, one file for each split.
 
 In: ``data/pairs`` (pairs.parquet, questions.parquet) and the base model's tokenizer and processor.
 Out: ``train.json``, ``validation.json``, ``test.json`` and ``dataset_info.json`` for LLaMA-Factory,
@@ -73,7 +73,7 @@ def tried(model: Path, p: params.Params) -> tokens.Tokenization:
         loaded = tokens.load(model, p)
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         if loaded.image_token_id != config.get("image_token_id", loaded.image_token_id):
-            raise ValueError(f"{loaded.family.image_token} has another number in config.json")
+            raise ValueError(f"{loaded.family.image_token} has another ID in config.json")
         if len(loaded.tokenizer) > config.get("text_config", config)["vocab_size"]:
             raise ValueError("the tokenizer has more tokens than the model")
         content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
@@ -82,14 +82,14 @@ def tried(model: Path, p: params.Params) -> tokens.Tokenization:
         picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
         pixels = loaded.processor.image_processor([picture], return_tensors="pt")["pixel_values"]
         if not (pixels.isfinite().all() and pixels.std() > 0):
-            raise ValueError("the image processor makes nothing of an image")
+            raise ValueError("the image processor returns no usable pixels")
     except UserError:
         raise
     except BaseException as error:  # of the tokenizer's Rust, some are no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise UserError(
-            f"{model}: tokenizer, chat template or image processor do not work "
+            f"{model}: the tokenizer, the chat template or the image processor does not work "
             f"({type(error).__name__}: {shown(error, 200)}); get all files of one revision "
             "(model.source), or take another base model"
         ) from None
@@ -129,7 +129,7 @@ def in_words(altered: Sequence[str], rows: int) -> str | None:
     return (
         f"ALTERED: {len(altered):,} of {rows:,} rows (the first is {altered[0]}) hold special "
         "tokens or placeholders of images, which were broken up so that they are read as text; "
-        "take them out of the texts, or name those that the task needs in format.allowed_tokens"
+        "remove them from the texts, or name those that the task needs in format.allowed_tokens"
     )
 
 

@@ -1,4 +1,4 @@
-"""Raw data, in whatever shape its sources have it -> one table of checked pairs, and their images.
+"""Make one table of checked pairs, and their images, from what the sources hold.
 
 Reads ``data/raw/<name>/`` of each source that params.yaml names (see ``stages.fetch``). Writes into
 ``data/pairs/``:
@@ -41,7 +41,7 @@ def main(raw: Path, out: Path, report: Path) -> None:
         output.check(counted, folder, settings.preprocess)
     output.write_report(counted, report)
     if ended := counted["end_tokens_taken_off"]:
-        print(f"{ended:,} rows had answers that ended with an end-of-turn token; it was taken off")
+        print(f"{ended:,} rows had answers that ended with an end-of-turn token, which was removed")
 
 
 def fill(

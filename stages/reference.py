@@ -1,4 +1,4 @@
-"""Reference: what the frozen base model makes of every pair, computed once.
+"""Compute the frozen base model's log-probs of every pair, once for all experiments.
 
 In: ``data/formatted``, the images, the base model. Out: ``logps.parquet``, both answers' log-probs
 for every pair of every split, and ``made_with.json``, all that decides them.

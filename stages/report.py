@@ -1,4 +1,4 @@
-"""Report: everything that is known of one experiment, as a single HTML page that opens offline.
+"""Write all that is known of one experiment on one HTML page that opens offline.
 
 In: what evaluate measured, both models' answers, the curves, the data's counts and the sources.
 Out: the page and the adapter's model card. Both follow from their inputs alone: times, devices, the

@@ -1,4 +1,4 @@
-"""Train: Direct Preference Optimization of the base model on the train pairs, by LLaMA-Factory.
+"""Train the base model on the train pairs by Direct Preference Optimization, with LLaMA-Factory.
 
 In: ``data/formatted``, the images, the base model, the reference's log-probs. Out: the adapter with
 the complete LLaMA-Factory configuration that made it, and the training curves.

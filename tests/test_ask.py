@@ -103,5 +103,5 @@ def test_log_probs_that_are_no_numbers_are_an_error(models, tmp_path, monkeypatc
     broken = SimpleNamespace(chosen=[float("nan")], rejected=[-1.0])
     monkeypatch.setattr(scoring, "log_probs", lambda *_, **__: broken)
     row = formatted.prompt("what?", [], clean=models.clean)
-    with pytest.raises(UserError, match="no numbers, so weights are broken"):
+    with pytest.raises(UserError, match="not numbers, so the weights are broken"):
         ask.log_probs(models, row, {"base": nothing, "tuned": nothing}, tmp_path)

@@ -211,7 +211,7 @@ def test_a_card_of_several_sources_describes_each_and_takes_the_strictest_licenc
     assert found["datasets"] == ["helehan/topic-overwrite"]
     assert "| source | `helehan/topic-overwrite` on the Hugging Face Hub |" in text
     assert "| source | `easy-vqa`, the PyPI package |" in text
-    assert "| source | `mine`, local files (0, 0 bytes), published nowhere" in text
+    assert "| source | `mine`, local files (0, 0 bytes), of unknown origin" in text
     assert all(note in text for note in card.NOTES.values())
     assert measured(text)["Preference accuracy"][1]["name"] == (
         "helehan/topic-overwrite, easy-vqa, local files"

@@ -91,7 +91,11 @@ NOWHERE = {"kind": "path", "path": "nowhere", "licence": None}
 @pytest.mark.parametrize(
     ("rows", "sources", "message"),
     [
-        ([row(i % 2, question=f"q{i}") for i in range(9)], {}, "there are 2; add images"),
+        (
+            [row(i % 2, question=f"q{i}") for i in range(9)],
+            {},
+            "there are only 2 images; add images",
+        ),
         ([{"picture": "1.png", "query": "q"}], {}, r"data\.sources\.mine: .* has no column image"),
         ([], {"b": HUB}, r"data\.sources\.b: .* run `dvc repro fetch@b`"),
         ([], {"mine": NOWHERE}, "nowhere does not exist"),

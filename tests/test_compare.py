@@ -214,7 +214,7 @@ def test_a_row_has_both_figures_their_difference_and_whether_it_can_be_told():
         *("none", "20", "0", "< 0.001", "unclear")
     ]
     other = compare.render(before, experiment(margins=(1.0,) * 40, probed=answered([1.0], "x")))
-    assert "t: left out, the two did not answer the same documents" in other
+    assert "t: left out, because the two answered different documents" in other
     assert "lm-eval" not in other
 
 

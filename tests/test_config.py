@@ -150,7 +150,7 @@ def test_the_reference_is_looked_up_where_it_was_made_the_same_way(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"train.bf16": True}, "other values of dtype. The reference is computed in each step"),
+        ({"train.bf16": True}, "other values of dtype), so it computes the reference in each step"),
         ({"train.fp16": True, "train.gpus": 1}, "dtype"),
         ({"train.upcast_layernorm": True}, "train.upcast_layernorm"),
         ({"model.template": "qwen3_vl"}, "model.template"),

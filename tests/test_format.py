@@ -170,7 +170,7 @@ def text(name, content):
 BROKEN = {
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ""),
     "cut tokenizer": (text("tokenizer.json", "{"), ""),
-    "another model's tokenizer": (edited("config.json", image_token_id=7), "another number"),
+    "another model's tokenizer": (edited("config.json", image_token_id=7), "another ID"),
     "more tokens": (edited("config.json", text_config__vocab_size=300), "more tokens than"),
     "template that does not parse": (text("chat_template.jinja", "{% if %}"), "Template"),
     "no processor": (lambda folder: (folder / "processor_config.json").unlink(), ""),
@@ -180,7 +180,7 @@ BROKEN = {
     ),
     "not a number": (
         edited("processor_config.json", image_processor__image_std=[0, 0, 0]),
-        "makes nothing of an image",
+        "returns no usable pixels",
     ),
 }
 

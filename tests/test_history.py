@@ -38,7 +38,7 @@ SUMMARY = {"step": 2, "epoch": 0.1, "train_loss": 0.6, "train_runtime": 9.5}
         (STEP_1 | {"logps/chosen": NAN}, 0.1, "diverged"),  # the trainer hides a NaN loss
         (VALIDATION | {"eval_loss": NAN}, None, "eval_loss is nan at step 2: .*diverged"),
         (STEP_1 | {"rewards/rejected": NAN}, 0.1, "reference's .*dvc repro -f reference"),
-        (VALIDATION | {"eval_rewards/chosen": NAN}, 0.1, "reference's log-probs are no numbers"),
+        (VALIDATION | {"eval_rewards/chosen": NAN}, 0.1, "reference's log-probs are not numbers"),
     ],
 )
 def test_a_step_that_can_not_be_right_ends_the_training(entry, beta, told):

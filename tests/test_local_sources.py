@@ -269,7 +269,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "absent": (lambda at: at / "absent", "does not exist"),
     "no table": (lambda at: write(at / "x", {"a.png": b"x"}), "holds no .parquet"),
-    "link out": (link_out, "is a link to a folder or out of"),
+    "link out": (link_out, "links to a folder or out of"),
     "pointer": (lambda at: write(at, {"rows.json": POINTER}) / "rows.json", "Git LFS pointer"),
     "cut zip": (cut_zip, "can't be unpacked"),
     "cut tar": (lambda at: write(at, {"x.tar.gz": b"\x1f\x8b"}) / "x.tar.gz", "can't be unpacked"),
@@ -308,7 +308,7 @@ def test_a_link_inside_an_archive_becomes_the_file_that_it_leads_to(tmp_path):
 
 def test_a_source_that_holds_the_folder_to_be_filled_is_refused(tmp_path):
     write(tmp_path, {"rows.json": [plain(0, None)]})
-    assert "name a folder next to it" in refusal(tmp_path, tmp_path / "sub" / "raw")
+    assert "name another folder" in refusal(tmp_path, tmp_path / "sub" / "raw")
 
 
 def test_the_licence_of_a_local_source_is_the_one_that_params_name(tmp_path):

@@ -61,10 +61,10 @@ def test_a_model_laid_out_as_qwen2_5_vl_is_on_the_hub_is_accepted(tmp_path):
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "llama"}, "config.json says model_type llama"),
-    ({"architectures": ["Qwen3VLForSequenceClassification"]}, "writes no answers"),
-    ({"text_config.num_hidden_layers": 36}, "num_hidden_layers = 36, and the weights have 3"),
-    ({"text_config.num_hidden_layers": 2}, "num_hidden_layers = 2, and the weights have 3"),
-    ({"vision_config.depth": 10**9}, "depth = 1000000000, and the weights have 3"),
+    ({"architectures": ["Qwen3VLForSequenceClassification"]}, "generates no text"),
+    ({"text_config.num_hidden_layers": 36}, "num_hidden_layers = 36, but the weights have 3"),
+    ({"text_config.num_hidden_layers": 2}, "num_hidden_layers = 2, but the weights have 3"),
+    ({"vision_config.depth": 10**9}, "depth = 1000000000, but the weights have 3"),
     ({"quantization_config": {"quant_method": "gptq"}}, "are quantised already"),
     ({"text_config.quantization_config": {"bits": 4}}, "model.quantization_bit: 4 or 8"),
     ({"_attn_implementation": "kernels-community/evil"}, "attention kernel kernels-community"),
@@ -90,7 +90,7 @@ def test_a_special_token_that_any_text_may_hold_is_refused(model, token):
 
 
 FILES: dict[str, tuple[dict[str, bytes], str]] = {
-    "adapter": ({"adapter_config.json": b"{}"}, "a LoRA adapter lies in the folder"),
+    "adapter": ({"adapter_config.json": b"{}"}, "the folder holds a LoRA adapter"),
     "no object": ({"config.json": b"[]"}, "config.json is not a JSON object"),
     "deep": ({"config.json": b'{"a":' * 100_000}, "config.json is not a JSON object"),
     "pointer": (

@@ -116,11 +116,17 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
         ({"scoring.device": "gpu"}, "'scoring.device' = 'gpu': input should be 'auto', 'cpu' or"),
         ({"scoring.device": "z" * 9999}, "'scoring.device' = "),
         ({"train.bf16": "no"}, "'train.bf16' = 'no': input should be a valid boolean"),
-        ({"model.trust": "all"}, "'model.trust' must hold keys of its own"),
+        ({"model.trust": "all"}, "'model.trust' must be a section with keys of its own"),
         ({"data.sources": {}}, "'data.sources': dictionary should have at least 1 item"),
         ({"data.sources": {"a b": TABLE}}, "'data.sources.a b' = 'a b': string should match"),
-        ({"data.sources": {"a": TABLE, "A": TABLE}}, "two names of sources differ in case alone"),
-        ({"data.sources.mine": "easy-vqa"}, "'data.sources.mine' must hold keys of its own"),
+        (
+            {"data.sources": {"a": TABLE, "A": TABLE}},
+            "two sources have names that differ only in case",
+        ),
+        (
+            {"data.sources.mine": "easy-vqa"},
+            "'data.sources.mine' must be a section with keys of its own",
+        ),
         ({"data.sources.mine": {}}, "key 'data.sources.mine.kind' is missing"),
         ({"data.sources.mine": {"kind": "easyvqa"}}, "did you mean 'easy-vqa'?"),
         (
@@ -133,18 +139,21 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
         ),
         ({"model.source.kind": "easy-vqa"}, "'easy-vqa': must be one of hub, path"),
         ({"model.source.revision": "main"}, "unknown key 'model.source.revision'"),
-        ({"preprocess.validation": 0.8}, "'preprocess': validation and test add up to 1; leave"),
+        (
+            {"preprocess.validation": 0.8},
+            "'preprocess': validation and test add up to 1, which leaves",
+        ),
         ({"format.image_min_pixels": 20_000}, "image_min_pixels is larger than image_max_pixels"),
         ({"model.template": "qwen"}, "'model.template' = 'qwen': input should be 'qwen3_vl_not"),
-        ({"model.quantization_bit": 4}, "'model.quantization_bit' needs a GPU, and train.gpus is"),
-        ({"train.fp16": True}, "'train.fp16' needs a GPU, and train.gpus is 0"),
+        ({"model.quantization_bit": 4}, "'model.quantization_bit' needs a GPU, but train.gpus is"),
+        ({"train.fp16": True}, "'train.fp16' needs a GPU, but train.gpus is 0"),
         (
             {"train.loss": "ipo", "train.shared_prefix": False},
-            "'train': loss is ipo, and LLaMA-Factory's own trainer would train sigmoid under that",
+            "'train': loss is ipo, but LLaMA-Factory's own trainer would train sigmoid under that",
         ),
         (
             {"train.loss": "ipo", "train.dpo_label_smoothing": 0.1},
-            "'train': dpo_label_smoothing does not go with loss: ipo",
+            "'train': loss: ipo takes no dpo_label_smoothing",
         ),
     ],
 )
@@ -165,7 +174,7 @@ def test_all_mistakes_of_all_sections_are_told_at_once():
 
 def test_a_key_of_an_earlier_release_is_refused_with_the_new_way_alone(monkeypatch):
     for path in (ROOT / "params").glob("qwen3-vl-4b-*"):  # which somebody copied by hand
-        with pytest.raises(UserError, match="'base' is for a preset; `make use PRESET=name`"):
+        with pytest.raises(UserError, match="'base' belongs to a preset; `make use PRESET=name`"):
             params.load(path)
     moved = {
         "data.source": {"kind": "path", "path": "a.csv"},
@@ -184,10 +193,13 @@ def test_a_key_of_an_earlier_release_is_refused_with_the_new_way_alone(monkeypat
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        *((text, "is no YAML file") for text in ("train: [1", "a:\n\t- b", DEMO + "format: {}\n")),
+        *(
+            (text, "is not valid YAML")
+            for text in ("train: [1", "a:\n\t- b", DEMO + "format: {}\n")
+        ),
         *((text, "must hold the sections data, model") for text in ("", "- data\n", "words\n")),
-        (b"\xff\xfe\x00", "is no YAML file"),
-        (None, "is missing; run from the project's root, or `make use PRESET=demo` makes it"),
+        (b"\xff\xfe\x00", "is not valid YAML"),
+        (None, "is missing; run from the project's root, or `make use PRESET=demo`"),
     ],
 )
 def test_what_is_no_parameters_file_is_refused_by_its_name(tmp_path, content, told):

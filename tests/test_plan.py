@@ -108,9 +108,9 @@ def here(monkeypatch):
     [
         (DEMO, 0, "0", []),
         (BIG, 1, "0", ["the Tesla T4 has no bfloat16"]),
-        (BIG, 0, "0", ["train.gpus is 1, and torch finds no GPU", "scoring.device is cuda, and"]),
+        (BIG, 0, "0", ["train.gpus is 1, but torch finds no GPU", "scoring.device is cuda, but"]),
         (BIG, -1, "0", ["train.gpus", "scoring.device", "too old for torch, which is built for"]),
-        (training(BIG, gpus=2), 1, "0", ["train.gpus is 2, and torch finds 1 GPU", "bfloat16"]),
+        (training(BIG, gpus=2), 1, "0", ["train.gpus is 2, but torch finds 1 GPU", "bfloat16"]),
         (training(BIG, gpus=2), 1, "1", ["bfloat16"]),
     ],
 )  # fmt: skip
@@ -190,11 +190,11 @@ def test_after_format_the_plan_counts_what_it_counted_with_these_parameters(proj
     Path("reports").mkdir()
     shutil.copy(ROOT / "reports" / "format.json", "reports")
     lock = {
-        name: {"cmd": "c", "params": {"params.yaml": {key: value}}}
-        for name, key, value in (
-            ("fetch-model", "model.source", p["model"]["source"]),
-            ("preprocess", "preprocess", p["preprocess"]),
-            ("format", "format", p["format"]),
+        name: {"cmd": "c", "params": {"params.yaml": {key: value}}, "outs": [{"path": out}]}
+        for name, key, value, out in (
+            ("fetch-model", "model.source", p["model"]["source"], "models/base"),
+            ("preprocess", "preprocess", p["preprocess"], "data"),
+            ("format", "format", p["format"], "data/formatted"),
         )
     }
     with Path("dvc.lock").open("w") as file:
@@ -203,6 +203,10 @@ def test_after_format_the_plan_counts_what_it_counted_with_these_parameters(proj
     text = capsys.readouterr().out
     assert "2,713 train, 420 validation, 799 test" in text  # as reports/format.json has them
     assert "2 x 402 answers to questions, 24 tokens" in text
+    shutil.move("data/formatted", "elsewhere")  # a fresh clone has the lock and no outputs
+    with pytest.raises(UserError, match="are not counted here"):
+        plan.main()
+    shutil.move("elsewhere", "data/formatted")
     path = Path("params.yaml")
     path.write_text(path.read_text().replace("cutoff_len: 128", "cutoff_len: 64"))
     with pytest.raises(UserError, match="are not counted here"):

@@ -225,7 +225,11 @@ def test_an_image_of_the_held_out_questions_is_in_no_pair(run, tmp_path, monkeyp
             "10 of the 41 rows can't be used (10 missing_field, 1 exact_duplicate), more than "
             "preprocess.max_dropped (0.2) allows; the first, a.parquet row 4: rejected; missing_",
         ),
-        ([row(i % 2, question=f"q{i}") for i in range(5)], {}, "there are 2; add images, change"),
+        (
+            [row(i % 2, question=f"q{i}") for i in range(5)],
+            {},
+            "there are only 2 images; add images, change",
+        ),
         ([row(i) for i in range(4)], {"validation": 0.499, "test": 0.5}, "into the train split"),
         ([row(i, rejected="no") for i in range(0)], {}, "the source is empty"),
     ],

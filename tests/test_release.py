@@ -239,7 +239,7 @@ def test_a_public_repository_is_asked_for_by_name(released, hub, tmp_path):
     url, repos = hub
     public = ("--repo", "owner/public")
     said = published(released, tmp_path, url, *public)
-    assert "exists and is public; PUBLIC=1 says that this version may be" in said
+    assert "exists and is public; set PUBLIC=1 if this version may be" in said
     assert not repos["model", "owner/public"].files
     assert "v1.0.0, public" in published(released, tmp_path, url, *public, "--public", "1")
     assert repos["model", "owner/public"].files

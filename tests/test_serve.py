@@ -80,7 +80,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 CONTENTS: list[tuple[list[Any], str]] = [
     ([picture("http://127.0.0.1:8799\\@host.invalid/../internal/admin?x=1")], "the server fetches"),
     ([{"type": "video_url", "video_url": {"url": "x"}}], "'video_url'"),
-    ([picture("data:image/png;base64,!!!")], "what follows base64 is none"),
+    ([picture("data:image/png;base64,!!!")], "this is not valid base64"),
     ([picture(url(b"no picture"))], "the image can't be used"),
     ([picture(url(png(0, "1", 13000)))] * 8, "the image can't be used .*13000 x 13000"),
     ([RED] * 9, "9 images; at most 8"),

@@ -151,7 +151,7 @@ def test_set_up_does_what_is_needed_and_no_more(project, path):
     os.utime(lock, (0, 0))
     (project / "unreachable").touch()  # the index
     failed = make(project, path, "setup")
-    assert "Run the same command again to go on" in failed.stderr
+    assert "Run the same command again to continue" in failed.stderr
     (project / "unreachable").unlink()
     assert make(project, path, "setup").returncode == 0
     assert counts(project) == (1, 3)

@@ -103,7 +103,7 @@ def test_experiments_run_side_by_side_each_on_its_gpu_and_only_what_is_missing(p
     here, log = project
     done = attempt(*words("train.beta=0.2,0.3,9", "0,1"), folder=here, PYTHONPATH=str(ROOT))
     assert done.returncode == 1
-    assert "failed: beta-9; the same command runs those again" in done.stderr
+    assert "failed: beta-9; run the same command again to repeat them" in done.stderr
     assert "CUDA out of memory" in done.stdout
     spans = [eval((log / f"train-{beta}").read_text()) for beta in (0.2, 0.3)]
     assert {gpu for gpu, _, _ in spans} == {"0", "1"}
@@ -116,7 +116,7 @@ def test_experiments_run_side_by_side_each_on_its_gpu_and_only_what_is_missing(p
     (log / "train-0.2").unlink()
     done = attempt(*words("train.beta=0.2,0.4"), folder=here, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
-    assert "there already: beta-0.2" in done.stdout
+    assert "already done: beta-0.2" in done.stdout
     assert not (log / "train-0.2").exists()
     assert eval((log / "train-0.4").read_text())[0] == "0,1"
 

@@ -74,7 +74,7 @@ def test_good_metrics_raise_no_concern():
         (around("win_rate_over_shuffled", 0.1, 0.2), "with another pair's image"),
         (around("win_rate_blank", 0.8, 0.03), "won without looking: with a blank image"),
         (around("repetition_change", 0.05, 0.02), "Answers repeat themselves more"),
-        (around("unfinished_change", 0.2, 0.05), "do not come to an end"),
+        (around("unfinished_change", 0.2, 0.05), "More answers are unfinished"),
     ],
 )
 def test_what_got_worse_is_named_in_a_warning(changed, expected):
@@ -106,7 +106,7 @@ def test_a_slice_that_lost_is_named_on_the_page():
         ({"contradictory_pairs": 2}, "contradicts itself: 2 pairs"),
         ({"near_duplicate_images": 3}, "look the same as one of another split: 3."),
         ({"ties": 3}, "3 pairs are tied"),
-        ({"seen_text_pairs": 30}, "the image, not the text: 30 of the 40 test pairs"),
+        ({"seen_text_pairs": 30}, "texts are not: 30 of the 40 test pairs"),
         ({"seen_text_pairs": 20}, None),
         (around("chosen_logps_change", -0.1, 0.5), "lost probability, not clearly"),
         ({"images": 12}, "Few test images (12)"),

@@ -1,4 +1,4 @@
-"""Ask: a question about a picture to base and tuned, answered side by side.
+"""Ask base and tuned a question about a picture, and show both answers.
 
     make ask IMAGE=photo.jpg QUESTION="What is on the table?"
 
@@ -131,8 +131,8 @@ def log_probs(
             under.append(scoring.log_probs(models.policy, [pair], folder, **options))
     if not all(np.isfinite([found.chosen, found.rejected]).all() for found in under):
         raise UserError(
-            "the log-probs are no numbers, so weights are broken; `dvc checkout models` brings "
-            "those of the last run"
+            "the log-probs are not numbers, so the weights are broken; `dvc checkout models` "
+            "restores those of the last run"
         )
     rows = [
         [

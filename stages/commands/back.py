@@ -1,4 +1,4 @@
-"""Back: the workspace as the last commit has it, parameters and results included.
+"""Go back to the last commit, parameters and results included.
 
     make back
     python -m stages back --look 1    # only what differs by rounding, as at the end of make repro
@@ -31,9 +31,9 @@ def main(look: str = "") -> None:
         return
     if missing := lacking():
         raise UserError(
-            f"the cache lacks {listed(missing, 5, longest=200)} of the last commit, so what is "
-            f"here would be lost; `{KEEP}` keeps it, and `dvc fetch --all-branches` gets what was "
-            "pushed of the commit's"
+            f"the cache lacks {listed(missing, 5, longest=200)} of the last commit, so going back "
+            f"would only delete what is here; `{KEEP}` keeps it, and `dvc fetch --all-branches` "
+            "gets the commit's outputs if they were pushed"
         )
     for words in (["git", "restore", "."], [sys.executable, "-m", "dvc", "checkout"]):
         if subprocess.run(words, check=False).returncode:

@@ -1,4 +1,4 @@
-"""Check: what preprocess would make of the first rows of ``data.sources``, before a run.
+"""Show what preprocess would make of the first rows of ``data.sources``, before a run.
 
     python -m stages check
     python -m stages check --rows 5000
@@ -46,7 +46,7 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
         each = [kinds.read({name: places[name]}, {name: sources[name]}) for name in sources]
         folder = Path(scratch, "pairs")
         folder.mkdir()
-        print(f"the first rows, of at most {rows:,} of a source:")
+        print(f"the first rows, out of at most {rows:,} of each source:")
         counted = preprocess.fill(
             folder,
             itertools.chain(*(_printed(itertools.islice(found, rows)) for found, _, _ in each)),
@@ -75,9 +75,7 @@ def _place(name: str, asked: Any, raw: Path, scratch: Path) -> Path:
         return scratch
     there = source.read(raw) if (raw / source.FETCHED).is_file() else None
     if there is None or (there.kind, there.repo) != (asked.kind, asked.repo):
-        raise UserError(
-            f"{raw} does not hold it yet; run `dvc repro fetch@{name}`, then this again"
-        )
+        raise UserError(f"it is not in {raw} yet; run `dvc repro fetch@{name}`, then this again")
     print(f"{name}: {raw}, as fetch left it")
     return raw
 

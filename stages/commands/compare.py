@@ -1,4 +1,4 @@
-"""Compare: two experiments side by side, pair by pair, with intervals of the differences.
+"""Compare two experiments pair by pair, with intervals of the differences.
 
     python -m stages compare --before main --after cold-beta
     python -m stages compare --before HEAD --after workspace > comparison.md
@@ -88,7 +88,7 @@ def render(before: Experiment, after: Experiment) -> str:
     """
     found, notes = measures(before, after)
     if apart := paired.different_documents(before.probed, after.probed):
-        notes.append(f"{', '.join(apart)}: left out, the two did not answer the same documents")
+        notes.append(f"{', '.join(apart)}: left out, because the two answered different documents")
     return filled(
         PAIR,
         before=before,

@@ -1,4 +1,4 @@
-"""Export: the adapter merged into its base, as one folder that needs neither PEFT nor this project.
+"""Merge the adapter into its base: one folder that needs neither PEFT nor this project.
 
     python -m stages export    # models/merged
 
@@ -127,7 +127,7 @@ def readme(checked: str, bits: int | None) -> str:
     name = f"`{base.repo or BASE}`" + (f" at `{base.commit}`" if base.commit else "")
     warning = f"\n**Not the model that was evaluated.** {other_once_merged(bits)}\n" if bits else ""
     return (
-        f"# A merged model\n\n{name}, with the adapter merged whose weights have the SHA-256 "
+        f"# A merged model\n\n{name}, merged with the adapter whose weights have the SHA-256 "
         f"`{made['adapter_sha256']}`. The model card of that adapter says what it was trained on, "
         f"how it was measured, and under which licence it may be used.\n{warning}\n{checked}\n"
     )

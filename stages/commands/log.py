@@ -1,4 +1,4 @@
-"""Log: what the working folder holds as a run in MLflow, and the address that shows the runs.
+"""Log the results in the working folder as a run in MLflow, and show the runs.
 
     make log                     # after a run whose tracking server was away
     make log NAME=brave-cat      # an experiment of the queue, after `dvc exp apply brave-cat`
@@ -34,7 +34,7 @@ def main(name: str = "", ui_port: int = 0) -> None:
     except UserError:
         raise
     except Exception as error:  # MLflow's have no class in common
-        raise UserError(f"MLflow: {runs.reason(error)}; mend that and run this again") from error
+        raise UserError(f"MLflow: {runs.reason(error)}; fix that and run this again") from error
 
 
 def logged(name: str) -> str:

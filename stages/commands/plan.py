@@ -1,4 +1,4 @@
-"""Plan: what the parameters' run takes, and what this machine lacks for it.
+"""Estimate what the parameters' run takes, and say what this machine lacks for it.
 
     make plan
 
@@ -49,7 +49,7 @@ Size = Mapping[str, Mapping[str, Any]]  # "text" and "vision": dimensions as in 
 REPORT = Path("reports/format.json")
 ASSUMED = (
     f"{100 * UTILISATION:.0f}% of a GPU's peak",
-    "answers as long as they may be, on one GPU",
+    "answers of the greatest length allowed, on one GPU",
     f"{1e3 * LAYER_SECONDS} ms a layer for each token of an answer, or what reading the "
     "weights takes",
     "of pairs that are not counted here: all are kept, with the largest image, 40 tokens of "
@@ -115,13 +115,14 @@ def main() -> None:
 
 
 def ran() -> set[str]:
-    """The stages that ran with the parameters that are here now, as dvc.lock says."""
+    """The stages that ran with the parameters that are here now, as dvc.lock says, and whose
+    outputs are here: a fresh clone has only those that Git holds."""
     now = tags.parameters(Path())
-    asked = {name: one.get("params", {}) for name, one in tags.locked(Path()).items()}
     return {
         name
-        for name, files in asked.items()
-        if flattened(files.get(str(PARAMS_FILE), {})).items() <= now.items()
+        for name, one in tags.locked(Path()).items()
+        if flattened(one.get("params", {}).get(str(PARAMS_FILE), {})).items() <= now.items()
+        and all(Path(out["path"]).exists() for out in one.get("outs", []))
     }
 
 

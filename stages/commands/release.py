@@ -1,4 +1,4 @@
-"""Release: the adapter here as a version that others get by name, and a version's way to the Hub.
+"""Tag the adapter here as a version that others get by name, or upload a version to the Hub.
 
     make release VERSION=v1.0.0
     make publish VERSION=v1.0.0 REPO=owner/name    # PUBLIC=1: for everybody
@@ -64,7 +64,7 @@ def release(version: str) -> None:
     words = ["git", "tag", "--annotate", "--message", message, tag]
     if subprocess.run(words, check=False).returncode:
         raise UserError(f"Git did not make the tag {tag}, for the reason above")
-    print(f"{message}\n\nothers can get it after: git push origin {tag}")
+    print(f"{message}\n\nto share it: git push origin {tag}")
 
 
 def unready() -> Iterator[str]:
@@ -168,8 +168,8 @@ def upload(folder: Path, repo: str, version: str, *, private: bool) -> None:
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.model_info(repo).private:
             raise UserError(
-                f"{page} exists and is public; PUBLIC=1 says that this version may be, or choose "
-                "another repository"
+                f"{page} exists and is public; set PUBLIC=1 if this version may be public too, or "
+                "choose another repository"
             )
         done = api.upload_folder(folder_path=folder, repo_id=repo, commit_message=version)
         api.create_tag(repo, tag=version, revision=done.oid, exist_ok=True)

@@ -87,11 +87,10 @@ def load(name: str) -> Experiment:
         except (OSError, KeyError, DvcException, DataIndexError, SCMError) as error:
             why = one_line(str(error).replace(folder, ""), 200)
             raise UserError(
-                f"{name} can't be compared ({why}). Name a commit, branch, tag or experiment "
-                "(`dvc exp list --all-commits`) that was evaluated, or workspace for the files "
-                "here. `dvc fetch --all-commits` gets the results that were pushed for commits, "
-                "`dvc exp pull origin NAME` those of an experiment; else `dvc repro` there makes "
-                "them"
+                f"{name} can't be compared ({why}). Name a commit, branch, tag or experiment (`dvc "
+                "exp list --all-commits`) that was evaluated, or workspace for the files here. "
+                "`dvc fetch --all-commits` gets the results that were pushed for commits, `dvc "
+                "exp pull origin NAME` those of an experiment, and `dvc repro` there makes them"
             ) from None
 
 

@@ -1,4 +1,4 @@
-"""Serve: base and tuned behind OpenAI's chat API, until Ctrl-C.
+"""Serve base and tuned through OpenAI's chat API, until Ctrl-C.
 
     python -m stages serve                                # http://127.0.0.1:8000/v1
     API_KEY=secret python -m stages serve --host 0.0.0.0  # for other machines too
@@ -73,7 +73,7 @@ class Client(threading.Event):
 
 
 class Given(Section):
-    """Keys of a request; those that are null, or change nothing, are as good as absent."""
+    """Keys of a request; those that are null, or change nothing, count as absent."""
 
     @model_validator(mode="before")
     @classmethod
@@ -284,7 +284,7 @@ def formatted_row(asked: Asked, models: Both, folder: Path) -> dict[str, Any]:
                 names.append(models.stored(decoded(part.image_url.url), folder))
                 texts.append("")
             else:
-                raise UserError("messages: only those of the user hold images")
+                raise UserError("messages: only the user's may hold images")
         content = IMAGE_PLACEHOLDER.join(map(models.clean, texts))
         if content or message.role != SYSTEM:
             messages.append({"role": message.role, "content": content})
@@ -303,7 +303,7 @@ def decoded(url: str) -> bytes:
     try:
         return base64.b64decode("".join(content.split()), validate=True)
     except ValueError as error:
-        raise UserError(f"image_url: what follows base64 is none ({error})") from None
+        raise UserError(f"image_url: this is not valid base64 ({error})") from None
 
 
 if __name__ == "__main__":

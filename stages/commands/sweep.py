@@ -1,4 +1,4 @@
-"""Sweep: experiments over every combination of values, one on each GPU at a time.
+"""Run experiments over every combination of values, one on each GPU at a time.
 
     make sweep SET='train.beta=0.05,0.1,0.2 train.seed=1,2' GPUS=0,1,2 NAME=warm
 
@@ -43,15 +43,15 @@ def main(sets: str, gpus: str = "", name: str = "") -> None:
     if not devices:
         words = " ".join(f"-S '{word}'" for word in sets.split())
         raise UserError(
-            "name the GPUs, one for each experiment at a time, with GPUS=0,1; on one device DVC "
-            f"does it: dvc exp run --queue {words} && dvc queue start"
+            "name the GPUs with GPUS=0,1; on a single device, DVC runs a sweep: dvc exp run "
+            f"--queue {words} && dvc queue start"
         )
     if edited := changed_files(Path()):
         raise UserError(f"a sweep starts from the last commit; commit {', '.join(edited)} first")
     commit = git(Path(), "rev-parse", "HEAD")
     known = [n for n in experiments if git(Path(), "rev-parse", "-q", "--verify", ref(commit, n))]
     if known:
-        print(f"there already: {', '.join(known)} (`dvc exp remove` lets one run again)")
+        print(f"already done: {', '.join(known)} (after `dvc exp remove`, one runs again)")
     waiting = [one for one in experiments if one not in known]
     running: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}
     failed: list[str] = []
@@ -73,7 +73,7 @@ def main(sets: str, gpus: str = "", name: str = "") -> None:
         for _, process in running.values():
             process.wait(60)
     if failed:
-        raise UserError(f"failed: {', '.join(failed)}; the same command runs those again")
+        raise UserError(f"failed: {', '.join(failed)}; run the same command again to repeat them")
     print(ranked({one: metrics_of(ref(commit, one)) for one in experiments}))
     print("`make exps` and `make ui` compare the experiments")
 

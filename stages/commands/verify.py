@@ -1,4 +1,4 @@
-"""Verify: do the committed results come out again? In a clone of the commit, from its inputs.
+"""Run the committed pipeline again in a clone, and say whether the results come out again.
 
     make verify                         # every stage; the demo takes four minutes
     make verify STAGES="format train"   # only these, from the inputs that dvc.lock names
@@ -55,7 +55,7 @@ def main(stages: str = "") -> None:
         raise UserError("there is no Git repository with DVC here; run from the project's root")
     if changed := git(root, "status", "--porcelain", "--untracked-files=no"):
         uncommitted = ", ".join(line[3:] for line in changed.splitlines())
-        print(f"not verified, since not committed: {uncommitted}")
+        print(f"not verified, because it is not committed: {uncommitted}")
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         clone, committed = cloned(root, commit, Path(folder, "clone")), Path(folder, "committed")
         locked = outputs_by_stage(clone)

@@ -2,8 +2,8 @@
 
 Each run of a stage leaves a note of what it cost in ``reports/diary/<stage>.json``, and what
 libraries said in ``<stage>.log`` beside it. The diary is no output of the pipeline: it differs from
-run to run, so nothing that must be reproduced may read it. Where the project is, and whether the
-user forced the stage, is also told here.
+run to run, so nothing that must be reproduced may read it. This module also
+knows where the project is, and whether the user forced the stage.
 """
 
 import argparse

@@ -384,7 +384,7 @@ _ENTRIES = (
     Metric(
         "seen_text_pairs",
         "pairs whose question and both answers are word for word those of a training pair",
-        alarm="Most of the pairs: held out is the image, not the text.",
+        alarm="Most of the pairs: images are held out, texts are not.",
     ),
     # controls: the image
     Metric("control_pairs", "test pairs scored again with another image", needs=_CONTROLS),

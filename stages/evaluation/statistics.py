@@ -312,7 +312,7 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> McNemar:
 def direction(
     low: float | None, high: float | None, p_value: float | None = None, *, null: float = 0.0
 ) -> Direction:
-    """The one rule for what can be told of a figure: that it is ``higher`` or ``lower`` than
+    """The one rule for what can be said of a figure: that it is ``higher`` or ``lower`` than
     ``null``, or that it is ``unclear``, which is not equal.
 
     The interval from ``low`` to ``high`` must leave ``null`` out and the ``p_value`` of McNemar's

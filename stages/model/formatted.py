@@ -27,7 +27,7 @@ Row = TypeVar("Row", bound=Mapping[str, Any])
 
 def dataset_info(*, system_prompts: bool) -> dict[str, Any]:
     """``dataset_info.json``: one entry for each split, in LLaMA-Factory's format, which looks for
-    system prompts among the messages only if it is told their role."""
+    system prompts among the messages only if the entry names their role."""
     columns = {name: name for name in ("messages", "chosen", "rejected", "images")}
     tags = {
         "role_tag": "role",

@@ -178,7 +178,7 @@ def _row(
 
     positions = [prompt_positions(body, tokens[:length], grids, image_token)]
     end = positions[0].amax(dim=1, keepdim=True) + 1 if length else torch.zeros(4, 1).long()
-    # An answer is text: it goes on one by one, on all of mrope's axes from the largest of them.
+    # An answer is text: its positions count one by one, on all of mrope's axes from the largest.
     end[1:] = end[1:].max()
     positions += [end + torch.arange(len(ids)) for ids, _ in suffixes]
     sizes = torch.tensor([length, len(suffixes[0][0]), len(suffixes[1][0])])

@@ -63,7 +63,7 @@ class Lengths:
 def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
     """Load tokenizer, processor and template as ``llamafactory-cli`` does for the same parameters.
 
-    ``more`` are further arguments of LLaMA-Factory's, for who goes on to load the model.
+    ``more`` are further arguments of LLaMA-Factory, for callers that also load the model.
 
     Raises:
         UserError: the model is of no known family, ``model.template`` is of another one, or

@@ -36,7 +36,7 @@ def walk(root: Path) -> list[str]:
     found = dict(_visible(root))
     if out := next((name for name, leads_out in found.items() if leads_out), None):
         raise UserError(
-            f"{root / out} is a link to a folder or out of {root}; put the files themselves there"
+            f"{root / out} links to a folder or out of {root}; put the files themselves there"
         )
     return sorted(found)
 

@@ -93,7 +93,7 @@ def open_table(path: Path) -> Table:
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{path} has more than one column {min(twice)!r:.60}; rename all but one")
     if len(names) > MOST_COLUMNS:
-        raise UserError(f"{path} has {len(names):,} columns, and {MOST_COLUMNS:,} are the most")
+        raise UserError(f"{path} has {len(names):,} columns; at most {MOST_COLUMNS:,} are read")
     return Table(path, tuple(names), rows)
 
 
@@ -103,10 +103,10 @@ def _damaged(path: Path, error: Exception, after: str) -> UserError:
     if isinstance(error, UnicodeDecodeError):
         with path.open("rb") as file:
             kind = _NO_TEXT.get(file.read(2), "not UTF-8 text")
-        why = f"it is {kind}; text is saved as UTF-8 (in Excel: CSV UTF-8)"
+        why = f"it is {kind}; save text as UTF-8 (in Excel: CSV UTF-8)"
     return UserError(
-        f"{path} can't be read{after} ({why}); get it again if it is cut or damaged, or take it "
-        "out if it is no table"
+        f"{path} can't be read{after} ({why}); get it again if it is cut or damaged, or remove it "
+        "if it is not a table"
     )
 
 
@@ -206,7 +206,7 @@ def _csv(path: Path, _: Collection[str]) -> Iterator[Row]:
         if [cell.strip("\ufeff ") for cell in row] == names:
             yield Unreadable("it repeats the header, as where files were joined")
         elif len(row) < last or any(row[last:]):
-            yield Unreadable(f"it has {len(row)} cells, and the header {last}")
+            yield Unreadable(f"it has {len(row)} cells, and the header has {last}")
         else:
             yield {name: cell or None for name, cell in zip(names, row, strict=False) if name}
 

@@ -153,7 +153,9 @@ def _normalise(data: bytes, limits: Limits) -> Normal | Refusal:
         picture = _decoded(image, size)
     except UnidentifiedImageError:  # its own message holds a memory address
         detail = f"{len(data)} bytes that begin with {data[:20]!r}"
-        return Refusal("undecodable_image", f"{detail}; read are {', '.join(FORMATS)}")
+        return Refusal(
+            "undecodable_image", f"{detail}; formats that are read: {', '.join(FORMATS)}"
+        )
     except MemoryError:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything

@@ -280,7 +280,7 @@ def _text(value: object, name: str) -> str | None:
     if not isinstance(value, str | None):
         raise Odd(f"{name} holds {type(value).__name__}, not text")
     if value is not None and len(value) > MOST_CHARACTERS:
-        raise Odd(f"{name} has {len(value):,} characters, and {MOST_CHARACTERS:,} are the most")
+        raise Odd(f"{name} has {len(value):,} characters; at most {MOST_CHARACTERS:,} are read")
     return value
 
 
@@ -407,8 +407,6 @@ def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:
     if not cells and any(map(_NAMED.search, texts)):
         raise Odd("its texts name an image as Markdown or HTML, which is not read", "other_media")
     if found and len(found) != len(cells):
-        numbers = (
-            f"places of images in its texts: {len(found)}, images that it brings: {len(cells)}"
-        )
+        numbers = f"its texts mark {len(found)} images, and it brings {len(cells)}"
         raise Odd(numbers, "other_media")
     return [_IMAGE_MARKS.sub(IMAGE_PLACEHOLDER, text) for text in texts], cells

@@ -103,7 +103,7 @@ def by_label(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def check(counts: Mapping[str, Any], folder: Path, chosen: Any) -> None:
-    """Refuse to go on with nothing, with too little, or with a split that is empty.
+    """Refuse to continue with nothing, with too little, or with a split that is empty.
 
     Args:
         folder: where the tables were written.
@@ -135,7 +135,8 @@ def check(counts: Mapping[str, Any], folder: Path, chosen: Any) -> None:
     wanted = ["train", "test", *(["validation"] if chosen.validation else [])]
     if empty := [name for name in wanted if not counts["pairs_by_split"][name]]:
         raise UserError(
-            f"no pair fell into the {' and the '.join(empty)} split: the split goes by image, and "
-            f"there are {counts['unique_images']}; add images, change preprocess.validation or "
-            "preprocess.test, or draw another split by another preprocess.split_key"
+            f"no pair fell into the {' and the '.join(empty)} split, because whole images are "
+            f"split and there are only {counts['unique_images']} images; add images, change "
+            "preprocess.validation or preprocess.test, or draw another split by another "
+            "preprocess.split_key"
         )

@@ -11,25 +11,25 @@ from stages.pairs.pairs import Question, Record
 # Why a row can be left out, and what helps where that is the most frequent reason; in the order of
 # asking: a row counts under the first that holds.
 REASONS = {
-    "missing_field": "a field is absent or no valid text, its image can't be found, or question "
-    "is blank; check the columns in data.sources, and the images' names",
-    "not_read": "it holds what changes the pair and is not read: a video, tools, objects, …; take "
-    "out these rows, or the column if it changes nothing",
-    "other_media": "its texts mark another number of images than it brings, or a video or a sound; "
+    "missing_field": "a field is missing or not valid text, its image can't be found, or the "
+    "question is blank; check the columns in data.sources and the images' names",
+    "not_read": "it holds a video, tools, objects or something else that changes the pair and is "
+    "not read; remove these rows, or the column if it changes nothing",
+    "other_media": "its texts mark more or fewer images than it brings, or a video or a sound; "
     "give each row as many <image> as images, or none",
     "empty_answer": "chosen or rejected is blank; check the columns in data.sources",
-    "identical_answers": "chosen and rejected are equal, white space at the ends aside",
-    "text_only": "it has no image; preprocess.wanted.text_only: true takes it",
+    "identical_answers": "chosen and rejected are equal, apart from white space at the ends",
+    "text_only": "it has no image; preprocess.wanted.text_only: true keeps it",
     "too_many_images": "it has more images than preprocess.wanted.images",
     "too_many_turns": "it has more turns than preprocess.wanted.turns",
-    "system_prompt": "it has a system prompt; preprocess.wanted.system_prompt: true takes it",
-    "undecodable_image": "the image is truncated, damaged, or of no known format; convert it to "
+    "system_prompt": "it has a system prompt; preprocess.wanted.system_prompt: true keeps it",
+    "undecodable_image": "the image is truncated, damaged or in an unknown format; convert it to "
     "PNG or JPEG",
-    "image_too_large": "its header declares more than preprocess.max_input_pixels; not decoded",
-    "image_too_slow": "a JPEG of more than 100 scans; write it again with fewer",
+    "image_too_large": "its header declares more pixels than preprocess.max_input_pixels",
+    "image_too_slow": "a JPEG of more than 100 scans; save it again with fewer",
     "image_too_small": "its shorter side is below preprocess.min_side",
     "image_in_held_out_questions": "it belongs to the questions kept for the evaluation",
-    "exact_duplicate": "images and texts all equal those of an earlier row",
+    "exact_duplicate": "its images and texts equal those of an earlier row",
 }
 
 # Rows of data/pairs/left_out.parquet.
@@ -60,7 +60,7 @@ def shape_refusal(row: Record, wanted: Any) -> Refusal | None:
 
 
 def text_refusal(row: Record | Question) -> Refusal | None:
-    """What is wrong with the row's fields, as far as can be told without decoding an image."""
+    """What is wrong with the row's fields, as far as it shows without decoding an image."""
     if isinstance(row, Record):
         answers = {"chosen": row.chosen, "rejected": row.rejected}
         others = {"origin": row.origin, "kind": row.kind, "system": row.system}

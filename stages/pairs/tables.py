@@ -299,8 +299,8 @@ def _described(
         there = [table for table in tables if table == file or table.startswith(inside)]
         if not there:
             raise UserError(
-                f"{root / info} describes {name!r} by the file {place!r:.100}, and the tables are "
-                f"{listed(tables, 5)}; add it, or name other entries in `datasets`"
+                f"{root / info} describes {name!r} by the file {place!r:.100}, which is not among "
+                f"the tables ({listed(tables, 5)}); add it, or name other entries in `datasets`"
             )
         found |= dict.fromkeys(there, _layout_of(name, given, entry.get("formatting", "alpaca")))
     return found
@@ -355,7 +355,7 @@ def image_of(cell: Any, find: Callable[[str], Path | str]) -> bytes | str:
         kind = type(name if cell is None else cell).__name__
         raise Odd(f"the image holds {kind}, not bytes, a struct of bytes and path, or a path")
     if len(cell) > MOST_BYTES:
-        return f"the image is of {readable(len(cell))}, and {readable(MOST_BYTES)} is the most"
+        return f"the image has {readable(len(cell))}; at most {readable(MOST_BYTES)} are read"
     return bytes(cell) or "no bytes"
 
 
@@ -364,11 +364,11 @@ def _from_text(text: str, find: Callable[[str], Path | str]) -> bytes | str:
         return _from_base64(text[found.end() :]) or f"{shown(text, 60)} is not valid base64"
     if text.startswith("data:"):
         return f"{shown(text, 60)} is a data URL without base64"
-    path = find(text) if len(text) <= MOST_CHARACTERS else f"{shown(text, 60)!r} is no file's name"
+    path = find(text) if len(text) <= MOST_CHARACTERS else f"{shown(text, 60)!r} is not a file name"
     if isinstance(path, str) and _URL.match(text[:30]):
         raise Odd(
-            f"the image {shown(text)!r} is an address, and nothing is downloaded while rows are "
-            "read; img2dataset downloads images and writes tar files that are read here"
+            f"the image {shown(text)!r} is an address, and preprocess downloads nothing; download "
+            "the images into tars with img2dataset (docs/guide.md)"
         )
     if isinstance(path, str):  # base64 of a JPEG begins with "/9j/", as a path could
         return (_BASE64.fullmatch(text) and _from_base64(text)) or path

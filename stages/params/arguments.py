@@ -30,10 +30,10 @@ SOURCES = {
 SET_ELSEWHERE = {
     "model_name_or_path": "set model.source",
     "model_revision": "set model.source",
-    "adapter_name_or_path": "set model.source to a model that has the adapter merged into it",
+    "adapter_name_or_path": "set model.source to a model with the adapter merged in",
     "trust_remote_code": "set model.trust.remote_code",
     "template": "set model.template",
-    "enable_thinking": "set model.template, to qwen3_vl for a Thinking model",
+    "enable_thinking": "set model.template (qwen3_vl is for Thinking models)",
     "quantization_bit": "set model.quantization_bit",
     "cutoff_len": "set format.cutoff_len",
     "image_max_pixels": "set format.image_max_pixels",
@@ -43,10 +43,10 @@ SET_ELSEWHERE = {
     "use_cpu": "set train.gpus",
     "do_eval": "set train.eval_strategy and train.eval_steps",
     "predict_with_generate": "set evaluate.generation",
-    "ref_model*": "the reference is the base, by model.source and model.quantization_bit",
+    "ref_model*": "the reference is always the base (model.source, model.quantization_bit)",
     "val_size": "set preprocess.validation",
     "report_to": "runs are tracked in MLflow, and MLFLOW_TRACKING_URI names its server",
-    "run_name": "name the experiment, `dvc exp run --name`",
+    "run_name": "name the experiment with `dvc exp run --name`",
     "ray_*": "set train.gpus, and RAY_ADDRESS and the like in the environment (docs/scaling.md)",
     "push_to_hub": "`make publish` uploads a release",
     "*hub_token": "set HF_TOKEN in the environment",
@@ -57,7 +57,7 @@ SET_ELSEWHERE = {
             *("dataset_dir", "media_dir", "output_dir", "overwrite_output_dir", "master_*"),
             *("resume_from_checkpoint", "logging_first_step", "infer_backend"),
         ),
-        "every run needs it as it is",
+        "the pipeline sets it for every run",
     ),
 }
 
@@ -181,7 +181,7 @@ def problems(options: Mapping[str, Any]) -> Iterator[str]:
     for option, value in options.items():
         partner = entry(PARTNERS, option, value)
         if partner and not options.get(partner.partition(":")[0]):
-            yield f"'train.{option}' needs {partner} beside it"
+            yield f"'train.{option}' also needs {partner}"
         if package := entry(PACKAGES, option, value):
             try:
                 version(package)

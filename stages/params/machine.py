@@ -31,7 +31,7 @@ def lacking(p: Params) -> list[str]:
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     lines = [
-        f"{what}, and torch finds {found or 'no'} GPU here"
+        f"{what}, but torch finds {found or 'no'} GPU here"
         for what, number in asked.items()
         if number > found
     ]
@@ -64,6 +64,6 @@ def require(p: Params, *, now: bool = False) -> None:
     later may run on another machine, as the user can say in the environment."""
     if (lines := lacking(p)) and (now or not os.environ.get(ELSEWHERE)):
         raise UserError(
-            f"{'; '.join(lines)}. Run on a machine that has it, or choose other parameters; "
+            f"{'; '.join(lines)}. Run on another machine, or choose other parameters; "
             f"`{ELSEWHERE}=1 dvc repro format` prepares the data here for another machine"
         )

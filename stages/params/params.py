@@ -31,25 +31,25 @@ from stages.sources.source import Section, SourceSection
 PARAMS_FILE = Path("params.yaml")
 SEED = "train.seed"  # runs that differ in it alone are of one setting
 
-# Keys (or keys with a value) of an earlier release, and the new way, told for one release;
-# * stands for any text.
+# Keys (or keys with a value) of an earlier release, and the new way, which messages name
+# for one release; * stands for any text.
 MOVED: dict[str, str] = {
     "data.source.*": "is one entry of data.sources now: data.sources.<a name>: {kind: …}",
     "data.columns.*": "is a key of each source now: data.sources.<name>.columns",
     "*.kind: several": "is gone: each of its sources is an entry of data.sources",
     "*.kind: sharegpt": "is gone: kind path reads these files, as a folder or an archive, and "
     "takes remap and datasets too",
-    "*.image_urls": "is gone: img2dataset downloads images by their addresses into tars, and kind "
-    "path reads those (docs/guide.md)",
+    "*.image_urls": "is gone: download the images into tars with img2dataset, and read those with "
+    "kind path (docs/guide.md)",
     **dict.fromkeys(
         ("*.path: *://*", "*.path: gdrive:*"),
-        "is an address: `dvc import-url` brings a file from https or S3, gdown one from Google "
-        "Drive, and kind path reads it (docs/guide.md)",
+        "is an address: `dvc import-url` downloads a file from https or S3, gdown one from Google "
+        "Drive; name that file as the path (docs/guide.md)",
     ),
-    "*.path: [[]*": "is a list; put these files into one folder, archives unpacked, and name that",
-    "train.nodes": "is gone; Ray reaches the GPUs of other machines, see docs/scaling.md",
+    "*.path: [[]*": "is a list; put the files into one folder (archives unpacked), and name it",
+    "train.nodes": "is gone: use Ray for the GPUs of other machines (docs/scaling.md)",
     "train.keep_vision_features": "is gone (it saved 6% of a step in later epochs); remove it",
-    "base": "is for a preset; `make use PRESET=name` writes params.yaml from it",
+    "base": "belongs to a preset; `make use PRESET=name` writes params.yaml from one",
 }
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     ModelSource: TypeAlias = SourceSection
     LossName: TypeAlias = str
     Template: TypeAlias = str
-else:  # one of the kinds of sources that are registered, told by ``kind``
+else:  # one of the kinds of sources that are registered, told apart by ``kind``
     LossName = Literal[tuple(LOSSES)]
     DataSource = Union[tuple(kind.section for kind in KINDS.values())]  # noqa: UP007
     ModelSource = Union[tuple(k.model_section for k in KINDS.values() if k.model_section)]  # noqa: UP007
@@ -81,7 +81,7 @@ class Data(Section):
     @model_validator(mode="after")
     def _one_folder_each(self) -> Self:
         if len({name.lower() for name in self.sources}) < len(self.sources):
-            raise ValueError("two names of sources differ in case alone")
+            raise ValueError("two sources have names that differ only in case")
         return self
 
 
@@ -124,7 +124,7 @@ class Preprocess(Section):
     def _leaves_some_to_train(self) -> Self:
         if (total := self.validation + self.test) >= 1:
             raise ValueError(
-                f"validation and test add up to {total:g}; leave something below 1 for train"
+                f"validation and test add up to {total:g}, which leaves nothing for train"
             )
         return self
 
@@ -175,11 +175,11 @@ class Train(Section):
         problems = []
         if not LOSSES[self.loss].stock and not self.shared_prefix:
             problems.append(
-                f"loss is {self.loss}, and LLaMA-Factory's own trainer would train sigmoid under "
-                "that name; shared_prefix: true passes the name on"
+                f"loss is {self.loss}, but LLaMA-Factory's own trainer would train sigmoid under "
+                "that name; set shared_prefix: true"
             )
         if self.passed_through.get("dpo_label_smoothing") and not LOSSES[self.loss].smoothed:
-            problems.append(f"dpo_label_smoothing does not go with loss: {self.loss}; remove it")
+            problems.append(f"loss: {self.loss} takes no dpo_label_smoothing; remove it")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -226,15 +226,15 @@ def load(path: Path = PARAMS_FILE) -> Params:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing; run from the project's root, or `make use PRESET=demo` makes it"
+            f"{path} is missing; run from the project's root, or `make use PRESET=demo`"
         ) from None
     except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise UserError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     return checked(document, str(path))
 
 
 def checked(document: Any, name: str) -> Params:
-    """The parameters in a document, by section and key, all of whose problems are told at once.
+    """The parameters in a document, by section and key; one message names all problems.
 
     Raises:
         UserError: a key is unknown, missing or out of range, or does not go with another one.
@@ -265,7 +265,7 @@ def checked(document: Any, name: str) -> Params:
     on_gpus["model.quantization_bit"] = found.model.quantization_bit
     if found.train.gpus == 0 and any(on_gpus.values()):
         key = next(key for key, value in on_gpus.items() if value)
-        raise UserError(f"{name}: '{key}' needs a GPU, and train.gpus is 0")
+        raise UserError(f"{name}: '{key}' needs a GPU, but train.gpus is 0")
     return found
 
 
@@ -316,7 +316,7 @@ def _explain(key: str, detail: ErrorDetails) -> str:
     if kind in ("missing", "union_tag_not_found"):
         return f"key '{key}{'.kind' * (kind != 'missing')}' is missing"
     if kind.startswith("model_"):
-        return f"'{key}' must hold keys of its own"
+        return f"'{key}' must be a section with keys of its own"
     if kind == "value_error":  # one of ours
         message = str(detail["ctx"]["error"])
     shown_value = f" = {shown(repr(given))}" if not isinstance(given, dict | list) else ""

@@ -106,7 +106,7 @@ def family(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> lis
         _member(
             values,
             unfinished.change,
-            "More answers do not come to an end: ",
+            "More answers are unfinished: ",
             least=MORE_UNFINISHED,
         ),
         *(
@@ -172,7 +172,7 @@ def _member(
 
 
 def judged(members: Iterable[Member], confidence: float = LEVEL) -> dict[str, Verdict]:
-    """What can be told of each member of a family, by name, with one correction for all."""
+    """What can be said of each member of a family, by name, with one correction for all."""
     known = list(members)
     found = {}
     for one in known:
@@ -346,7 +346,7 @@ def _data_notes(values: Mapping[str, Any]) -> Iterable[str]:
     seen, pairs = values.get("seen_text_pairs", 0), values.get("pairs", 0)
     if pairs and seen > MOST * pairs:
         yield (
-            f"Held out is the image, not the text: {seen:,} of the {pairs:,} test pairs have "
+            f"Images are held out, texts are not: {seen:,} of the {pairs:,} test pairs have "
             "question, chosen and rejected word for word in a training pair. The slice of new "
             "texts shows the others."
         )

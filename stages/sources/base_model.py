@@ -67,8 +67,8 @@ def check_model(folder: Path, names: Sequence[str], *, name: str) -> None:
 def _problems(folder: Path, names: set[str], name: str) -> Iterator[str]:
     if "adapter_config.json" in names:
         yield (
-            "a LoRA adapter lies in the folder (adapter_config.json), which would be loaded on top "
-            "of the base; take it out, narrow model.source.files, or merge it first"
+            "the folder holds a LoRA adapter (adapter_config.json), which would be loaded on top "
+            "of the base; remove it, narrow model.source.files, or merge it first"
         )
     if "config.json" not in names:
         yield "there is no config.json; name a base model's folder or repository"
@@ -76,7 +76,7 @@ def _problems(folder: Path, names: set[str], name: str) -> Iterator[str]:
     known.of_type(config.get("model_type"), name=name)
     if "ForConditionalGeneration" not in str(config.get("architectures")):
         yield (
-            f"config.json describes {shown(config.get('architectures'))}, which writes no answers; "
+            f"config.json describes {shown(config.get('architectures'))}, which generates no text; "
             f"set model.source to a model such as {known.FAMILIES[0].example}"
         )
     for key, value in _walk(config):
@@ -95,8 +95,8 @@ def _problems(folder: Path, names: set[str], name: str) -> Iterator[str]:
             # A space can't be broken up in the data, is in every text, and makes loading hang.
             if key.endswith(("_token", "_tokens", "_decoder")) and (blank := _blank(value)):
                 yield (
-                    f"{file} has the special token {blank}, which any text may hold; get the "
-                    "tokenizer of this model"
+                    f"{file} has the special token {blank}, which may occur in any text; get this "
+                    "model's own tokenizer"
                 )
 
 
@@ -130,8 +130,8 @@ def check_weights(folder: Path, names: Iterable[str], *, name: str) -> None:
         count = config.get(section, config).get(key)
         if found and not (len(found) == max(found) + 1 == count):  # more are ignored in silence
             raise UserError(
-                f"{name}: config.json says {key} = {shown(count)}, and the weights have "
-                f"{len(found)} such layers; get both of one revision"
+                f"{name}: config.json says {key} = {shown(count)}, but the weights have "
+                f"{len(found)} such layers; get both from one revision"
             )
 
 

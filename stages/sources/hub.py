@@ -97,7 +97,7 @@ def fetch(asked: HubModel, out: Path, repo_type: RepoType, **allowed: bool) -> S
     if repo_type == "model":
         base_model.check_weights_exist(repo, names, [file.path for file in files], allow_pickle)
     elif not any(map(ending, names)):
-        raise UserError(f"{repo}: no table matches {', '.join(asked.files)}; name some in files")
+        raise UserError(f"{repo}: no table matches {', '.join(asked.files)}; name tables in files")
     source.begin(out)
     missing = [file for file in wanted if not file.is_right(out / file.path)]
     source.check_room(out, sum(file.size for file in missing), what=repo)

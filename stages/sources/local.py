@@ -136,7 +136,7 @@ def unpacked(path: Path, folder: Path) -> Path:
         for size in _sizes(path):
             total += size
             if total > MOST:
-                raise UserError(f"{path} would unpack to more than {readable(MOST)}; divide it")
+                raise UserError(f"{path} would unpack to more than {readable(MOST)}; split it")
         source.check_room(folder, total, what=f"{path}, unpacked,")
         tar_only: Any = {} if _format(path) == "zip" else {"filter": "data"}
         shutil.unpack_archive(path, folder, _format(path), **tar_only)
@@ -146,7 +146,7 @@ def unpacked(path: Path, folder: Path) -> Path:
         if isinstance(error, OSError) and error.errno in command.DISK:
             raise
         raise UserError(
-            f"{path} can't be unpacked ({shown(error)}); pack it again with plain files alone and "
+            f"{path} can't be unpacked ({shown(error)}); pack it again, with plain files only and "
             "no password"
         ) from None
     return folder
@@ -175,9 +175,7 @@ def refuse_nested(path: Path, out: Path) -> None:
         UserError: it does.
     """
     if out.resolve().is_relative_to(path.resolve()):
-        raise UserError(
-            f"{path} holds {out}, the folder to be filled from it; name a folder next to it"
-        )
+        raise UserError(f"{path} contains {out}, the folder that fetch fills; name another folder")
 
 
 def _name(asked: PathData | PathModel, _: Source) -> str:
@@ -191,7 +189,7 @@ def _name(asked: PathData | PathModel, _: Source) -> str:
 
 def _words(fetched: Source) -> str:
     many = f"{len(fetched.files):,}, {readable(fetched.size)}"
-    return f"local files ({many}), published nowhere that is known here"
+    return f"local files ({many}), of unknown origin"
 
 
 KIND = Kind(

@@ -226,7 +226,7 @@ class Tables(SourceSection):
 
 @dataclass(frozen=True)
 class About:
-    """What people are told of a data set that ``SOURCE.json`` does not say.
+    """What people should know of a data set that ``SOURCE.json`` does not say.
 
     ``language`` is an ISO code, ``citations`` are keys of the model card's citations.
     """

@@ -132,8 +132,8 @@ def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
     if not differences:
         return folder
     print(
-        f"the log-probs in {folder} do not serve this training, which has other values of "
-        f"{', '.join(differences)}. The reference is computed in each step."
+        f"this training can't use the log-probs in {folder} (it has other values of "
+        f"{', '.join(differences)}), so it computes the reference in each step"
     )
     return None
 

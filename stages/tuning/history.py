@@ -67,7 +67,7 @@ def check(entry: Mapping[str, Any], beta: float | None) -> None:
     )
     of_reference = dict.fromkeys(
         ("rewards/chosen", "rewards/rejected"),
-        "the reference's log-probs are no numbers; `dvc repro -f reference` computes them again",
+        "the reference's log-probs are not numbers; `dvc repro -f reference` computes them again",
     )
     for name, why in (of_policy | of_reference).items():
         for key in (name, f"eval_{name}"):

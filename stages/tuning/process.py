@@ -20,7 +20,7 @@ from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, STEPS
 
 KILLED = "Signal 9 (SIGKILL)"  # as torchrun tells of a process, which most often lacked memory
 
-# What a failed training prints, and what most likely helps; the first match is told.
+# What a failed training prints, and what most likely helps; the message gives the first match.
 FIXES = (
     (
         r"out of memory|OutOfMemoryError",
@@ -43,7 +43,7 @@ FIXES = (
     (
         r"devices in the Ray cluster|Ray had no \d+ x|No module named 'ray'",
         "Ray needs as many free devices as train.gpus: install it (`make extras`) and start it on "
-        "all machines, and end what else uses it (docs/scaling.md)",
+        "all machines, and stop other work on it (docs/scaling.md)",
     ),
     (
         # Not the bare name: every distributed run mentions NCCL.

@@ -76,7 +76,7 @@ def wrap_training(tuner: Any) -> None:
 
 def fit_ray(tuner: Any) -> None:
     """Reserve a device and one CPU for each worker. LLaMA-Factory 0.9.5 reserves ten CPUs for each
-    device of the cluster, and waits for ever where they can't be had; and it asks Ray's dashboard,
+    device of the cluster, and waits for ever if they are missing. It also asks Ray's dashboard,
     which may not run, for the address that all workers need."""
     start, place = tuner._ray_training_function, tuner.get_ray_remote_config_for_worker
 
