@@ -61,15 +61,6 @@ def test_no_token_of_qwens_survives_or_comes_back(text):
     assert formatted.neutralised(once, markers) == once
 
 
-def test_every_split_is_a_ranking_dataset_of_a_file_of_its_name():
-    info = formatted.dataset_info(system_prompts=False)
-    assert set(info) == {"train", "validation", "test"}
-    for split, entry in info.items():
-        assert entry["ranking"] is True
-        assert entry["file_name"] == f"{split}.json"
-        assert entry["columns"]["images"] == "images"
-
-
 ids = st.lists(st.text(max_size=8), unique=True, max_size=30)
 
 

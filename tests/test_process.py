@@ -71,17 +71,6 @@ def launch(folder, *arguments, watch=lambda step: None):
     training.launch(arguments or ("train",), folder, {"PATH": os.environ["PATH"]}, watch)
 
 
-def test_what_the_training_prints_is_kept(fake_cli, tmp_path, capfd):
-    fake_cli("""
-        print(sys.argv[1:], os.environ["PATH"] != "", flush=True)
-        print("on standard error \\u2713", file=sys.stderr)
-    """)
-    launch(tmp_path, "train", "a b.yaml", "x=1")
-    expected = "['train', 'a b.yaml', 'x=1'] True\non standard error ✓\n".encode()
-    assert (tmp_path / "train.log").read_bytes() == expected
-    assert capfd.readouterr().out == ""
-
-
 STEPS = """
     def write(line):
         with open(os.environ["TRAINING_EVENTS"], "a") as file: file.write(line)
