@@ -76,7 +76,6 @@ def stage_command(turn: int) -> list[str]:
         "model": ROOT / "demo" / "model",
         "out": f"formatted{turn}",
         "report": f"report{turn}.json",
-        "lengths": f"lengths{turn}.csv",
     }
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return ["-m", "stages.format", *given]

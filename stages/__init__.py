@@ -1,6 +1,7 @@
-"""The pipeline. Each module here is a verb: a DVC stage (fetch, preprocess, format, reference,
-baseline, train, evaluate, report) or a command, run as ``python -m stages.<verb>``. The nouns that
-they share lie in folders by concern; ``tests/test_pipeline.py`` holds which may import which."""
+"""The pipeline. Each module here is a DVC stage, which ``dvc.yaml`` runs as
+``python -m stages.<stage>``. What stages share lies in folders by concern, in an order that
+``tests/test_pipeline.py`` holds, and ``commands`` has what people run beside the pipeline, as
+``python -m stages <command>``."""
 
 import sys
 from importlib.util import find_spec

@@ -3,7 +3,7 @@
 In: ``data/pairs`` (pairs.parquet, questions.parquet) and the base model's tokenizer and processor.
 Out: ``train.json``, ``validation.json``, ``test.json`` and ``dataset_info.json`` for LLaMA-Factory,
 ``questions.json`` (held-out questions with known answers) for the evaluation, ``left_out.csv``;
-token lengths as a report and as a plot.
+a report of token lengths.
 
 Why here: ``cutoff_len`` cuts image tokens, and the training then dies hours in ("image features and
 image tokens do not match", LLaMA-Factory#6844). So tokens are counted with the real template and
@@ -11,10 +11,8 @@ processor now, and a pair that would be cut is left out and counted.
 """
 
 import json
-import signal
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +23,19 @@ from PIL import Image
 from stages.core import command, console
 from stages.core.errors import UserError
 from stages.core.text import shown
-from stages.families.family import Family
 from stages.model import tokens
-from stages.model.formatted import PLACEHOLDERS, dataset_info, found, neutralised, prompt
+from stages.model.formatted import dataset_info, neutralised, prompt
 from stages.model.tokens import Lengths
 from stages.pairs.pairs import SPLITS
 from stages.params import params
 
-SECONDS = 20  # of work, for one prompt; it takes a hundredth of one
 FEW = 3  # altered rows that need no more than to be counted
 REASON = "longer_than_cutoff_len"
 COUNTS = ("image", "prompt", "chosen", "rejected", "longest")  # of ``Lengths``
 QUANTILES = {"median": 50, "p90": 90, "p99": 99, "max": 100}
 
 
-def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> None:
+def main(pairs: Path, model: Path, out: Path, report: Path) -> None:
     p = params.load()
     tokenization = tried(model, p)
     table = pd.read_parquet(pairs / "pairs.parquet")
@@ -50,7 +46,7 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     ]
     counted = measured(table, tokens.count(tokenization, rows, sizes), p.format.cutoff_len)
     questions = to_questions(pd.read_parquet(pairs / "questions.parquet"), tokenization.markers)
-    told = in_words(altered, len(table), tokenization.family)
+    told = in_words(altered, len(table))
 
     out.mkdir(parents=True, exist_ok=True)
     for name in SPLITS:
@@ -63,8 +59,6 @@ def main(pairs: Path, model: Path, out: Path, report: Path, lengths: Path) -> No
     left_out = left_out[["id", "reason", "tokens", "cutoff_len"]]
     left_out.to_csv(out / "left_out.csv", index=False, lineterminator="\r\n")
     write_json(report, summary(counted, len(altered), told))
-    curves = quantiles(counted.loc[counted["kept"], ["prompt", "chosen", "rejected"]])
-    curves.to_csv(lengths, index_label="percentile")
     if told:
         console.show(told)
 
@@ -83,9 +77,8 @@ def tried(model: Path, p: params.Params) -> tokens.Tokenization:
         if len(loaded.tokenizer) > config.get("text_config", config)["vocab_size"]:
             raise ValueError("the tokenizer has more tokens than the model")
         content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
-        with at_most(SECONDS):
-            if getattr(loaded.processor, "chat_template", None):  # lm-eval's tasks render it
-                loaded.processor.apply_chat_template([{"role": "user", "content": content}])
+        if getattr(loaded.processor, "chat_template", None):  # lm-eval's tasks render it
+            loaded.processor.apply_chat_template([{"role": "user", "content": content}])
         picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
         pixels = loaded.processor.image_processor([picture], return_tensors="pt")["pixel_values"]
         if not (pixels.isfinite().all() and pixels.std() > 0):
@@ -103,70 +96,41 @@ def tried(model: Path, p: params.Params) -> tokens.Tokenization:
     return loaded
 
 
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Stop work that takes longer: a template may loop."""
-
-    def end(*_: object) -> None:
-        raise TimeoutError(f"it takes more than {seconds:g} s")
-
-    before = signal.signal(signal.SIGVTALRM, end)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
-
-
-Altered = dict[str, set[str]]  # the markers that a row held, by its id
-
-
-def to_rows(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str, Any]], Altered]:
-    """ShareGPT rows of a table of pairs, and which of them held markers that had to be broken."""
-    rows: list[dict[str, Any]] = []
-    altered: Altered = {}
-    for pair in table.to_dict("records"):
-
-        def clean(text: str, row: str = pair["id"]) -> str:
-            cleaned = neutralised(text, markers)
-            if cleaned != text:
-                altered.setdefault(row, set()).update(found(text, markers))
-            return cleaned
-
-        rows.append(
-            {name: pair[name] for name in ("id", "group", "origin", "kind")}
-            | prompt(
-                pair["question"],
-                list(pair["images"]),
-                system=pair["system"],
-                history=[(turn["user"], turn["assistant"]) for turn in pair["history"]],
-                clean=clean,
-            )
-            | {
-                side: {"role": "assistant", "content": clean(pair[side])}
-                for side in ("chosen", "rejected")
-            }
-        )
+def to_rows(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """ShareGPT rows of a table of pairs, and the ids of those whose markers had to be broken."""
+    pairs = table.to_dict("records")
+    rows = [to_row(pair, partial(neutralised, markers=markers)) for pair in pairs]
+    altered = [row["id"] for pair, row in zip(pairs, rows, strict=True) if row != to_row(pair, str)]
     return rows, altered
 
 
-def in_words(altered: Altered, rows: int, family: Family) -> str | None:
+def to_row(pair: Mapping[Any, Any], clean: Callable[[str], str]) -> dict[str, Any]:
+    """The ShareGPT row of a pair, each of its texts as ``clean`` makes it."""
+    return (
+        {name: pair[name] for name in ("id", "group", "origin", "kind")}
+        | prompt(
+            pair["question"],
+            list(pair["images"]),
+            system=pair["system"],
+            history=[(turn["user"], turn["assistant"]) for turn in pair["history"]],
+            clean=clean,
+        )
+        | {
+            side: {"role": "assistant", "content": clean(pair[side])}
+            for side in ("chosen", "rejected")
+        }
+    )
+
+
+def in_words(altered: Sequence[str], rows: int) -> str | None:
     """What is said of altered rows when they are more than a few, with the cure."""
     if len(altered) <= FEW:
         return None
-    often = Counter(marker for markers in altered.values() for marker in markers).most_common(5)
-    named = ", ".join(f"{marker} in {count:,}" for marker, count in often)
-    told = (
-        f"ALTERED: {len(altered):,} of {rows:,} rows (the first is {next(iter(altered))}) hold "
-        "special tokens or placeholders of images, which were broken up so that they are read as "
-        f"text ({named}); remove them from the texts"
+    return (
+        f"ALTERED: {len(altered):,} of {rows:,} rows (the first is {altered[0]}) hold special "
+        "tokens or placeholders of images, which were broken up so that they are read as text; "
+        "remove them from the texts, or name those that the task needs in format.allowed_tokens"
     )
-    possible = [m for m, _ in often if m not in PLACEHOLDERS and not family.builds_prompt(m)]
-    if possible:
-        names = json.dumps(possible, ensure_ascii=False)
-        told += f"; if the task needs them as tokens, set format.allowed_tokens: {names}"
-    return told
 
 
 def to_questions(table: pd.DataFrame, markers: Sequence[str]) -> list[dict[str, Any]]:
@@ -199,7 +163,6 @@ def measured(table: pd.DataFrame, counted: Sequence[Lengths], cutoff_len: int) -
 def summary(counted: pd.DataFrame, altered: int, told: str | None) -> dict[str, Any]:
     """What went in, what was kept and why the rest was not; quantiles (tokens) of all pairs."""
     kept = counted.loc[counted["kept"], "split"].value_counts()
-    of_all = quantiles(counted[list(COUNTS)])
     return {
         "pairs_in": len(counted),
         "pairs_kept": int(kept.sum()),
@@ -208,16 +171,13 @@ def summary(counted: pd.DataFrame, altered: int, told: str | None) -> dict[str, 
         "special_tokens_neutralised": altered,
         **({"altered": told} if told else {}),
         "tokens": {
-            name: {label: int(of_all[name][percent]) for label, percent in QUANTILES.items()}
+            name: {
+                label: int(np.percentile(counted[name], percent, method="higher"))
+                for label, percent in QUANTILES.items()
+            }
             for name in COUNTS
         },
     }
-
-
-def quantiles(lengths: pd.DataFrame) -> pd.DataFrame:
-    """Each column at each percentile, 0 to 100."""
-    found = np.percentile(lengths, np.arange(101), axis=0, method="higher")
-    return pd.DataFrame(found, columns=lengths.columns)
 
 
 def write_json(path: Path, value: Any) -> None:

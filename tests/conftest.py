@@ -168,13 +168,7 @@ def formatted_dir(
     write_params(folder / "params.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        format_stage.main(
-            pairs_dir,
-            model_dir,
-            folder / "formatted",
-            folder / "format.json",
-            folder / "token_lengths.csv",
-        )
+        format_stage.main(pairs_dir, model_dir, folder / "formatted", folder / "format.json")
     return folder / "formatted"
 
 

@@ -195,7 +195,7 @@ def shared(model, features, process, **more):
     return prefix.forward(prefix.plain(model), **batch)
 
 
-def unmasked(segments, implementation, dtype):
+def unmasked(segments):
     """The mask of a causal row, in which rejected sees chosen too."""
     width = segments.shape[1]
     return torch.ones(len(segments), 1, width, width, dtype=torch.bool).tril()

@@ -255,25 +255,6 @@ def test_log_probs_that_are_not_finite_are_refused_and_not_kept(
     assert not (folder / "models").exists()
 
 
-def test_reference_writes_nothing_where_a_log_prob_is_not_finite(
-    model, made_of, folder, write_params, monkeypatch
-):
-    from stages import reference
-
-    write_params(folder / "params.yaml")
-    for split in ("train", "validation", "test"):
-        (folder / f"{split}.json").write_text(json.dumps(PAIRS))
-    model.value = float("nan")
-    with pytest.raises(UserError, match="the base model gives log-probs that are not finite"):
-        reference.main(folder, folder, folder / "base", folder / "out")
-    assert not (folder / "out").exists()
-    model.value = None
-    reference.main(folder, folder, folder / "base", folder / "out")
-    table = pd.read_parquet(folder / "out" / "logps.parquet")
-    assert list(table["split"].unique()) == ["train", "validation", "test"]
-    assert len(table) == 60
-
-
 # answers, controls, tasks
 
 

@@ -150,12 +150,9 @@ def test_the_reference_is_looked_up_where_it_was_made_the_same_way(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"train.bf16": True}, "dtype is float32 in the reference and bfloat16 in training"),
-        (
-            {"train.fp16": True, "train.gpus": 1},
-            "dtype is float32 in the reference and float16",
-        ),
-        ({"train.upcast_layernorm": True}, "train.upcast_layernorm is None in the reference"),
+        ({"train.bf16": True}, "other values of dtype), so it computes the reference in each step"),
+        ({"train.fp16": True, "train.gpus": 1}, "dtype"),
+        ({"train.upcast_layernorm": True}, "train.upcast_layernorm"),
         ({"model.template": "qwen3_vl"}, "model.template"),
     ],
 )
@@ -163,9 +160,7 @@ def test_a_reference_made_otherwise_is_computed_in_training_and_that_is_told(
     params_with, inputs, reference_dir, capsys, change, told
 ):
     assert tuning.cached_reference(params_with(**change), reference_dir, inputs[1]) is None
-    said = capsys.readouterr().out
-    assert told in said
-    assert "computes the reference in each step" in said
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -185,15 +180,7 @@ def test_every_option_that_changes_the_reference_is_llamafactorys():
 # devices
 
 
-def test_ray_that_is_not_installed_is_told_and_torchrun_stays_on_this_machine(monkeypatch):
-    monkeypatch.setattr(tuning, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match="USE_RAY is set, and Ray is not installed: `make extras`"):
-        tuning.environment(0, {"USE_RAY": "1"}, is_portable=True)
-    assert "NNODES" not in tuning.environment(2, {"NNODES": "2"}, is_portable=True)
-
-
-def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody(monkeypatch):
-    monkeypatch.setattr(tuning, "find_spec", bool)
+def test_ray_gets_no_torchrun_chooses_the_gpus_and_reports_to_nobody():
     given = {"USE_RAY": "1", "FORCE_TORCHRUN": "1", "PATH": "/usr/bin"}
     made = tuning.environment(16, given, is_portable=True)
     assert not {"FORCE_TORCHRUN", "CUDA_VISIBLE_DEVICES", "NPROC_PER_NODE"} & set(made)

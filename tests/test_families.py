@@ -94,9 +94,7 @@ def formatted_of_it(qwen2_5_dir, pairs_dir, write_params, tmp_path_factory):
     write_params(folder / "params.yaml", **QWEN2_5)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        format_stage.main(
-            pairs_dir, qwen2_5_dir, Path("formatted"), Path("format.json"), Path("lengths.csv")
-        )
+        format_stage.main(pairs_dir, qwen2_5_dir, Path("formatted"), Path("format.json"))
     return folder / "formatted"
 
 

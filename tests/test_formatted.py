@@ -1,10 +1,10 @@
 """The formatted data set: nothing in the data can break a prompt, and reading back is checked."""
 
-import pytest
+import unicodedata
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.errors import UserError
 from stages.model import formatted
 from tests import tiny_models
 
@@ -43,7 +43,6 @@ def test_a_marker_that_shows_once_characters_are_composed_is_broken():
     """Qwen's tokenizer normalises to NFC: U+212A, the Kelvin sign, becomes the letter K."""
     text = formatted.neutralised("<|O\u212a|>", ["<|OK|>"])
     assert text == "< |OK|>"
-    assert formatted.found("<|O\u212a|>", ["<|OK|>", "<x>"]) == {"<|OK|>"}
 
 
 qwen = st.lists(
@@ -58,27 +57,8 @@ qwen = st.lists(
 def test_no_token_of_qwens_survives_or_comes_back(text):
     markers = [*tiny_models.QWEN_TOKENS, *formatted.PLACEHOLDERS]
     once = formatted.neutralised(text, markers)
-    assert not formatted.found(once, markers)
+    assert not any(marker in unicodedata.normalize("NFC", once) for marker in markers)
     assert formatted.neutralised(once, markers) == once
-
-
-def test_every_split_is_a_ranking_dataset_of_a_file_of_its_name():
-    info = formatted.dataset_info(system_prompts=False)
-    assert set(info) == {"train", "validation", "test"}
-    for split, entry in info.items():
-        assert entry["ranking"] is True
-        assert entry["file_name"] == f"{split}.json"
-        assert entry["columns"]["images"] == "images"
-
-
-@pytest.mark.parametrize("content", [None, b'[{"id": 1},', b'["\xff"]'])
-def test_a_file_that_cannot_be_read_is_named_with_the_fix(tmp_path, content):
-    if content is not None:
-        (tmp_path / "train.json").write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"train\.json is missing or damaged; `dvc repro -f format`"
-    ):
-        formatted.read(tmp_path, "train")
 
 
 ids = st.lists(st.text(max_size=8), unique=True, max_size=30)

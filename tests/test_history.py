@@ -49,14 +49,6 @@ def test_a_step_that_can_not_be_right_ends_the_training(entry, beta, told):
         history.check(entry, beta)
 
 
-@pytest.mark.parametrize("content", [None, "", "{}"])
-def test_a_training_without_a_history_is_told(tmp_path, content):
-    if content is not None:
-        (tmp_path / "trainer_state.json").write_text(content)
-    with pytest.raises(UserError, match=r"trainer_state.json"):
-        history.read(tmp_path)
-
-
 def test_curves_are_split_by_what_was_measured_and_the_summary_is_none(tmp_path):
     entries = [STEP_1, VALIDATION, SUMMARY]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": entries}))

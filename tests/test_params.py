@@ -218,12 +218,6 @@ def test_every_way_to_write_a_small_number_is_read_as_a_number(tmp_path, written
     assert params.load(path).train.passed_through["learning_rate"] == pytest.approx(5e-6)
 
 
-def test_flattened_joins_keys_by_dots_and_keeps_lists_and_empty_sections():
-    nested = {"a": {"b": {"c": 1}, "d": [1, "x"]}, "e": None, "f": {}}
-    assert params.flattened(nested) == {"a.b.c": 1, "a.d": [1, "x"], "e": None, "f": {}}
-    assert params.flattened(5, "train.") == {"train": 5}
-
-
 @pytest.mark.parametrize(
     "module", [name for name in MODULES if name.startswith("stages.") and name != "stages.report"]
 )

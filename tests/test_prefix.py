@@ -16,7 +16,6 @@ from tests.one_by_one import (
     END,
     IMAGE,
     PATCH,
-    START,
     Looks,
     adapted,
     apart,
@@ -98,18 +97,9 @@ def test_empty_answers_have_log_probs_and_gradients_of_0(models):
     assert apart(summed(output), one_by_one(model, [pair(0, 0, 3)], process)) < 1e-9
 
 
-@pytest.mark.parametrize(
-    ("family", "dtype", "close"),
-    [
-        ("qwen3_vl", torch.float32, 1e-4),
-        ("qwen2_5_vl", torch.float32, 1e-4),
-        ("qwen3_vl", torch.bfloat16, 0.02),
-    ],
-)
-def test_every_precision_sums_in_float32_and_agrees_within_its_rounding(
-    models, family, dtype, close
-):
-    model, process = copy.deepcopy(models[family]).to(dtype), Looks(family)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 0.02)])
+def test_every_precision_sums_in_float32_and_agrees_within_its_rounding(models, dtype, close):
+    model, process = copy.deepcopy(models["qwen3_vl"]).to(dtype), Looks("qwen3_vl")
     features = [pair(i, 25, 18, [image(i)], alike=i) for i in range(3)]
     expected = one_by_one(model, features, process)
     output = summed(shared(model, features, process))
@@ -140,14 +130,6 @@ def test_mixture_of_experts_agrees_too(model_dir):
 def looks_in_float32(names):
     seen = Looks("qwen3_vl")(names)
     return seen | {"pixel_values": seen["pixel_values"].float()}
-
-
-def test_eager_attention_has_the_same_mask(models):
-    model, process = copy.deepcopy(models["qwen3_vl"]).float(), Looks("qwen3_vl")
-    features = [pair(i, 9, 4 + i, [image(i)]) for i in range(3)]
-    expected = summed(shared(model, features, process))
-    prefix.plain(model).model.language_model.set_attn_implementation("eager")
-    assert apart(summed(shared(model, features, process)), expected) < 1e-5
 
 
 # Traps: each is brought back, and noticed.
@@ -245,42 +227,6 @@ def test_each_trap_changes_the_log_probs(models, family, trap):
         trap(patch, model)
         wrong = summed(shared(model, FEATURES, process))
     assert apart(wrong, expected) > 1e-6
-
-
-def test_generation_before_or_after_changes_nothing(models):
-    model, process = models["qwen3_vl"], Looks("qwen3_vl")
-    features = FEATURES[:1]
-    batch = prefix.pack(features, model, process)
-    before = prefix.log_probs(model, batch)["logps"]
-
-    def generate():
-        ids = torch.tensor([features[0]["chosen_input_ids"][:20]])
-        names = ["5-2-2"]
-        ids[0, 3:10] = torch.tensor([START, IMAGE, IMAGE, IMAGE, IMAGE, END, 30])
-        ids[0, 10:][(ids[0, 10:] == IMAGE) | (ids[0, 10:] == START)] = 31
-        return model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == IMAGE).int(),
-            max_new_tokens=5,
-            do_sample=False,
-            **process(names),
-        )
-
-    answer = generate()
-    stale = prefix.plain(model).model.rope_deltas.clone()
-    assert stale.any()
-    assert torch.equal(prefix.log_probs(model, batch)["logps"], before)
-    assert torch.equal(prefix.plain(model).model.rope_deltas, stale)
-    assert torch.equal(generate(), answer)
-
-
-@pytest.mark.parametrize("family", sorted(PATCH))
-def test_another_image_changes_the_log_probs(models, family):
-    one, other = (
-        summed(shared(models[family], [pair(0, 5, 5, [image(i)])], Looks(family))) for i in (0, 1)
-    )
-    assert (one - other).abs().min() > 1e-4
 
 
 # Training

@@ -48,17 +48,6 @@ def test_the_newest_whole_checkpoint_is_resumed_else_the_folder_is_emptied(
     assert resumed or not list(folder.iterdir())
 
 
-def test_a_finished_training_keeps_adapter_log_and_state_and_no_checkpoint(tmp_path):
-    folder = trained(tmp_path / "f")
-    (folder / "checkpoint-10").mkdir()
-    (folder / "train.log").write_text("said")
-    assert not training.holds(folder, "f")
-    training.finish(folder)
-    assert training.holds(folder, "f")
-    assert not list(folder.glob("checkpoint-*"))
-    assert (folder / "train.log").read_text() == "said"
-
-
 # the process
 
 
@@ -80,17 +69,6 @@ def fake_cli(tmp_path, monkeypatch):
 
 def launch(folder, *arguments, watch=lambda step: None):
     training.launch(arguments or ("train",), folder, {"PATH": os.environ["PATH"]}, watch)
-
-
-def test_what_the_training_prints_is_kept(fake_cli, tmp_path, capfd):
-    fake_cli("""
-        print(sys.argv[1:], os.environ["PATH"] != "", flush=True)
-        print("on standard error \\u2713", file=sys.stderr)
-    """)
-    launch(tmp_path, "train", "a b.yaml", "x=1")
-    expected = "['train', 'a b.yaml', 'x=1'] True\non standard error ✓\n".encode()
-    assert (tmp_path / "train.log").read_bytes() == expected
-    assert capfd.readouterr().out == ""
 
 
 STEPS = """
@@ -151,10 +129,9 @@ def test_a_step_that_can_not_be_right_ends_the_training_there(fake_cli, tmp_path
 
 FAILURES = {
     "GPU ran out of memory": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
-    "image tokens were cut": "ValueError: Image features and image tokens do not match, tokens: 9",
     "the disk is full": "OSError: [Errno 28] No space left on device: 'checkpoint-10'",
     "a process of the distributed run": "DistBackendError: NCCL error in: ProcessGroupNCCL.cpp",
-    "fewer free devices": "RuntimeError: Ray had no 2 x {'CPU': 1, 'GPU': 1} to give",
+    "Ray needs as many free": "RuntimeError: Ray had no 2 x {'CPU': 1, 'GPU': 1} to give",
     "the machine ran out of memory": "  traceback : Signal 9 (SIGKILL) received by PID 4242",
 }
 
@@ -199,11 +176,6 @@ def test_an_unknown_failure_gets_no_made_up_fix_nor_that_of_an_earlier_attempt(f
         launch(tmp_path)
     assert "likely fix" not in str(error.value)
     assert "No space left" in log.read_text()
-
-
-def test_a_missing_llamafactory_is_told(fake_cli, tmp_path):
-    with pytest.raises(UserError, match="llamafactory-cli is missing; `make repro` installs"):
-        launch(tmp_path)
 
 
 @pytest.fixture
@@ -309,16 +281,14 @@ def test_equal_adapters_are_equal_files(tmp_path):
 
 def test_an_adapter_is_known_by_its_fingerprint_and_its_bytes(tmp_path):
     folder, out = trained(tmp_path / "f"), tmp_path / "adapter"
-    assert not training.holds(out, "f")
+    (folder / "checkpoint-10").mkdir()
+    assert not training.holds(folder, "f")
     training.finish(folder)
+    assert training.holds(folder, "f")
+    assert not list(folder.glob("checkpoint-*"))
     training.publish(folder, out)
     assert training.holds(out, "f")
     assert not training.holds(out, "other")
-    for path in out.iterdir():
-        kept = path.read_bytes()
-        path.unlink()
-        assert not training.holds(out, "f"), path.name
-        path.write_bytes(kept)
     (out / "adapter_model.safetensors").write_bytes(b"weight$")
     assert not training.holds(out, "f")
     (out / "fingerprint.json").write_text("[")

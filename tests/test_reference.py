@@ -39,36 +39,34 @@ def written(tmp_path, base, params_with):
 
 def otherwise(written, base, p, **more):
     wanted = reference_logps.made_with(base, p, **{"dtype": "float32"} | more)
-    return "; ".join(reference_logps.differences(written, wanted))
+    return reference_logps.differences(written, wanted)
 
 
 @pytest.mark.parametrize(
     ("change", "more", "told"),
     [
-        ({"train.beta": 0.7, "scoring.batch_tokens": 9}, {}, ""),
+        ({"train.beta": 0.7, "scoring.batch_tokens": 9}, {}, []),
+        ({"model.template": "qwen2_vl"}, {}, ["model.template"]),
+        ({"model.quantization_bit": 4}, {}, ["model.quantization_bit"]),
+        ({"format.image_max_pixels": 32768}, {}, ["format.image_max_pixels"]),
+        ({"format.image_min_pixels": 1024}, {}, ["format.image_min_pixels"]),
         (
-            {"model.template": "qwen2_vl"},
+            {"model.trust": {"pickle": False, "remote_code": True}},
             {},
-            "model.template is qwen3_vl_nothink in the reference and qwen2_vl in training",
+            ["model.trust.remote_code"],
         ),
-        ({"model.quantization_bit": 4}, {}, "model.quantization_bit is None in the reference and"),
-        ({"format.image_max_pixels": 32768}, {}, "format.image_max_pixels is 16384 in the ref"),
-        ({"format.image_min_pixels": 1024}, {}, "format.image_min_pixels"),
-        ({"model.trust": {"pickle": False, "remote_code": True}}, {}, "model.trust.remote_code"),
-        ({}, {"dtype": "bfloat16"}, "dtype is float32 in the reference and bfloat16 in training"),
-        ({}, {"train.fp8": True}, "train.fp8 is None in the reference and True in training"),
+        ({}, {"dtype": "bfloat16"}, ["dtype"]),
+        ({}, {"train.fp8": True}, ["train.fp8"]),
     ],
     ids=str,
 )
 def test_what_is_done_otherwise_is_told(written, base, params_with, change, more, told):
-    found = otherwise(written, base, params_with(**change), **more)
-    assert found.startswith(told)
-    assert bool(found) is bool(told)
+    assert otherwise(written, base, params_with(**change), **more) == told
 
 
 def test_other_weights_are_told(written, base, params_with):
     (base / "SOURCE.json").write_text('{"commit": "another"}')
-    assert otherwise(written, base, params_with()) == "the weights differ"
+    assert otherwise(written, base, params_with()) == ["weights"]
 
 
 @pytest.mark.parametrize("package", reference_logps.PACKAGES)
@@ -77,22 +75,12 @@ def test_another_version_of_a_package_that_computes_is_told(
 ):
     version = reference_logps.version
     monkeypatch.setattr(reference_logps, "version", lambda n: "0.0" if n == package else version(n))
-    told = otherwise(written, base, params_with())
-    assert told.startswith(f"{package} is ")
-    assert told.endswith(" in the reference and 0.0 in training")
+    assert otherwise(written, base, params_with()) == [package]
 
 
 def test_a_base_that_was_not_fetched_is_told(tmp_path, params_with):
     with pytest.raises(UserError, match="dvc repro fetch-model"):
         reference_logps.made_with(tmp_path, params_with(), dtype="float32")
-
-
-@pytest.mark.parametrize("content", [None, "[1]", "{"])
-def test_a_folder_that_does_not_say_how_it_was_made_is_told(written, base, params_with, content):
-    file = written / reference_logps.MADE_WITH
-    file.write_text(content) if content else file.unlink()
-    with pytest.raises(UserError, match=r"made_with\.json is missing or damaged.*dvc repro -f"):
-        otherwise(written, base, params_with())
 
 
 def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
@@ -108,10 +96,3 @@ def test_a_pair_is_found_by_its_tokens_and_images_wherever_they_lie(written):
     )
     for change in changes:
         assert prefix.pair_key(FEATURE | change) not in found
-
-
-def test_a_table_that_is_torn_is_told(written):
-    file = written / reference_logps.TABLE
-    file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(UserError, match=r"logps\.parquet can't be read.*dvc repro -f reference"):
-        reference_logps.by_pair(written)

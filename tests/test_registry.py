@@ -48,8 +48,7 @@ def read(raw):
     return rows, iter([Question("test", (picture(63),), "Red?", "yes")])
 
 
-named = {"name": lambda *_: "colours", "words": lambda _: "colours"}
-kind = source.Kind(Colours, fetch, **named, read=read)
+kind = source.Kind(Colours, fetch, read=read)
 kinds.KINDS[kind.tag] = kind
 
 if __name__ == "__main__":

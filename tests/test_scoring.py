@@ -3,7 +3,6 @@ and on nothing that they should not depend on.
 """
 
 import copy
-import dataclasses
 import functools
 import json
 import shutil
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.answers import controls, prompts
+from stages.answers import controls
 from stages.core.errors import UserError
 from stages.evaluation import metrics
 from stages.model import formatted, prefix, scoring
@@ -115,50 +114,9 @@ def test_another_image_changes_every_log_prob(base, pairs, images, base_logps, t
     assert apart(score(base, pairs, tmp_path), base_logps).min() > 1e-4
 
 
-def test_the_name_of_an_image_changes_nothing(base, pairs, images, base_logps, tmp_path):
-    renamed = copy.deepcopy(pairs)
-    for pair in renamed:
-        name = pair["images"][0]
-        shutil.copy(images / name, tmp_path / f"another-{name}")
-        pair["images"] = [f"another-{name}"]
-    assert not apart(score(base, renamed, tmp_path), base_logps).any()
-
-
-def test_swapping_the_answers_swaps_the_log_probs(base, pairs, images, base_logps):
-    swapped = [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs]
-    found = score(base, swapped, images)
-    for one, other in (scoring.LOGPS, scoring.LENGTHS):
-        assert list(found[one]) == pytest.approx(list(base_logps[other]), abs=1e-4)
-
-
-def test_the_adapter_is_seen_and_leaves_the_base_as_it_is(base, tuned):
-    weights = dict(base.model.named_parameters())
-    kept = 0
-    for name, parameter in tuned.model.get_base_model().named_parameters():
-        if "lora_" not in name:
-            assert (parameter == weights[name.replace(".base_layer", "")]).all(), name
-            kept += 1
-    assert kept == len(weights)
-    assert not tuned.model.training
-
-
 def test_with_the_adapter_switched_off_the_scores_are_the_bases(tuned, pairs, images, base_logps):
     with tuned.model.disable_adapter():
         assert apart(score(tuned, pairs, images), base_logps).max() < 1e-4
-
-
-def test_an_image_processed_once_is_as_llamafactory_processes_it(base, pairs, images):
-    import torch
-
-    plugin = base.template.mm_plugin
-    fields = [field.name for field in dataclasses.fields(plugin)]
-    plain = type(plugin)(**{name: getattr(plugin, name) for name in fields})
-    names = [pair["images"][0] for pair in pairs[:5]] * 2
-    files = [str(images / name) for name in names]
-    once, anew = (each._get_mm_inputs(files, [], [], base.processor) for each in (plugin, plain))
-    assert once.keys() == anew.keys()
-    assert all(torch.equal(once[key], anew[key]) for key in anew)
-    assert plugin._get_mm_inputs([], [], [], base.processor) == {}
 
 
 def test_a_missing_image_is_an_error_not_a_blank(base, pairs, tmp_path):
@@ -167,23 +125,6 @@ def test_a_missing_image_is_an_error_not_a_blank(base, pairs, tmp_path):
 
 
 # answers
-
-
-def ask(policy, rows, images, batch_tokens):
-    return scoring.answer(
-        policy, rows, images, max_new_tokens=8, batch_tokens=batch_tokens, label="test"
-    )
-
-
-def test_greedy_answers_do_not_depend_on_the_batch(base, pairs, images):
-    longer = copy.deepcopy(pairs[0])
-    longer["messages"][0]["content"] += " Say it in one word, please, and think about it first."
-    rows = [*pairs[:7], longer]
-    alone = ask(base, rows, images, 1)
-    assert ask(base, rows, images, 150) == alone
-    assert ask(base, rows[::-1], images, 9999)[::-1] == alone
-    assert len(alone) == 8
-    assert any(answer.text for answer in alone)
 
 
 def test_a_token_is_as_likely_in_generation_as_in_scoring(tuned, pairs, images):
@@ -200,25 +141,6 @@ def test_a_token_is_as_likely_in_generation_as_in_scoring(tuned, pairs, images):
         ids = feature[f"{side}_input_ids"]
         assert ids[: len(asked[0])] == asked[0]
         assert logps[0, 0] == pytest.approx(said[ids[len(asked[0])]].item(), abs=1e-4)
-
-
-def test_answers_are_a_table_of_pairs_and_questions(
-    base, checkpoint_of, formatted_dir, images, params_with
-):
-    p = params_with(**{"evaluate.generation": {"prompts": 3, "questions": 2, "max_new_tokens": 4}})
-    checkpoint = checkpoint_of(base, p)
-    asked = prompts.selected(formatted_dir, p)
-    table = prompts.answers(checkpoint, asked, images, label="test")
-    assert list(table["of"]) == ["pair"] * 3 + ["question"] * 2
-    assert list(table["id"]) == [row["id"] for row in asked]
-    again = scoring.answer(base, asked, images, max_new_tokens=4, batch_tokens=4096, label="test")
-    assert list(table["answer"]) == [answer.text for answer in again]
-    assert list(table["finished"]) == [answer.finished for answer in again]
-
-
-def test_nothing_asked_loads_no_model(checkpoint_of, images, params_with):
-    checkpoint = checkpoint_of(None, params_with())
-    assert prompts.answers(checkpoint, [], images, label="test").shape == (0, 5)
 
 
 def test_an_answer_says_how_long_it_is_and_whether_it_ended(base, pairs, images):
@@ -247,17 +169,6 @@ def test_controls_have_the_tokens_of_the_pair_and_another_image(
         lengths = ["id", "chosen_tokens", "rejected_tokens", "image_tokens"]
         pd.testing.assert_frame_equal(shown[lengths].reset_index(drop=True), own[lengths])
         assert (shown["chosen_logps"].to_numpy() != own["chosen_logps"].to_numpy()).all()
-
-
-def test_the_vision_tower_sees_each_pairs_image_once(base, pairs, images, base_logps):
-    visual = next(m for name, m in base.model.named_modules() if name.endswith("visual"))
-    seen = []
-    hook = visual.patch_embed.register_forward_hook(
-        lambda module, arguments, output: seen.append(len(output))
-    )
-    score(base, pairs, images, batch_tokens=300)
-    hook.remove()
-    assert sum(seen) == 4 * base_logps["image_tokens"].sum()  # patches: 2 x 2 make a token
 
 
 # refusals
@@ -298,10 +209,6 @@ def edited(**changes):
     return edit
 
 
-def without(name):
-    return lambda folder: (folder / name).unlink()
-
-
 def torn(folder):
     weights = folder / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:100])
@@ -325,8 +232,6 @@ WEIGHTS = "adapter_model.safetensors"
 DAMAGES = {
     "other rank": edited(r=2),
     "other modules": edited(target_modules=["no_such_module"]),
-    "no config": without("adapter_config.json"),
-    "no weights": without(WEIGHTS),
     "damaged weights": torn,
     "weights lacking": retensored(too_many=False),
     "weights too many": retensored(too_many=True),
@@ -379,9 +284,3 @@ def test_a_tensor_that_transformers_would_make_up_is_refused(
     with pytest.raises(UserError, match=told):
         scoring.load(folder, params_with())
     assert vars(AutoModelForImageTextToText)["from_pretrained"] is before
-
-
-def test_a_tensor_that_is_tied_to_another_is_not_missing(llamafactory, model_dir, params_with):
-    policy = scoring.load(model_dir, params_with())
-    embedding = policy.model.get_input_embeddings().weight
-    assert policy.model.get_output_embeddings().weight is embedding

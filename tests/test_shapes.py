@@ -194,13 +194,8 @@ def data(llamafactory, p, pairs_of_all_shapes, model_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("formatted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(params, "load", lambda: p)
-        format_stage.main(
-            pairs_of_all_shapes,
-            model_dir,
-            folder / "formatted",
-            folder / "report.json",
-            folder / "lengths.csv",
-        )
+        out, report = folder / "formatted", folder / "report.json"
+        format_stage.main(pairs_of_all_shapes, model_dir, out, report)
     return folder / "formatted"
 
 

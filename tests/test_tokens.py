@@ -174,11 +174,9 @@ def scored(qwen):
     parts = {name: getattr(qwen, name) for name in ("template", "tokenizer", "processor")}
     pairwise = PairwiseDatasetProcessor(data_args=qwen.data_args, **parts)
     return scoring.Policy(
-        family=qwen.family,
-        image_token_id=qwen.image_token_id,
+        **vars(qwen) | {"template": scoring._processing_images_once(qwen.template, qwen.processor)},
         model=None,
         pairwise=pairwise,
-        **parts | {"template": scoring._processing_images_once(qwen.template)},
     )
 
 
@@ -254,8 +252,3 @@ def test_a_token_that_can_not_be_allowed_is_refused(qwen, token, told):
     with pytest.raises(UserError) as caught:
         tokens.check_allowed([token], qwen.family, qwen.tokenizer)
     assert told in str(caught.value)
-
-
-def test_markers_are_the_special_tokens_and_the_placeholders(loaded):
-    special = {"<|im_end|>", "<|im_start|>", "<|image_pad|>", "<|endoftext|>"}
-    assert special | {"<image>", "<video>", "<audio>"} <= set(loaded.markers)

@@ -90,7 +90,9 @@ def stage(tmp_path, monkeypatch, write_params):
     return made
 
 
-def test_an_adapter_of_the_same_fingerprint_is_not_trained_again(stage, capfd, write_params):
+def test_an_adapter_of_the_same_fingerprint_is_trained_again_only_if_that_is_forced(
+    stage, capfd, write_params, monkeypatch
+):
     assert stage.run() == {"device": "cpu"}
     assert {path.name for path in stage.curves.iterdir()} == {
         *("train.csv", "validation.csv", "first_batch.json")
@@ -102,13 +104,9 @@ def test_an_adapter_of_the_same_fingerprint_is_not_trained_again(stage, capfd, w
     write_params(stage.folder / "params.yaml", **{"train.beta": 0.2})
     stage.run()
     assert stage.launched == 2
-
-
-def test_forcing_it_trains_again(stage, monkeypatch):
-    stage.run()
     monkeypatch.setattr(train, "is_forced", lambda: True)
     stage.run()
-    assert stage.launched == 2
+    assert stage.launched == 3
 
 
 def test_an_experiment_that_comes_back_to_a_finished_training_takes_it_up(

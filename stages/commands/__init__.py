@@ -1,5 +1,6 @@
-"""After the training: asking the models, merging, serving, releasing. Here is where the pipeline
-keeps what these commands use (``dvc.yaml``, which a test holds against this).
+"""What people run beside the pipeline, before a training (check, plan, use) and after it (ask,
+export, serve, release …). Here is where the pipeline keeps what these commands use
+(``dvc.yaml``, which a test holds against this).
 """
 
 import logging

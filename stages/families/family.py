@@ -7,7 +7,6 @@ there. The text behind it continues after the longer side of the image's grid of
 of 3 by 5 tokens takes 5 positions.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +29,7 @@ class Family:
     token_side: pixels of a side of the square that becomes one token.
     published: dimensions of its models by repository, as their config.json has them.
     image_token: the token that stands in a prompt for a piece of an image.
-    builds_prompts: tokens that the templates build prompts of.
+    builds_prompts: a pattern of the tokens that the templates build prompts of.
     """
 
     name: str
@@ -48,10 +47,6 @@ class Family:
     def fingerprint(self) -> dict[str, str]:
         """Hashes of the code that says how this family computes."""
         return code("families/family.py", f"families/{self.model_types[0]}.py", without=WORDS)
-
-    def builds_prompt(self, token: str) -> bool:
-        """Whether the templates build prompts of a token."""
-        return re.match(self.builds_prompts, token) is not None
 
     def image_tokens(
         self, size: tuple[int, int], *, image_processor: Any, plugin: Any, bounds: tuple[int, int]

@@ -22,12 +22,6 @@ def published() -> dict[str, Mapping[str, Mapping[str, Any]]]:
     return {name: size for family in FAMILIES for name, size in family.published.items()}
 
 
-def names() -> str:
-    """All families in words: "Qwen3-VL and Qwen2.5-VL"."""
-    *most, last = (family.name for family in FAMILIES)
-    return f"{', '.join(most)} and {last}" if most else last
-
-
 def of_type(model_type: object, *, name: str) -> Family:
     """The family of a ``model_type``; ``name`` says in a message whose it is.
 
@@ -37,8 +31,9 @@ def of_type(model_type: object, *, name: str) -> Family:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
+    names = " and ".join(family.name for family in FAMILIES)
     raise UserError(
-        f"{name}: config.json says model_type {model_type}, but this pipeline tunes {names()} "
+        f"{name}: config.json says model_type {model_type}, but this pipeline tunes {names} "
         f"models; set model.source to one, such as {FAMILIES[0].example}"
     )
 
@@ -57,19 +52,3 @@ def of_model(folder: Path) -> Family:
             f"{path} is missing or names no model_type; `dvc repro -f fetch-model` gets it again"
         ) from None
     return of_type(model_type, name=str(folder))
-
-
-def check_template(family: Family, template: str) -> None:
-    """Refuse a chat template of another family.
-
-    LLaMA-Factory takes any: image tokens may still fit, but the model sees prompts unlike those it
-    was trained on, and nothing says so.
-
-    Raises:
-        UserError: naming the template that fits.
-    """
-    if template not in family.templates:
-        raise UserError(
-            f"model.template is {template}, but the model is a {family.name}; set it to "
-            f"{' or '.join(family.templates)}"
-        )

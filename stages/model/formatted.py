@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stages.core.errors import UserError
 from stages.pairs.pairs import IMAGE_PLACEHOLDER, SPLITS
 
 # Those of llamafactory/extras/constants.py.
@@ -139,25 +138,9 @@ def _pattern(markers: frozenset[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if breakable else None
 
 
-def found(text: str, markers: Iterable[str]) -> set[str]:
-    """The markers that ``neutralised`` breaks in a text, those inside of others included."""
-    composed = unicodedata.normalize("NFC", text)
-    return {marker for marker in markers if marker in text or marker in composed}
-
-
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Rows of ``<folder>/<name>.json``, as the format stage wrote them.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    path = folder / f"{name}.json"
-    try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(
-            f"{path} is missing or damaged; `dvc repro -f format` makes it again"
-        ) from None
+    """Rows of ``<folder>/<name>.json``, as the format stage wrote them."""
+    rows: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     return rows
 
 

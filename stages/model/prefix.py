@@ -46,7 +46,7 @@ def why_not(model: Any) -> str | None:
         return f"a shared prompt is exact for {' and '.join(exact)}, and this model is {family}"
     text = inner.model.language_model.config
     attention = text._attn_implementation
-    if attention not in ("sdpa", "eager"):
+    if attention != "sdpa":
         return f"{attention} has no mask that hides one answer from the other; sdpa has one"
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         return "with a sliding window, rejected would lose sight of the prompt behind chosen"
@@ -291,9 +291,7 @@ def forward(
     hidden = body.language_model(
         inputs_embeds=embeds,
         position_ids=position_ids,
-        attention_mask=attention_mask(
-            segments, body.language_model.config._attn_implementation, embeds.dtype
-        ),
+        attention_mask=attention_mask(segments),
         use_cache=False,
         **visual,
     ).last_hidden_state
@@ -322,11 +320,9 @@ def _seen(body: Any, pixels: Any, grids: Any, order: list[int]) -> tuple[Any, li
     return placed[0], placed[1:]
 
 
-def attention_mask(segments: Any, implementation: str, dtype: Any) -> Any:
+def attention_mask(segments: Any) -> Any:
     """What each token sees, (n, 1, width, width): everything before it in its own part and in the
     prompt. Padding sees padding, since softmax over nothing is not a number.
-
-    sdpa takes booleans, eager takes what is added to the scores.
     """
     import torch
 
@@ -334,10 +330,7 @@ def attention_mask(segments: Any, implementation: str, dtype: Any) -> Any:
     width = segments.shape[1]
     before = torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
     sees = ((other == mine) | ((other == PROMPT) & (mine != PADDING))) & before
-    seen = sees[:, None]
-    if implementation == "eager":
-        return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-    return seen
+    return sees[:, None]
 
 
 # The head

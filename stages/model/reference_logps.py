@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 
 from stages.core.errors import UserError
-from stages.core.text import shown
 from stages.params.params import Params
 
 TABLE = "logps.parquet"
@@ -62,44 +61,17 @@ def write(folder: Path, logps: pd.DataFrame, made: Mapping[str, Any]) -> None:
 
 
 def by_pair(folder: Path) -> dict[str, tuple[float, float]]:
-    """Summed log-probs (chosen, rejected) in nats by ``prefix.pair_key``.
-
-    Raises:
-        UserError: the table can't be read.
-    """
-    path = folder / TABLE
-    try:
-        table = pd.read_parquet(path, columns=["key", "chosen_logps", "rejected_logps"])
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} can't be read ({shown(error, 200)}); `dvc repro -f reference` makes it again"
-        ) from None
+    """Summed log-probs (chosen, rejected) in nats by ``prefix.pair_key``."""
+    table = pd.read_parquet(folder / TABLE, columns=["key", "chosen_logps", "rejected_logps"])
     return {key: (chosen, rejected) for key, chosen, rejected in table.itertuples(index=False)}
 
 
 def differences(folder: Path, wanted: Mapping[str, Any]) -> list[str]:
-    """What a training does otherwise than the reference in ``folder`` was made; empty if nothing.
-
-    Raises:
-        UserError: the folder does not say how it was made.
-    """
-    path = folder / MADE_WITH
-    try:
-        made = dict(json.loads(path.read_text(encoding="utf-8")))
-        made |= dict(made.pop("packages"))
-    except (OSError, ValueError, TypeError, KeyError):
-        raise UserError(
-            f"{path} is missing or damaged; `dvc repro -f reference` makes it again"
-        ) from None
-    here = {name: value for name, value in wanted.items() if name != "packages"}
-    here |= wanted["packages"]
-    return [
-        "the weights differ"
-        if name == "weights"
-        else f"{name} is {made.get(name)} in the reference and {here.get(name)} in training"
-        for name in sorted({*made, *here})
-        if made.get(name) != here.get(name)
-    ]
+    """What of all that decides log-probs is another in training than for the reference."""
+    made, here = json.loads((folder / MADE_WITH).read_text(encoding="utf-8")), dict(wanted)
+    for values in (made, here):
+        values |= values.pop("packages")
+    return [name for name in sorted({*made, *here}) if made.get(name) != here.get(name)]
 
 
 def _version(package: str) -> str | None:

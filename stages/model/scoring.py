@@ -19,7 +19,6 @@ import pandas as pd
 
 from stages.core import console, portable
 from stages.core.errors import UserError
-from stages.families.family import Family
 from stages.model import formatted, prefix, tokens
 from stages.params.params import Params
 
@@ -30,15 +29,10 @@ LOGPS, LENGTHS = ["chosen_logps", "rejected_logps"], ["chosen_tokens", "rejected
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(tokens.Tokenization):
     """A loaded model with what turns pairs into its input. ``model`` is in evaluation mode."""
 
-    family: Family
-    image_token_id: int
     model: Any
-    tokenizer: Any
-    processor: Any
-    template: Any
     pairwise: Any
 
 
@@ -85,7 +79,7 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
 
     loaded.model_args.device_map = {"": torch.device(device)}
     tokenizer, processor = loaded.tokenizer, loaded.processor
-    template = _processing_images_once(loaded.template)
+    template = _processing_images_once(loaded.template, processor)
     with _all_from_files(model_dir):
         model = load_model(tokenizer, loaded.model_args, loaded.finetuning_args, is_trainable=False)
     if p.model.quantization_bit is None:
@@ -94,17 +88,10 @@ def load(model_dir: Path, p: Params, adapter: Path | None = None) -> Policy:
         model = _with_adapter(model, adapter)
     if reason := prefix.why_not(model.eval()):
         raise UserError(f"{adapter or model_dir} can't be scored: {reason}")
-    return Policy(
-        family=loaded.family,
-        image_token_id=loaded.image_token_id,
-        model=model,
-        tokenizer=tokenizer,
-        processor=processor,
-        template=template,
-        pairwise=PairwiseDatasetProcessor(
-            template=template, tokenizer=tokenizer, processor=processor, data_args=loaded.data_args
-        ),
+    pairwise = PairwiseDatasetProcessor(
+        template=template, tokenizer=tokenizer, processor=processor, data_args=loaded.data_args
     )
+    return Policy(**vars(loaded) | {"template": template}, model=model, pairwise=pairwise)
 
 
 @contextmanager
@@ -172,7 +159,7 @@ def device_name(device: str) -> str:
     return str(torch.cuda.get_device_name()) if device == "cuda" else device
 
 
-def _processing_images_once(template: Any) -> Any:
+def _processing_images_once(template: Any, processor: Any) -> Any:
     """A copy of the template whose plugin remembers the images that it processed last.
 
     LLaMA-Factory processes the image of a pair four times: encoding and collating, for chosen and
@@ -182,22 +169,16 @@ def _processing_images_once(template: Any) -> Any:
 
     plugin = copy.copy(template.mm_plugin)
     process = plugin._get_mm_inputs
-    kept: dict[str, tuple[Any, Any]] = {}  # pixel values and grid by path
 
-    def each_once(
-        images: list[str], videos: list[Any], audios: list[Any], processor: Any
-    ) -> dict[str, Any]:
-        if new := [path for path in dict.fromkeys(images) if path not in kept]:
-            seen = process(new, [], [], processor)
-            grids = seen["image_grid_thw"]
-            pixels = seen["pixel_values"].split(grids.prod(dim=1).tolist())
-            for old in list(kept)[: max(len(kept) + len(new) - IMAGES, 0)]:
-                if old not in images:
-                    del kept[old]
-            kept.update(zip(new, zip(pixels, grids.split(1), strict=True), strict=True))
+    @functools.lru_cache(IMAGES)
+    def once(path: str) -> tuple[Any, Any]:
+        seen = process([path], [], [], processor)
+        return seen["pixel_values"], seen["image_grid_thw"]
+
+    def each_once(images: list[str], *_: Any) -> dict[str, Any]:
         if not images:
             return {}
-        pixels, grids = zip(*(kept[path] for path in images), strict=True)
+        pixels, grids = zip(*map(once, images), strict=True)
         return {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.cat(grids)}
 
     plugin._get_mm_inputs = each_once
@@ -336,10 +317,6 @@ def by_length(pairs: Sequence[Mapping[str, Any]]) -> np.ndarray:
 def encode(policy: Policy, pairs: Sequence[dict[str, Any]], images: Path) -> list[dict[str, Any]]:
     """Token ids and labels of formatted pairs, a dict each, by LLaMA-Factory's own processor."""
     paths = [[str(images / name) for name in pair["images"]] for pair in pairs]
-    # All at once, which takes a third of the time.
-    policy.template.mm_plugin._get_mm_inputs(
-        [path for of_one in paths for path in of_one], [], [], policy.processor
-    )
     columns = policy.pairwise.preprocess_dataset(
         {
             "_prompt": [formatted.turns(pair) for pair in pairs],
@@ -429,31 +406,10 @@ def _left_padded(
     policy: Policy, prompts: Sequence[dict[str, Any]], asked: Sequence[list[int]], images: Path
 ) -> dict[str, Any]:
     """A batch of prompts and their tokens for ``generate``."""
-    import torch
-
-    plugin, tokenizer = policy.template.mm_plugin, policy.tokenizer
-    files = [[str(images / name) for name in prompt["images"]] for prompt in prompts]
-    rows = [torch.tensor(ids) for ids in asked]
-    width = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-    attention_mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(rows):
-        input_ids[i, width - len(row) :] = row
-        attention_mask[i, width - len(row) :] = 1
-    seen = plugin.get_mm_inputs(
-        [path for paths in files for path in paths],
-        [],
-        [],
-        [len(paths) for paths in files],
-        [0] * len(files),
-        [0] * len(files),
-        rows,
-        policy.processor,
+    batch = dict(
+        policy.tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
     )
-    batch = {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "mm_token_type_ids": (input_ids == policy.image_token_id).long(),
-        **seen,
-    }
+    batch["mm_token_type_ids"] = (batch["input_ids"] == policy.image_token_id).long()
+    if files := [str(images / name) for prompt in prompts for name in prompt["images"]]:
+        batch |= prefix.process_images(policy.template, policy.processor, files)
     return {name: tensor.to(policy.model.device) for name, tensor in batch.items()}

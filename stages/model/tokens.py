@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Tokenization:
     tokenizer: Any
     processor: Any
     template: Any
-    allowed: tuple[str, ...] = ()
+    allowed: tuple[str, ...]
 
     @property
     def markers(self) -> list[str]:
@@ -69,7 +70,12 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
             ``format.allowed_tokens`` names what is no token or builds the prompt.
     """
     family = known.of_model(model_dir)
-    known.check_template(family, p.model.template)
+    # LLaMA-Factory takes any template, and a model does not say that its prompts are another's.
+    if p.model.template not in family.templates:
+        raise UserError(
+            f"model.template is {p.model.template}, but the model is a {family.name}; set it to "
+            f"{' or '.join(family.templates)}"
+        )
     # Else LLaMA-Factory prints the tokenizer's files and every argument, for each of the stages.
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "WARN")
 
@@ -118,7 +124,7 @@ def check_allowed(allowed: Iterable[str], family: Family, tokenizer: Any) -> Non
     added = _added(tokenizer)
     ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
     for token in allowed:
-        if token in ends or token in PLACEHOLDERS or family.builds_prompt(token):
+        if token in ends or token in PLACEHOLDERS or re.match(family.builds_prompts, token):
             raise UserError(
                 f"format.allowed_tokens: the template builds prompts of {token}, so in the data it "
                 "would end a turn or ask for an image; take it out"
@@ -140,7 +146,16 @@ def count(
     """
     plugin = copy.copy(tokens.template.mm_plugin)
     plugin.expand_mm_tokens = False
-    of_image = functools.cache(functools.partial(image_tokens, tokens))
+
+    @functools.cache
+    def of_image(size: tuple[int, int]) -> int:
+        return tokens.family.image_tokens(
+            size,
+            image_processor=tokens.processor.image_processor,
+            plugin=plugin,
+            bounds=(tokens.model_args.image_min_pixels, tokens.model_args.image_max_pixels),
+        )
+
     counted = []
     for row, of_pair in zip(
         console.counted(rows, len(rows), "format", "pairs"), sizes, strict=True
@@ -156,20 +171,10 @@ def count(
         said = formatted.system(row)
         prompt, chosen = tokens.template.encode_oneturn(tokens.tokenizer, [*asked, first], said)
         _, rejected = tokens.template.encode_oneturn(tokens.tokenizer, [*asked, second], said)
-        images = sum(of_image(*size) for size in of_pair)
+        images = sum(of_image(size) for size in of_pair)
         prompt_length = len(prompt) - len(of_pair) + images
         counted.append(Lengths(images, prompt_length, len(chosen), len(rejected)))
     return counted
-
-
-def image_tokens(tokens: Tokenization, width: int, height: int) -> int:
-    """Number of tokens that an image of this size (pixels) becomes."""
-    return tokens.family.image_tokens(
-        (width, height),
-        image_processor=tokens.processor.image_processor,
-        plugin=tokens.template.mm_plugin,
-        bounds=(tokens.model_args.image_min_pixels, tokens.model_args.image_max_pixels),
-    )
 
 
 def fits(lengths: Lengths, cutoff_len: int) -> bool:

@@ -64,60 +64,46 @@ SET_ELSEWHERE = {
 # Options that undo a promise of this pipeline, or do nothing in it, and why: those of which
 # LLaMA-Factory says so in a trace after loading the model, or not at all.
 REFUSED = {
-    # what the model is shown: in training alone, where scoring and serving show something else
     "default_system": "would be shown to the model in training alone; give the pairs a system "
     "prompt of their own, which every stage keeps with preprocess.wanted.system_prompt: true",
-    "preserve_thinking": "would keep the thoughts of earlier turns in training alone; remove it",
-    "tool_format": "writes tools into the prompt, and pairs have none; remove it",
-    "split_special_tokens": "breaks up the template's own special tokens too; remove it",
-    **dict.fromkeys(
-        ("add*_tokens", "new_special_tokens_config", "resize_vocab", "rope_scaling"),
-        "would change the model in training alone; set model.source to a model that has it",
-    ),
-    **dict.fromkeys(
-        ("shift_attn", "crop_to_patches", "image_do_*", "use_audio_*", "audio_*", "video_*"),
-        "does nothing for the model families that this pipeline trains; remove it",
-    ),
-    # which pairs are trained on
-    "tokenized_path": "trains on the tokens stored there, whatever the data are; remove it",
-    "packing": "packs nothing in DPO, and cuts pairs of format.cutoff_len tokens; remove it",
-    "streaming": "ends in a StopIteration: LLaMA-Factory 0.9.5 can't stream images; remove it",
-    "dataloader_drop_last": "drops the last pairs of each epoch without counting them (all pairs, "
-    "if a batch is larger than the training split); remove it",
-    "ignore_data_skip": "makes a resumed training see its first pairs again; remove it",
-    "accelerator_config": "distributes the pairs to the processes in another way; remove it",
     "ignore_pad_token_for_loss: False": "trains on padding too; remove it",
     "max_steps: 0": "trains num_train_epochs; set it to -1 for that, or to 1 or more",
-    # which model is trained
     "finetuning_type: f*": "makes no adapter; set it to lora or oft",
-    "train_from_scratch": "starts from random weights; remove it",
-    "use_llama_pro": "is for a base that was expanded by layers; remove it",
-    **dict.fromkeys(
-        ("use_unsloth", "use_v1_kernels"),
-        "computes log-probs in another way than the reference; remove it",
-    ),
     "quantization_method: [!beh]*": "quantises nothing here; set it to bnb",
     "flash_attn: fa3": "can't be used with LLaMA-Factory 0.9.5; set it to auto",
     **dict.fromkeys(
         (
-            *("optim: galore_*", "optim: apollo_*", "use_galore", "use_apollo", "use_badam"),
-            *("pissa_init", "mixture_of_depths", "use_kt", "quantization_device_map"),
+            *("preserve_thinking", "tool_format", "split_special_tokens", "add*_tokens"),
+            *("new_special_tokens_config", "resize_vocab", "rope_scaling", "train_from_scratch"),
+            *("use_llama_pro", "use_unsloth", "use_v1_kernels"),
         ),
-        "does not work with DPO of an adapter; remove it",
+        "would change the model or its prompts in training alone, not in scoring and serving; "
+        "remove it, and set model.source to a model that has it",
     ),
-    # how it is saved and sent
-    "save_only_model": "makes an interrupted training resume with a new optimizer; remove it",
-    "save_on_each_node": "lets several machines write the same files; remove it",
-    "*swanlab*": "sends runs to a service other than MLflow; remove it",
     **dict.fromkeys(
         (
+            *("tokenized_path", "packing", "streaming", "dataloader_drop_last"),
+            *("ignore_data_skip", "accelerator_config"),
+        ),
+        "would train on other pairs than those of data/formatted; remove it",
+    ),
+    **dict.fromkeys(
+        ("save_only_model", "save_on_each_node", "*swanlab*"),
+        "would break how a training is resumed and tracked; remove it",
+    ),
+    **dict.fromkeys(
+        (
+            *("shift_attn", "crop_to_patches", "image_do_*", "use_audio_*", "audio_*", "video_*"),
+            *("optim: galore_*", "optim: apollo_*", "use_galore", "use_apollo", "use_badam"),
+            *("pissa_init", "mixture_of_depths", "use_kt", "quantization_device_map"),
             *("use_*_loss", "compute_accuracy", "use_hyper_parallel", "use_mca", "reward_model*"),
             *("ppo_*", "kto_*", "do_sample", "temperature", "top_[kp]", "max_new_tokens"),
             *("generation_*", "*num_beams", "max_length", "*_penalty", "export_*", "vllm_*"),
             *("train_on_prompt", "mask_history", "neat_packing", "galore_*", "apollo_*"),
             *("badam_*", "kt_*", "sglang_*"),
         ),
-        "does nothing in DPO; remove it (evaluate.generation is for answers)",
+        "does nothing, or can't be used, in DPO of an adapter; remove it (evaluate.generation is "
+        "for answers)",
     ),
 }
 

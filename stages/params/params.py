@@ -214,14 +214,6 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
 
-    @property
-    def needs_a_gpu(self) -> str | None:
-        """A key that asks for what a CPU can't do."""
-        given = self.train.passed_through
-        on = [f"train.{name}" for name in ("fp16", "pure_bf16", "tf32") if given.get(name)]
-        on += ["model.quantization_bit"] if self.model.quantization_bit else []
-        return next(iter(on), None)
-
 
 def load(path: Path = PARAMS_FILE) -> Params:
     """Read and check a parameters file.
@@ -269,8 +261,11 @@ def checked(document: Any, name: str) -> Params:
     if told := [*problems.values(), *arguments.problems(passed)]:
         raise UserError("; ".join(f"{name}: {problem}" for problem in told))
     found = Params.model_validate(document)
-    if found.needs_a_gpu and found.train.gpus == 0:
-        raise UserError(f"{name}: '{found.needs_a_gpu}' needs a GPU, but train.gpus is 0")
+    on_gpus = {f"train.{key}": passed.get(key) for key in ("fp16", "pure_bf16", "tf32")}
+    on_gpus["model.quantization_bit"] = found.model.quantization_bit
+    if found.train.gpus == 0 and any(on_gpus.values()):
+        key = next(key for key, value in on_gpus.items() if value)
+        raise UserError(f"{name}: '{key}' needs a GPU, but train.gpus is 0")
     return found
 
 

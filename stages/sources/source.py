@@ -43,11 +43,11 @@ class Source:
     """What ``SOURCE.json`` says. Unknown facts are ``None``; no time, host or absolute path."""
 
     kind: str
-    repo: str | None
-    revision: str | None  # as asked: a branch, a tag or a commit
-    commit: str | None  # what that was, or a package's version
-    licence: str | None
-    files: tuple[File, ...]
+    repo: str | None = None
+    revision: str | None = None  # as asked: a branch, a tag or a commit
+    commit: str | None = None  # what that was, or a package's version
+    licence: str | None = None
+    files: tuple[File, ...] = ()
     patterns: tuple[str, ...] = ()  # by which a repository's files were chosen; written if any
 
     @property
@@ -225,41 +225,21 @@ class Tables(SourceSection):
 
 
 @dataclass(frozen=True)
-class About:
-    """What people should know of a data set that ``SOURCE.json`` does not say.
-
-    ``language`` is an ISO code, ``citations`` are keys of the model card's citations.
-    """
-
-    language: str
-    note: str
-    citations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Kind:
-    """How one kind of source is written in params.yaml, fetched, read and described.
+    """How one kind of source is written in params.yaml, fetched and read.
 
     section, model_section: the keys in params.yaml, one of them ``kind: Literal["its name"]``; no
         ``model_section``: it has no models.
     fetch_data: ``fetch_data(section, out)`` fills ``out`` through ``begin`` and ``finish``.
     fetch_model: ``fetch_model(section, out, allow_pickle=…, allow_code=…)``.
-    name: what people call a source, by its section and its SOURCE.json: no place on this machine.
-    words: the same as part of a sentence of a data set's description, in Markdown.
     read: records and held-out questions of a fetched folder; None: tables (``pairs.tables``).
-    address: where a name at a commit is published, given whether it is a data set.
-    about: what else is known of a data set.
     """
 
     section: type[SourceSection]
     fetch_data: Callable[[Any, Path], Source]
-    name: Callable[[Any, Source], str]
-    words: Callable[[Source], str]
     fetch_model: Callable[..., Source] | None = None
     model_section: type[SourceSection] | None = None
     read: Callable[[Path], tuple[Iterator["Record"], Iterator["Question"]]] | None = None
-    address: Callable[[str, str, bool], str] | None = None
-    about: Callable[[Source], About | None] = lambda _: None
 
     @property
     def tag(self) -> str:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +122,6 @@ def dtype(p: Params) -> str:
 def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
     """``folder``, if its log-probs of the reference are those that this training would compute;
     else says why not.
-
-    Raises:
-        UserError: the folder does not say how it was made.
     """
     if not p.train.shared_prefix or not LOSSES[p.train.loss].reference:
         return None
@@ -136,8 +132,8 @@ def cached_reference(p: Params, folder: Path, model: Path) -> Path | None:
     if not differences:
         return folder
     print(
-        f"this training can't use the log-probs in {folder} ({'; '.join(differences)}), so it "
-        "computes the reference in each step"
+        f"this training can't use the log-probs in {folder} (it has other values of "
+        f"{', '.join(differences)}), so it computes the reference in each step"
     )
     return None
 
@@ -178,15 +174,7 @@ def environment(gpus: int, base: Mapping[str, str], *, is_portable: bool) -> dic
     One GPU of several must be chosen here, since LLaMA-Factory turns to torchrun wherever it sees
     more than one. A choice the user already made (``CUDA_VISIBLE_DEVICES``) is narrowed, never
     widened. On Ray they may be other machines' GPUs, and Ray chooses; torchrun stays on this one.
-
-    Raises:
-        UserError: ``USE_RAY`` is set, and Ray is not installed.
     """
-    if machine.on_ray(base) and find_spec("ray") is None:
-        raise UserError(
-            "USE_RAY is set, and Ray is not installed: `make extras` installs it; unset USE_RAY to "
-            "train on this machine alone"
-        )
     # Else every file and argument is listed, and the progress bar is hard to find.
     result = {"LLAMAFACTORY_VERBOSITY": "WARN"} | dict(base)
     for name in ("NNODES", "NODE_RANK", "RDZV_ID", "MIN_NNODES"):  # torchrun's for several machines

@@ -30,11 +30,6 @@ FIXES = (
         "(make use PRESET=qwen3-vl-4b-24gb)",
     ),
     (
-        r"[Ii]mage features and image tokens do not match|tokens: \d+, features",
-        "image tokens were cut or miscounted: run `dvc repro -f format`, and raise "
-        "format.cutoff_len or lower format.image_max_pixels",
-    ),
-    (
         # torch.save names no reason.
         r"No space left on device|Disk quota exceeded|inline_container\S+ \. unexpected pos",
         "the disk is full: free some space, then run the same command again; training resumes "
@@ -46,9 +41,9 @@ FIXES = (
         "train.preprocessing_num_workers",
     ),
     (
-        r"devices in the Ray cluster|Ray had no \d+ x",
-        "Ray has fewer free devices than train.gpus: start it on all machines and stop other work "
-        "on it (docs/scaling.md)",
+        r"devices in the Ray cluster|Ray had no \d+ x|No module named 'ray'",
+        "Ray needs as many free devices as train.gpus: install it (`make extras`) and start it on "
+        "all machines, and stop other work on it (docs/scaling.md)",
     ),
     (
         # Not the bare name: every distributed run mentions NCCL.
@@ -110,8 +105,6 @@ def launch(
             fix.
     """
     executable = Path(sys.executable).with_name("llamafactory-cli")
-    if not executable.exists():
-        raise UserError(f"{executable} is missing; `make repro` installs the locked requirements")
     log, events = folder / "train.log", folder / EVENTS_FILE
     events.unlink(missing_ok=True)
     steps, bar, seen = new_lines(events), None, 0
@@ -141,7 +134,10 @@ def launch(
                 watch(step)
     if process.returncode:
         said = log.read_bytes()[earlier:]  # what an earlier attempt died of is not told again
-        raise UserError(explain(process.returncode, said.decode("utf-8", errors="replace"), log))
+        output = said.decode("utf-8", errors="replace")
+        if shutil.disk_usage(folder).free < 2**20:  # the log lies there too, and may end before
+            output += "\nNo space left on device\n"
+        raise UserError(explain(process.returncode, output, log))
 
 
 def inside(events: Path, base: Mapping[str, str]) -> dict[str, str]:
@@ -213,8 +209,7 @@ def holds(folder: Path, fingerprint: str) -> bool:
         found = {"fingerprint": fingerprint, "adapter_sha256": sha256(folder / WEIGHTS)}
     except (OSError, ValueError):
         return False
-    others = ("adapter_config.json", "llamafactory.yaml")
-    return bool(made == found and all((folder / name).is_file() for name in others))
+    return bool(made == found)
 
 
 def publish(folder: Path, out: Path) -> None:

@@ -11,7 +11,6 @@ Three things are otherwise than in stock, on purpose: ``train.loss`` reaches the
 the validation pairs are means over pairs, not over batches.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -59,9 +58,6 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             self.reference = None
         elif self.reference is None and REFERENCE in os.environ:
             self.reference = reference_logps.by_pair(Path(os.environ[REFERENCE]))
-        if self.reference is not None:
-            for split in ("train_dataset", "eval_dataset"):
-                require_reference(getattr(self, split, None) or (), self.reference)
         self.data_collator = SharedPrefixCollator(
             self.data_collator,
             reference=self.reference,
@@ -78,8 +74,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         """Compare the first pairs with stock, then train.
 
         Raises:
-            UserError: they differ by more than rounding explains, or the vision tower is frozen and
-                training changed it (LLaMA-Factory#9399, #10139).
+            UserError: they differ by more than rounding explains.
         """
         file = Path(self.args.output_dir, FIRST_BATCH)
         if self.stock_because:
@@ -94,14 +89,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(compared, indent=2) + "\n", encoding="utf-8")
         logger.info_rank0(f"The first batch, compared with stock: {compared}.")
-        before = tower_digest(self.model)
-        trained = super().train(*arguments, **more)
-        if before != tower_digest(self.model):
-            raise UserError(
-                "training changed the vision tower, which is frozen: the adapter alone does not "
-                "make this model; set train.shared_prefix: false, and report it"
-            )
-        return trained
+        return super().train(*arguments, **more)
 
     def concatenated_forward(
         self, model: Any, batch: dict[str, Any], is_ref_model: bool = False
@@ -193,19 +181,6 @@ def apart(one: Sequence[Any], other: Sequence[Any]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
 
 
-def tower_digest(model: Any) -> str | None:
-    """A hash of the vision tower's weights; None where any is trained, or there are none."""
-    import torch
-
-    tower = [w for name, w in sorted(model.named_parameters()) if "visual" in name.split(".")]
-    if not tower or any(weight.requires_grad for weight in tower):
-        return None
-    digest = hashlib.sha256()
-    for weight in tower:
-        digest.update(weight.detach().flatten().contiguous().view(torch.uint8).cpu().numpy())
-    return digest.hexdigest()
-
-
 def refuse_difference(compared: Mapping[str, Any]) -> None:
     """Raise ``UserError`` if a difference of ``compared_with_stock`` is more than rounding."""
     allowed = TOLERANCE[compared["dtype"]] * max(compared["largest_logps"], 1.0)
@@ -220,18 +195,6 @@ def refuse_difference(compared: Mapping[str, Any]) -> None:
                     else "`dvc repro -f reference` makes the reference again"
                 )
             )
-
-
-def require_reference(
-    features: Sequence[Mapping[str, Any]], cached: Mapping[str, tuple[float, float]]
-) -> None:
-    """Raise ``UserError`` if a pair has no log-probs of the reference."""
-    missing = sum(prefix.pair_key(feature) not in cached for feature in features)
-    if missing:
-        raise UserError(
-            f"data/reference has no log-probs of {missing} of {len(features)} pairs: it was made "
-            "from other data; `dvc repro reference` makes it again"
-        )
 
 
 class SharedPrefixCollator:
@@ -253,7 +216,6 @@ class SharedPrefixCollator:
         self.placeholder = Image.new("RGB", (64, 64), "white") if with_placeholder else None
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Raises KeyError: the cache has no log-probs of a pair (``require_reference``)."""
         import torch
 
         images = partial(prefix.process_images, self.stock.template, self.stock.processor)
