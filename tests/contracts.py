@@ -58,7 +58,6 @@ class Stage:
 
     name: str
     file: str
-    desc: str
     module: str
     arguments: dict[str, str]
     deps: tuple[str, ...]
@@ -97,7 +96,6 @@ def stage(file: str, name: str, entry: dict[str, Any]) -> Stage:
     return Stage(
         name=name,
         file=file,
-        desc=entry["desc"],
         module=module,
         arguments=named(given, module),
         deps=tuple(filled(entry["deps"], interpolated())),

@@ -91,4 +91,4 @@ def test_answers_and_log_probs_are_those_of_the_evaluation(
     for policy, column in ((base, 2), (tuned, 3)):
         under = scoring.log_probs(policy, [pair], images, **settings)
         for line, side in ((shown[-2], "rejected"), (shown[-1], "chosen")):
-            assert float(line.split()[column]) == pytest.approx(getattr(under, side)[0], abs=0.01)
+            assert float(line.split()[column]) == pytest.approx(under[f"{side}_logps"][0], abs=0.01)

@@ -130,8 +130,8 @@ def log_probs(
     rows = [
         [
             f"{name}'s answer",
-            *(f"{getattr(found, side)[0]:z.2f}" for found in under),
-            getattr(under[0], f"{side}_tokens")[0],
+            *(f"{found[f'{side}_logps'][0]:z.2f}" for found in under),
+            under[0][f"{side}_tokens"][0],
             "" if answers[name].finished else "cut off",
         ]
         for name, side in sides.items()
