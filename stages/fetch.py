@@ -11,8 +11,7 @@ folder persists between runs: what is there and right is not fetched again.
 from pathlib import Path
 
 from stages.core import command
-from stages.core.errors import UserError, did_you_mean
-from stages.core.text import readable
+from stages.core.errors import UserError, did_you_mean, readable
 from stages.params import machine, params
 from stages.sources.kinds import KINDS, of
 

@@ -21,8 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from stages.core import command, console
-from stages.core.errors import UserError
-from stages.core.text import shown
+from stages.core.errors import UserError, shown
 from stages.model import tokens
 from stages.model.formatted import dataset_info, neutralised, prompt
 from stages.model.tokens import Lengths

@@ -194,8 +194,8 @@ def test_the_table_of_machines_counts_the_pairs_of_a_step():
 
 def test_readme_counts_the_steps_of_the_4b_preset():
     found = re.search(
-        r"([\d,]+) pairs. Training uses (\d+)% of the images, (\d+) pairs a step, "
-        r"for (\d+) epochs: about ([\d,]+) steps",
+        r"([\d,]+) pairs. Training uses (\d+)% of the images, (\d+) pairs a step, for (\d+) "
+        r"epochs: about ([\d,]+) steps",
         README,
     )
     assert found

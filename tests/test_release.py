@@ -162,7 +162,7 @@ def digest(released: Path) -> str:
     assert shown["version"] == "v1.0.0"
     assert shown["commit_hexsha"] == call("git", "rev-parse", "HEAD", folder=released).strip()
     message = call("git", "tag", "-n99", "--list", "adapter@v1.0.0", folder=released)
-    assert "raised chosen over rejected in 75.0%" in message
+    assert "win rate 75.0%" in message
     (found,) = re.findall(r"SHA-256 of the weights: (\w+)", message)
     return str(found)
 

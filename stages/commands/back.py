@@ -18,8 +18,7 @@ from typing import Any
 
 from stages.commands.verify import DIFFERENT, ROUNDING, compared
 from stages.core import command
-from stages.core.errors import UserError
-from stages.core.text import listed
+from stages.core.errors import UserError, listed
 from stages.tracking import tags
 
 KEEP = "git commit -am 'Results of this machine'"

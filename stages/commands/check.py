@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 
 from stages import preprocess
 from stages.core import command
-from stages.core.errors import UserError
-from stages.core.text import listed, readable, shown
+from stages.core.errors import UserError, listed, readable, shown
 from stages.pairs import output, tables
 from stages.pairs.pairs import Record
 from stages.pairs.refusals import REASONS

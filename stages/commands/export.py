@@ -19,8 +19,7 @@ import pandas as pd
 
 from stages.commands import ADAPTER, BASE, FORMATTED, IMAGES, require
 from stages.core import command, console
-from stages.core.errors import UserError
-from stages.core.text import readable
+from stages.core.errors import UserError, readable
 from stages.model import formatted, scoring, tokens
 from stages.pairs import output
 from stages.params import params

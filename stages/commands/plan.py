@@ -325,8 +325,10 @@ def memory(p: Params, size: Size, dtype: str) -> dict[str, float]:
 
 
 def image_tokens(p: Params) -> int:
-    """Of an image as large as it may be: 32 by 32 pixels are a token, in Qwen2.5-VL 28 by 28."""
-    return max(1, p.format.image_max_pixels // 32**2)
+    """Of an image as large as it may be."""
+    template = p.model.template
+    side = next(each.token_side for each in known.FAMILIES if template in each.templates)
+    return max(1, p.format.image_max_pixels // side**2)
 
 
 def disk(p: Params, size: Size, data_gb: float) -> dict[str, float]:

@@ -27,8 +27,7 @@ from typing import Any
 
 from stages.commands import ADAPTER, BASE, CARD, PAGE, RESULTS, require, stale
 from stages.core import command
-from stages.core.errors import UserError, of_the_hub
-from stages.core.text import listed
+from stages.core.errors import UserError, listed, of_the_hub
 from stages.evaluation import catalogue
 from stages.reporting import verdicts
 from stages.sources import source

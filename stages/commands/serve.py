@@ -36,8 +36,7 @@ from starlette.routing import Route
 
 from stages.commands.ask import MODELS, Both, load
 from stages.core import command
-from stages.core.errors import UserError
-from stages.core.text import shown
+from stages.core.errors import UserError, shown
 from stages.model import scoring
 from stages.model.formatted import IMAGE_PLACEHOLDER, SYSTEM
 from stages.params import params

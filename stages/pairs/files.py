@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from stages.core.errors import UserError
-from stages.core.text import shown
+from stages.core.errors import UserError, shown
 
 FETCHED = "SOURCE.json"  # what fetch writes last into a folder that it has filled
 # Formats that can run code when they are loaded, and programs.

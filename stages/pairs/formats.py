@@ -21,8 +21,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.core.errors import UserError
-from stages.core.text import readable, shown
+from stages.core.errors import UserError, readable, shown
 from stages.pairs.files import ending, is_hidden
 
 MOST_BYTES = 2**27  # of an encoded image, and of all files of a row of a tar: 134 MB

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stages.core.text import listed, shown
+from stages.core.errors import listed, shown
 from stages.pairs.formats import Row, Unreadable
 from stages.pairs.pairs import IMAGE_PLACEHOLDER, Record
 

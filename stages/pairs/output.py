@@ -12,8 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.core.errors import UserError
-from stages.core.text import shown
+from stages.core.errors import UserError, shown
 from stages.pairs.refusals import REASONS
 
 _MOST_LABELS = 50  # origins or kinds counted one by one in the report

@@ -19,8 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.core.errors import UserError, did_you_mean
-from stages.core.text import listed, readable, shown
+from stages.core.errors import UserError, did_you_mean, listed, readable, shown
 from stages.pairs import formats, layouts
 from stages.pairs.files import (
     CODE,

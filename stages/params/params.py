@@ -20,8 +20,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from stages.core.errors import UserError, did_you_mean
-from stages.core.text import shown
+from stages.core.errors import UserError, did_you_mean, shown
 from stages.families import known
 from stages.params import arguments
 from stages.params.losses import LOSSES

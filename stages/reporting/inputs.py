@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.core.text import readable
+from stages.core.errors import readable
 from stages.params.params import Params
 
 HUB = "https://huggingface.co"

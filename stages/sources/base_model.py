@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import UserError
-from stages.core.text import listed, shown
+from stages.core.errors import UserError, listed, shown
 from stages.families import known
 from stages.pairs.files import PICKLES, suffix
 from stages.sources.source import refuse_lfs_pointer

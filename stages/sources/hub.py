@@ -19,8 +19,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from stages.core import console
-from stages.core.errors import UserError, of_the_hub, site_of
-from stages.core.text import listed
+from stages.core.errors import UserError, listed, of_the_hub, site_of
 from stages.pairs.files import FETCHED, is_hidden
 from stages.sources import base_model, source
 from stages.sources.source import (

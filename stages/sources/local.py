@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.core import command, console
-from stages.core.errors import UserError
-from stages.core.text import listed, readable, shown
+from stages.core.errors import UserError, listed, readable, shown
 from stages.pairs.files import walk
 from stages.sources import base_model, source
 from stages.sources.source import PARTIAL, Kind, Source, SourceSection, Tables, is_permitted

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from stages.core.errors import UserError
-from stages.core.text import readable
+from stages.core.errors import UserError, readable
 from stages.pairs.files import CODE, FETCHED, PICKLES, suffix
 
 if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters

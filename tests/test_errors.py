@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from stages.core.text import listed, readable, shown
+from stages.core.errors import listed, readable, shown
 from stages.reporting import markup
 
 
