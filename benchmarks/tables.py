@@ -18,7 +18,6 @@ from stages.evaluation.catalogue import (
     BOTH,
     CORRECT,
     HEADLINE,
-    MARGIN_QUANTILES,
     METRICS,
     about,
     shown,
@@ -104,8 +103,6 @@ def keys() -> str:
         both.base: ([both.base, both.tuned, both.change], both.meaning.format(model="the model"))
         for both in BOTH
     }
-    quantiles = list(MARGIN_QUANTILES)
-    together[quantiles[0]] = (quantiles, "that share of the reward margins is below")
     told = {name for names, _ in together.values() for name in names} - together.keys()
     rows = []
     for metric in METRICS.values():

@@ -18,8 +18,7 @@ import pandas as pd
 
 from stages.answers import controls, lm_eval, prompts, task_results
 from stages.core import command
-from stages.core.errors import UserError
-from stages.evaluation import metrics, paired, shortcuts, slices, statistics
+from stages.evaluation import catalogue, metrics, paired, shortcuts, slices, statistics
 from stages.model import formatted
 from stages.model.checkpoint import Checkpoint
 from stages.pairs.pairs import SPLITS
@@ -51,19 +50,19 @@ def main(
     logps = pd.read_parquet(reference / "logps.parquet")
     of_base = dict(iter(pd.read_parquet(baseline / "controls.parquet").groupby("shown")))
     by_way = {
-        str(way): against(
-            of_base[way],
+        str(way): metrics.score(
             [pair for pair in pairs if pair["id"] in set(table["id"])],
             table.drop(columns="shown"),
+            of_base[way],
             p.train.beta,
         )
         for way, table in controlled.groupby("shown")
     }
-    scored = metrics.with_controls(against(logps, pairs, own, p.train.beta), by_way)
+    scored = metrics.with_controls(metrics.score(pairs, own, logps, p.train.beta), by_way)
     choosing = {}
     if validation:
         likewise = tuned.log_probs(validation, images, label="tuned validation")
-        of_validation = against(logps, validation, likewise, p.train.beta)
+        of_validation = metrics.score(validation, likewise, logps, p.train.beta)
         choosing = metrics.of_validation(of_validation, p.evaluate)
     answered = prompts.beside_each_other(
         asked, pd.read_parquet(baseline / "answers.parquet"), answers
@@ -98,24 +97,8 @@ def main(
         (headline, metrics.headline(measured)),
     ):
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    print(metrics.in_words(measured))
+    print(catalogue.in_words(measured))
     return tuned.cost()
-
-
-def against(
-    reference: pd.DataFrame, pairs: list[dict[str, Any]], own: pd.DataFrame, beta: float
-) -> pd.DataFrame:
-    """Scores of the pairs.
-
-    Raises:
-        UserError: the reference was not shown the same pairs in the same ways.
-    """
-    try:
-        return metrics.score(pairs, own, reference, beta)
-    except ValueError as error:
-        raise UserError(
-            f"{error}; `dvc repro -f reference baseline` makes the base's log-probs again"
-        ) from None
 
 
 def histogram(margins: np.ndarray, bins: int = 40) -> pd.DataFrame:

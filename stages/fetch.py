@@ -15,7 +15,6 @@ from stages.core.errors import UserError, did_you_mean
 from stages.core.text import readable
 from stages.params import machine, params
 from stages.sources.kinds import KINDS, of
-from stages.sources.source import Source
 
 
 def main(item: str, out: Path) -> None:
@@ -35,16 +34,11 @@ def main(item: str, out: Path) -> None:
         asked = p.data.sources[name]
         with of(name):
             fetched = KINDS[asked.kind].fetch_data(asked, out)
-    print(summary(item, fetched))
-
-
-def summary(item: str, source: Source) -> str:
-    """One line: what was fetched, its size, commit and licence."""
-    parts = [f"{len(source.files):,} files, {readable(source.size)}"]
-    if source.commit:
-        parts.append(f"{source.repo} at {source.commit}")
-    parts.append(f"licence {source.licence or 'unknown'}")
-    return f"{item}: {', '.join(parts)}"
+    commit = f"{fetched.repo} at {fetched.commit}, " if fetched.commit else ""
+    print(
+        f"{item}: {len(fetched.files):,} files, {readable(fetched.size)}, {commit}"
+        f"licence {fetched.licence or 'unknown'}"
+    )
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ def main(raw: Path, out: Path, report: Path) -> None:
     sources = settings.data.sources
     for name in sources:
         source.read(raw / name)  # refuses a folder that fetch has not completed
-    rows, questions, total = read({name: raw / name for name in sources}, sources)
+    rows, questions = read({name: raw / name for name in sources}, sources)
     with output.all_or_nothing(out) as folder:
-        shown = console.counted(rows, total, "preprocess", "rows")
+        shown = console.counted(rows, None, "preprocess", "rows")
         counted = fill(folder, shown, questions, settings.preprocess)
         output.check(counted, folder, settings.preprocess)
     output.write_report(counted, report)
@@ -108,7 +108,9 @@ def fill(
             origins[row.origin] += 1
             kinds[row.kind] += 1
             images_of.append(tuple(names))
-            shown.append([image.group for image in found] or [pairs.prompt_id(row)])
+            shown.append(
+                [image.name.removesuffix(".jpg") for image in found] or [pairs.prompt_id(row)]
+            )
             published.append(row.split)
             said = ("system", "question", "chosen", "rejected", "origin", "kind")
             add_pair(

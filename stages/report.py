@@ -1,12 +1,11 @@
 """Write all that is known of one experiment on one HTML page that opens offline.
 
-In: what evaluate measured, both models' answers, the curves, the data's counts and the sources.
+In: what evaluate measured, both models' answers, the data's counts and the sources.
 Out: the page and the adapter's model card. Both follow from their inputs alone: times, devices, the
 commit and the cost are in MLflow and in the diary (``make costs``). The experiment's
-MLflow run is completed by the results, the page, the card and the charts.
+MLflow run is completed by the results, the page and the card.
 """
 
-import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -17,9 +16,9 @@ from stages.families import known
 from stages.model import formatted
 from stages.params import params
 from stages.reporting import card as model_card
-from stages.reporting import figures, verdicts
 from stages.reporting import page as report
-from stages.reporting.inputs import Inputs, folder_name, origin, parameter_count, parsed, table
+from stages.reporting import verdicts
+from stages.reporting.inputs import Inputs, folder_name, origin, parameter_count, parsed
 from stages.tracking import runs
 
 
@@ -46,11 +45,8 @@ def main(
         metrics=parsed(results / "metrics.json"),
         scores=pd.read_parquet(details / "scores.parquet"),
         answers=pd.read_parquet(details / "answers.parquet"),
-        slices=table(results / "slices.csv"),
-        margins=table(results / "margins.csv"),
-        audit=table(details / "audit.csv"),
-        train_curve=table(curves / "train.csv"),
-        validation_curve=table(curves / "validation.csv"),
+        slices=pd.read_csv(results / "slices.csv"),
+        audit=pd.read_csv(details / "audit.csv"),
         preprocess=parsed(preprocess),
         format=parsed(format_report),
         first_batch=parsed(first_batch) if first_batch.is_file() else {},
@@ -67,12 +63,7 @@ def main(
     for concern in verdicts.concerns(given.metrics, given.slices, p.evaluate.confidence):
         print(f"{'warning' if concern.warning else 'note'}: {concern.text}")
     print(f"{page}: open it in a browser; {card}: the adapter's model card")
-
-    with tempfile.TemporaryDirectory() as folder:
-        drawn = Path(folder, "figures")
-        for name, _, figure in report.charts(given):
-            figures.save(figure, drawn / f"{name}.png")
-        runs.complete_run(results, curves, adapter, (page, card, drawn))
+    runs.complete_run(results, curves, adapter, (page, card))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ more).
 """
 
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,7 +241,31 @@ def tuned(adapter_dir: Path, model_dir: Path, params_with: Callable[..., Params]
     return scoring.load(model_dir, params_with(), adapter_dir)
 
 
-# the Hub
+# servers
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of a real S3 server, with a bucket."""
+    import botocore.session
+
+    from tests.repository import free_port, wait_for
+
+    port = free_port()
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
+        keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
+        address = f"http://127.0.0.1:{port}"
+        client = botocore.session.get_session().create_client(
+            "s3", region_name="us-east-1", endpoint_url=address, **keys
+        )
+        client.create_bucket(Bucket="shared")
+        yield address
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ FOLDERS = (
 )
 
 # Plumbing, which no stage depends on: it decides whether a stage runs or who watches it, not what
-# it writes. What of it writes, and where, is in WRITES.
+# it writes.
 EXEMPT = {
     "stages": "a docstring, and a sentence where the packages are missing",
     "stages.core": "the command line, errors and texts of numbers; where the project is",
@@ -40,11 +40,6 @@ EXEMPT = {
 }
 # What of these folders decides numbers all the same.
 DECIDES = {"stages.params.losses"}
-WRITES = {
-    "stages.core.command.write_diary": "reports/diary",
-    "stages.core.console": "reports/diary",
-    "stages.core.processes.do_each": "a temporary folder",
-}
 # Prints all parameters, so that each of them decides what it writes.
 PRINTS = "stages.reporting.page"
 # Imported by a program that a stage starts, so by no module that the stage imports.

@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from stages.evaluation.catalogue import METRICS
+from stages.evaluation.shortcuts import LISTED
 from stages.pairs.pairs import row_id
 from stages.pairs.refusals import REASONS
 from stages.params import params
@@ -188,36 +189,15 @@ def slice_table() -> pd.DataFrame:
     )
 
 
-def curve_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
-    step = np.arange(5, 45, 5)
-    train = pd.DataFrame(
-        {
-            "step": step,
-            "epoch": step / 40,
-            "loss": 0.7 - step / 100,
-            "reward_margin": step / 40,
-            "reward_accuracy": np.minimum(1, 0.5 + step / 50),
-            "chosen_logps": -1 + step / 100,
-            "rejected_logps": -2 - step / 10,
-            "learning_rate": 1e-3 * (1 - step / 40),
-        }
-    )
-    return train, train.iloc[3::4].drop(columns="learning_rate")
-
-
 def inputs_with(parameters: Mapping[str, Any] | None = None, **changed: Any) -> Inputs:
     """The demo's parameters with others by dotted name, and other inputs."""
-    train, validation = curve_tables()
     complete = Inputs(
         p=params.Params.model_validate(document(**(parameters or {}))),
         metrics=metrics_of(),
         scores=score_table(),
         answers=answer_table(),
         slices=slice_table(),
-        margins=pd.DataFrame({"margin": [-0.1, 0.1, 0.3, 0.5], "pairs": [2, 8, 20, 10]}),
-        audit=None,
-        train_curve=train,
-        validation_curve=validation,
+        audit=pd.DataFrame(columns=list(LISTED)),
         preprocess={
             "rows_in": 60,
             "rows_kept": 56,
@@ -246,12 +226,6 @@ def inputs_with(parameters: Mapping[str, Any] | None = None, **changed: Any) -> 
         adapter_parameters=12_345,
     )
     return replace(complete, **changed)
-
-
-def uncharted(parameters: Mapping[str, Any] | None = None, **changed: Any) -> Inputs:
-    """The inputs without those that only feed charts, which take most of the time."""
-    tables = ("slices", "margins", "train_curve", "validation_curve")
-    return inputs_with(parameters, **(dict.fromkeys(tables) | changed))
 
 
 class Page(HTMLParser):

@@ -144,11 +144,11 @@ def make(folder: Path, stage: str, pipeline: str = PIPELINE) -> Path:
     return project
 
 
-def commit_and_push(project: Path) -> None:
+def commit_and_push(project: Path, **more: str) -> None:
     call("git", "add", ".", folder=project)
     call("git", "commit", "--quiet", "-m", "Run", folder=project)
     call("git", "push", "--quiet", "origin", "main", folder=project)
-    call("dvc", "push", "--quiet", folder=project)
+    call("dvc", "push", "--quiet", folder=project, **more)
 
 
 def clone(project: Path, target: Path) -> Path:

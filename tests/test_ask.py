@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,15 +92,3 @@ def test_answers_and_log_probs_are_those_of_the_evaluation(
         under = scoring.log_probs(policy, [pair], images, **settings)
         for line, side in ((shown[-2], "rejected"), (shown[-1], "chosen")):
             assert float(line.split()[column]) == pytest.approx(getattr(under, side)[0], abs=0.01)
-
-
-@pytest.mark.slow
-def test_log_probs_that_are_no_numbers_are_an_error(models, tmp_path, monkeypatch):
-    from stages.model import scoring
-
-    nothing = scoring.Answer("red", 1, True)
-    broken = SimpleNamespace(chosen=[float("nan")], rejected=[-1.0])
-    monkeypatch.setattr(scoring, "log_probs", lambda *_, **__: broken)
-    row = formatted.prompt("what?", [], clean=models.clean)
-    with pytest.raises(UserError, match="not numbers, so the weights are broken"):
-        ask.log_probs(models, row, {"base": nothing, "tuned": nothing}, tmp_path)

@@ -30,7 +30,6 @@ HEADINGS = [
     "Citation",
 ]
 LEAST = {key: 1 for key in ("pairs", "images")} | around("win_rate", 0.95, 0.03)
-EASY = {f"lm_eval/easy_vqa/accuracy/{which}": 0.9 for which in ("base", "tuned", "change")}
 
 
 def rendered(parameters: Any = None, family: Any = qwen3_vl.FAMILY, **changed: Any) -> str:

@@ -52,7 +52,7 @@ def test_an_unknown_key_is_not_guessed_at(key):
         ("chosen_logps_change", -7.914, "−7.91"),  # noqa: RUF001
         ("reward_margin", 0.8368, "+0.84"),
         ("accuracy_p_value", 3.7e-56, "< 0.001"),
-        ("accuracy_p_value_summed", 0.0213, "0.021"),
+        ("correct_p_value", 0.0213, "0.021"),
         ("base_answer_tokens", 9.4, "9.40"),
         ("win_rate", float("nan"), "–"),  # noqa: RUF001
         ("win_rate", None, "–"),  # noqa: RUF001

@@ -22,7 +22,7 @@ def stage(tmp_path):
         script = tmp_path / "stage.py"
         script.write_text(
             '"""Stage: 100% of what it does."""\n'
-            "import time\n"
+            "import errno, time\n"
             "from pathlib import Path\n"
             "from stages.core import command\n"
             "from stages.core.errors import UserError\n"
@@ -48,23 +48,38 @@ def test_arguments_are_converted_by_their_annotations(stage):
     assert done.stdout == "8\n"
 
 
-def test_a_users_mistake_is_one_message_without_a_trace(stage):
-    body = """
-    try:
-        {}["key"]
-    except KeyError:
-        raise UserError("params.yaml: no such key; add it")
-    """
+@pytest.mark.parametrize(
+    ("body", "first", "keeps_its_trace"),
+    [
+        ("raise UserError('no such key; add it')", "error: no such key; add it\n", False),
+        ("try: {}['a']\nexcept KeyError: raise UserError('ours')", "error: ours\n", False),
+        ("raise ValueError('a defect')", "Traceback", True),
+        (
+            "raise OSError(errno.EROFS, 'Read-only file system', 'models/adapter')",
+            "error: Read-only file system: models/adapter; make the file system writable, then",
+            False,
+        ),
+        (
+            "Path('/dev/full').write_text('x' * 100)",
+            "error: No space left on device: while writing; free some space, then",
+            False,
+        ),
+        ("raise OSError(errno.EIO, 'Input/output error', 'x')", "Traceback", True),
+    ],
+)
+def test_a_mistake_or_a_full_disk_is_one_message_and_a_defect_keeps_its_trace(
+    stage, body, first, keeps_its_trace
+):
     done = run(stage(body, "--raw-data", "a"))
     assert done.returncode == 1
-    assert done.stderr == "error: params.yaml: no such key; add it\n"
+    assert done.stderr.startswith(first)
+    assert ("Traceback" in done.stderr) == keeps_its_trace
 
 
-def test_a_defect_keeps_its_trace(stage):
-    done = run(stage("raise ValueError('ours')", "--raw-data", "a"))
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "ValueError: ours" in done.stderr
+def test_a_reader_that_has_seen_enough_costs_no_trace(stage):
+    words = shlex.join(stage("for i in range(99999): print(i)", "--raw-data", "a"))
+    done = run(["sh", "-c", f"{words} | head -n 1"])
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,7 +1,6 @@
 """Two experiments side by side: differences, refusals and words, by hand."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from stages.core.errors import UserError
 from stages.evaluation import paired, statistics
 from stages.evaluation.paired import Change
 from stages.params.params import flattened
+from tests.test_lm_eval import results_of
 from tests.test_metrics import SETTINGS
 
 PARAMETERS: dict[str, Any] = {
@@ -183,18 +183,9 @@ def cells(text: str, name: str) -> list[str]:
     return [cell.strip().replace("\N{MINUS SIGN}", "-") for cell in line.split("|")[2:-1]]
 
 
-def answered(values: list[float], shown: str = "these") -> Results:
+def answered(values: list[float], of: str = "i") -> Results:
     """One task ``t`` with a metric of those values, each of its own image."""
-    document = {
-        "results": {"t": {"acc,none": float(np.mean(values))}},
-        "higher_is_better": {"t": {"acc": True}},
-        "datasets": {"t": {"shown": shown}},
-    }
-    rows = [
-        {"doc_id": i, "images": [f"i{i}"], "filter": "none", "metrics": {"acc": value}}
-        for i, value in enumerate(values)
-    ]
-    return Results(document, {"t": rows})
+    return results_of({"acc": values}, [f"{of}{i}" for i in range(len(values))])
 
 
 def test_a_row_has_both_figures_their_difference_and_whether_it_can_be_told():
@@ -213,7 +204,7 @@ def test_a_row_has_both_figures_their_difference_and_whether_it_can_be_told():
     assert cells(compare.render(*one_image), PREFERENCE)[4:] == [
         *("none", "20", "0", "< 0.001", "unclear")
     ]
-    other = compare.render(before, experiment(margins=(1.0,) * 40, probed=answered([1.0], "x")))
+    other = compare.render(before, experiment(margins=(1.0,) * 40, probed=answered([1.0], of="x")))
     assert "t: left out, because the two answered different documents" in other
     assert "lm-eval" not in other
 
@@ -255,11 +246,6 @@ def test_data_can_not_break_the_page_or_reach_the_terminal():
 def test_other_pairs_and_files_of_different_runs_are_refused(changed, message):
     with pytest.raises(UserError, match=message):
         compare.measures(experiment(), experiment(**changed))
-
-
-def test_nan_never_passes_for_a_loss():
-    with pytest.raises(ValueError, match="policy_logps: value 0 is nan"):
-        named(experiment(), experiment(scores=scores(policy_chosen_logps=math.nan)))
 
 
 # over seeds
@@ -316,15 +302,6 @@ def test_right_answers_are_compared_where_all_were_asked_the_same():
     assert cells(compare.over_seeds([asked]), "right answers")[0] == "3"
     (_, other) = setting("cold", 0.1, (30, 30), right=(True,))
     assert "Note: right answers are left out" in compare.over_seeds([[asked[0], other]])
-
-
-def test_another_reference_leaves_the_win_rate_out():
-    (one, _), won = setting("cold", 0.1, (30, 30)), (1.0,) * 30 + (-1.0,) * 30
-    moved = scores(won, reference_chosen_logps=-12.0, reference_rejected_logps=-12.0)
-    text = compare.over_seeds([[one, setting("cold", 0.1, (30, 30), scores=moved)[1]]])
-    assert cells(text, "preference accuracy")
-    assert "| chosen-versus-rejected" not in text
-    assert "references differ" in text
 
 
 def test_a_setting_of_one_seed_and_one_setting_twice_are_refused():

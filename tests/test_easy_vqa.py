@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from stages.answers import grading
-from stages.core.errors import UserError
 from stages.pairs.pairs import Record
-from stages.sources import easyvqa, kinds
+from stages.sources import easyvqa
 from stages.sources.topics import COLOURS, SHAPES, Scene
 
 
@@ -130,19 +129,3 @@ def test_the_test_questions_are_the_published_ones(raw: Path):
     found = list(easyvqa.questions(raw))
     assert [(q.question, q.answer) for q in found] == [(t, a) for t, a, _ in published]
     assert {q.kind for q in found} == {"colour", "shape", "presence"}
-
-
-def test_missing_or_broken_files_are_named(tmp_path: Path):
-    asked = {"mine": easyvqa.EasyVqaSource(kind="easy-vqa")}
-    questions = tmp_path / "train" / "questions.json"
-    questions.parent.mkdir()
-
-    def said() -> str:
-        rows, _, _ = kinds.read({"mine": tmp_path}, asked)
-        with pytest.raises(UserError) as caught:
-            list(rows)
-        return str(caught.value)
-
-    questions.write_text('[["what?", "red"]]')
-    assert "data.sources.mine: " in said()
-    assert "questions.json is not easy-VQA's list" in said()

@@ -88,18 +88,6 @@ def test_the_demo_shows_what_it_promises(reproduced: Path):
     assert found["lm_eval/easy_vqa/accuracy/change_low"] > 0.10
 
 
-def test_the_report_and_the_model_card_show_the_metrics(reproduced: Path):
-    found = json.loads((reproduced / "reports" / "results" / "metrics.json").read_text())
-    page = (reproduced / "reports" / "report.html").read_text()
-    card = (reproduced / "reports" / "model_card.md").read_text()
-    for key in ("win_rate", "tuned_accuracy", "base_accuracy", "win_rate_blank"):
-        assert f"{100 * found[key]:.1f}%" in page, key
-        assert f"{100 * found[key]:.1f}" in card, key
-    for stage in ("fetch@easy-vqa", "reference", "baseline", "train", "evaluate"):
-        note = json.loads((reproduced / "reports" / "diary" / f"{stage}.json").read_text())
-        assert note["seconds"] > 0
-
-
 def test_a_second_run_has_nothing_to_do(reproduced: Path):
     assert "Running stage" not in dvc(reproduced, "repro")
 
@@ -118,24 +106,6 @@ def test_a_fresh_clone_ends_clean(reproduced: Path):
     rounded = {"dvc.lock", "reports/headline.json", "reports/model_card.md"}
     for name in changed:
         assert name in rounded or name.startswith(("reports/curves/", "reports/results/")), name
-
-
-def test_asking_about_a_pair_goes_as_the_guide_shows(reproduced: Path):
-    """Line by line, without the words and numbers that another machine's adapter may change."""
-    guide = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-    shown = re.search(r"(?s)\$ make ask IMAGE=(\S+) QUESTION='(.*?)'\n(.*?)```", guide)
-    assert shown
-    words = ["-m", "stages", "ask", "--image", shown[1], "--question", shown[2]]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=reproduced, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-    def shape(text: str) -> list[str]:
-        lines = re.sub(r"[0-9a-f]{32}|-?\d+\.\d\d", "#", text).strip().splitlines()
-        return [re.split(r"(?<=:) +| {2,}", line)[0] for line in lines]
-
-    assert shape(done.stderr + done.stdout) == shape(shown[3])
 
 
 def test_the_page_is_the_same_on_every_run(reproduced: Path):

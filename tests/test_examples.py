@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tests.contracts import PRESETS, ROOT
+from tests.contracts import ROOT
 from tests.repository import (
     PARAMS,
     PUT,
@@ -39,17 +39,6 @@ def test_the_slurm_script_refuses_what_it_can_not_run():
         assert done.returncode
         assert told in done.stderr
     assert not re.search(r"(?m)^[^#\n].*\n(.*\n)*#SBATCH", SLURM.read_text())  # read before them
-
-
-def test_the_skypilot_task_has_the_fields_of_one():
-    task = YAML(typ="safe").load(SKY.read_text())
-    assert set(task) == {"name", "resources", "envs", "setup", "run"}
-    assert set(task["resources"]) <= {"accelerators", "disk_size", "use_spot"}
-    assert task["envs"].keys() == {"REPOSITORY", "NAME", "PRESET", "SHARED"}
-    assert task["envs"]["PRESET"] in {path.stem for path in PRESETS}
-    used = set(re.findall(r"\$\{?([A-Z]\w+)", task["setup"] + task["run"]))
-    used -= {"PWD", "PATH", "RAY_ADDRESS"}
-    assert {name for name in used if not name.startswith("SKYPILOT_")} <= task["envs"].keys()
 
 
 # run for real: a project of no work, stubs for SLURM's commands, a clean machine

@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -25,6 +23,7 @@ from tests.repository import (
     environment,
     hashes,
     make,
+    wait_for,
 )
 
 STAGE = (
@@ -62,11 +61,7 @@ def begun(project, marker):
         text=True,
         process_group=0,
     )
-    end = time.monotonic() + 60
-    while not marker.with_name(f"{marker.name}.begun").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(marker.with_name(f"{marker.name}.begun").exists)
     return process
 
 
@@ -79,14 +74,10 @@ def test_a_repro_that_was_ended_is_completed_by_the_next(project, tmp_path, how)
     process.communicate(timeout=30)
     assert process.returncode
     marker.unlink()
-    assert "data/pairs" in hashes_so_far(project)  # what was finished is known
+    assert "data/pairs" in hashes(project)  # what was finished is known
     said = call("dvc", "repro", folder=project)
     assert "'preprocess' didn't change" in said
     assert (project / "models/adapter/weights").read_text() == "weights"
-
-
-def hashes_so_far(project):
-    return hashes(project) if (project / "dvc.lock").exists() else {}
 
 
 @pytest.mark.slow
@@ -138,41 +129,6 @@ def test_a_remote_that_is_gone_is_one_message(project, tmp_path):
     call("dvc", "repro", "--quiet", folder=here)  # it does not need the remote
 
 
-def stage_that(body, tmp_path):
-    script = tmp_path / "stage.py"
-    script.write_text(
-        '"""A stage."""\nimport errno\nfrom pathlib import Path\n'
-        "from stages.core import command\ndef main() -> None:\n"
-        + textwrap.indent(textwrap.dedent(body), "    ")
-        + "\ncommand.run(main)\n"
-    )
-    return subprocess.run(
-        [sys.executable, str(script)],
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")
-def test_a_full_disk_is_one_message_in_every_stage(tmp_path):
-    done = stage_that("Path('/dev/full').write_text('x' * 100)", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: No space left on device: ")
-    assert "free some space, then run the same command again" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_disk_that_can_not_be_written_is_one_message_with_its_file(tmp_path):
-    body = "raise OSError(errno.EROFS, 'Read-only file system', 'models/adapter')"
-    done = stage_that(body, tmp_path)
-    expected = "error: Read-only file system: models/adapter; make the file system writable"
-    assert done.stderr.startswith(expected)
-    other = stage_that("raise OSError(errno.EIO, 'Input/output error', 'x')", tmp_path)
-    assert "Traceback" in other.stderr  # what nobody foresaw keeps its trace
-
-
 @pytest.mark.parametrize("module", sorted({stage.module for stage in stages_in("dvc.yaml")}))
 def test_every_stage_ends_in_one_way_and_with_all_that_it_started(module):
     source = text_of(f"{module.replace('.', '/')}.py")
@@ -196,11 +152,7 @@ def test_preprocess_that_was_ended_leaves_no_worker_and_completes_later(tmp_path
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    end = time.monotonic() + 60
-    while not list(tmp_path.glob(".pairs.partial/images/*")):
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: list(tmp_path.glob(".pairs.partial/images/*")))
     started = psutil.Process(process.pid).children(recursive=True)
     assert len(started) >= 2
     process.send_signal(how)

@@ -229,11 +229,8 @@ def test_pickles_code_and_hidden_files_stay_where_they_are_unless_allowed(fetch,
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model.safetensors": None}, "it holds no safetensors weights"),
-        (
-            {"model.safetensors": None, "pytorch_model.bin": b"pickle"},
-            "only as pytorch_model.bin, a pickle",
-        ),
+        ({"model.safetensors": None}, "taken; it holds no weights"),
+        ({"model.safetensors": None, "model.bin": b"x"}, "it holds model.bin.*a pickle can run"),
         ({"config.json": b'{"model_type": "llama"}'}, "model_type llama, but this pipeline tunes"),
         ({"config.json": None}, "no config.json"),
     ],
@@ -242,7 +239,7 @@ def test_a_model_that_can_not_be_used_is_refused_before_its_weights(
     refusal, tmp_path, changes, told
 ):
     repo = model(**changes)
-    assert told in refusal(repo)
+    assert re.search(told, refusal(repo))
     assert not any(kind.base_model.is_weights(str(asked.file)) for asked in repo.downloads())
     assert isinstance(repo.files, dict)
     for name, data in repo.files.items():
@@ -253,16 +250,10 @@ def test_a_model_that_can_not_be_used_is_refused_before_its_weights(
     assert not (tmp_path / "copied").exists()
 
 
-@pytest.mark.parametrize(
-    ("names", "told"),
-    [
-        *((name, "leads out of its folder") for name in (["../../x"], ["/etc/x"], ["a//x"])),
-        *((name, "leads out of its folder") for name in (["a\\x"], ["C:x"])),
-    ],
-)
-def test_names_that_no_folder_may_hold_are_refused(refusal, tmp_path, names, told):
-    files = dict.fromkeys(["rows.json", *names], b"[]")
-    assert told in refusal(Repo("owner/data", files, "dataset"), "deep/raw")
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "a//x", "a\\x", "C:x"])
+def test_names_that_no_folder_may_hold_are_refused(refusal, tmp_path, name):
+    repo = Repo("owner/data", {"rows.json": b"[]", name: b"[]"}, "dataset")
+    assert "leads out of its folder" in refusal(repo, "deep/raw")
     assert not (tmp_path / "deep").exists()
 
 
@@ -278,16 +269,20 @@ def test_a_folder_that_fetch_did_not_make_is_never_cleared(refusal, tmp_path):
 
 REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "gated": ({"gated": True, "token": TOKEN}, {}, r"is gated.*datasets/owner/table.*HF_TOKEN"),
-    "private": ({"private": True, "token": TOKEN}, {}, "was not found, or needs a token"),
-    "misspelt": ({}, {"name": "owner/tabel"}, "was not found, or needs a token"),
+    "private": ({"private": True, "token": TOKEN}, {}, "was not found, or needs another token"),
+    "misspelt": ({}, {"name": "owner/tabel"}, "was not found, or needs another token"),
     "not found": ({"token": TOKEN}, {"name": "no/such", "token": TOKEN}, "was not found"),
-    "another token": ({"gated": True, "token": "other"}, {"token": TOKEN}, "refuses the token"),
+    "another token": (
+        {"gated": True, "token": "other"},
+        {"token": TOKEN},
+        "was not found, or needs another",
+    ),
     "no such commit": ({}, {"revision": GONE}, f"no revision {GONE}"),
     "no such branch": ({}, {"revision": "mian"}, "no revision mian"),
     "no such file": ({}, {"files": ("*.csv",)}, r"no file matches \*.csv; .* holds rows\.jsonl"),
     "broken": ({"status": 500}, {}, "answers HTTP 500"),
-    "forbidden": ({"status": 403}, {}, r"HTTP 403"),
-    "too often": ({"status": 429}, {}, r"asked too often \(HTTP 429\); wait a few minutes"),
+    "forbidden": ({"status": 403}, {}, "needs another token"),
+    "too often": ({"status": 429}, {}, "HTTP 429.*; wait a few minutes"),
     "altered": ({"wrong": ["rows.jsonl"]}, {}, "rows.jsonl does not have the content"),
     "cut": ({"short": ["rows.jsonl"]}, {}, "rows.jsonl does not have|arrived incomplete"),
     "offline": ({}, {"offline": True}, "HF_HUB_OFFLINE is set"),

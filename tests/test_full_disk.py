@@ -5,14 +5,17 @@ A small tmpfs is the disk, in a namespace of its own, so that nothing has to be 
 stages that load no torch stand for all: ``stages.core.command`` says it for each.
 """
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from tests.contracts import ROOT
+from tests.copies import copied_data
 from tests.repository import STAGES, environment, make
 
 # $1 and $2: how the disk at $3 is mounted at first, and then; what follows runs on it twice.
@@ -68,46 +71,33 @@ def check(words, folder, disk):
     assert any(each in told[0] for each in wanted.split("|")), told
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, pairs_dir, write_params):
-    """Parameters of the demo, and a small table as the source of data."""
-    folder = tmp_path_factory.mktemp("project")
+@pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "fetch --item model.source --out disk/base",
+        "preprocess --raw raw --out disk/pairs --report disk/preprocess.json",
+    ],
+)
+def test_a_stage_is_stopped_by_one_message_and_completes_later(tmp_path, write_params, stage, disk):
     write_params(
-        folder / "params.yaml",
+        tmp_path / "params.yaml",
         **{
             "data.sources": {"mine": {"kind": "path", "path": "mine", "licence": None}},
             "model.source.path": str(ROOT / "demo" / "model"),
             "preprocess.workers": 1,
         },
     )
-    (folder / "mine").mkdir()
-    columns = ("images", "question", "chosen", "rejected")
-    shutil.copytree(pairs_dir / "images", folder / "mine" / "images")
-    import pandas as pd
-
-    table = pd.read_parquet(pairs_dir / "pairs.parquet")[list(columns)]
-    table["image"] = [f"images/{names[0]}" for names in table.pop("images")]
-    table.assign(origin_dataset="mine").to_json(
-        folder / "mine" / "pairs.jsonl", orient="records", lines=True
-    )
-    fetch = ("-m", "stages.fetch", "--item", "data.sources.mine", "--out", "raw/mine")
-    subprocess.run(
-        [sys.executable, *fetch], cwd=folder, env=environment(PYTHONPATH=str(ROOT)), check=True
-    )
-    return folder
-
-
-CHEAP = {
-    "fetch data": "stages.fetch --item data.sources.mine --out disk/raw",
-    "fetch model": "stages.fetch --item model.source --out disk/base",
-    "preprocess": "stages.preprocess --raw raw --out disk/pairs --report disk/preprocess.json",
-}
-
-
-@pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
-@pytest.mark.parametrize("stage", CHEAP)
-def test_a_cheap_stage_is_stopped_by_one_message_and_completes_later(project, stage, disk):
-    check([sys.executable, "-m", *CHEAP[stage].split()], project, disk)
+    (tmp_path / "mine").mkdir()
+    colours = [Image.new("RGB", (200, 200), (4 * i, 99, 99)) for i in range(40)]
+    rows = []
+    for i, image in enumerate(colours):
+        image.save(tmp_path / "mine" / f"{i}.png")
+        rows.append({"image": f"{i}.png", "question": "Q", "chosen": "A", "rejected": "B"})
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (tmp_path / "mine" / "pairs.jsonl").write_text(lines)
+    copied_data(tmp_path / "mine", tmp_path / "raw" / "mine")
+    check([sys.executable, "-m", *f"stages.{stage}".split()], tmp_path, disk)
 
 
 @pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])

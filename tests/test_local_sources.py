@@ -25,7 +25,6 @@ from tests.copies import copied_data, copied_model
 from tests.hub_server import DEMO, Repo, serve
 from tests.repository import call
 from tests.run_stages import fresh_clone
-from tests.test_sharing import s3  # noqa: F401
 
 COLAB = "/content/drive/MyDrive/dpo/images/"
 
@@ -89,7 +88,7 @@ def fetched(out: Path, **sources: PathData) -> list[Record]:
     for name, asked in sources.items():
         local.fetch_data(asked, out / name)
         assert source.read(out / name).kind == "path"
-    rows, questions, _ = kinds.read({name: out / name for name in sources}, dict(sources))
+    rows, questions = kinds.read({name: out / name for name in sources}, dict(sources))
     assert list(questions) == []
     return list(rows)
 
@@ -144,7 +143,7 @@ def test_own_data_are_copied_and_every_row_has_its_image(made, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_file_from_https_or_s3_is_imported_by_dvc_and_read(tmp_path, s3):  # noqa: F811
+def test_a_file_from_https_or_s3_is_imported_by_dvc_and_read(tmp_path, s3):
     """The guide's lines, from a server of this machine."""
     import botocore.session
 
@@ -189,7 +188,7 @@ def test_two_sources_are_read_in_turn_and_name_their_rows(tmp_path):
     easy = easyvqa.EasyVqaSource(kind="easy-vqa")
     easyvqa.fetch_data(easy, tmp_path / "raw" / "easy")
     places = {name: tmp_path / "raw" / name for name in ("easy", "one")}
-    records, questions, _ = kinds.read(places, {"easy": easy, **sources})
+    records, questions = kinds.read(places, {"easy": easy, **sources})
     assert (next(records).origin, next(questions).where) == ("easy", "easy: test question 0")
 
 
@@ -210,15 +209,6 @@ def test_an_experiment_with_one_source_fetches_that_one_alone(tmp_path, write_pa
     assert "Stage 'fetch@one' didn't change" in said
     assert "Running stage 'fetch@two-2'" in said
     assert source.read(clone / "data" / "raw" / "two-2").licence == "MIT"
-
-
-def test_what_is_wrong_with_a_source_names_it(tmp_path):
-    write(tmp_path, {"a.json": [{"a": 1}, {"a": 2}]})
-    write(tmp_path / "raw" / "odd", {"a.json": [{"a": 1}, {"a": 2}]})
-    places, asked = {"odd": tmp_path / "raw" / "odd"}, {"odd": entry(tmp_path / "a.json")}
-    rows, _, _ = kinds.read(places, asked)
-    with pytest.raises(UserError, match=r"^data\.sources\.odd: "):
-        list(rows)
 
 
 # What is copied, and what is not
@@ -309,11 +299,6 @@ def test_a_link_inside_an_archive_becomes_the_file_that_it_leads_to(tmp_path):
 def test_a_source_that_holds_the_folder_to_be_filled_is_refused(tmp_path):
     write(tmp_path, {"rows.json": [plain(0, None)]})
     assert "name another folder" in refusal(tmp_path, tmp_path / "sub" / "raw")
-
-
-def test_the_licence_of_a_local_source_is_the_one_that_params_name(tmp_path):
-    path = write(tmp_path, {"rows.json": [plain(0, None)]}) / "rows.json"
-    assert copied_data(path, tmp_path / "raw", licence="CC0-1.0").licence == "CC0-1.0"
 
 
 def test_a_model_in_the_hugging_face_cache_can_be_named_by_its_snapshot_folder(

@@ -1,6 +1,4 @@
-"""A user's own data, in the shapes in which people have it, through every stage with the demo's
-model.
-"""
+"""A user's own data, in the shapes in which people have it, through every stage."""
 
 import io
 import json
@@ -36,10 +34,11 @@ def answers(number):
 
 def sharegpt_zip(folder):
     """What a notebook left on a drive: ranking data of LLaMA-Factory with the paths of the machine
-    that wrote it, system prompts and earlier turns, in a zip with the images."""
+    that wrote it, system prompts and earlier turns, in a zip with the images.
+    """
     rows = []
     with zipfile.ZipFile(folder / "dpo.zip", "w") as archive:
-        for number in range(60):
+        for number in range(30):
             archive.writestr(f"dataset/pictures/{number}.png", picture(number))
             chosen, rejected = answers(number)
             before = [
@@ -57,25 +56,15 @@ def sharegpt_zip(folder):
                     "images": [f"/content/drive/MyDrive/dataset/pictures/{number}.png"],
                 }
             )
-        archive.writestr("dataset/train.json", json.dumps(rows[:45]))
-        archive.writestr("dataset/val.json", json.dumps(rows[45:]))
-    return {
-        "data.sources": {
-            "prepared": {
-                "kind": "path",
-                "path": str(folder / "dpo.zip"),
-                "licence": None,
-            }
-        },
-        "preprocess.wanted.turns": 2,
-        "preprocess.wanted.system_prompt": True,
-    }
+        archive.writestr("dataset/train.json", json.dumps(rows[:22]))
+        archive.writestr("dataset/val.json", json.dumps(rows[22:]))
+    return {"kind": "path", "path": str(folder / "dpo.zip"), "licence": None}
 
 
 def rlaif_parquet(folder):
-    """RLAIF-V's columns, with some texts alone and some pairs of images."""
+    """RLAIF-V's columns."""
     rows = []
-    for number in range(60):
+    for number in range(30, 60):
         chosen, rejected = answers(number)
         image = {"bytes": picture(number), "path": f"{number}.png"}
         rows.append(
@@ -91,12 +80,11 @@ def rlaif_parquet(folder):
         )
     pq.write_table(pa.Table.from_pylist(rows), folder / "data.parquet")
     columns = {"origin": "origin_dataset"}
-    path = {"kind": "path", "path": str(folder), "licence": None, "columns": columns}
-    return {"data.sources": {"rlaif": path}}
+    path = str(folder / "data.parquet")
+    return {"kind": "path", "path": path, "licence": None, "columns": columns}
 
 
-@pytest.mark.parametrize("made", [sharegpt_zip, rlaif_parquet], ids=lambda made: made.__name__)
-def test_own_data_goes_through_every_stage(made, model_dir, write_params, tmp_path, monkeypatch):
+def test_own_data_goes_through_every_stage(model_dir, write_params, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     mine, project = tmp_path / "mine", tmp_path / "project"
     mine.mkdir()
@@ -105,9 +93,13 @@ def test_own_data_goes_through_every_stage(made, model_dir, write_params, tmp_pa
     (project / "tasks" / "easy_vqa").mkdir(parents=True)
     write_params(
         project / "params.yaml",
-        **made(mine),
         **run_stages.SMALL,
-        **{"model.source": {"kind": "path", "path": str(model_dir), "licence": "Apache-2.0"}},
+        **{
+            "data.sources": {"prepared": sharegpt_zip(mine), "rlaif": rlaif_parquet(mine)},
+            "model.source": {"kind": "path", "path": str(model_dir), "licence": "Apache-2.0"},
+            "preprocess.wanted.turns": 2,
+            "preprocess.wanted.system_prompt": True,
+        },
     )
     run_stages.main()
 
@@ -124,7 +116,9 @@ def test_own_data_goes_through_every_stage(made, model_dir, write_params, tmp_pa
     assert (scores["policy_chosen_logps"] != scores["reference_chosen_logps"]).all()
     curve = pd.read_csv(project / "reports" / "curves" / "train.csv")
     assert abs(curve["reward_margin"].iloc[0]) < 1e-3
-    if made is sharegpt_zip:
-        assert counted["pairs_by_split"]["validation"] == 15
-        assert {len(row["messages"]) for row in rows} == {1, 2, 3, 4}
+    assert {len(row["messages"]) for row in rows} == {1, 2, 3, 4}
+    pairs = pd.read_parquet(project / "data" / "pairs" / "pairs.parquet")
+    assert dict(pairs["origin"].value_counts()) == {"prepared": 30, "set0": 15, "set1": 15}
+    published = pairs[pairs["origin"] == "prepared"]["split"]
+    assert (published == "validation").sum() == 8
     assert (project / "reports" / "report.html").stat().st_size > 10_000

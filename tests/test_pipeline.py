@@ -4,8 +4,6 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,6 @@ from tests.contracts import (
     PRESETS,
     ROOT,
     STAGES,
-    WRITES,
     closure,
     code_deps,
     covers,
@@ -75,33 +72,6 @@ def test_the_project_is_no_larger_than_its_ceilings(measure):
 def module_of(path: Path) -> str:
     name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
     return name.removesuffix(".__init__")
-
-
-def test_plumbing_writes_nothing_that_is_an_output():
-    """Nothing depends on it, so a change of it must not change what a stage writes."""
-    outs = {out for stage in STAGES for out in stage.outs}
-    for place in WRITES.values():
-        assert not any(covers_path(out, place) or covers_path(place, out) for out in outs), place
-    for path in (ROOT / "stages").rglob("*.py"):
-        module = module_of(path)
-        if exempt(module):
-            for function, call in writing_calls(module):
-                assert any(f"{module}.{function}".startswith(name) for name in WRITES), (
-                    f"{module}.{function} calls {call}: plumbing does not write; if it writes "
-                    "where no output is, name it in WRITES, else it is a dep like any other module"
-                )
-
-
-def writing_calls(module: str) -> Iterator[tuple[str, str]]:
-    """Function and call of everything in a module that may write a file."""
-    names = ("write_text", "write_bytes", "to_csv", "to_parquet", "to_json", "copy", "copyfile")
-    for node in tree(module).body:
-        for call in (n for n in ast.walk(node) if isinstance(n, ast.Call)):
-            text = ast.unparse(call.func)
-            mode = [ast.unparse(argument) for argument in call.args[-1:]]
-            opens = text.endswith("open") and any(set("wax+") & set(m.strip("\"'")) for m in mode)
-            if text.rpartition(".")[2] in names or (opens and len(mode[0]) < 6):
-                yield getattr(node, "name", "<module>"), text
 
 
 # What a change reruns, at most: CONTRIBUTING shows the same table.
@@ -164,24 +134,6 @@ def stale(file: str) -> set[str]:
     }:
         found |= more
     return found
-
-
-def test_another_preset_or_task_that_is_not_asked_for_reruns_nothing():
-    for path in [*PRESETS, *(ROOT / "tasks").rglob("*.*")]:
-        name = path.relative_to(ROOT).as_posix()
-        if not covers_path(interpolated()["evaluate.task_files"], name):
-            assert not stale(name), name
-
-
-def test_changing_the_evaluation_never_scores_the_pairs_again():
-    """``reference`` takes the longest after training."""
-    for key in ("evaluate.controls", "evaluate.generation", "evaluate.lm_eval", "evaluate.seed"):
-        reading = {
-            s.name
-            for s in stages_in("dvc.yaml")
-            if any(covers(declared, key) for declared in s.params["params.yaml"])
-        }
-        assert reading <= {"baseline", "evaluate", "report"}, key
 
 
 def test_what_lm_evals_task_files_import_is_known_to_the_stages_that_run_them():
@@ -255,22 +207,6 @@ def test_every_path_in_a_command_is_a_dependency_or_an_output_and_the_reverse(st
     assert told == declared, f"{stage.name}: not in its command: {sorted(declared - told)}"
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_what_a_stage_reads_another_writes(stage):
-    outs = {out for other in STAGES if other.name != stage.name for out in other.outs}
-    for path in stage.data:
-        written = any(covers_path(out, path) or covers_path(path, out) for out in outs)
-        in_git = any(covers_path(path, file) for file in tracked_files())
-        assert written or in_git, f"{stage.name}: nothing writes {path}"
-
-
-def test_no_two_stages_write_the_same_place():
-    outs = [out for stage in STAGES for out in stage.outs]
-    clashes = [(a, b) for a in outs for b in outs if a != b and covers_path(a, b)]
-    assert len(outs) == len(set(outs))
-    assert not clashes
-
-
 def test_every_plot_draws_columns_of_an_output():
     outs = {out for stage in STAGES for out in stage.outs}
     for plot in yaml_of("reports/dvc.yaml")["plots"]:
@@ -305,25 +241,6 @@ def test_no_stage_imports_torch_or_the_trainer_before_it_needs_them():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_every_curve_is_one_that_the_trainer_logs():
-    trainers = [
-        package_folder("llamafactory") / "train" / "dpo" / "trainer.py",
-        package_folder("transformers") / "trainer.py",
-    ]
-    source = "".join(path.read_text(encoding="utf-8") for path in trainers)
-    for name in history.CURVES:
-        assert re.search(rf"""["']({{prefix}})?{re.escape(name).replace('"', "")}["']""", source), (
-            f"history.CURVES: neither trainer logs {name}"
-        )
-
-
-def package_folder(name: str) -> Path:
-    spec = find_spec(name)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
 
 
 # LLaMA-Factory's own argument classes

@@ -218,11 +218,11 @@ def test_an_image_of_the_held_out_questions_is_in_no_pair(run, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
-        ([row(i, image=b"x") for i in range(5)], {}, "none of the 5 rows could be used (5 undec"),
+        ([row(i, image=b"x") for i in range(5)], {}, "5 of the 5 rows can't be used (5 undec"),
         (
             [*(row(i, rejected=None if i % 4 == 3 else "no") for i in range(40)), row(0)],
             {},
-            "10 of the 41 rows can't be used (10 missing_field, 1 exact_duplicate), more than "
+            "11 of the 41 rows can't be used (10 missing_field, 1 exact_duplicate), more than "
             "preprocess.max_dropped (0.2) allows; the first, a.parquet row 4: rejected; missing_",
         ),
         (
@@ -272,14 +272,6 @@ def test_a_failure_leaves_the_old_output_and_nothing_half_made(run, tmp_path, mo
     with pytest.raises(type(failure) if isinstance(failure, Exception) else failure):
         run(raw)
     assert everything(tmp_path) == before
-
-
-def test_the_remains_of_a_killed_run_are_cleared(run, tmp_path):
-    (tmp_path / ".pairs.partial" / "images").mkdir(parents=True)
-    (tmp_path / ".pairs.partial" / "images" / "old.jpg").write_bytes(b"old")
-    run(raw_folder(tmp_path / "raw", [row(number) for number in range(40)]))
-    assert not (tmp_path / ".pairs.partial").exists()
-    assert not (tmp_path / "pairs" / "images" / "old.jpg").exists()
 
 
 # Workers
@@ -339,18 +331,21 @@ class Later:
     def __init__(self):
         self.submitted = 0
 
-    def submit(self, contents):
+    def submit(self, function, work, contents):
         self.submitted += len(contents)
         future: Future[list[images.Stored | Refusal]] = Future()
         result = future.result
 
         def when_asked(timeout=None):
             if not future.done():
-                future.set_result([fragile(data) for data in contents])
+                future.set_result(function(work, contents))
             return result(timeout)
 
         future.result = when_asked  # type: ignore[method-assign]
         return future
+
+    def shutdown(self, **_):
+        pass
 
 
 @settings(deadline=None)  # other processes may hold the processor
@@ -363,9 +358,9 @@ def test_rows_come_back_in_order_and_each_image_is_decoded_once(contents, window
     pool, rows = Later(), records(*contents)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images, "_ROWS", size)
-        found = list(
-            images.in_order(rows, pool.submit, refuse=refusals.text_refusal, window=window)
-        )
+        patch.setattr(images, "_BATCHES", window)
+        patch.setattr(images, "pool", lambda _: pool)
+        found = list(images.decode(rows, refusals.text_refusal, work=fragile, workers=1))
     assert [row for row, _ in found] == rows
     for row, outcome in found:
         if row.images is None:
@@ -391,34 +386,18 @@ def test_the_rows_held_at_once_are_bounded_whatever_their_number(monkeypatch, re
             del row
 
     monkeypatch.setattr(images, "_ROWS", batch)
+    monkeypatch.setattr(images, "_BATCHES", window)
+    monkeypatch.setattr(images, "pool", lambda _: Later())
     gc.disable()  # nothing may depend on the collector of cycles
     try:
-        submit = Later().submit
-        found = images.in_order(source(), submit, refuse=refusals.text_refusal, window=window)
+        found = images.decode(source(), refusals.text_refusal, work=fragile, workers=1)
         assert sum(1 for _ in found) == 2000
     finally:
         gc.enable()
     assert peak[0] <= (window + 1) * batch + 1  # a batch and a row are being read
 
 
-def test_a_batch_is_bounded_in_rows_and_in_bytes_and_loses_none():
-    rows = records(*[b"x"] * 100, *[bytes(2**19)] * 5, b"y")
-    found = list(images.batches(rows))
-    assert [row for batch in found for row in batch] == rows
-    assert [len(batch) for batch in found] == [32, 32, 32, 6, 2, 2]
-
-
 # The report
-
-
-@settings(deadline=None)  # other processes may hold the processor
-@given(st.dictionaries(st.text(), st.integers(1, 1000)))
-def test_label_counts_lose_no_pair_and_are_safe_names(found):
-    named = output.by_label(found)
-    assert sum(named.values()) == sum(found.values())
-    assert all(name and not set(name) & set("./\\: \n") for name in named)
-    shuffled = dict(random.Random(1).sample(list(found.items()), len(found)))
-    assert output.by_label(shuffled) == named
 
 
 def test_label_counts_sum_up_rare_ones():

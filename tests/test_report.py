@@ -24,11 +24,8 @@ def write_inputs(folder: Path) -> dict[str, Path]:
         (folder / f"{name}.json").write_text(json.dumps(getattr(inputs, name)))
     inputs.scores.to_parquet(folder / "details" / "scores.parquet")
     inputs.answers.to_parquet(folder / "details" / "answers.parquet")
-    tables = {"results/slices": inputs.slices, "results/margins": inputs.margins}
-    tables |= {"curves/train": inputs.train_curve, "curves/validation": inputs.validation_curve}
-    for name, table in tables.items():
-        assert table is not None
-        table.to_csv(folder / f"{name}.csv", index=False)
+    inputs.slices.to_csv(folder / "results" / "slices.csv", index=False)
+    inputs.audit.to_csv(folder / "details" / "audit.csv", index=False)
     (folder / "formatted" / "test.json").write_text(json.dumps(inputs.test_pairs))
     for i, pair in enumerate(inputs.test_pairs):
         (folder / "images" / pair["images"][0]).write_bytes(picture_of(i))
@@ -53,36 +50,27 @@ def write_inputs(folder: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def arguments(tmp_path, monkeypatch, write_params) -> dict[str, Path]:
+def joined() -> list[Any]:
+    """What completed an MLflow run."""
+    return []
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch, write_params, joined) -> dict[str, Path]:
     write_params(tmp_path / "params.yaml", **{"train.beta": 0.25})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_EXP_NAME", "brave-lion")
-    monkeypatch.setattr(runs, "complete_run", lambda *_: None)
+    monkeypatch.setattr(runs, "complete_run", lambda *given: joined.append(given))
     return write_inputs(tmp_path)
 
 
-def test_page_card_and_charts_complete_the_run(arguments, monkeypatch):
-    joined = []
-
-    def complete(*places_and_files: Any) -> None:
-        *places, files = places_and_files
-        names = {path.name: sorted(inner.name for inner in path.glob("*")) for path in files}
-        joined.append((*places, names))
-
-    monkeypatch.setattr(runs, "complete_run", complete)
-    report.main(**arguments)
-    ((*places, files),) = joined
-    assert places == [arguments[name] for name in ("results", "curves", "adapter")]
-    assert set(files) == {"report.html", "model_card.md", "figures"}
-    assert {"curve-loss.png", "margins.png"} <= set(files["figures"])
-    assert "library_name: peft" in arguments["card"].read_text(encoding="utf-8")
-
-
 def test_page_and_card_follow_from_what_the_stages_wrote_and_nothing_else(
-    arguments, tmp_path, monkeypatch, capsys
+    arguments, joined, tmp_path, monkeypatch, capsys
 ):
     report.main(**arguments)
     first = [arguments[name].read_bytes() for name in ("page", "card")]
+    of_the_run = [arguments[name] for name in ("results", "curves", "adapter", "page", "card")]
+    assert joined == [(*of_the_run[:3], tuple(of_the_run[3:]))]
     page = Page(first[0].decode())
     assert "Preference tuning of demo/model on easy-vqa" in page.text
     assert "beta: 0.25" in page.text
@@ -102,13 +90,7 @@ def test_page_and_card_follow_from_what_the_stages_wrote_and_nothing_else(
         assert b"brave-lion" not in content
 
 
-def test_the_stage_copes_without_files_that_only_feed_charts(arguments):
-    for name in ("slices", "margins"):
-        (arguments["results"] / f"{name}.csv").unlink()
-    (arguments["curves"] / "validation.csv").unlink()
-    (arguments["curves"] / "train.csv").write_text("")
-    report.main(**arguments)
-    assert "There is nothing to draw." in arguments["page"].read_text(encoding="utf-8")
+def test_an_adapter_without_its_configuration_is_one_clear_error(arguments):
     (arguments["adapter"] / "llamafactory.yaml").unlink()
     with pytest.raises(UserError, match=r"llamafactory\.yaml is missing"):
         report.main(**arguments)

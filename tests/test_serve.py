@@ -20,8 +20,6 @@ from typing import Any
 import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from stages.commands import ask as asking
@@ -233,37 +231,6 @@ def test_limits_options_and_the_stream(api):
     text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
     assert text == said(api.post(PATH, json=asked(RED, "what?")))
     assert events[-1]["choices"][0]["finish_reason"] in ("stop", "length")
-
-
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
-    max_leaves=6,
-)
-PART = st.sampled_from([RED, picture(url(b"")), picture("x"), "what?", "<|image_pad|>"]) | JUNK
-REQUEST = st.builds(
-    lambda content, more: {"model": "tuned", "max_tokens": 2} | more | {
-        "messages": asked(*content)["messages"]
-    },
-    st.lists(PART, max_size=4),
-    st.dictionaries(st.sampled_from(sorted(serve.Asked.model_fields)), JUNK, max_size=2),
-)  # fmt: skip
-
-
-@pytest.mark.slow
-def test_random_requests_are_answered_or_refused_and_the_next_one_is_right(api):
-    right = said(api.post(PATH, json=asked(RED, "what?")))
-
-    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(REQUEST)
-    def ask(request: dict[str, Any]) -> None:
-        answer = api.post(PATH, content=json.dumps(request))
-        assert answer.status_code in (200, 400), answer.text
-        if answer.status_code == 400:
-            assert answer.json()["error"]["message"]
-
-    ask()
-    assert said(api.post(PATH, json=asked(RED, "what?"))) == right
 
 
 @pytest.mark.slow

@@ -231,28 +231,12 @@ def lock(name: str) -> dict[str, list[Requirement]]:
     return locked
 
 
-def test_no_package_host_is_written_anywhere():
-    files = [
-        *ROOT.glob("requirements*"),
-        ROOT / "Makefile",
-        ROOT / ".ci/run",
-        ROOT / "pyproject.toml",
-    ]
-    for file in files:
-        text = file.read_text()
-        assert "://" not in re.sub(r"sqlite:///|https?://127\.0\.0\.1", "", text), file
-        assert not re.search(r"(?m)^\s*(-i|-f|--(extra-)?index-url|--find-links)\b", text), file
-
-
 def test_the_workflow_runs_what_ci_runs_with_the_oldest_python():
     makefile, pyproject = ((ROOT / name).read_text() for name in ("Makefile", "pyproject.toml"))
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     steps = workflow["jobs"]["test"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
-    run = (ROOT / ".ci/run").read_text()
-    assert run.splitlines()[-1] == "make test"
-    assert "until apt-get -qq update" in run  # else it fails beside another apt
-    assert "apt-get -qq -o DPkg::Lock::Timeout=300 install" in run
+    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "make test"
     assert os.access(ROOT / ".ci/run", os.X_OK)
     stated = {
         ".".join(re.findall(r"version_info >= \((\d+), (\d+)\)", makefile)[0]),

@@ -7,7 +7,7 @@ from PIL import Image
 
 from stages.evaluation import shortcuts
 from stages.reporting.page import render
-from tests.experiment import uncharted
+from tests.experiment import inputs_with
 
 
 def pair(name, chosen, rejected, question="What is it?", image=None):
@@ -101,8 +101,8 @@ def test_findings_are_listed_and_counted(tmp_path):
         "audited_images": 1,
         "near_duplicate_images": 1,
     }
-    page = render(uncharted(audit=table))
+    page = render(inputs_with(audit=table))
     assert "contradictory pairs" in page
     assert "<code>b.jpg</code>" in page
     empty = pd.DataFrame(columns=list(shortcuts.LISTED))
-    assert "No pair contradicts another" in render(uncharted(audit=empty))
+    assert "No pair contradicts another" in render(inputs_with(audit=empty))

@@ -79,9 +79,3 @@ def test_every_value_is_in_exactly_one_bin_and_equal_ones_share_it(numbers):
     for i, one in enumerate(held):
         for other in held[i + 1 :]:
             assert max(one) < min(other)
-
-
-def test_a_spreadsheet_computes_nothing_of_what_the_data_call_a_slice(scores):
-    table = slices.table(scores.assign(kind="=1+1"), SETTINGS)
-    assert "'=1+1" in set(table["slice"])
-    assert "=1+1" not in set(table["slice"])

@@ -11,7 +11,7 @@ import pytest
 
 from stages.commands import sweep
 from stages.core.errors import UserError
-from tests.repository import ROOT, attempt, call, environment
+from tests.repository import ROOT, attempt, call, environment, wait_for
 
 STAGE = """
 import json, os, pathlib, sys, time
@@ -139,10 +139,7 @@ def test_uncommitted_edits_are_refused_and_an_interruption_leaves_no_process(pro
         found = psutil.process_iter(["cmdline"])
         return [each for each in found if str(log) in (each.info["cmdline"] or ())]
 
-    end = time.monotonic() + 60
-    while not training():
-        assert time.monotonic() < end, "the experiment never began"
-        time.sleep(0.2)
+    wait_for(training)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     time.sleep(1)

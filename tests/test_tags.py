@@ -74,7 +74,6 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.branch": "main",
         "mlflow.source.git.repoURL": "https://host/us/pairs.git",
-        "git.branch": "main",
         "git.state": "clean",
         "dvc.experiment": "brave-cat",
         "dvc.md5.data/pairs": "aa.dir",

@@ -5,14 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.evaluation import catalogue, paired
-from stages.evaluation.catalogue import BOTH, METRICS
+from stages.evaluation import paired
 from stages.reporting import verdicts
-from stages.reporting.page import others, render
-from tests.experiment import POPE, around, metrics_of, slice_table, uncharted
+from stages.reporting.page import render
+from tests.experiment import POPE, Page, around, inputs_with, metrics_of, slice_table
 from tests.test_metrics import SETTINGS
-
-EVERY = metrics_of()
 
 
 @pytest.mark.parametrize(
@@ -24,23 +21,10 @@ def test_a_verdict_needs_the_whole_interval_on_one_side(low, high, expected):
     assert verdicts.verdict(values, "win_rate") == expected
 
 
-def test_the_headline_gives_every_figure_with_its_interval():
-    assert verdicts.headline(metrics_of(pairs=799, images=799)) == (
-        "On 799 held-out pairs the tuned model raised chosen over rejected in 95.0% [92.0, 98.0] "
-        "of them; it gives chosen the higher log-prob per token in 95.0% [92.0, 98.0], the base in "
-        "72.0% [67.0, 77.0]. Of 16 held-out questions it answers 90.0% [87.0, 93.0] right, the "
-        "base 40.0% [37.0, 43.0]."
-    )
-    assert "40 held-out pairs (13 images)" in verdicts.headline(metrics_of(images=13))
-
-
-def test_the_headline_does_not_claim_what_the_interval_does_not_show():
+def test_the_page_claims_no_more_than_the_interval_shows():
     unclear = metrics_of(**around("win_rate", 0.52, 0.05))
-    worse = metrics_of(**around("win_rate", 0.3, 0.05))
-    assert "not clearly more or less than half" in verdicts.headline(unclear)
-    assert "less than half" in verdicts.headline(worse)
-    assert "No clear change" in render(uncharted(metrics=unclear))
-    assert "raised rejected over chosen" in render(uncharted(metrics=worse))
+    page = Page(render(inputs_with(metrics=unclear))).text
+    assert "No clear change of preference. Chosen-versus-rejected win rate 52.0% [47.0" in page
 
 
 def concerns_of(slices: Any = None, **changed: Any) -> list[tuple[bool, str]]:
@@ -49,7 +33,7 @@ def concerns_of(slices: Any = None, **changed: Any) -> list[tuple[bool, str]]:
 
 def test_good_metrics_raise_no_concern():
     assert concerns_of(slice_table()) == []
-    assert "No rule raised a warning." in render(uncharted())
+    assert "No rule raised a warning." in render(inputs_with())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +72,7 @@ def test_a_slice_that_lost_is_named_on_the_page():
     slices.loc[1, ["win_rate", "win_rate_low", "win_rate_high"]] = [0.2, 0.1, 0.3]
     ((_, text),) = concerns_of(slices)
     assert "question type = colour" in text
-    page = render(uncharted(slices=slices))
+    page = render(inputs_with(slices=slices))
     assert f'<li class="warning"><b>⚠ Warning.</b>{text[:40]}' in page
 
 
@@ -203,17 +187,3 @@ def test_at_most_one_page_of_twenty_warns_where_nothing_changed():
 )
 def test_the_bold_sentence_has_the_controls_and_the_shortcuts_in_view(changed, expected):
     assert expected in verdicts.title(metrics_of(**changed))
-
-
-# tables of metrics
-
-
-def test_every_metric_is_in_exactly_one_table():
-    both = [key for one in BOTH for key in (one.base, one.tuned, one.change)]
-    controls = catalogue.controls(EVERY)
-    counted = {metric.rows for metric in METRICS.values() if metric.alarm} - {"pairs"}
-    rest = others(EVERY)
-    shown = [*both, *counted, *(metric.key for metric in (*controls, *rest))]
-    assert sorted(shown) == sorted(key for key in METRICS if key in EVERY)
-    assert catalogue.of_both_models(EVERY) == list(BOTH)
-    assert catalogue.of_both_models({"base_accuracy": 1.0}) == []

@@ -49,8 +49,8 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
         print(f"the first rows, out of at most {rows:,} of each source:")
         counted = preprocess.fill(
             folder,
-            itertools.chain(*(_printed(itertools.islice(found, rows)) for found, _, _ in each)),
-            itertools.chain(*(itertools.islice(questions, rows) for _, questions, _ in each)),
+            itertools.chain(*(_printed(itertools.islice(found, rows)) for found, _ in each)),
+            itertools.chain(*(itertools.islice(questions, rows) for _, questions in each)),
             settings.preprocess,
         )
         _print_outcome(counted, folder)

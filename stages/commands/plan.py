@@ -4,17 +4,17 @@
 
 In: params.yaml, and what is here already: the counts of ``format``, the base's config.json. Out:
 hours by stage on GPUs that can be rented, memory, disk, what the network must bring, what would be
-refused here, and what was assumed, on standard output. It takes seconds and no GPU.
+refused here, and what was assumed, on standard output.
 
-All of it is arithmetic; ``plan.yaml`` has what is published of GPUs, data sets and lm-eval's tasks.
-A token takes two operations for each weight, frozen weights have no gradient, and attention is left
+All of it is arithmetic, with ``plan.yaml`` for what is published of GPUs, data sets and tasks. A
+token takes two operations for each weight, frozen weights have no gradient, and attention is left
 out, 2% at 536 tokens (``benchmarks.flops`` counts it).
 """
 
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,14 +23,14 @@ from typing import Any
 from ruamel.yaml import YAML
 from tabulate import tabulate
 
-from stages.commands import BASE, FORMATTED
+from stages.commands import BASE, FORMATTED, stale
 from stages.core import command
 from stages.core.errors import UserError
 from stages.families import known
 from stages.pairs.pairs import SPLITS
 from stages.params import machine, params
 from stages.params.losses import LOSSES
-from stages.params.params import PARAMS_FILE, Params, flattened
+from stages.params.params import Params
 from stages.tracking import tags
 from stages.tuning import config
 
@@ -46,12 +46,14 @@ PATCHES = 4  # of the vision tower, to an image token
 VOCABULARY = 151936  # Qwen's; a config.json says its own
 
 Size = Mapping[str, Mapping[str, Any]]  # "text" and "vision": dimensions as in config.json
+Counts = Mapping[str, int]  # pairs by split, and "questions" with known answers
+# Stage, what of it, operations, and tokens that are made one after the other.
+Work = tuple[str, str, float, int]
 REPORT = Path("reports/format.json")
 ASSUMED = (
     f"{100 * UTILISATION:.0f}% of a GPU's peak",
     "answers of the greatest length allowed, on one GPU",
-    f"{1e3 * LAYER_SECONDS} ms a layer for each token of an answer, or what reading the "
-    "weights takes",
+    f"{1e3 * LAYER_SECONDS} ms a layer for each token of an answer",
     "of pairs that are not counted here: all are kept, with the largest image, 40 tokens of "
     "question and 120 of each answer",
 )
@@ -70,40 +72,20 @@ class Pair:
         return self.image + self.question
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Pairs of each split, a typical one, and held-out questions with known answers."""
-
-    train: int
-    validation: int
-    test: int
-    pair: Pair
-    questions: int = 0
-
-
-@dataclass(frozen=True)
-class Work:
-    """A part of a stage: its ``flop``, and ``tokens`` that it makes one after the other."""
-
-    stage: str
-    what: str
-    flop: float
-    tokens: int = 0
-
-
 def main() -> None:
-    p, here = params.load(), ran()
-    size, counts = model_size(p, here), counted(p, here)
-    data_gb = {item: announced(source)[1] / 1e3 for item, source in sources(p).items()}
+    p = params.load()
+    here = tags.locked(Path()).keys() - set(stale())
+    size, (counts, pair) = model_size(p, here), counted(p, here)
+    data_gb = {name: announced(source)[1] / 1e3 for name, source in p.data.sources.items()}
     needed = disk(p, size, sum(data_gb.values()))
     free = shutil.disk_usage(Path()).free / GIGA
+    pairs = (f"{counts[split]:,} {split}" for split in SPLITS)
+    data = " and ".join(map(named, p.data.sources.values()))
     takes = memory(p, size, config.dtype(p))
-    pairs = (f"{getattr(counts, split):,} {split}" for split in SPLITS)
-    data = " and ".join(map(named, sources(p).values()))
     print(f"{named(p.model.source)} on {data}: {', '.join(pairs)} pairs")
     print(f"Memory of a training process at a batch of the longest pairs: {listed(takes)}.")
     print(f"Disk: {listed(needed)}; {free:.1f} GB are free here.\n")
-    print(hours(p, size, counts))
+    print(hours(p, size, counts, pair))
     small = ["the disk is too small"] if free < sum(needed.values()) else []
     unknown = [f"nothing of {n}" for n in p.evaluate.lm_eval if n not in tasks(p)]
     for title, lines in (
@@ -112,23 +94,6 @@ def main() -> None:
         ("Assumed", [*ASSUMED, *unknown]),
     ):
         print("\n".join([f"\n{title}:", *(f"  - {line}" for line in lines or ["nothing"])]))
-
-
-def ran() -> set[str]:
-    """The stages that ran with the parameters that are here now, as dvc.lock says, and whose
-    outputs are here: a fresh clone has only those that Git holds."""
-    now = tags.parameters(Path())
-    return {
-        name
-        for name, one in tags.locked(Path()).items()
-        if flattened(one.get("params", {}).get(str(PARAMS_FILE), {})).items() <= now.items()
-        and all(Path(out["path"]).exists() for out in one.get("outs", []))
-    }
-
-
-def sources(p: Params) -> dict[str, Any]:
-    """Sources of data by DVC's item."""
-    return {f"fetch@{name}": source for name, source in p.data.sources.items()}
 
 
 def announced(source: Any) -> tuple[int, float]:
@@ -142,7 +107,7 @@ def named(source: Any) -> str:
     return str(getattr(source, "repo", None) or getattr(source, "path", None) or source.kind)
 
 
-def model_size(p: Params, here: set[str]) -> Size:
+def model_size(p: Params, here: Set[str]) -> Size:
     """The base's dimensions, by its config.json or as its family publishes them.
 
     Raises:
@@ -164,8 +129,8 @@ def model_size(p: Params, here: set[str]) -> Size:
     )
 
 
-def counted(p: Params, here: set[str]) -> Counts:
-    """Pairs and tokens as ``format`` counted them, or else as they were published.
+def counted(p: Params, here: Set[str]) -> tuple[Counts, Pair]:
+    """Pairs and a typical one as ``format`` counted them, or else as they were published.
 
     Raises:
         UserError: nothing says how many pairs there are.
@@ -175,42 +140,43 @@ def counted(p: Params, here: set[str]) -> Counts:
         parts = ("image", "prompt", "chosen", "rejected")
         image, prompt, *answers = (report["tokens"][part]["median"] for part in parts)
         questions = json.loads((FORMATTED / "questions.json").read_text(encoding="utf-8"))
-        train, validation, test = (report["kept_by_split"][split] for split in SPLITS)
         pair = Pair(image, prompt - image, max(answers))
-        return Counts(train, validation, test, pair, len(questions))
-    found = {named(source): announced(source)[0] for source in sources(p).values()}
-    if unknown := [name for name, number in found.items() if not number]:
+        return report["kept_by_split"] | {"questions": len(questions)}, pair
+    found = {named(source): announced(source)[0] for source in p.data.sources.values()}
+    if not all(found.values()):
         raise UserError(
-            f"the pairs of {' and '.join(unknown)} are not counted here; "
+            f"the pairs of {' and '.join(found)} are not counted here; "
             "`WITHOUT_GPU=1 dvc repro format` counts them, then plan again"
         )
-    pairs, pair = sum(found.values()), Pair(image_tokens(p))
-    validation, test = (round(pairs * s) for s in (p.preprocess.validation, p.preprocess.test))
-    return Counts(pairs - validation - test, validation, test, pair)
+    pairs, held_out = sum(found.values()), ("validation", "test")
+    counts = {split: round(pairs * getattr(p.preprocess, split)) for split in held_out}
+    counts |= {"train": pairs - sum(counts.values()), "questions": 0}
+    return counts, Pair(image_tokens(p))
 
 
-def hours(p: Params, size: Size, counts: Counts) -> str:
-    """A row for each part of a stage, a column for each GPU if the parameters ask for one."""
-    parts = work(p, size, counts)
+def hours(p: Params, size: Size, counts: Counts, pair: Pair) -> str:
+    """A row for each part of a stage, a column for each GPU if the parameters ask for one. Pairs
+    use all GPUs, answers one."""
     gpus = published()["gpus"] if p.train.gpus else {}
-    figures = [
-        [one.flop / TERA, *(seconds(p, size, one, gpu) / 3600 for gpu in gpus)] for one in parts
-    ]
-    figures.append([sum(column) for column in zip(*figures, strict=True)])
-    names = [*((one.stage, one.what) for one in parts), ("together", "")]
-    rows = [[*name, *each] for name, each in zip(names, figures, strict=True)]
-    head = (f"hours on {name}, {gb} GB" for name, (_, gb, _) in gpus.items())
+    token = LAYER_SECONDS * size["text"]["num_hidden_layers"]
+    rows = []
+    for stage, what, flop, tokens in work(p, size, counts, pair):
+        used = TERA * UTILISATION * (1 if tokens else max(1, p.train.gpus))
+        times = (flop / (tera * used) + tokens * token for tera, _ in gpus.values())
+        rows.append([stage, what, flop / TERA, *(each / 3600 for each in times)])
+    rows.append(["together", "", *map(sum, list(zip(*rows, strict=True))[2:])])
+    head = (f"hours on {name}, {gb} GB" for name, (_, gb) in gpus.items())
     table = tabulate(rows, ["stage", "what", "TFLOP", *head], floatfmt=",.2f")
     return f"{table}\n`make costs` says what stages took when they ran here."
 
 
-def network(p: Params, here: set[str], size: Size, data_gb: Mapping[str, float]) -> list[str]:
+def network(p: Params, here: Set[str], size: Size, data_gb: Mapping[str, float]) -> list[str]:
     """What is fetched, and how much of it."""
-    weights = 2 * sum(parameters(size).values()) / GIGA
-    items = {**sources(p), "fetch-model": p.model.source}
+    items = {f"fetch@{name}": (p.data.sources[name], gb) for name, gb in data_gb.items()}
+    items["fetch-model"] = (p.model.source, 2 * sum(parameters(size).values()) / GIGA)
     fetched = [
-        f"{named(source)}, {data_gb.get(item, weights):.2g} GB ({item})"
-        for item, source in items.items()
+        f"{named(source)}, {gb:.2g} GB ({item})"
+        for item, (source, gb) in items.items()
         if item not in here and source.kind == "hub"
     ]
     tasks = downloads(p).items()
@@ -274,10 +240,7 @@ def steps(p: Params, train_pairs: int) -> int:
     if (most := int(options.get("max_steps", -1))) > 0:
         return most
     pairs = min(train_pairs, int(options.get("max_samples") or train_pairs))
-    accumulated = int(options.get("gradient_accumulation_steps", 1))
-    batches = math.ceil(pairs / (per_step(p) // accumulated))
-    epochs = float(options.get("num_train_epochs", 3.0))
-    return math.ceil(epochs * max(1, math.ceil(batches / accumulated)))
+    return math.ceil(options.get("num_train_epochs", 3.0) * math.ceil(pairs / per_step(p)))
 
 
 def per_step(p: Params) -> int:
@@ -287,39 +250,37 @@ def per_step(p: Params) -> int:
     return batch * int(options.get("gradient_accumulation_steps", 1)) * p.train.processes
 
 
-def work(p: Params, size: Size, counts: Counts) -> list[Work]:
+def work(p: Params, size: Size, counts: Counts, pair: Pair) -> list[Work]:
     """Of the stages that use the model. Answers are as long as they may be."""
-    pair, options, all_steps = counts.pair, p.train.passed_through, steps(p, counts.train)
+    options, all_steps = p.train.passed_through, steps(p, counts["train"])
     scored = forward(size, pair.prompt + 2 * pair.answer, pair.image, 2 * pair.answer)
     every = int(options.get("eval_steps") or options.get("logging_steps") or 500)
     looks = {"steps": all_steps // every, "epoch": math.ceil(options.get("num_train_epochs", 3))}
-    watched = looks.get(options.get("eval_strategy", "no"), 0) * counts.validation
+    watched = looks.get(options.get("eval_strategy", "no"), 0) * counts["validation"]
     trained = all_steps * per_step(p) * step(p, size, pair) + watched * scored
-    everything = counts.train + counts.validation + counts.test
-    controls = 2 * min(counts.test, p.evaluate.controls)
+    everything, tested = sum(counts[split] for split in SPLITS), counts["test"]
+    controls = 2 * min(tested, p.evaluate.controls)
     return [
-        Work("reference", f"{everything:,} pairs", everything * scored),
-        Work("baseline", f"{controls:,} pairs with other images", controls * scored),
-        Work("train", f"{all_steps:,} steps of {per_step(p)} pairs", trained),
-        Work("evaluate", f"{counts.test + controls:,} pairs", (counts.test + controls) * scored),
-        *answers(p, size, counts),
+        ("reference", f"{everything:,} pairs", everything * scored, 0),
+        ("baseline", f"{controls:,} pairs with other images", controls * scored, 0),
+        ("train", f"{all_steps:,} steps of {per_step(p)} pairs", trained, 0),
+        ("evaluate", f"{tested + controls:,} pairs", (tested + controls) * scored, 0),
+        *answers(p, size, counts, pair),
     ]
 
 
-def answers(p: Params, size: Size, counts: Counts) -> list[Work]:
+def answers(p: Params, size: Size, counts: Counts, pair: Pair) -> list[Work]:
     """What base and tuned both answer: questions of the data set, and lm-eval's tasks."""
-    pair, most = counts.pair, p.evaluate.generation.max_new_tokens
-    own = min(counts.test, p.evaluate.generation.prompts)
-    own += min(counts.questions, p.evaluate.generation.questions)
+    asks, most = p.evaluate.generation, p.evaluate.generation.max_new_tokens
+    own = min(counts["test"], asks.prompts) + min(counts["questions"], asks.questions)
     at_once = p.scoring.batch_tokens // (pair.prompt + most)
     asked = [("questions", own, most, at_once, pair.prompt)]
     at_once = p.scoring.batch_tokens // (p.format.image_max_pixels // 28**2 + TEXT)
-    for name in tasks(p):
-        there, parts, most, _ = published()["tasks"][name]
+    for name, (there, parts, most, _) in tasks(p).items():
         number = parts * min(there, p.evaluate.lm_eval[name] or there)
         asked.append((name, number, most, at_once, pair.image + TEXT))
     return [
-        Work(
+        (
             "baseline, evaluate",
             f"2 x {number:,} answers to {name}, {most} tokens",
             2 * number * forward(size, tokens, pair.image),
@@ -329,14 +290,14 @@ def answers(p: Params, size: Size, counts: Counts) -> list[Work]:
     ]
 
 
-def tasks(p: Params) -> list[str]:
-    """Of lm-eval's tasks that the parameters name, those whose size is known."""
-    return [name for name in p.evaluate.lm_eval if name in published()["tasks"]]
+def tasks(p: Params) -> dict[str, Any]:
+    """Of lm-eval's tasks that the parameters name, those that ``plan.yaml`` has, with its row."""
+    return {n: row for n, row in published()["tasks"].items() if n in p.evaluate.lm_eval}
 
 
 def downloads(p: Params) -> dict[str, tuple[float, float]]:
     """Of the data of lm-eval's tasks, by name: GB to download, and GB unpacked beside that."""
-    names = dict.fromkeys(data for task in tasks(p) for data in published()["tasks"][task][3])
+    names = dict.fromkeys(data for *_, where in tasks(p).values() for data in where)
     return {name: tuple(mb / 1e3 for mb in published()["benchmarks"][name]) for name in names}
 
 
@@ -376,16 +337,6 @@ def disk(p: Params, size: Size, data_gb: float) -> dict[str, float]:
         "lm-eval's data": sum(map(sum, downloads(p).values())),
         "packages (.venv), adapters": 7.0,
     }
-
-
-def seconds(p: Params, size: Size, work: Work, gpu: str) -> float:
-    """On GPUs of that name. Pairs use all of them, answers one; a token takes as long as reading
-    the weights, or as starting the layers."""
-    tera, _, bandwidth = published()["gpus"][gpu]
-    count = 1 if work.tokens else max(1, p.train.gpus)
-    read = memory(p, size, p.scoring.dtype)["weights"] / bandwidth
-    token = max(read, LAYER_SECONDS * size["text"]["num_hidden_layers"])
-    return work.flop / (tera * TERA * UTILISATION * count) + work.tokens * token
 
 
 if __name__ == "__main__":

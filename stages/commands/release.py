@@ -29,6 +29,7 @@ from stages.commands import ADAPTER, BASE, CARD, PAGE, RESULTS, require, stale
 from stages.core import command
 from stages.core.errors import UserError, of_the_hub
 from stages.core.text import listed
+from stages.evaluation import catalogue
 from stages.reporting import verdicts
 from stages.sources import source
 from stages.tracking.tags import git
@@ -59,7 +60,7 @@ def release(version: str) -> None:
         raise UserError("\n  ".join([f"{version} is not released:", *against]))
     made = json.loads((ADAPTER / "fingerprint.json").read_text(encoding="utf-8"))
     metrics = json.loads((RESULTS / "metrics.json").read_text(encoding="utf-8"))
-    message = f"{ARTIFACT} {version}\n\n{verdicts.title(metrics)} {verdicts.headline(metrics)}\n"
+    message = f"{ARTIFACT} {version}\n\n{verdicts.title(metrics)} {catalogue.in_words(metrics)}\n"
     message += f"SHA-256 of the weights: {made['adapter_sha256']}"
     words = ["git", "tag", "--annotate", "--message", message, tag]
     if subprocess.run(words, check=False).returncode:

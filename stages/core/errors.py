@@ -49,23 +49,16 @@ def of_the_hub(error: BaseException, what: str, *, page: str, revision: str = ""
     if is_a(hub.RevisionNotFoundError, said="doesn't exist for dataset"):
         wanted = f"revision {revision}" if revision else "such revision"
         return f"{what} has no {wanted} (any more); choose one that {page}/commits/main lists"
-    if is_a(hub.RepositoryNotFoundError, said="doesn't exist on the Hub"):
+    if is_a(hub.RepositoryNotFoundError, said="doesn't exist on the Hub") or status in (401, 403):
         return (
-            f"{what} was not found, or needs a token; check its name ({page}), or set HF_TOKEN to "
-            "a token that may read it"
-        )
-    if status in (401, 403):
-        return (
-            f"{site} refuses the token for {what} (HTTP {status}); set HF_TOKEN to a valid token "
-            f"that may read {page}, or unset it if the repository is public"
-        )
-    if status == 429:
-        return (
-            f"{site} says that this address has asked too often (HTTP 429); wait a few minutes "
-            "and run the same command again, or set HF_TOKEN"
+            f"{what} was not found, or needs another token; check its name ({page}), or set "
+            "HF_TOKEN to a token that may read it"
         )
     if status is not None:
-        return f"{what} can't be downloaded now ({site} answers HTTP {status}); try again later"
+        return (
+            f"{what} can't be downloaded now ({site} answers HTTP {status}); wait a few minutes "
+            "and run the same command again, or set HF_TOKEN if it is asked too often (429)"
+        )
     if is_a(httpx.HTTPError, httpx.InvalidURL, ConnectionError, TimeoutError):
         return (
             f"{what} can't be downloaded, since {site} can't be reached or does not answer; check "

@@ -155,11 +155,9 @@ _of_validation = partial(_mean, unit=SHARE, better="higher", needs=_VALIDATION, 
 _of_split = partial(Metric, needs="at least two images")
 
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
-_FIT = f"{ENOUGH_IMAGES} images, and differences in length on both sides of 0 or at 0"
 _CONTROLS = "`evaluate.controls` above 0"
 _ANSWERS = "`evaluate.generation.prompts` above 0"
 _QUESTIONS = "a data set with known answers, `evaluate.generation.questions` above 0"
-_LENGTH = "Far below the win rate: much of it is length."
 _MCNEMAR = "exact two-sided McNemar test that gained and lost are equally likely"
 
 ACCURACY = Both(
@@ -168,14 +166,6 @@ ACCURACY = Both(
     "share of pairs where {model} gives chosen the higher log-prob per token, a tie counted half",
     "accuracy_change",
     p_value="accuracy_p_value",
-)
-ACCURACY_SUMMED = Both(
-    "accuracy_summed",
-    "Preference accuracy, summed",
-    "share of pairs where {model} gives chosen the higher summed log-prob, which favours short "
-    "answers",
-    "accuracy_change_summed",
-    p_value="accuracy_p_value_summed",
 )
 _of_answers = partial(Both, needs=_ANSWERS, rows="answers")
 ANSWER_TOKENS = _of_answers(
@@ -210,21 +200,11 @@ CORRECT = Both(
     needs=_QUESTIONS,
     rows="questions",
 )
-BOTH = (ACCURACY, ACCURACY_SUMMED, ANSWER_TOKENS, REPETITION, UNFINISHED, CORRECT)
-MARGIN_QUANTILES = {f"reward_margin_p{q:02}": q / 100 for q in (5, 25, 50, 75, 95)}
+BOTH = (ACCURACY, ANSWER_TOKENS, REPETITION, UNFINISHED, CORRECT)
 WAYS = {  # what the control pairs show in place of their image, and what a high win rate then means
     "blank": ("a grey image of the same size", "the image is not needed to win"),
     "shuffled": ("the image of another pair", "any image does"),
 }
-
-
-def _of_length(name: str, words: str, alarm: str) -> tuple[Metric, ...]:
-    needs, rows = f"such pairs of at least {ENOUGH_IMAGES} images", f"pairs_{name}"
-    rate, meaning = f"win_rate_{name}", f"win rate of pairs whose {words}"
-    return (
-        Metric(rows, f"pairs whose {words}"),
-        _win_rate(rate, meaning, needs=needs, rows=rows, alarm=alarm),
-    )
 
 
 def _of_images(way: str, image: str, as_high: str) -> tuple[Metric, ...]:
@@ -266,8 +246,6 @@ _ENTRIES = (
         "share of pairs whose implicit reward margin is above 0, a tie counted half",
         title="Chosen-versus-rejected win rate",
     ),
-    Metric("win_rate_wilson_low", "lower end of Wilson's interval, each image one trial", SHARE),
-    Metric("win_rate_wilson_high", "its upper end; the one to read below some 30 images", SHARE),
     Metric("ties", "pairs whose reward margin is exactly 0"),
     _mean(
         "reward_margin",
@@ -275,10 +253,6 @@ _ENTRIES = (
         MARGIN,
         better="higher",
         title="Reward margin",
-    ),
-    *(
-        Metric(key, f"{100 * quantile:.0f}% of the reward margins are below this", MARGIN)
-        for key, quantile in MARGIN_QUANTILES.items()
     ),
     _mean(
         "chosen_logps_change",
@@ -292,8 +266,6 @@ _ENTRIES = (
     Metric("accuracy_gained", "pairs that the tuned model orders better than the base"),
     Metric("accuracy_lost", "pairs that the tuned model orders worse than the base"),
     Metric("accuracy_p_value", _MCNEMAR, P_VALUE),
-    *ACCURACY_SUMMED.metrics(),
-    Metric("accuracy_p_value_summed", "McNemar's test of accuracy_change_summed", P_VALUE),
     # what the split can show, whatever was trained
     _of_split(
         "independent_pairs",
@@ -305,11 +277,6 @@ _ENTRIES = (
         "smallest distance of the win rate from one half that this split shows in 4 of 5 cases",
         POINTS,
     ),
-    _of_split(
-        "accuracy_detectable",
-        "smallest rise of the preference accuracy that it shows in 4 of 5 cases, at most",
-        POINTS,
-    ),
     # controls: length
     _mean(
         "longer_wins",
@@ -317,40 +284,11 @@ _ENTRIES = (
         SHARE,
         alarm="Far from 50%: length alone tells chosen from rejected.",
     ),
-    *_of_length(
-        "chosen_shorter",
-        "chosen has fewer tokens than rejected",
-        "Far below the win rate: the model prefers longer answers.",
-    ),
-    *_of_length(
-        "equal_length",
-        "answers have equally many tokens",
-        "Far below the win rate: it needs length to tell the two apart.",
-    ),
-    *_of_length(
-        "chosen_longer",
-        "chosen has more tokens than rejected",
-        "Far above the win rate: the model prefers longer answers.",
-    ),
     _win_rate(
         "win_rate_without_length",
         "win rate of what remains of the margins after a fit to length",
-        needs=_FIT,
-        alarm=_LENGTH,
-    ),
-    _win_rate(
-        "win_rate_at_equal_length",
-        "win rate at equal length, by a logistic fit to the difference",
-        interval=False,
-        needs=_FIT,
-        alarm=_LENGTH,
-    ),
-    Metric(
-        "length_explained",
-        "share of the margins' variance that the difference in length explains",
-        FRACTION,
-        needs=_FIT,
-        alarm="Large: the margins follow from the difference in length.",
+        needs=f"{ENOUGH_IMAGES} images, and differences in length on both sides of 0 or at 0",
+        alarm="Far below the win rate: much of it is length.",
     ),
     # shortcuts: what tells chosen from rejected, or contradicts it, in the data alone
     _mean(
@@ -465,3 +403,18 @@ def interval(values: Mapping[str, Any], key: str) -> str:
 
 def with_interval(values: Mapping[str, Any], key: str) -> str:
     return f"{shown(key, values.get(key))} {interval(values, key)}".strip()
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """The figures that come first, in a line, with their intervals."""
+    found = [
+        f"chosen-versus-rejected win rate {with_interval(values, 'win_rate')} of "
+        f"{values['pairs']:,} held-out pairs"
+    ]
+    found += [
+        f"{both.title.lower()} {with_interval(values, both.base)} → "
+        f"{with_interval(values, both.tuned)}"
+        for both in (ACCURACY, CORRECT)
+        if both.tuned in values
+    ]
+    return "; ".join(found)

@@ -42,8 +42,7 @@ def table(scores: pd.DataFrame, settings: Evaluate) -> pd.DataFrame:
 def _parts(scores: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     for column, by in (("origin", "origin"), ("kind", "question type"), ("text", "text")):
         for name, part in scores.groupby(column, sort=True):
-            computed = str(name).startswith(("=", "+", "-", "@"))  # by a spreadsheet
-            yield by, f"'{name}" if computed else str(name), part
+            yield by, str(name), part
     lengths = scores[["chosen_tokens", "rejected_tokens"]].sum(axis=1) / 2
     for by, values in (
         ("image tokens", scores["image_tokens"]),

@@ -74,15 +74,6 @@ class SeedsInterval:
         return seeds / (seeds + images) if seeds + images > 0 else 0.5
 
 
-@dataclass(frozen=True)
-class LengthControl:
-    """What length explains of the margins; see ``length_control``. ``residual`` has shape (n,)."""
-
-    explained: float
-    residual: Floats
-    logistic_rate: float
-
-
 # rewards and margins, one number a pair
 
 
@@ -349,23 +340,19 @@ def detectable(
     groups: Sequence[object] | NDArray[np.generic],
     *,
     level: float = LEVEL,
-) -> tuple[float, float, float]:
-    """The smallest distance of the win rate from one half, and the smallest rise above the base's
-    preference accuracy, that intervals at ``level`` over images tell from no change with a chance
-    of ``POWER``; and how many pairs of different images would say as much.
+) -> tuple[float, float]:
+    """The smallest distance of the win rate from one half that intervals at ``level`` over images
+    tell from no change with a chance of ``POWER``; and how many pairs of different images would say
+    as much.
 
     Only the base's outcomes (1, ½ or 0 a pair) and the images of the pairs go in: power computed
     from the tuned model's own result would only repeat its p-value (Hoenig & Heisey 2001). With D
     the ``design_effect``, c = t(½ + level/2) + t(POWER) of Student's distribution with one degree
-    of freedom less than images, and k = c²·D/n:
-
-    - win rate ½ ± δ:  δ² = k·(¼ - δ²), the variance of a share that is δ away from one half.
-    - accuracy p → q = p + δ:  δ² = k·(p(1-p) + q(1-q)), the variance of the paired difference if
-      base and tuned went right and wrong independently. Training changes a part of the pairs only,
-      so the smallest change that is found is at most this.
+    of freedom less than images, and k = c²·D/n, δ² = k·(¼ - δ²): the variance of a share that is δ
+    away from one half.
 
     Raises ``ValueError`` for fewer than two images. Source: Lachin 1981 for sample sizes; Kish
-    1965, 8.2, for the design effect; Connor 1987 for paired shares.
+    1965, 8.2, for the design effect.
     """
     from scipy.special import stdtrit
 
@@ -375,11 +362,7 @@ def detectable(
     count = len(values) / design_effect(values, groups)
     quantile = float(np.sum(stdtrit(images - 1, [0.5 + level / 2, POWER])))
     k = quantile**2 / count
-    base = float(values.mean())
-    spread = base * (1 - base)
-    linear = k * (1 - 2 * base)
-    rise = (linear + np.sqrt(linear**2 + 8 * k * (1 + k) * spread)) / (2 * (1 + k))
-    return float(np.sqrt(k / 4 / (1 + k))), float(rise), count
+    return float(np.sqrt(k / 4 / (1 + k))), count
 
 
 def design_effect(outcomes: ArrayLike, groups: Sequence[object] | NDArray[np.generic]) -> float:
@@ -400,45 +383,16 @@ def design_effect(outcomes: ArrayLike, groups: Sequence[object] | NDArray[np.gen
 # what length explains
 
 
-def length_control(margins: ArrayLike, length_differences: ArrayLike) -> LengthControl:
-    """How the margin looks after removing what the length difference d (chosen - rejected)
-    explains.
-
-    Least squares: margin = intercept + slope · d. ``explained`` is the share R² of the margins'
-    variance; ``residual`` is margin - slope · d. Logistic: P(win) = sigmoid(a + b·d/s), s the
-    root mean square of d; ``logistic_rate`` is sigmoid(a), the win rate at equal length. Both
-    coefficients have a Normal(0, 10²) prior, which keeps the fit finite where one side wins
-    everything and moves it by less than 0.001 elsewhere at n ≥ 100. Source: Dubois et al. 2024
-    (arXiv 2404.04475) for the logistic form.
+def without_length(margins: ArrayLike, length_differences: ArrayLike) -> Floats:
+    """The margins, shape (n,), less what the length difference d (chosen - rejected) explains:
+    margin - slope · d of the least squares margin = intercept + slope · d.
     """
     values, lengths = _columns(margins=margins, length_differences=length_differences)
     spread = lengths - lengths.mean()
     slope = float(spread @ values / (spread @ spread)) if np.ptp(lengths) else 0.0
     residual = values - slope * lengths
     residual[np.abs(residual) <= 1e-9 * np.abs(values).max()] = 0.0  # rounding is not a preference
-    # The variance can underflow to 0 for margins that differ in the last bit only.
-    total = float(np.square(values - values.mean()).sum())
-    left = float(np.square(residual - residual.mean()).sum())
-    explained = min(1.0, max(0.0, 1 - left / total)) if total > 0 else 0.0
-    return LengthControl(explained, residual, _rate_at_0(values, lengths))
-
-
-def _rate_at_0(margins: Floats, lengths: Floats) -> float:
-    """sigmoid(a) of the logistic fit in ``length_control``: where the log posterior is highest."""
-    from scipy.special import expit
-    from sklearn.linear_model import LogisticRegression
-
-    largest = max(1.0, np.abs(lengths).max())
-    scale = largest * np.sqrt(np.square(lengths / largest).mean())  # so that no square overflows
-    inputs = np.stack([np.ones_like(lengths), lengths / scale if scale > 0 else lengths], axis=1)
-    wins = outcomes(margins)  # a tie is half a win and half a loss
-    model = LogisticRegression(C=10**2, fit_intercept=False, solver="newton-cholesky", tol=1e-9)
-    model.fit(
-        np.concatenate([inputs, inputs]),
-        np.repeat([1, 0], len(wins)),
-        sample_weight=np.concatenate([wins, 1 - wins]),
-    )
-    return float(expit(model.coef_[0, 0]))
+    return residual
 
 
 def _chunks(resamples: int, groups: int) -> Iterator[slice]:

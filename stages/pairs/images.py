@@ -20,7 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -52,16 +52,6 @@ _UPRIGHT = {
 }
 
 
-class Limits(Protocol):
-    """What an image may be, as the section ``preprocess`` of params.yaml says. Pixels are width x
-    height; one of more than ``max_pixels`` is scaled down."""
-
-    min_side: int
-    max_pixels: int
-    max_input_pixels: int
-    jpeg_quality: int
-
-
 @dataclass(frozen=True)
 class Normal:
     """A JPEG as it is stored, and its size in pixels."""
@@ -79,23 +69,18 @@ class Stored:
     width: int
     height: int
 
-    @property
-    def group(self) -> str:
-        """The content hash, which names the image where pairs are grouped by what they show."""
-        return self.name.removesuffix(".jpg")
-
 
 Outcome = Stored | Refusal  # of one image
 Outcomes = tuple[Stored, ...] | Refusal  # of a row
 Work = Callable[[bytes], Outcome]
-Refuse = Callable[[Any], Refusal | None]
 
 
-def store(data: bytes, *, folder: Path, limits: Limits) -> Stored | Refusal:
+def store(data: bytes, *, folder: Path, limits: Any) -> Stored | Refusal:
     """Normalise one encoded image and write it into ``folder`` under the hash of what is written.
 
     Safe in several processes at once: equal images give equal bytes, and one process writes them.
     A file is written in its place: the folder is complete once all processes have ended well.
+    ``limits`` are the section ``preprocess`` of the parameters.
 
     Raises:
         OSError: the folder cannot be written.
@@ -111,7 +96,7 @@ def store(data: bytes, *, folder: Path, limits: Limits) -> Stored | Refusal:
     return Stored(name, normal.width, normal.height)
 
 
-def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
+def normalise(data: bytes, limits: Any) -> Normal | Refusal:
     """An upright RGB JPEG within ``limits``, or why there is none.
 
     An RGB JPEG that already is that stays byte for byte, after a check that all of it decodes.
@@ -124,7 +109,7 @@ def normalise(data: bytes, limits: Limits) -> Normal | Refusal:
     return found
 
 
-def _normalise(data: bytes, limits: Limits) -> Normal | Refusal:
+def _normalise(data: bytes, limits: Any) -> Normal | Refusal:
     # Ours is checked below, before anything is decoded; Pillow's own limit would come on top of it.
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -239,9 +224,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def decode(
-    rows: Iterable[Any], refuse: Refuse, *, work: Work, workers: int
+    rows: Iterable[Any], refuse: Callable[[Any], Refusal | None], *, work: Work, workers: int
 ) -> Iterator[tuple[Any, Outcomes]]:
     """Each row with its stored images, or why it is left out, in order.
+
+    A few batches for each worker are held at once. Of each distinct image its digest and outcome
+    are kept (about 600 bytes), so that one that occurred before is not decoded again.
 
     Args:
         refuse: what is wrong with a row before its images are looked at.
@@ -251,38 +239,6 @@ def decode(
         UserError: a worker died, or had no memory left.
     """
     processes = pool(workers)
-
-    def submit(images: list[bytes]) -> "Future[list[Outcome]]":
-        return processes.submit(_outcomes, work, images)
-
-    try:
-        yield from in_order(rows, submit, refuse=refuse, window=_BATCHES * workers)
-    except (BrokenProcessPool, MemoryError):
-        raise UserError(
-            "a worker process died or ran out of memory; lower preprocess.workers or "
-            "preprocess.max_input_pixels"
-        ) from None
-    finally:
-        processes.shutdown(cancel_futures=True)
-
-
-def _outcomes(work: Work, images: list[bytes]) -> list[Outcome]:
-    return [work(image) for image in images]
-
-
-def in_order(
-    rows: Iterable[Any],
-    submit: Callable[[list[bytes]], "Future[list[Outcome]]"],
-    *,
-    refuse: Refuse,
-    window: int,
-) -> Iterator[tuple[Any, Outcomes]]:
-    """Each row with the outcomes for its images, in the order of the rows.
-
-    At most ``window`` batches are held at once. Of each distinct image its digest and outcome are
-    kept (about 600 bytes), so that one that occurred before is not submitted again; rows that
-    ``refuse`` has something against are not submitted either.
-    """
     waiting: deque[tuple[list[Any], dict[bytes, bytes], Future[list[Outcome]]]] = deque()
     known: dict[bytes, Outcome | None] = {}  # by digest of the encoded file; None: under way
 
@@ -294,21 +250,33 @@ def in_order(
             refusal = refusal or next((each for each in found if isinstance(each, Refusal)), None)
             yield row, refusal or tuple(each for each in found if isinstance(each, Stored))
 
-    for batch in batches(rows):
-        asked: list[tuple[Any, list[bytes], Refusal | None]] = []  # digests of the images
-        new: dict[bytes, bytes] = {}
-        for row in batch:
-            refusal = refuse(row)
-            images = () if refusal else row.images
-            digests = [hashlib.sha256(image).digest() for image in images]
-            asked.append((row, digests, refusal))
-            new |= {d: data for d, data in zip(digests, images, strict=True) if d not in known}
-            known |= dict.fromkeys(new)
-        waiting.append((asked, new, submit(list(new.values()))))
-        if len(waiting) >= window:
+    try:
+        for batch in batches(rows):
+            asked: list[tuple[Any, list[bytes], Refusal | None]] = []  # digests of the images
+            new: dict[bytes, bytes] = {}
+            for row in batch:
+                refusal = refuse(row)
+                images = () if refusal else row.images
+                digests = [hashlib.sha256(image).digest() for image in images]
+                asked.append((row, digests, refusal))
+                new |= {d: data for d, data in zip(digests, images, strict=True) if d not in known}
+                known |= dict.fromkeys(new)
+            waiting.append((asked, new, processes.submit(_outcomes, work, list(new.values()))))
+            if len(waiting) >= _BATCHES * workers:
+                yield from first()
+        while waiting:
             yield from first()
-    while waiting:
-        yield from first()
+    except (BrokenProcessPool, MemoryError):
+        raise UserError(
+            "a worker process died or ran out of memory; lower preprocess.workers or "
+            "preprocess.max_input_pixels"
+        ) from None
+    finally:
+        processes.shutdown(cancel_futures=True)
+
+
+def _outcomes(work: Work, images: list[bytes]) -> list[Outcome]:
+    return [work(image) for image in images]
 
 
 def batches(rows: Iterable[Any]) -> Iterator[list[Any]]:

@@ -121,16 +121,11 @@ def check(counts: Mapping[str, Any], folder: Path, chosen: Any) -> None:
         reasons = ", ".join(f"{number} {reason}" for reason, number in found.items())
         left_out = pq.read_table(folder / "left_out.parquet").to_pylist()
         first = next(row for row in left_out if row["reason"] in lost or not kept)
-        what = (
-            f"{sum(lost.values())} of the {rows} rows can't be used ({reasons}), more than "
-            f"preprocess.max_dropped ({chosen.max_dropped:g}) allows"
-            if kept
-            else f"none of the {rows} rows could be used ({reasons})"
-        )
         most = max(found, key=lambda reason: found[reason])
         raise UserError(
-            f"{what}; the first, {shown(first['where'])}: {shown(first['detail'], 300)}; "
-            f"{most}: {REASONS[most]}"
+            f"{rows - kept} of the {rows} rows can't be used ({reasons}), more than "
+            f"preprocess.max_dropped ({chosen.max_dropped:g}) allows; the first, "
+            f"{shown(first['where'])}: {shown(first['detail'], 300)}; {most}: {REASONS[most]}"
         )
     wanted = ["train", "test", *(["validation"] if chosen.validation else [])]
     if empty := [name for name in wanted if not counts["pairs_by_split"][name]]:

@@ -74,24 +74,20 @@ class Question:
 
 def pair_id(row: Record, images: Sequence[str]) -> str:
     """Names a pair by its content: its images, each named by theirs, and all of its texts."""
-    assert row.question is not None
-    assert row.chosen is not None
-    assert row.rejected is not None
-    return row_id(*images, *_before(row), row.question, row.chosen, row.rejected)
+    return row_id(*images, *_prompt(row), str(row.chosen), str(row.rejected))
 
 
 def prompt_id(row: Record) -> str:
     """Names what a pair without images asks."""
-    assert row.question is not None
-    return row_id(*_before(row), row.question)
+    return row_id(*_prompt(row))
 
 
-def _before(row: Record) -> list[str]:
-    """What a prompt says before its question, each text after the role that says it."""
+def _prompt(row: Record) -> list[str]:
+    """What a prompt says, each text before its question after the role that says it."""
     said = ["system", row.system] if row.system else []
     for user, assistant in row.history:
         said += ["user", user, "assistant", assistant]
-    return said
+    return [*said, str(row.question)]
 
 
 def row_id(*fields: str) -> str:

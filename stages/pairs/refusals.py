@@ -1,5 +1,6 @@
 """Why a row is left out: every reason, and the checks that need no decoded image."""
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ REASONS = {
 
 # Rows of data/pairs/left_out.parquet.
 LEFT_OUT = pa.schema({name: pa.string() for name in ("where", "reason", "detail")})
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON's escapes allow it, UTF-8 not
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def text_refusal(row: Record | Question) -> Refusal | None:
             return Refusal(getattr(row, "reason", "missing_field"), note)
         return Refusal("missing_field", ", ".join(missing) + (f" ({note})" if note else ""))
     for name, text in {**texts, **others}.items():
-        if not _is_unicode(text or ""):
+        if _HALF.search(text or ""):
             return Refusal("missing_field", f"{name} is not valid Unicode text")
     if not (row.question or "").strip():
         return Refusal("missing_field", "question is blank")
@@ -88,12 +90,3 @@ def text_refusal(row: Record | Question) -> Refusal | None:
     if len(said) > 1 and len(set(said.values())) == 1:
         return Refusal("identical_answers", said["chosen"][:80])
     return None
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can spell it, unlike half a surrogate pair, which JSON's escapes allow."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from stages.core.errors import UserError, did_you_mean
 from stages.core.text import listed, readable, shown
 from stages.pairs import formats, layouts
@@ -149,16 +147,6 @@ def _is_no_table(path: Path, reading: Reading) -> bool:
             few = list(itertools.islice(table.rows(()), 2))
             return len(few) == 1 and layouts.choose(table.names, reading.columns) is None
     return False
-
-
-def count(raw: Path) -> int | None:
-    """The number of rows of a fetched folder, or None if only reading them all would tell."""
-    tables = [
-        name for name in walk(raw) if ending(name) and name.rpartition("/")[2] not in _NOT_DATA
-    ]
-    if any(ending(name) != ".parquet" for name in tables):
-        return None
-    return sum(pq.read_metadata(raw / name).num_rows for name in tables)
 
 
 def records(raw: Path, reading: Reading) -> Iterator[Record]:

@@ -74,11 +74,9 @@ def card(
             )
             for side, text in said.items()
         ],
-        "own": [(model, answer, same_as(answer, said)) for model, answer in own.items()],
+        "own": list(own.items()),
         "margin": MARGIN.text(row["reward_margin"]),
         "won": row["reward_margin"] > 0,
-        "order": f"base ranks {_first(row['base_margin'])} first, "
-        f"tuned {_first(row['tuned_margin'])}",
         "kind": text_of(row.get("kind")),
         "alt": alt_text(question, said["chosen"]),
         "picture": picture(image(pair["images"][0])) if pair and pair["images"] else None,
@@ -87,16 +85,6 @@ def card(
 
 def _own_answer(answer: Any) -> str | None:
     return None if answer is None or answer != answer else str(answer)
-
-
-def _first(order: float) -> str:
-    return "neither" if order == 0 else "chosen" if order > 0 else "rejected"
-
-
-def same_as(answer: str | None, said: Mapping[str, str]) -> str:
-    """Whether a generated answer is one of the two."""
-    same = [side for side, text in said.items() if answer and answer.strip() == text.strip()]
-    return f"same as {same[0]}" if same else ""
 
 
 def alt_text(question: str, answer: str) -> str:
@@ -147,42 +135,33 @@ GRADES = (  # whether base, and whether tuned is right
 
 def grades(answers: pd.DataFrame) -> list[tuple[str, int]]:
     """How many questions with a known answer became right, became wrong, or stayed so."""
-    return [(name, len(rows)) for name, rows in _graded(answers) if name]
+    return [(name, len(rows)) for name, rows in _graded(answers)]
 
 
 def questions(
     answers: pd.DataFrame, image: Callable[[str], bytes | None], size: int
 ) -> list[dict[str, Any]]:
-    """At most ``size`` of each of ``GRADES``, those whose id comes first; of all questions, if none
-    is graded."""
+    """At most ``size`` of each of ``GRADES``, those whose id comes first."""
     return [
         {
             "grade": grade,
-            "question": text_of(row["question"]),
-            "truth": text_of(row["truth"]),
+            "question": row["question"],
+            "truth": row["truth"],
             "answers": [
-                (model, text_of(row[f"{model}_answer"]), _mark(row.get(f"{model}_correct")))
-                for model in ("base", "tuned")
+                (row[f"{model}_answer"], row[f"{model}_correct"]) for model in ("base", "tuned")
             ],
-            "alt": alt_text(text_of(row["question"]), text_of(row["truth"])),
+            "alt": alt_text(row["question"], row["truth"]),
             "picture": picture(image(str(row["image"]))),
         }
         for grade, rows in _graded(answers)
-        for row in rows_of(rows.sort_values("id").head(size if grade else 2 * size))
+        for row in rows_of(rows.sort_values("id").head(size))
     ]
 
 
 def _graded(answers: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The questions by grade; all without one if no true answer is known."""
+    """The questions by grade."""
     asked = answers[answers["of"] == "question"]
-    known = asked.dropna(subset=["base_correct", "tuned_correct"])
-    if known.empty:
-        return [("", asked)]
     return [
-        (name, known[(known["base_correct"] == base) & (known["tuned_correct"] == tuned)])
+        (name, asked[(asked["base_correct"] == base) & (asked["tuned_correct"] == tuned)])
         for name, base, tuned in GRADES
     ]
-
-
-def _mark(correct: Any) -> str:
-    return "" if correct is None or correct != correct else "right" if correct else "wrong"

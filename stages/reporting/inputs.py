@@ -52,7 +52,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that is shown, as the stages wrote it. Tables that are not there are ``None``.
+    """All that is shown, as the stages wrote it.
 
     ``image`` gives the bytes of an image by its name, or ``None``. ``configuration`` is the text of
     llamafactory.yaml, ``first_batch`` what the trainer on shared prompts found there
@@ -63,11 +63,8 @@ class Inputs:
     metrics: Mapping[str, Any]
     scores: pd.DataFrame
     answers: pd.DataFrame
-    slices: pd.DataFrame | None
-    margins: pd.DataFrame | None
-    audit: pd.DataFrame | None
-    train_curve: pd.DataFrame | None
-    validation_curve: pd.DataFrame | None
+    slices: pd.DataFrame
+    audit: pd.DataFrame
     preprocess: Mapping[str, Any]
     format: Mapping[str, Any]
     first_batch: Mapping[str, Any]
@@ -104,14 +101,6 @@ def parameter_count(folder: Path) -> int | None:
         with safe_open(path, framework="numpy") as weights:
             total += sum(math.prod(weights.get_slice(k).get_shape()) for k in weights.keys())  # noqa: SIM118
     return total or None
-
-
-def table(path: Path) -> pd.DataFrame | None:
-    """A CSV file, or ``None`` where there is none or it is empty."""
-    try:
-        return pd.read_csv(path)
-    except (FileNotFoundError, pd.errors.EmptyDataError):
-        return None
 
 
 def parsed(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from stages.evaluation.catalogue import BOTH, ENOUGH_IMAGES, FIGURE, METRICS, Me
 from stages.pairs.pairs import SPLITS
 from stages.pairs.refusals import REASONS
 from stages.params.losses import LOSSES
-from stages.reporting import card, figures, gallery, verdicts
+from stages.reporting import card, gallery, verdicts
 from stages.reporting.inputs import Inputs
 from stages.reporting.markup import filled, rows_of, without_absolute_paths
 
@@ -27,7 +27,6 @@ AUDITED = 20  # rows of the audit of pairs
 def render(inputs: Inputs) -> str:
     """The page. The same inputs give the same bytes."""
     from huggingface_hub.utils import yaml_dump
-    from markupsafe import Markup
 
     p, values = inputs.p, dict(inputs.metrics)
     confidence = p.evaluate.confidence
@@ -42,7 +41,7 @@ def render(inputs: Inputs) -> str:
         data=list(inputs.data),
         level=f"{100 * confidence:g}%",
         title=verdicts.title(values),
-        headline=verdicts.headline(values),
+        headline=catalogue.in_words(values),
         concerns=verdicts.concerns(values, inputs.slices, confidence),
         rules=verdicts.RULES,
         judged=verdicts.judged(verdicts.family(values, inputs.slices), confidence),
@@ -52,10 +51,6 @@ def render(inputs: Inputs) -> str:
         controls=catalogue.controls(values),
         tasks=list(paired.read_tasks(values)),
         FIGURE=FIGURE,
-        charts=[
-            (name, label, Markup(figures.inline_svg(figure, name, label)))
-            for name, label, figure in charts(inputs)
-        ],
         slices=rows_of(inputs.slices),
         enough_images=ENOUGH_IMAGES,
         scores=len(inputs.scores),
@@ -72,12 +67,11 @@ def render(inputs: Inputs) -> str:
         funnel=funnel(inputs.preprocess, inputs.format),
         splits=split_rows(inputs.preprocess, inputs.format),
         audit=rows_of(inputs.audit)[:AUDITED],
-        audited=None if inputs.audit is None else len(inputs.audit),
+        audited=len(inputs.audit),
         method=loss.words,
         no_reference="" if loss.reference else card.NO_REFERENCE,
         once_merged=card.other_once_merged(bits) if bits else "",
         train=p.train.passed_through,
-        schedule=schedule(inputs),
         first_batch=inputs.first_batch,
         adapter_parameters=inputs.adapter_parameters,
         parameters=without_absolute_paths(yaml_dump(p.model_dump(mode="json"))),
@@ -110,16 +104,6 @@ def others(values: Mapping[str, Any]) -> list[Metric]:
     ]
 
 
-def charts(inputs: Inputs) -> list[tuple[str, str, Any]]:
-    """(name, label, figure) of everything that there is to draw."""
-    found: dict[str, tuple[str, Any]] = {
-        f"curve-{name}": (f"{figures.PANELS[name][0]} by training step", figure)
-        for name, figure in figures.curves(inputs.train_curve, inputs.validation_curve).items()
-    }
-    found["margins"] = "Reward margins of the test pairs", figures.margins(inputs.margins)
-    return [(name, label, figure) for name, (label, figure) in found.items() if figure is not None]
-
-
 def funnel(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """From the rows of the source to the pairs that were used: what stayed, what went and why."""
     meanings = {**REASONS, "longer_than_cutoff_len": "prompt and answer exceed format.cutoff_len"}
@@ -128,50 +112,18 @@ def funnel(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[
         (preprocess, "preprocess", "rows_kept"),
         (formatted, "format", "pairs_kept"),
     ):
-        left_out = report["left_out"]
-        none = [reason for reason, count in left_out.items() if not count]
-        for reason, count in left_out.items():
-            if count or len(none) == 1:
+        for reason, count in report["left_out"].items():
+            if count:
                 about = {"text": reason.replace("_", " "), "detail": meanings.get(reason, "")}
                 rows.append(about | {"count": count, "left_out": True})
-        if len(none) > 1:
-            detail = ", ".join(none).replace("_", " ")
-            rows.append({"text": "each of these", "count": 0, "left_out": True, "detail": detail})
         rows.append({"text": f"Pairs after {step}", "count": report[kept]})
-    largest = max(row["count"] for row in rows) or 1
-    return [{"left_out": False, "detail": "", "share": r["count"] / largest} | r for r in rows]
+    return [{"left_out": False, "detail": ""} | row for row in rows]
 
 
 def split_rows(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Pairs and images of each split; pairs as format kept them."""
     pairs, images = formatted["kept_by_split"], preprocess["images_by_split"]
-    total = sum(pairs.values()) or 1
     return [
-        {
-            "split": split,
-            "pairs": pairs.get(split, 0),
-            "images": images.get(split, 0),
-            "share": pairs.get(split, 0) / total,
-        }
+        {"split": split, "pairs": pairs.get(split, 0), "images": images.get(split, 0)}
         for split in SPLITS
     ]
-
-
-def schedule(inputs: Inputs) -> list[str]:
-    """How long and how fast training went, of what is known."""
-    train, curves = inputs.p.train.passed_through, (inputs.train_curve, inputs.validation_curve)
-    logged = [one for one in curves if one is not None]
-    steps = max((int(one["step"].max()) for one in logged), default=0)
-    epochs = max((float(one["epoch"].max()) for one in logged), default=0.0)
-    pairs = train.get("per_device_train_batch_size", 0) * train.get(
-        "gradient_accumulation_steps", 1
-    )
-    known = (
-        ("{:,} steps", steps),
-        ("{:.3g} epochs", epochs),
-        ("{} pairs a step and device", pairs),
-        ("learning rate {:g}", train.get("learning_rate")),
-        ("{}", train.get("lr_scheduler_type")),
-    )
-    words = [words.format(value) for words, value in known if value]
-    return words + ([f"seed {train['seed']}"] if "seed" in train else [])

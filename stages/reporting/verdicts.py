@@ -227,34 +227,6 @@ def _shortcuts(values: Mapping[str, Any]) -> Iterator[str]:
             yield "a judge of words alone"
 
 
-def headline(values: Mapping[str, Any]) -> str:
-    """What was found, in one sentence or two, each figure with its interval."""
-    pairs, images = values.get("pairs", 0), values.get("images")
-    of = f"{pairs:,} held-out pairs" + (f" ({images:,} images)" if images != pairs else "")
-    wins = with_interval(values, "win_rate")
-    raised = {
-        "better": f"raised chosen over rejected in {wins} of them",
-        "worse": f"raised chosen over rejected in only {wins} of them, less than half",
-        "unclear": f"raised chosen over rejected in {wins} of them, which is not clearly more or "
-        "less than half",
-    }[verdict(values, "win_rate")]
-    text = f"On {of} the tuned model {raised}"
-    if is_known(values.get(ACCURACY.base)) and is_known(values.get(ACCURACY.tuned)):
-        text += (
-            f"; it gives chosen the higher log-prob per token in "
-            f"{with_interval(values, ACCURACY.tuned)}, the base in "
-            f"{with_interval(values, ACCURACY.base)}"
-        )
-    text += "."
-    if is_known(values.get(CORRECT.base)) and is_known(values.get(CORRECT.tuned)):
-        text += (
-            f" Of {values.get('questions', 0):,} held-out questions it answers "
-            f"{with_interval(values, CORRECT.tuned)} right, the base "
-            f"{with_interval(values, CORRECT.base)}."
-        )
-    return text
-
-
 # warnings and notes
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.core.text import shown
+from stages.core.text import listed, shown
 from stages.families import known
 from stages.pairs.files import PICKLES, suffix
 from stages.sources.source import refuse_lfs_pointer
@@ -36,20 +36,14 @@ def check_weights_exist(
         UserError: says what the weights are instead, and the fix.
     """
     suffixes = {suffix(path) for path in wanted}
-    if ".safetensors" in suffixes or (allow_pickle and suffixes & PICKLES):
-        return
-    weights = sorted(filter(is_weights, there), key=suffix, reverse=True)  # safetensors first
-    if not weights:
-        raise UserError(f"{name}: it holds no safetensors weights; is it a base model?")
-    if suffix(weights[0]) == ".safetensors":
+    if ".safetensors" not in suffixes and not (allow_pickle and suffixes & PICKLES):
         raise UserError(
-            f'{name}: model.source.files leaves out the weights; add "*.safetensors" to it'
+            f"{name}: no safetensors weights are taken; it holds "
+            f'{listed(filter(is_weights, there), 5) or "no weights"}. Add "*.safetensors" to '
+            "model.source.files, or use a revision that has them (the Hub's conversion bot offers "
+            "one as refs/pr/N); a pickle can run any code when loaded, and model.trust.pickle: "
+            "true takes it if you trust its author"
         )
-    raise UserError(
-        f"{name}: the weights exist only as {weights[0]}, a pickle, which can run any code when "
-        "loaded. Use a revision that has safetensors (the Hub's conversion bot offers one as "
-        "refs/pr/N), or set model.trust.pickle: true if you trust its author"
-    )
 
 
 def check_model(folder: Path, names: Sequence[str], *, name: str) -> None:

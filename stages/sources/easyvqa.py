@@ -12,13 +12,11 @@ test images stay outside: their questions only grade generated answers.
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from stages.core.errors import UserError
 from stages.pairs.files import walk
 from stages.sources.local import copy_all
 from stages.sources.source import About, Kind, Source, SourceSection
@@ -48,21 +46,16 @@ def fetch_data(_: EasyVqaSource, out: Path) -> Source:
     """Copy easy-VQA as its installed package ships it: images, questions and answers, unchanged.
 
     4,000 train and 1,000 test images of 64x64 pixels with 48,248 questions (Zhou, 2019, MIT).
-
-    Raises:
-        UserError: the package ``easy-vqa`` is not installed.
     """
-    spec = importlib.util.find_spec("easy_vqa")  # looked up, not imported: only its data count
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("the package easy-vqa is not installed; run `make setup`")
-    root = Path(next(iter(spec.submodule_search_locations))) / "data"
+    package = importlib.metadata.distribution("easy-vqa")
+    root = Path(str(package.locate_file("easy_vqa/data")))
     files = {
         name: root / name
         for name in walk(root)
         if name == "answers.txt" or name.endswith(("/questions.json", ".png"))
     }
-    version = importlib.metadata.version("easy-vqa")
-    return copy_all(files, out, kind="easy-vqa", repo="easy-vqa", commit=version, licence="MIT")
+    known = {"kind": "easy-vqa", "repo": "easy-vqa", "commit": package.version, "licence": "MIT"}
+    return copy_all(files, out, **known)
 
 
 def records(raw: Path) -> "Iterator[Record]":
@@ -70,9 +63,6 @@ def records(raw: Path) -> "Iterator[Record]":
 
     An image whose questions reveal too little for a pair is a row without text, so that it is
     counted among those left out.
-
-    Raises:
-        UserError: the questions are not what they should be.
     """
     from stages.pairs.pairs import Record
 
@@ -99,12 +89,9 @@ def questions(raw: Path) -> "Iterator[Question]":
     """The data set's own test questions with their one-word answers, in its order."""
     from stages.pairs.pairs import Question
 
-    rows = _rows(raw / "test" / "questions.json")
-    images: dict[int, bytes] = {}
-    for i, (text, answer, number) in enumerate(rows):
-        if number not in images:
-            images[number] = (raw / "test" / "images" / f"{number}.png").read_bytes()
-        yield Question(f"test question {i}", (images[number],), text, answer, kind_of(text))
+    for i, (text, answer, number) in enumerate(_rows(raw / "test" / "questions.json")):
+        image = (raw / "test" / "images" / f"{number}.png").read_bytes()
+        yield Question(f"test question {i}", (image,), text, answer, kind_of(text))
 
 
 class Draw:
@@ -169,14 +156,8 @@ def _mistakable(scene: Scene) -> set[str]:
 
 
 def _rows(path: Path) -> list[tuple[str, str, int]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return [(str(text), str(answer), int(number)) for text, answer, number in rows]
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{path} is not easy-VQA's list of [question, answer, image]; `dvc repro -f fetch` "
-            "copies it again"
-        ) from None
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [(str(text), str(answer), int(number)) for text, answer, number in rows]
 
 
 KIND = Kind(

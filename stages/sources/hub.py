@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from stages.core import console
 from stages.core.errors import UserError, of_the_hub, site_of
 from stages.core.text import listed
-from stages.pairs.files import FETCHED, ending, is_hidden
+from stages.pairs.files import FETCHED, is_hidden
 from stages.sources import base_model, source
 from stages.sources.source import (
     PARTIAL,
@@ -52,26 +51,18 @@ class HubData(HubModel, Tables):
     """Of data."""
 
 
-@dataclass(frozen=True)
-class Announced:
-    """A file as the Hub announces it at one commit, before a byte of it is here.
+def is_right(path: Path, announced: File) -> bool:
+    """Whether the file at ``path`` has the size and content that the Hub announced.
 
-    ``digest`` is the sha256 of a large file, else the id of its git blob: sha1 of
-    ``b"blob <size>\\0"`` and the content.
+    Instead of its sha256, a small file has the id of its git blob: sha1 of ``b"blob <size>\\0"``
+    and the content.
     """
-
-    path: str
-    size: int
-    digest: str
-
-    def is_right(self, path: Path) -> bool:
-        """Whether the file at ``path`` has the announced size and content."""
-        if not path.is_file() or path.stat().st_size != self.size:
-            return False
-        if len(self.digest) == 64:
-            return source.described(path, self.path).sha256 == self.digest
-        blob = b"blob %d\0" % self.size + path.read_bytes()
-        return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == self.digest
+    if len(announced.sha256) == 64:
+        return source.is_there(path, announced)
+    if not path.is_file() or path.stat().st_size != announced.size:
+        return False
+    blob = b"blob %d\0" % announced.size + path.read_bytes()
+    return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == announced.sha256
 
 
 def fetch(asked: HubModel, out: Path, repo_type: RepoType, **allowed: bool) -> Source:
@@ -96,10 +87,8 @@ def fetch(asked: HubModel, out: Path, repo_type: RepoType, **allowed: bool) -> S
     allow_pickle = allowed.get("allow_pickle", False)
     if repo_type == "model":
         base_model.check_weights_exist(repo, names, [file.path for file in files], allow_pickle)
-    elif not any(map(ending, names)):
-        raise UserError(f"{repo}: no table matches {', '.join(asked.files)}; name tables in files")
     source.begin(out)
-    missing = [file for file in wanted if not file.is_right(out / file.path)]
+    missing = [file for file in wanted if not is_right(out / file.path, file)]
     source.check_room(out, sum(file.size for file in missing), what=repo)
     with _explained(asked, repo_type):
         _bring([f for f in missing if f.path not in weights], out, repo, repo_type, commit)
@@ -109,9 +98,7 @@ def fetch(asked: HubModel, out: Path, repo_type: RepoType, **allowed: bool) -> S
             _bring([f for f in missing if f.path in weights], out, repo, repo_type, commit)
         base_model.check_weights(out, names, name=repo)
     found = (
-        File(file.path, file.size, file.digest)
-        if len(file.digest) == 64
-        else source.described(out / file.path, file.path)
+        file if len(file.sha256) == 64 else source.described(out / file.path, file.path)
         for file in wanted
     )
     given = ("hub", repo, asked.revision, commit, licence)
@@ -131,7 +118,7 @@ def _kept(asked: HubModel, out: Path) -> Source | None:
     return had if right else None
 
 
-def _look_up(asked: HubModel, repo_type: RepoType) -> tuple[str, str | None, list[Announced]]:
+def _look_up(asked: HubModel, repo_type: RepoType) -> tuple[str, str | None, list[File]]:
     """The commit of a revision, the licence and all files there, by one request.
 
     Raises:
@@ -148,10 +135,10 @@ def _look_up(asked: HubModel, repo_type: RepoType) -> tuple[str, str | None, lis
             timeout=constants.HF_HUB_ETAG_TIMEOUT,  # without one, httpx would wait for ever
         )
         files = [
-            Announced(file.rfilename, int(file.size), file.lfs.sha256 if file.lfs else file.blob_id)
+            File(file.rfilename, int(file.size), file.lfs.sha256 if file.lfs else file.blob_id)
             for file in sorted(info.siblings or (), key=lambda file: file.rfilename)
         ]
-        digests = [str(info.sha), *(file.digest for file in files)]
+        digests = [str(info.sha), *(file.sha256 for file in files)]
         if not all(re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", each) for each in digests):
             raise ValueError("no digests")
         card = info.card_data or {}
@@ -161,7 +148,7 @@ def _look_up(asked: HubModel, repo_type: RepoType) -> tuple[str, str | None, lis
     return digests[0], licence, files
 
 
-def _select(asked: HubModel, files: Sequence[Announced], **allowed: bool) -> list[Announced]:
+def _select(asked: HubModel, files: Sequence[File], **allowed: bool) -> list[File]:
     """The files that match a pattern and may be fetched."""
     # As huggingface_hub's allow_patterns: "*" also crosses "/", "folder/" is all of it.
     patterns = [f"{each}*" if each.endswith("/") else each for each in asked.files]
@@ -190,9 +177,7 @@ def _select(asked: HubModel, files: Sequence[Announced], **allowed: bool) -> lis
     return safe
 
 
-def _bring(
-    missing: Sequence[Announced], out: Path, repo: str, repo_type: RepoType, commit: str
-) -> None:
+def _bring(missing: Sequence[File], out: Path, repo: str, repo_type: RepoType, commit: str) -> None:
     """Download files into ``out``, each complete and as announced.
 
     ``snapshot_download`` calls the same function for each file, but waits for all files under way
@@ -218,14 +203,14 @@ def _bring(
 
         set_transfer_postfix_str = update_transfer
 
-    def bring(file: Announced) -> None:
+    def bring(file: File) -> None:
         place: Any = {"revision": commit, "repo_type": repo_type, "local_dir": unfinished}
         hf_hub_download(repo, file.path, tqdm_class=Part, **place)
-        if not file.is_right(unfinished / file.path):
+        if not is_right(unfinished / file.path, file):
             (unfinished / file.path).unlink(missing_ok=True)
             raise UserError(
                 f"{repo}: {file.path} does not have the content that the Hub announces for it "
-                f"({file.digest[:12]}…), so it was deleted. Run again; if that does not help, a "
+                f"({file.sha256[:12]}…), so it was deleted. Run again; if that does not help, a "
                 "proxy or mirror (HF_ENDPOINT) alters files"
             )
         source.place(unfinished / file.path, out, file.path)

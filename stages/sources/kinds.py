@@ -23,15 +23,14 @@ KINDS: dict[str, Kind] = {kind.tag: kind for kind in (hub.KIND, local.KIND, easy
 
 def read(
     places: Mapping[str, Path], sources: Mapping[str, SourceSection]
-) -> "tuple[Iterator[Record], Iterator[Question], int | None]":
-    """Rows and held-out questions of all sources, and the number of rows where it is known.
+) -> "tuple[Iterator[Record], Iterator[Question]]":
+    """Rows and held-out questions of all sources.
 
     ``places`` says where each is. A row without an origin is of the source that it is from. Where
     there are several, its ``where`` names that too.
     """
     from stages.pairs import tables
 
-    total: int | None = 0
     records, questions = [], []
     for name, asked in sources.items():
         own = KINDS[asked.kind].read
@@ -41,12 +40,10 @@ def read(
             else:
                 assert isinstance(asked, Tables)
                 rows, held_out = tables.records(places[name], asked.reading), iter(())
-            count = tables.count(places[name]) if own is None else None
-        total = None if total is None or count is None else total + count
         start = f"{name}: " if len(sources) > 1 else ""
         records.append(_named(rows, name, start))
         questions.append(_named(held_out, name, start))
-    return chain(*records), chain(*questions), total
+    return chain(*records), chain(*questions)
 
 
 def _named(rows: Iterator[Any], name: str, start: str) -> Iterator[Any]:

@@ -68,13 +68,9 @@ def fetch_model(asked: PathModel, out: Path, *, allow_pickle: bool, allow_code: 
     """Copy a model folder's own files (no subfolders) that a base model needs into ``out``.
 
     Raises:
-        UserError: not a folder, or not a model that later stages can use (see ``base_model``).
+        UserError: it is no model that later stages can use (see ``base_model``).
     """
     path = asked.path.expanduser()
-    if not path.is_dir():
-        raise UserError(
-            f"model.source.path: {path} is not a folder; name the folder that holds config.json"
-        )
     refuse_nested(path, out)
     found = [name for name in walk(path) if "/" not in name]
     names = [
@@ -90,16 +86,10 @@ def fetch_model(asked: PathModel, out: Path, *, allow_pickle: bool, allow_code: 
     return copy_all(files, out, kind="path", licence=asked.licence)
 
 
-def copy_all(
-    files: Mapping[str, Path],
-    out: Path,
-    *,
-    kind: str,
-    repo: str | None = None,
-    commit: str | None = None,
-    licence: str | None = None,
-) -> Source:
+def copy_all(files: Mapping[str, Path], out: Path, **facts: Any) -> Source:
     """Bring files, by their names in ``out``, there, leaving alone those that are there already.
+
+    ``facts`` are fields of ``SOURCE.json``.
 
     Raises:
         UserError: the disk has no room.
@@ -107,7 +97,7 @@ def copy_all(
     source.begin(out)
     described = [source.described(path, name) for name, path in sorted(files.items())]
     missing = [file for file in described if not source.is_there(out / file.path, file)]
-    source.check_room(out, sum(file.size for file in missing), what=f"the {kind} source")
+    source.check_room(out, sum(file.size for file in missing), what="the source")
     # Links of an archive first, while what they lead to is still there.
     missing.sort(key=lambda file: not files[file.path].is_symlink())
     for file in console.counted(missing, len(missing), "copying", "files"):
@@ -115,7 +105,7 @@ def copy_all(
         if path.is_symlink() or not path.is_relative_to(out / PARTIAL):
             path = Path(shutil.copyfile(path, out / PARTIAL / "copying"))
         source.place(path, out, file.path)
-    return source.finish(out, Source(kind, repo, None, commit, licence, tuple(described)))
+    return source.finish(out, Source(files=tuple(described), **facts))
 
 
 def is_archive(path: Path) -> bool:

@@ -43,11 +43,11 @@ class Source:
     """What ``SOURCE.json`` says. Unknown facts are ``None``; no time, host or absolute path."""
 
     kind: str
-    repo: str | None
-    revision: str | None  # as asked: a branch, a tag or a commit
-    commit: str | None  # what that was, or a package's version
-    licence: str | None
-    files: tuple[File, ...]
+    repo: str | None = None
+    revision: str | None = None  # as asked: a branch, a tag or a commit
+    commit: str | None = None  # what that was, or a package's version
+    licence: str | None = None
+    files: tuple[File, ...] = ()
     patterns: tuple[str, ...] = ()  # by which a repository's files were chosen; written if any
 
     @property

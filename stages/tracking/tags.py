@@ -22,30 +22,26 @@ def experiment_name(root: Path = Path()) -> str:
 def provenance(root: Path = Path()) -> dict[str, str]:
     """Tags that say what a result came from; what is unknown is left out.
 
-    ``git.commit``, ``git.branch``, ``git.state`` (clean, or which tracked files differ, outputs
-    of the pipeline aside), ``dvc.experiment``, ``dvc.baseline``, ``dvc.md5.<path>`` of every
-    output in ``dvc.lock`` below data/ and models/, ``data.*`` and ``model.*`` (kind, repo,
-    commit, licence) from the SOURCE.json files; ``changed`` (parameters that differ from the
-    commit's, with their values); and MLflow's own for source and commit.
+    ``git.commit``, ``git.state`` (clean, or which tracked files differ, outputs of the pipeline
+    aside), ``dvc.experiment``, ``dvc.md5.<path>`` of every output in ``dvc.lock`` below data/ and
+    models/, ``data.*`` and ``model.*`` (kind, repo, commit, licence) from the SOURCE.json files;
+    ``changed`` (parameters that differ from the commit's, with their values); and MLflow's own for
+    source and commit.
     """
-    commit, branch = git(root, "rev-parse", "HEAD"), git(root, "branch", "--show-current")
-    baseline = os.environ.get("DVC_EXP_BASELINE_REV", "")
-    remote = git(root, "remote", "get-url", "origin")
-    changed = _changed(root, baseline)
+    commit, remote = git(root, "rev-parse", "HEAD"), git(root, "remote", "get-url", "origin")
+    changed = _changed(root)
     # In DVC's temporary copies, Git takes a params.yaml that DVC changed for unchanged.
     edited = {*changed_files(root), *([str(PARAMS_FILE)] if changed else [])}
     state = f"dirty: {', '.join(sorted(edited))}" if edited else "clean"
     found = {
         "git.commit": commit,
-        "git.branch": branch,
         "git.state": state if commit else "",
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "dvc.baseline": baseline,
         "changed": changed,
         "mlflow.source.name": "dvc.yaml" if (root / "dvc.yaml").is_file() else "",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
-        "mlflow.source.git.branch": branch,
+        "mlflow.source.git.branch": git(root, "branch", "--show-current"),
         "mlflow.source.git.repoURL": remote if ":" in remote else "",
     }
     for path, digest in outputs(root).items():
@@ -63,9 +59,10 @@ def provenance(root: Path = Path()) -> dict[str, str]:
     return {key: redacted(value, root) for key, value in found.items() if value}
 
 
-def _changed(root: Path, baseline: str) -> str:
+def _changed(root: Path) -> str:
     """The parameters that differ from those of the commit that an experiment starts from."""
-    text = git(root, "show", f"{baseline or 'HEAD'}:./{PARAMS_FILE}")
+    baseline = os.environ.get("DVC_EXP_BASELINE_REV") or "HEAD"
+    text = git(root, "show", f"{baseline}:./{PARAMS_FILE}")
     before = flattened(YAML(typ="safe", pure=True).load(text)) if text else {}
     apart = differences(before, parameters(root)) if before else ()
     return ", ".join(f"{key}={value}" for key, _, value in apart)
