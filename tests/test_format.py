@@ -129,7 +129,7 @@ def test_the_stage_writes_the_same_bytes_again_and_says_when_nothing_fits(format
     folder = run()
     for path in formatted_dir.iterdir():
         assert (folder / "out" / path.name).read_bytes() == path.read_bytes()
-    with pytest.raises(UserError, match=r"no train pair fits format\.cutoff_len = 20 tokens"):
+    with pytest.raises(UserError, match=r"no test pair fits format\.cutoff_len = 20 tokens"):
         run(**{"format.cutoff_len": 20})
 
 
