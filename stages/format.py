@@ -11,7 +11,9 @@ processor now, and a pair that would be cut is left out and counted.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from stages.model.tokens import Lengths
 from stages.pairs.pairs import SPLITS
 from stages.params import params
 
+SECONDS = 20  # of work, for one prompt; it takes a hundredth of one
 FEW = 3  # altered rows that need no more than to be counted
 REASON = "longer_than_cutoff_len"
 COUNTS = ("image", "prompt", "chosen", "rejected", "longest")  # of ``Lengths``
@@ -76,8 +79,9 @@ def tried(model: Path, p: params.Params) -> tokens.Tokenization:
         if len(loaded.tokenizer) > config.get("text_config", config)["vocab_size"]:
             raise ValueError("the tokenizer has more tokens than the model")
         content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
-        if getattr(loaded.processor, "chat_template", None):  # lm-eval's tasks render it
-            loaded.processor.apply_chat_template([{"role": "user", "content": content}])
+        with at_most(SECONDS):
+            if getattr(loaded.processor, "chat_template", None):  # lm-eval's tasks render it
+                loaded.processor.apply_chat_template([{"role": "user", "content": content}])
         picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
         pixels = loaded.processor.image_processor([picture], return_tensors="pt")["pixel_values"]
         if not (pixels.isfinite().all() and pixels.std() > 0):
@@ -93,6 +97,22 @@ def tried(model: Path, p: params.Params) -> tokens.Tokenization:
             "(model.source), or take another base model"
         ) from None
     return loaded
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Stop work that takes longer: a template may loop."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def to_rows(table: pd.DataFrame, markers: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:

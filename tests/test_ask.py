@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from stages import commands
@@ -92,3 +93,15 @@ def test_answers_and_log_probs_are_those_of_the_evaluation(
         under = scoring.log_probs(policy, [pair], images, **settings)
         for line, side in ((shown[-2], "rejected"), (shown[-1], "chosen")):
             assert float(line.split()[column]) == pytest.approx(under[f"{side}_logps"][0], abs=0.01)
+
+
+@pytest.mark.slow
+def test_log_probs_that_are_no_numbers_are_an_error(models, tmp_path, monkeypatch):
+    from stages.model import scoring
+
+    nothing = scoring.Answer("red", 1, True)
+    broken = pd.DataFrame({"chosen_logps": [float("nan")], "rejected_logps": [-1.0]})
+    monkeypatch.setattr(scoring, "log_probs", lambda *_, **__: broken)
+    row = formatted.prompt("what?", [], clean=models.clean)
+    with pytest.raises(UserError, match="no numbers, so weights are broken"):
+        ask.log_probs(models, row, {"base": nothing, "tuned": nothing}, tmp_path)

@@ -167,11 +167,13 @@ def text(name, content):
     return lambda folder: (folder / name).write_text(content)
 
 
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 BROKEN = {
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ""),
     "cut tokenizer": (text("tokenizer.json", "{"), ""),
     "another model's tokenizer": (edited("config.json", image_token_id=7), "another ID"),
     "more tokens": (edited("config.json", text_config__vocab_size=300), "more tokens than"),
+    "template that loops": (text("chat_template.jinja", LOOP), "takes more than 1 s"),
     "template that does not parse": (text("chat_template.jinja", "{% if %}"), "Template"),
     "no processor": (lambda folder: (folder / "processor_config.json").unlink(), ""),
     "images divided by nothing": (
@@ -187,8 +189,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_model_that_does_not_work_is_found_here_in_one_sentence(
-    what, model_dir, llamafactory, params_with, tmp_path
+    what, model_dir, llamafactory, params_with, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(format_stage, "SECONDS", 1)
     damage, told = BROKEN[what]
     folder = shutil.copytree(model_dir, tmp_path / "base")
     damage(folder)

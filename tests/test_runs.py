@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from stages.commands import log
+from stages.core.errors import UserError
 from stages.evaluation.catalogue import HEADLINE
 from stages.tracking import runs
 from tests.repository import free_port, wait_for
@@ -311,6 +312,31 @@ def test_the_view_has_the_headline_and_the_parameters_that_differ(database, caps
     first, rest = figures[: log.FIRST], figures[log.FIRST :]
     assert columns[: len(figures) + 1] == [*first, "params.`train.beta`", *rest]
     assert "params.`train.rank`" not in columns
+
+
+def test_a_port_that_is_taken_is_one_sentence(project):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"port {port} .*`make ui PORT={port + 1}`"):
+            log.main(ui_port=port)
+
+
+@pytest.mark.slow
+def test_a_deleted_experiment_is_restored_as_the_message_says_or_another_is_named(
+    database, monkeypatch, capsys
+):
+    client, experiment = runs.connect()
+    client.delete_experiment(experiment)
+    runs.complete_run(*outcome())
+    said = capsys.readouterr().err
+    restore = f"mlflow experiments restore --experiment-id {experiment}"
+    assert f"was deleted: `{restore}` brings it back, or name another one" in said
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+        complete()
+    subprocess.run([sys.executable, "-m", *restore.split()], check=True, capture_output=True)
+    complete()
+    assert len(logged()) == 1
 
 
 # servers

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages.commands import ADAPTER, BASE, require
 from stages.core import command, console
 from stages.core.errors import UserError
@@ -127,6 +129,11 @@ def log_probs(
         with models.as_(name):
             options: Any = {"batch_tokens": LONGEST, "label": ""}
             under.append(scoring.log_probs(models.policy, [pair], folder, **options))
+    if not all(np.isfinite(found[scoring.LOGPS].to_numpy()).all() for found in under):
+        raise UserError(
+            "the log-probs are no numbers, so weights are broken; `dvc checkout models` brings "
+            "those of the last run"
+        )
     rows = [
         [
             f"{name}'s answer",

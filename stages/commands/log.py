@@ -14,6 +14,7 @@ experiment, which the pages complete by their defaults. ``make ui`` writes such 
 """
 
 import json
+import socket
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,6 +53,13 @@ def shown(port: int) -> str:
     uri = runs.tracking_uri()
     if not uri.startswith("http"):
         uri = f"http://127.0.0.1:{port}"
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            raise UserError(
+                f"port {port} of this machine can't be used ({error.strerror}); `make ui "
+                f"PORT={port + 1}` takes another one"
+            ) from None
     client, experiment = runs.connect()
     names = columns(client.search_runs([experiment], max_results=1000))
     widths = {name: 80 for name in names if name.startswith("metrics")}

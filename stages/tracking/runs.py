@@ -258,7 +258,8 @@ def connect() -> tuple[Any, str]:
     """A client of the tracking server and the id of the experiment; database and experiment are
     made if need be.
 
-    Raises ``ConnectionError`` within seconds where no server answers.
+    Raises ``ConnectionError`` within seconds where no server answers, ``LookupError`` where the
+    experiment was deleted.
     """
     uri = tracking_uri()
     if uri.startswith("http"):
@@ -283,6 +284,12 @@ def connect() -> tuple[Any, str]:
                 if client.get_experiment_by_name(experiment) is None:
                     raise  # else another process made it at the same time
             found = client.get_experiment_by_name(experiment)
+    if found.lifecycle_stage == "deleted":
+        raise LookupError(
+            f"its experiment {experiment} was deleted: `mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}` brings it back, or name another one in "
+            "MLFLOW_EXPERIMENT_NAME"
+        )
     return client, str(found.experiment_id)
 
 
