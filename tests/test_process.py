@@ -13,6 +13,7 @@ import pytest
 
 from stages.core.errors import UserError
 from stages.tuning import process as training
+from tests.repository import wait_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -238,13 +239,6 @@ def running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
 
 
 # publishing
