@@ -123,8 +123,8 @@ def test_a_step_that_can_not_be_right_ends_the_training_there(fake_cli, tmp_path
     with pytest.raises(UserError, match="diverged"):
         launch(tmp_path, watch=watch)
     assert time.monotonic() - start < 10
-    for pid in map(int, (tmp_path / "pids").read_text().split()):
-        wait_for(lambda pid=pid: not running(pid))
+    pids = (tmp_path / "pids").read_text().split()
+    wait_for(lambda: not any(running(int(pid)) for pid in pids))
     assert (tmp_path / "checkpoint-1").is_dir()
 
 
@@ -221,8 +221,7 @@ def test_ending_the_stage_ends_the_training_and_its_workers(stage, how):
     assert process.returncode == 130
     assert "interrupted" in error
     assert "Traceback" not in error
-    for pid in started:
-        wait_for(lambda pid=pid: not running(pid))
+    wait_for(lambda: not any(map(running, started)))
 
 
 def test_a_training_does_not_outlive_its_stage_however_that_dies(stage):
@@ -230,8 +229,7 @@ def test_a_training_does_not_outlive_its_stage_however_that_dies(stage):
     process.kill()  # the stage alone, which can't end anything any more
     process.communicate()
     assert len(started) == 3  # the training, its worker, and what waits for the stage's end
-    for pid in started:
-        wait_for(lambda pid=pid: not running(pid))
+    wait_for(lambda: not any(map(running, started)))
 
 
 def running(pid):
