@@ -1,14 +1,12 @@
 """The catalogue: every key has a unit that shows it, and what must agree with it does."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, FIGURE, HEADLINE, KEYS, METRICS, POINTS, SHARE
 
-DOCS = Path(__file__).parent.parent / "docs" / "evaluation.md"
 SHAPES = {  # what a value of each unit looks like
     "count": r"[\d,]+",
     "share": r"[\d.]+%",
