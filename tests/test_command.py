@@ -56,12 +56,12 @@ def test_arguments_are_converted_by_their_annotations(stage):
         ("raise ValueError('a defect')", "Traceback", True),
         (
             "raise OSError(errno.EROFS, 'Read-only file system', 'models/adapter')",
-            "error: Read-only file system: models/adapter; make the file system writable, then",
+            "error: Read-only file system: models/adapter; free some space, or make it writable,",
             False,
         ),
         (
             "Path('/dev/full').write_text('x' * 100)",
-            "error: No space left on device: while writing; free some space, then",
+            "error: No space left on device: while writing; free some space, or",
             False,
         ),
         ("raise OSError(errno.EIO, 'Input/output error', 'x')", "Traceback", True),

