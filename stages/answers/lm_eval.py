@@ -1,8 +1,8 @@
 """Tasks of lm-eval: published benchmarks, answered by a loaded model.
 
 The model that is already loaded goes through lm-eval's own ``HFMultimodalLM``, with the model's own
-chat template and the image size of the ``format`` section. A task is one of lm-eval's, or a YAML
-file in the project's ``tasks`` folder.
+chat template and the image size of the ``format`` section. It runs any task: one of lm-eval's, or a
+folder in ``tasks/published``, where a new one goes (CONTRIBUTING.md).
 """
 
 import hashlib

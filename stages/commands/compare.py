@@ -2,19 +2,20 @@
 
     python -m stages compare --before main --after cold-beta
     python -m stages compare --before HEAD --after workspace > comparison.md
-    python -m stages compare --seeds main warm-1    # over all seeds of the two settings
 
 In: two revisions. Each is a commit, branch, tag or the name of a DVC experiment, or ``workspace``
 for the files as they are here. Out: the comparison, as Markdown on standard output. Nothing is run
-and nothing is checked out. With ``--seeds`` a revision names its setting: every experiment whose
-parameters differ from its own in ``train.seed`` alone belongs to it. One name gives mean and
-spread, two are compared.
+and nothing is checked out. Where results are is read from the command of the stage ``evaluate`` in
+``dvc.yaml``, at each revision by itself.
 
 Why not ``dvc metrics diff``: two win rates with an interval each do not say whether they differ.
 Both models are measured on the same pairs, so the difference is taken pair by pair, what both find
 hard cancels, and its interval is the one to read.
 """
 
+import itertools
+import shlex
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from ruamel.yaml import YAML
 
-from stages.commands import revisions
-from stages.commands.revisions import Experiment, seed_of
+from stages.answers import task_results
+from stages.answers.task_results import Results
 from stages.core import command
 from stages.core.errors import UserError
 from stages.evaluation import catalogue, paired, statistics
@@ -33,10 +34,12 @@ from stages.evaluation.catalogue import ACCURACY, CORRECT, FIGURE, METRICS, NATS
 from stages.evaluation.paired import Change
 from stages.evaluation.statistics import Floats
 from stages.model import formatted
-from stages.params.params import SEED, Evaluate, differences
+from stages.params.params import PARAMS_FILE, Evaluate, differences, flattened
 from stages.reporting.markup import cell, filled, one_line
 
-PAIR, SEEDS = Path(__file__).with_name("compare.md"), Path(__file__).with_name("seeds.md")
+TEMPLATE = Path(__file__).with_suffix(".md")
+WORKSPACE = "workspace"
+STAGE, NEEDED = "evaluate", ("details", "formatted-data")  # and options of its command
 LISTED = 10  # flipped pairs shown of each direction
 WIN_RATE = METRICS["win_rate"].title.lower()
 PREFERENCE = ACCURACY.title.lower()
@@ -50,6 +53,32 @@ _SAME_NATS, _SAME_SHARE = 1e-3, 1e-4
 _LINE = 200  # characters of a question or an answer shown
 
 Flip = tuple[Mapping[str, Any], float, float]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a revision holds. ``parameters`` are flat (``train.beta``); ``probed`` is what lm-eval's
+    tasks gave, ``pairs`` the test pairs."""
+
+    name: str
+    commit: str | None
+    parameters: Mapping[str, Any]
+    scores: pd.DataFrame
+    answers: pd.DataFrame
+    probed: Results
+    pairs: Sequence[Mapping[str, Any]]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({self.commit or 'the files here'})"
+
+    @property
+    def settings(self) -> Evaluate:
+        """How intervals are made, of the section ``evaluate`` alone."""
+        names = ("confidence", "resamples", "seed")
+        return Evaluate.model_construct(
+            **{name: self.parameters[f"evaluate.{name}"] for name in names}
+        )
 
 
 @dataclass(frozen=True)
@@ -71,35 +100,8 @@ class Measure:
     rows: int
 
 
-@dataclass(frozen=True)
-class SeedsInterval:
-    """A mean over seeds and pairs, or the difference of two, with its interval.
-
-    ``seeds_error`` and ``images_error``: the standard errors of choosing seeds and images.
-    ``spreads``: the standard deviation between the seeds of each setting.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    seeds_error: float
-    images_error: float
-    spreads: tuple[float, ...]
-
-    @property
-    def seeds_share(self) -> float:
-        """The share of the variance that seeds make; ½ where nothing varies."""
-        seeds, images = self.seeds_error**2, self.images_error**2
-        return seeds / (seeds + images) if seeds + images > 0 else 0.5
-
-
-def main(before: str = "", after: str = "", seeds: tuple[str, ...] = ()) -> None:
-    if bool(before and after) == bool(seeds) or bool(before) != bool(after) or len(seeds) > 2:
-        raise UserError("give --before and --after, or --seeds with one or two revisions")
-    if seeds:
-        print(over_seeds([revisions.seeds_of(name) for name in seeds]), end="")
-    else:
-        print(render(revisions.load(before), revisions.load(after)), end="")
+def main(before: str, after: str) -> None:
+    print(render(load(before), load(after)), end="")
 
 
 def render(before: Experiment, after: Experiment) -> str:
@@ -113,7 +115,7 @@ def render(before: Experiment, after: Experiment) -> str:
     if apart := paired.different_documents(before.probed, after.probed):
         notes.append(f"{', '.join(apart)}: left out, because the two answered different documents")
     return filled(
-        PAIR,
+        TEMPLATE,
         before=before,
         after=after,
         differences=differences(before.parameters, after.parameters),
@@ -149,136 +151,6 @@ def measures(before: Experiment, after: Experiment) -> tuple[list[Measure], list
         )
         found.append(Measure(name, column.unit, changes[name], len(column.images)))
     return found, notes
-
-
-def over_seeds(members: Sequence[Sequence[Experiment]]) -> str:
-    """One setting, or a second against a first, as Markdown that reads well unrendered; the
-    bootstrap's settings are the last one's.
-
-    Raises:
-        UserError: a setting has fewer than two seeds, two settings are the same, files are of
-            different runs, or the test pairs are not the same.
-    """
-    from tabulate import tabulate
-
-    for setting in members:
-        if len(setting) < 2:
-            raise UserError(
-                f"{setting[0].label} is the only experiment of its setting (seed "
-                f"{seed_of(setting[0])}); `dvc exp run --queue -S train.seed=1,2,3` and `dvc queue "
-                "start` train it with others"
-            )
-    first, last = members[0][0], members[-1][0]
-    names = [setting[0].name for setting in members]
-    apart = [each for each in differences(first.parameters, last.parameters) if each[0] != SEED]
-    if len(members) == 2 and not apart:
-        raise UserError(f"{first.label} and {last.label} differ in {SEED} alone: name one of them")
-    columns, notes = measured([one for setting in members for one in setting])
-    rows = []
-    for measure, column in columns.items():
-        if column.unit is not SHARE:
-            continue
-        tables = [column.values[: len(members[0])], column.values[len(members[0]) :]]
-        shown = [(name, [each], SHARE) for name, each in zip(names, tables, strict=False)]
-        if len(members) == 2:
-            shown.append(("difference", tables, SHARE.difference))
-        for name, compared, unit in shown:
-            found = seeds_interval(compared, column.images, last.settings)
-            low, high = found.low, found.high
-            if unit is SHARE:  # the interval knows nothing of shares
-                low, high = max(0.0, low), min(1.0, high)
-            rows.append(
-                (
-                    measure,
-                    f"{len(column.images):,}",
-                    cell(name),
-                    unit.text(found.estimate),
-                    SHARE.difference.text(found.spreads[0]).lstrip("+") if unit is SHARE else "",
-                    unit.interval(low, high),
-                    f"{found.seeds_share:.0%}",
-                )
-            )
-    level = f"{100 * last.settings.confidence:g}%"
-    header = ("measure", "rows", "setting", "mean", "sd between seeds", level, "by seeds")
-    return filled(
-        SEEDS,
-        level=level,
-        names=names,
-        members=members,
-        seed_of=seed_of,
-        block=block,
-        apart=apart,
-        table=tabulate(rows, header, tablefmt="pipe", disable_numparse=True),
-        notes=notes,
-    )
-
-
-def seeds_interval(
-    settings: Sequence[ArrayLike],
-    groups: Any,
-    how: Evaluate,
-) -> SeedsInterval:
-    """A setting's mean, or a second's less the first's, beyond the seeds that were trained and the
-    images that were asked.
-
-    ``settings``: one or two arrays of shape (seeds, n), a number for each pair by each seed's
-    model. ``groups``: (n,) labels, the pair's image. In each resample the seeds of each setting are
-    drawn with replacement, then the images, the same ones for every seed of both settings.
-
-    With a handful of seeds that alone is too narrow, twice over: the variance of S drawn seeds is
-    (S-1)/S of what it estimates, so their deviations are stretched by √(S/(S-1)); and a variance
-    known from few seeds is itself uncertain, so quantiles are stretched by t/z, with the degrees of
-    freedom of Welch and Satterthwaite from both sources. In simulations with three seeds 91 to 99%
-    of the 95% intervals hold the truth; without the two, 75 to 82% where seeds dominate.
-
-    Raises ``ValueError`` for fewer than two seeds or groups. Source: Davison & Hinkley 1997, 3.8;
-    Owen 2007 (arXiv 0712.1111) for crossed factors; Rao & Wu 1988 for the stretch.
-    """
-    from scipy.special import ndtri, stdtrit
-
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    tables = [np.asarray(setting, dtype=np.float64) for setting in settings]
-    if len(names) < 2 or any(len(table) < 2 for table in tables):
-        raise ValueError("an interval needs at least two groups, and two seeds of each setting")
-    signs = {1: (1.0,), 2: (-1.0, 1.0)}[len(tables)]
-    means = [table.mean(axis=1) for table in tables]  # of each seed, over the pairs
-    estimate = float(sum(s * m.mean() for s, m in zip(signs, means, strict=True)))
-    variances = [float(m.var(ddof=1)) / len(m) for m in means]
-
-    # By image: how many pairs, and the sum of each seed's values about the seed's mean.
-    sizes = np.bincount(member, minlength=len(names)).astype(np.float64)
-    rows = np.concatenate([t - m[:, None] for t, m in zip(tables, means, strict=True)])
-    sums = np.stack([np.bincount(member, row, len(names)) for row in rows], axis=1)
-    generator = np.random.Generator(np.random.PCG64(how.seed))
-    moved, by_images = np.zeros(how.resamples), np.zeros(how.resamples)
-    for those in statistics.chunks(how.resamples, len(names)):
-        count, first = len(moved[those]), 0
-        times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
-        found = (times @ sums) / (times @ sizes)[:, None]  # (count, all seeds)
-        for sign, mean in zip(signs, means, strict=True):
-            s = len(mean)
-            drawn = generator.multinomial(s, np.full(s, 1 / s), size=count) / s
-            weights = 1 / s + np.sqrt(s / (s - 1)) * (drawn - 1 / s)
-            part = found[:, first : first + s]
-            moved[those] += sign * ((weights * part).sum(axis=1) + (weights - 1 / s) @ mean)
-            by_images[those] += sign * part.mean(axis=1)
-            first += s
-    images = float(by_images.var())
-    total = sum(variances) + images
-    if total > 0:
-        uncertain = images**2 / (len(names) - 1)
-        uncertain += sum(v**2 / (len(m) - 1) for v, m in zip(variances, means, strict=True))
-        freedom = total**2 / uncertain if uncertain > 0 else np.inf
-        moved *= float(stdtrit(freedom, statistics.tails(how)[1]) / ndtri(statistics.tails(how)[1]))
-    low, high = np.quantile(moved, statistics.tails(how))
-    return SeedsInterval(
-        estimate=estimate,
-        low=estimate + float(low),
-        high=estimate + float(high),
-        seeds_error=float(np.sqrt(sum(variances))),
-        images_error=float(np.sqrt(images)),
-        spreads=tuple(float(m.std(ddof=1)) for m in means),
-    )
 
 
 def measured(experiments: Sequence[Experiment]) -> tuple[dict[str, Column], list[str]]:
@@ -406,6 +278,62 @@ def block(rows: Sequence[tuple[str, str]]) -> str:
         f"    {one_line(name, _LINE):{width}}  {one_line(value, _LINE)}".rstrip()
         for name, value in rows
     )
+
+
+# what a revision holds
+
+
+def load(name: str) -> Experiment:
+    """The results of a commit, branch, tag or experiment, or of the ``workspace``.
+
+    Raises:
+        UserError: there is no such revision, or it has no results that can be read.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc_data.index.index import DataIndexError
+    from scmrepo.exceptions import SCMError
+
+    with tempfile.TemporaryDirectory() as folder:
+        at = Path(folder)
+        try:
+            files = DVCFileSystem(rev=None if name == WORKSPACE else name)
+            where = options(files.repo.stage.load_one(name=STAGE).cmd)
+            details, data = (where[key] for key in NEEDED)
+            wanted = (details, f"{data}/test.json", str(PARAMS_FILE))
+            for file in [file for path in wanted for file in files.find(path)]:
+                (at / file).parent.mkdir(parents=True, exist_ok=True)
+                (at / file).write_bytes(files.read_bytes(file))
+            return Experiment(
+                name=name,
+                commit=None if name == WORKSPACE else files.repo.get_rev()[:7],
+                parameters=flat((at / PARAMS_FILE).read_text(encoding="utf-8")),
+                scores=pd.read_parquet(at / details / "scores.parquet"),
+                answers=pd.read_parquet(at / details / "answers.parquet"),
+                probed=task_results.read(at / details / "lm_eval"),
+                pairs=formatted.read(at / data, "test"),
+            )
+        except (OSError, KeyError, DvcException, DataIndexError, SCMError) as error:
+            why = one_line(str(error).replace(folder, ""), 200)
+            raise UserError(
+                f"{name} can't be compared ({why}). Name a commit, branch, tag or experiment (`dvc "
+                "exp list --all-commits`) that was evaluated, or workspace for the files here. "
+                "`dvc fetch --all-commits` gets the results that were pushed for commits, `dvc "
+                "exp pull origin NAME` those of an experiment, and `dvc repro` there makes them"
+            ) from None
+
+
+def options(cmd: str) -> dict[str, str]:
+    """``--name value`` pairs of a stage's command."""
+    return {
+        word.removeprefix("--"): value
+        for word, value in itertools.pairwise(shlex.split(cmd))
+        if word.startswith("--")
+    }
+
+
+def flat(text: str) -> dict[str, Any]:
+    return flattened(YAML(typ="safe", pure=True).load(text) or {})
 
 
 if __name__ == "__main__":
