@@ -1,8 +1,8 @@
 """Tasks of lm-eval: published benchmarks, answered by a loaded model.
 
 The model that is already loaded goes through lm-eval's own ``HFMultimodalLM``, with the model's own
-chat template and the image size of the ``format`` section. A task is one of lm-eval's, or a YAML
-file in the project's ``tasks`` folder.
+chat template and the image size of the ``format`` section. It runs any task: one of lm-eval's, or a
+folder in ``tasks/published``, where a new one goes (CONTRIBUTING.md).
 """
 
 import hashlib
@@ -283,32 +283,29 @@ def _evaluated(
 def _rows(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """lm-eval's samples of a task without the documents, whose images can't be written."""
     kept = ("doc_id", "target", "resps", "filtered_resps", "filter")
-    hashes: dict[int, str] = {}  # several documents may share an image
-    rows = []
-    for sample in samples:
-        shown = [
-            image
-            for part in sample["arguments"][0]
-            if isinstance(part, dict)
-            for image in part.get("visual", ())
-        ]
-        for image in shown:
-            if id(image) not in hashes:
-                content = hashlib.blake2b(f"{image.mode} {image.size} ".encode(), digest_size=16)
-                content.update(image.tobytes())
-                hashes[id(image)] = content.hexdigest()
-        rows.append(
-            {key: sample[key] for key in kept}
-            | {
-                "arguments": [
-                    [part for part in request if isinstance(part, str)]
-                    for request in sample["arguments"]
-                ],
-                "images": [hashes[id(image)] for image in shown],
-                "metrics": {metric: sample[metric] for metric in sample["metrics"]},
-            }
-        )
-    return rows
+    return [
+        {key: sample[key] for key in kept}
+        | {
+            "arguments": [
+                [part for part in request if isinstance(part, str)]
+                for request in sample["arguments"]
+            ],
+            "images": [
+                _hashed(image)
+                for part in sample["arguments"][0]
+                if isinstance(part, dict)
+                for image in part.get("visual", ())
+            ],
+            "metrics": {metric: sample[metric] for metric in sample["metrics"]},
+        }
+        for sample in samples
+    ]
+
+
+def _hashed(image: Any) -> str:
+    content = hashlib.blake2b(f"{image.mode} {image.size} ".encode(), digest_size=16)
+    content.update(image.tobytes())
+    return content.hexdigest()
 
 
 def _config(task: Any) -> dict[str, Any]:
