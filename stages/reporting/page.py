@@ -66,7 +66,7 @@ def render(inputs: Inputs) -> str:
         title=verdicts.title(values),
         headline=catalogue.in_words(values),
         concerns=verdicts.concerns(values, inputs.slices, confidence),
-        rules=verdicts.RULES,
+        rules=verdicts,
         judged=verdicts.judged(verdicts.family(values, inputs.slices), confidence),
         tiles=tiles(values),
         both_models=catalogue.of_both_models(values),
