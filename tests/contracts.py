@@ -201,7 +201,7 @@ def files_of(module: str) -> set[str]:
     for name in closure(module):
         if not exempt(name):
             files |= beside(source_of(name))
-    return {file.relative_to(ROOT).as_posix() for file in files if not is_docstring(file)}
+    return {file.relative_to(ROOT).as_posix() for file in files}
 
 
 def code_deps(module: str) -> list[str]:
@@ -218,19 +218,12 @@ def code_deps(module: str) -> list[str]:
 
 
 def code_in(folder: Path) -> set[str]:
-    """The files below a folder of code, aside from those that can change no output."""
+    """The files below a folder of code."""
     return {
         file.relative_to(ROOT).as_posix()
         for file in folder.rglob("*")
-        if file.is_file()
-        and "__pycache__" not in file.parts
-        and not (file.suffix == ".py" and is_docstring(file))
+        if file.is_file() and "__pycache__" not in file.parts
     }
-
-
-def is_docstring(file: Path) -> bool:
-    """Whether a file is a package's and holds nothing else: it can change no output."""
-    return file.name == "__init__.py" and len(ast.parse(file.read_text()).body) == 1
 
 
 def beside(source: Path) -> set[Path]:
