@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+import stages
 from stages.commands import use
 from stages.params import params
 from stages.params.params import Params
@@ -24,11 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("stages", "demo")
 PRESETS = sorted((ROOT / "params").glob("*.yaml"))
 
-# Folders of stages/, each of which may import only those before it.
-FOLDERS = (
-    *("core", "families", "pairs", "sources", "params", "model", "tuning", "answers"),
-    *("evaluation", "reporting", "tracking", "commands"),
-)
+# Folders of stages/, each of which may import only those before it, in the order of their list.
+FOLDERS = re.findall(r"(?m)^    (\w+)  ", str(stages.__doc__))
 
 # Plumbing, which no stage depends on: it decides whether a stage runs or who watches it, not what
 # it writes.
