@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 
 from stages.core import command
-from stages.core.errors import UserError
 from stages.families import known
 from stages.model import formatted
 from stages.params import params
@@ -36,9 +35,6 @@ def main(
     page: Path,
     card: Path,
 ) -> None:
-    configuration = adapter / "llamafactory.yaml"
-    if not configuration.is_file():
-        raise UserError(f"{configuration} is missing; `dvc repro -f train` makes it again")
     p, first_batch = params.load(), curves / "first_batch.json"
     given = Inputs(
         p=p,
@@ -54,7 +50,7 @@ def main(
         image=lambda name: path.read_bytes() if (path := images / name).is_file() else None,
         data=[origin(raw / name, name) for name in p.data.sources],
         model=origin(model, folder_name(p.model.source)),
-        configuration=configuration.read_text(encoding="utf-8"),
+        configuration=(adapter / "llamafactory.yaml").read_text(encoding="utf-8"),
         adapter=parsed(adapter / "adapter_config.json"),
         adapter_parameters=parameter_count(adapter),
     )

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from stages import report
-from stages.core.errors import UserError
 from stages.tracking import runs
 from tests.experiment import Page, inputs_with, picture_of
 
@@ -88,9 +87,3 @@ def test_page_and_card_follow_from_what_the_stages_wrote_and_nothing_else(
     for content in first:
         assert str(tmp_path).encode() not in content
         assert b"brave-lion" not in content
-
-
-def test_an_adapter_without_its_configuration_is_one_clear_error(arguments):
-    (arguments["adapter"] / "llamafactory.yaml").unlink()
-    with pytest.raises(UserError, match=r"llamafactory\.yaml is missing"):
-        report.main(**arguments)

@@ -143,7 +143,7 @@ def test_the_seeds_of_a_setting_are_read_and_compared(here, capsys):
     finally:
         call("git", "checkout", "--quiet", "--force", "main", folder=here)
         call("dvc", "checkout", "--quiet", "--force", folder=here)
-    seeds.main(("main", "tuned"))
+    seeds.main("main tuned")
     printed = capsys.readouterr().out
     assert "2 seeds: main (None), again (1)" in printed
     assert "2 seeds: tuned (None), tuned-again (1)" in printed

@@ -257,9 +257,7 @@ def _evaluated(
     evaluator.LMEVAL_HASHMM = False
     try:
         with mock.patch.dict(os.environ):
-            os.environ.pop(
-                "LOCAL_RANK", None
-            )  # by which lm-eval would give the first alone results
+            os.environ.pop("LOCAL_RANK", None)  # else lm-eval gives results to the first alone
             found: dict[str, Any] = evaluator.simple_evaluate(
                 model=model,
                 tasks=[group] if group else list(asked["tasks"].values()),

@@ -1,7 +1,7 @@
 """What the luck of training adds: one setting over all its seeds, or two compared.
 
-    python -m stages seeds --of main            # mean and spread over the seeds of main's setting
-    python -m stages seeds --of main warm-1     # two settings, over all their seeds
+    python -m stages seeds --of main             # mean and spread over the seeds of main's setting
+    python -m stages seeds --of 'main warm-1'    # two settings, over all their seeds
 
 In: one or two revisions, as for ``compare``. A revision names its setting: every experiment whose
 parameters differ from its own in ``train.seed`` alone belongs to it. Out: Markdown on standard
@@ -21,17 +21,19 @@ from stages.core import command
 from stages.core.errors import UserError
 from stages.evaluation import statistics
 from stages.evaluation.catalogue import SHARE
-from stages.params.params import PARAMS_FILE, SEED, Evaluate, differences
+from stages.params.params import PARAMS_FILE, Evaluate, differences
 from stages.reporting.markup import cell, filled
 from stages.tracking.tags import git
 
 TEMPLATE = Path(__file__).with_suffix(".md")
+SEED = "train.seed"  # runs that differ in it alone are of one setting
 
 
-def main(of: tuple[str, ...]) -> None:
-    if len(of) > 2:
-        raise UserError("name one or two revisions, of one or two settings")
-    print(over_seeds([seeds_of(name) for name in of]), end="")
+def main(of: str) -> None:
+    names = of.split()
+    if len(names) not in (1, 2):
+        raise UserError("--of takes one revision, or two in quotes: --of 'main warm-1'")
+    print(over_seeds([seeds_of(name) for name in names]), end="")
 
 
 @dataclass(frozen=True)

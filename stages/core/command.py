@@ -36,17 +36,14 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     """Call ``main`` with the arguments of the command line, each converted by its annotation.
 
-    ``def main(raw: Path, out: Path)`` answers to ``--raw data/raw --out data/pairs``; an argument
-    of type ``tuple[str, ...]`` takes several words. A ``UserError`` becomes one message on standard
-    error and exit status 1, and so does a disk that is full or can't be written. Any other
-    exception keeps its trace. What ``main`` returns, such as ``{"device": "cpu"}``, goes into the
-    diary.
+    ``def main(raw: Path, out: Path)`` answers to ``--raw data/raw --out data/pairs``. A
+    ``UserError`` becomes one message on standard error and exit status 1, and so does a disk that
+    is full or can't be written. Any other exception keeps its trace. What ``main`` returns, such as
+    ``{"device": "cpu"}``, goes into the diary.
     """
     parser = argparse.ArgumentParser(description=inspect.getmodule(main).__doc__)
     for name, parameter in inspect.signature(main).parameters.items():
         options: dict[str, Any] = {"type": parameter.annotation, "required": True}
-        if parameter.annotation == tuple[str, ...]:
-            options |= {"type": str, "nargs": "+"}
         if parameter.default is not parameter.empty:
             options |= {"default": parameter.default, "required": False}
         parser.add_argument(f"--{name.replace('_', '-')}", **options)

@@ -28,7 +28,6 @@ from stages.sources.kinds import KINDS
 from stages.sources.source import Section, SourceSection
 
 PARAMS_FILE = Path("params.yaml")
-SEED = "train.seed"  # runs that differ in it alone are of one setting
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]

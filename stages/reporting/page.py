@@ -41,16 +41,6 @@ LONG_TEXT = 320  # characters; longer ones are folded
 LONGEST_SIDE = 320  # pixels of an image in the page
 SMALL_SIDE = 96  # an image up to this is enlarged without smoothing
 
-PARTS = (
-    ("Most won", "The pairs with the largest reward margin."),
-    ("Most lost", "The pairs with the lowest reward margin, of those below 0."),
-    (
-        "Most changed",
-        "Pairs that base and tuned order differently by log-prob per token, the largest change of "
-        "that difference first; pairs shown above are left out.",
-    ),
-)
-
 
 def render(inputs: Inputs) -> str:
     """The page. The same inputs give the same bytes."""
@@ -66,7 +56,7 @@ def render(inputs: Inputs) -> str:
         title=verdicts.title(values),
         headline=catalogue.in_words(values),
         concerns=verdicts.concerns(values, inputs.slices, confidence),
-        rules=verdicts.RULES,
+        rules=verdicts,
         judged=verdicts.judged(verdicts.family(values, inputs.slices), confidence),
         tiles=tiles(values),
         both_models=catalogue.of_both_models(values),
@@ -135,14 +125,14 @@ def funnel(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[
 # pairs and questions to look at
 
 
-def gallery(inputs: Inputs) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """Title, sentence and cards of each of ``PARTS``. Those pairs that the models were asked, which
-    may be a small sample (``evaluate.generation.prompts``), have the models' own answers.
+def gallery(inputs: Inputs) -> list[list[dict[str, Any]]]:
+    """Cards of the pairs won, lost and changed. Those pairs that the models were asked, which may
+    be a small sample (``evaluate.generation.prompts``), have the models' own answers.
     """
     by_id = {str(pair["id"]): pair for pair in inputs.test_pairs}
     return [
-        (*part, [pair_card(row, by_id.get(row["id"]), inputs.image) for row in rows_of(rows)])
-        for part, rows in zip(PARTS, extremes(inputs.scores, inputs.answers, CARDS), strict=True)
+        [pair_card(row, by_id.get(row["id"]), inputs.image) for row in rows_of(rows)]
+        for rows in extremes(inputs.scores, inputs.answers, CARDS)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the metrics say, in words, by rules that the page prints too.
+"""What the metrics say, in words, by rules that the page prints too (``page.html``).
 
 Metrics are those of ``results/metrics.json``; any of them may be missing.
 """
@@ -12,7 +12,7 @@ import pandas as pd
 from stages.evaluation import catalogue, paired, statistics
 from stages.evaluation.catalogue import ACCURACY, CORRECT, METRICS, is_known, shown, with_interval
 from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
-from stages.evaluation.statistics import LEVEL, SURE
+from stages.evaluation.statistics import LEVEL
 from stages.reporting.markup import rows_of
 
 Verdict = Literal["better", "worse", "unclear"]
@@ -49,29 +49,6 @@ WARNINGS = {
         for way, image in IMAGES.items()
     },
 }
-
-RULES = (
-    "“Raised” needs an interval of the win rate that lies entirely above one half. It is called "
-    "mostly or partly without looking where the win rate of the controls, with a blank or another "
-    f"image, keeps more than {MOST:.0%} of its lead over one half, or is clearly above one half; "
-    "words or length give the answer away where a shortcut does (see the notes).",
-    "What may get worse is one family: preference accuracy, right answers, the chosen log-prob, "
-    "repetition, unfinished answers, the win rate with another image, that of each slice, and "
-    "each metric of lm-eval's tasks. One of them is “better” or “worse”, and has a warning, where "
-    "its interval leaves no change out after it was widened for their number (Bonferroni), and "
-    f"McNemar's p-value, if it has one, is below {SURE:g} divided by that number. Without any true "
-    f"change at most {SURE:.0%} of such pages have a warning from it. The share of unfinished "
-    f"answers must have risen by more than {100 * MORE_UNFINISHED:.0f} points as well.",
-    "There is a warning too where the win rate is clearly above one half, and "
-    "win_rate_over_blank or win_rate_over_shuffled is not clearly above 0.",
-    f"There is a note where base_accuracy is {HIGH_BASE:.0%} or more; where a shortcut "
-    f"tells more than {SHORTCUT:.0%} of the pairs apart: length (longer_wins, either way), "
-    "first_words_wins, bag_of_words_wins or base_accuracy_blank; where chosen lost probability, "
-    f"not clearly; where more than {MOST:.0%} of the test pairs have the text of a training pair; "
-    "where pairs contradict each other; where images of test pairs look like others; where pairs "
-    f"are tied; where there are fewer than {FEW_IMAGES} test images; where the win rate is “not "
-    "clear”.",
-)
 
 
 # one figure

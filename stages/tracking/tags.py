@@ -1,4 +1,4 @@
-"""What a result came from: commit, experiment, hashes and sources, without anything secret."""
+"""What a result came from: commit, experiment, hashes and changes, without anything secret."""
 
 import os
 import re
