@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.pairs import pairs, refusals
-from stages.pairs.pairs import Record
-from stages.pairs.split import split_of
+from stages.pairs.pairs import Record, split_of
 
 FRACTIONS = st.tuples(st.floats(0, 0.5), st.floats(0, 0.49))
 TEXT = st.text(st.characters(codec="utf-8"))

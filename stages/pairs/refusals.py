@@ -5,8 +5,6 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from stages.pairs.pairs import Question, Record
 
 # Why a row can be left out, and what helps where that is the most frequent reason; in the order of
@@ -33,8 +31,6 @@ REASONS = {
     "exact_duplicate": "its images and texts equal those of an earlier row",
 }
 
-# Rows of data/pairs/left_out.parquet.
-LEFT_OUT = pa.schema({name: pa.string() for name in ("where", "reason", "detail")})
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON's escapes allow it, UTF-8 not
 
 
@@ -46,9 +42,11 @@ class Refusal:
     detail: str
 
 
-def shape_refusal(row: Record, wanted: Any) -> Refusal | None:
-    """Why a row with nothing wrong in it is of no wanted shape; ``wanted`` is the section of the
-    parameters by that name."""
+def refusal(row: Record, wanted: Any) -> Refusal | None:
+    """What is wrong with a row, or why it is of no wanted shape, as far as it shows without
+    decoding an image; ``wanted`` is the section of the parameters by that name."""
+    if found := text_refusal(row):
+        return found
     images, turns = len(row.images or ()), len(row.history) + 1
     if not images and not wanted.text_only:
         return Refusal("text_only", "no image")
