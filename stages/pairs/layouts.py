@@ -23,23 +23,22 @@ MOST_CHARACTERS = 2**20  # of a question or an answer: ten times what any model 
 
 # Columns of a row, keys of a message and types of its parts -> what they say that is not read.
 UNREAD = {
-    **dict.fromkeys(("rejected_videos", "frames", "input_video"), "a video"),
-    **dict.fromkeys(("rejected_audios", "input_audio"), "a sound"),
-    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "tools"),
-    **dict.fromkeys(("image", "images"), "more images"),
-    **dict.fromkeys(("rejected_image", "rejected_images"), "other images for the rejected answer"),
-    **dict.fromkeys(
-        ("objects", "bbox", "bboxes", "boxes", "mask", "masks"), "regions of the image"
-    ),
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning beside the answer"),
-    **dict.fromkeys(("documents", "chat_template_kwargs"), "what a chat template adds"),
-    **dict.fromkeys(("system", "system_prompt"), "one more system prompt"),
-    "history": "earlier turns apart from the messages",
-}
-_UNREAD_NAMES = {
-    re.compile(r"videos?(_(path|url|file)s?)?"): "a video",
-    re.compile(r"(audio|speech|sound)s?(_(path|url|file)s?)?"): "a sound",
-    re.compile(r"(image|img|picture|photo)s?_?\d+"): "more images",
+    re.compile(names, re.IGNORECASE): what
+    for names, what in {
+        r"(rejected_|input_)?videos?(_(path|url|file)s?)?|frames": "a video",
+        r"(rejected_|input_)?(audio|speech|sound)s?(_(path|url|file)s?)?": "a sound",
+        r"tools|functions|tool_calls|function_call": "tools",
+        r"images?|(image|img|picture|photo)s?_?\d+": "more images",
+        r"rejected_images?": "other images for the rejected answer",
+        r"objects|bbox|bboxes|boxes|masks?": "regions of the image",
+        r"reasoning(_content)?|thinking": "reasoning beside the answer",
+        r"documents|chat_template_kwargs": "what a chat template adds",
+        r"system(_prompt)?": "one more system prompt",
+        r"history": "earlier turns apart from the messages",
+        r"hints?|contexts?|passages?|lecture|background": "more of the question",
+        r"instructions?|input": "more of the question",
+        r"(multi_)?(choices?|options?)|(choice|option)s?_?\w|[A-D]": "choices of the question",
+    }.items()
 }
 # Name, columns of which one is the prompt, chosen and rejected. Without a column for the prompt it
 # is what both conversations begin with; without one for chosen it is the prompt's last turn.
@@ -258,8 +257,7 @@ def record(
 @functools.lru_cache(1000)
 def unread(name: str) -> str:
     """What a column, a key or a part of this name says that is not read; else empty."""
-    found = (what for names, what in _UNREAD_NAMES.items() if names.fullmatch(name.lower()))
-    return UNREAD.get(name.lower()) or next(found, "")
+    return next((what for names, what in UNREAD.items() if names.fullmatch(name)), "")
 
 
 def _refuse_unread(name: str, value: object, what: str | None = None) -> None:

@@ -12,8 +12,8 @@ from stages.pairs.pairs import Question, Record
 REASONS = {
     "missing_field": "a field is missing or not valid text, its image can't be found, or the "
     "question is blank; check the columns in data.sources and the images' names",
-    "not_read": "it holds a video, tools, objects or something else that changes the pair and is "
-    "not read; remove these rows, or the column if it changes nothing",
+    "not_read": "it holds a video, tools, choices, a hint or something else that changes the pair "
+    "and is not read; write it into the question, or remove the column or these rows",
     "other_media": "its texts mark more or fewer images than it brings, or a video or a sound; "
     "give each row as many <image> as images, or none",
     "empty_answer": "chosen or rejected is blank; check the columns in data.sources",
@@ -31,7 +31,8 @@ REASONS = {
     "exact_duplicate": "its images and texts equal those of an earlier row",
 }
 
-_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON's escapes allow it, UTF-8 not
+# NUL, or half of a surrogate pair: JSON's escapes allow it, UTF-8 not.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def text_refusal(row: Record | Question) -> Refusal | None:
             return Refusal(getattr(row, "reason", "missing_field"), note)
         return Refusal("missing_field", ", ".join(missing) + (f" ({note})" if note else ""))
     for name, text in {**texts, **others}.items():
-        if _HALF.search(text or ""):
+        if _NO_TEXT.search(text or ""):
             return Refusal("missing_field", f"{name} is not valid Unicode text")
     if not (row.question or "").strip():
         return Refusal("missing_field", "question is blank")
