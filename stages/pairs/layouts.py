@@ -25,18 +25,19 @@ MOST_CHARACTERS = 2**20  # of a question or an answer: ten times what any model 
 UNREAD = {
     re.compile(names, re.IGNORECASE): what
     for names, what in {
-        r"(rejected_|input_)?videos?(_(path|url|file)s?)?|frames": "a video",
-        r"(rejected_|input_)?(audio|speech|sound)s?(_(path|url|file)s?)?": "a sound",
+        r"(\w+_)?(videos?|clips?)(_(path|url|file|frame)s?)?|frames": "a video",
+        r"(\w+_)?(audio|speech|sound|voice)s?(_(path|url|file)s?)?": "a sound",
         r"tools|functions|tool_calls|function_call": "tools",
-        r"images?|(image|img|picture|photo)s?_?\d+": "more images",
-        r"rejected_images?": "other images for the rejected answer",
-        r"objects|bbox|bboxes|boxes|masks?": "regions of the image",
+        r"(rejected_images?|images?_rejected)": "other images for the rejected answer",
+        r"(?!(num|n|has|is)_)(\w+_)?images?|(image|img|picture|photo)s?_?\d+": "more images",
+        r"objects|(\w+_)?(bbox|bboxes|boxes|regions?|crops?|masks?)": "regions of the image",
         r"reasoning(_content)?|thinking": "reasoning beside the answer",
         r"documents|chat_template_kwargs": "what a chat template adds",
-        r"system(_prompt)?": "one more system prompt",
-        r"history": "earlier turns apart from the messages",
-        r"hints?|contexts?|passages?|lecture|background": "more of the question",
-        r"instructions?|input": "more of the question",
+        r"system(_(prompt|message|instruction)s?)?": "one more system prompt",
+        r"(\w+_)?history": "earlier turns apart from the messages",
+        r"(\w+_)?(hint|context|passage|instruction)s?|input|lecture": "more of the question",
+        r"(question|prompt|answer)_(prefix|suffix)|few_shot|examples": "more of the question",
+        r"media|attachments": "media in a column of their own",
         r"(multi_)?(choices?|options?)|(choice|option)s?_?\w|[A-D]": "choices of the question",
     }.items()
 }
@@ -63,7 +64,8 @@ _PARTS = ("image", "question", "chosen", "rejected")  # that params.yaml names c
 # Where a text says that an image, or else a video or a sound, belongs, in any tool's spelling.
 _IMAGE_MARKS = re.compile(
     r"<img>\s*(?P<name>[^<>\n]{1,1000}?)\s*</img>|(<\|vision_start\|>)?(<\|image_pad\|>)+"
-    r"(<\|vision_end\|>)?|\(<image>\./</image>\)|\[IMG\]|<image(_?\d+)?>|<\|image(_\d+)?\|>"
+    r"(<\|vision_end\|>)?|\(<image>\./</image>\)|\[im(g|age)\]"
+    r"|<im(g|age)[ _]?(?P<n>\d*)>|<\|image(_(?P<m>\d+))?\|>"
     r"|<image_placeholder>|<imagehere>|<start_of_image>|<img_context>"
     r"|(<im_start>)?(<im_patch>)+(<im_end>)?",
     re.IGNORECASE,
@@ -407,4 +409,7 @@ def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:
     if found and len(found) != len(cells):
         numbers = f"its texts mark {len(found)} images, and it brings {len(cells)}"
         raise Odd(numbers, "other_media")
+    order = [int(mark["n"] or mark["m"] or 0) for mark in found]
+    if order != sorted(order):
+        raise Odd("its texts mark its images in another order than it brings them", "other_media")
     return [_IMAGE_MARKS.sub(IMAGE_PLACEHOLDER, text) for text in texts], cells

@@ -49,7 +49,8 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
 _DATA_URL = re.compile(r"data:[\w.+/-]*(;[\w=-]+)*;base64,", re.ASCII)
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]{1,20}://")
 _ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
-_ARCHIVES = {".zip", ".tgz", ".tbz2", ".txz", ".7z", ".rar"}
+_ARCHIVES = {".zip", ".tgz", ".tbz2", ".txz", ".7z", ".rar", ".bz2", ".xz"}
+_OTHER_TABLES = {".arrow", ".feather", ".ndjson", ".ods", ".orc", ".xls", ".xlsx"}
 # Written beside the data by the tools that write it; they hold no rows.
 _INFO = "dataset_info.json"
 _NOT_DATA = {_INFO, "dataset_infos.json", "dataset_dict.json", "state.json"}
@@ -87,6 +88,8 @@ def contents(path: Path, asked: Any) -> Contents:
     left_out = {name: "it can run code" for name in names if suffix(name) in PICKLES | CODE}
     packed = [name for name in names if suffix(name) in _ARCHIVES]
     left_out |= dict.fromkeys(packed, "an archive; unpack it there")
+    others = [name for name in names if suffix(name) in _OTHER_TABLES]
+    left_out |= dict.fromkeys(others, "a table of a kind that is not read; save it as Parquet")
     tables = [name for name in names if ending(name) and PurePosixPath(name).name not in _NOT_DATA]
     infos = [name for name in names if PurePosixPath(name).name == _INFO]
     described = _described(path, infos, tables, asked.datasets)
@@ -107,8 +110,8 @@ def contents(path: Path, asked: Any) -> Contents:
             f"{path} holds no {', '.join(SUFFIXES[:4])}, … file; name the file or folder that does"
             + ", or write one by `datasets.load_from_disk(…).to_parquet(…)`" * arrow
         )
-    others = tuple(name for name in names if name not in {*tables, *left_out})
-    return Contents(path, tuple(tables), others, left_out, described)
+    rest = tuple(name for name in names if name not in {*tables, *left_out})
+    return Contents(path, tuple(tables), rest, left_out, described)
 
 
 def _with_images(there: Contents, asked: Any) -> Contents:

@@ -190,10 +190,10 @@ class Columns(Section):
     kind: str | None = None
 
     @model_validator(mode="after")
-    def _three_columns(self) -> "Columns":
-        if len({self.question, self.chosen, self.rejected}) < 3:
+    def _four_columns(self) -> "Columns":
+        if len({self.image, self.question, self.chosen, self.rejected}) < 4:
             raise PydanticCustomError(
-                "columns", "question, chosen and rejected must name three columns"
+                "columns", "image, question, chosen and rejected must name four columns"
             )
         return self
 
