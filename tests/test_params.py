@@ -135,7 +135,7 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
         ),
         (
             {"data.sources.mine": TABLE | {"columns": {"chosen": "rejected"}}},
-            "'data.sources.mine.columns': question, chosen and rejected must name three columns",
+            "image, question, chosen and rejected must name four columns",
         ),
         ({"model.source.kind": "easy-vqa"}, "'easy-vqa': must be one of hub, path"),
         ({"model.source.revision": "main"}, "unknown key 'model.source.revision'"),

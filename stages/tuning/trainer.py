@@ -221,6 +221,11 @@ class SharedPrefixCollator:
         images = partial(prefix.process_images, self.stock.template, self.stock.processor)
         batch = prefix.pack(features, self.stock.model, images, always_look=self.placeholder)
         if self.reference is not None:
-            logps = [self.reference[prefix.pair_key(feature)] for feature in features]
+            logps = [self.reference.get(prefix.pair_key(feature)) for feature in features]
+            if None in logps:
+                raise UserError(
+                    "data/reference lacks the log-probs of a pair that is trained on; compute them "
+                    "by `dvc repro -f reference`"
+                )
             batch["reference"] = torch.tensor(logps, dtype=torch.float32).T.contiguous()
         return batch
