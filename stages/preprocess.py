@@ -52,7 +52,7 @@ def fill(
     work = functools.partial(images.store, folder=folder / "images", limits=chosen)
     decode = functools.partial(images.decode, work=work, workers=chosen.workers)
     count: Counter[str] = Counter()
-    left_out: Counter[str] = Counter({reason: 0 for reason in refusals.REASONS})
+    left_out: Counter[str] = Counter({reason: 0 for reason in (*refusals.REASONS, *chosen.refuse)})
     origins: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     shown: list[list[str]] = []  # for each pair, the groups of its images, or that of its text
@@ -62,7 +62,11 @@ def fill(
     seen: set[str] = set()
 
     def refuse(row: Record) -> Refusal | None:
-        return refusals.text_refusal(row) or refusals.shape_refusal(row, chosen.wanted)
+        return (
+            refusals.text_refusal(row)
+            or refusals.shape_refusal(row, chosen.wanted)
+            or refusals.pattern_refusal(row, chosen.refuse)
+        )
 
     with (
         output.table(folder / "pairs.parquet", pairs.PAIRS) as add_pair,

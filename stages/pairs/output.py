@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core.errors import UserError, shown
-from stages.pairs.refusals import REASONS
+from stages.pairs.refusals import advice
 
 _MOST_LABELS = 50  # origins or kinds counted one by one in the report
 # Rows whose pair is there nevertheless, or was kept for the evaluation.
@@ -124,7 +124,7 @@ def check(counts: Mapping[str, Any], folder: Path, chosen: Any) -> None:
         raise UserError(
             f"{rows - kept} of the {rows} rows can't be used ({reasons}), more than "
             f"preprocess.max_dropped ({chosen.max_dropped:g}) allows; the first, "
-            f"{shown(first['where'])}: {shown(first['detail'], 300)}; {most}: {REASONS[most]}"
+            f"{shown(first['where'])}: {shown(first['detail'], 300)}; {most}: {advice(most)}"
         )
     wanted = ["train", "test", *(["validation"] if chosen.validation else [])]
     if empty := [name for name in wanted if not counts["pairs_by_split"][name]]:

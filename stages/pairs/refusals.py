@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,20 @@ class Refusal:
 
     reason: str
     detail: str
+
+
+def advice(reason: str) -> str:
+    """What a reason means and what helps; a name that is none of ``REASONS`` is the user's own."""
+    return REASONS.get(reason, f"an answer matches preprocess.refuse.{reason}")
+
+
+def pattern_refusal(row: Record, patterns: Mapping[str, str]) -> Refusal | None:
+    """The first of ``preprocess.refuse`` (regular expressions by name) that an answer matches."""
+    for name, pattern in patterns.items():
+        for side, text in (("chosen", row.chosen), ("rejected", row.rejected)):
+            if found := re.search(pattern, text or ""):
+                return Refusal(name, f"{side}: {found[0][:80]}")
+    return None
 
 
 def shape_refusal(row: Record, wanted: Any) -> Refusal | None:

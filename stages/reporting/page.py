@@ -12,7 +12,7 @@ from typing import Any
 from stages.evaluation import catalogue, paired
 from stages.evaluation.catalogue import BOTH, ENOUGH_IMAGES, FIGURE, METRICS, Metric, is_known
 from stages.pairs.pairs import SPLITS
-from stages.pairs.refusals import REASONS
+from stages.pairs.refusals import advice
 from stages.params.losses import LOSSES
 from stages.reporting import card, gallery, verdicts
 from stages.reporting.inputs import Inputs
@@ -106,7 +106,7 @@ def others(values: Mapping[str, Any]) -> list[Metric]:
 
 def funnel(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """From the rows of the source to the pairs that were used: what stayed, what went and why."""
-    meanings = {**REASONS, "longer_than_cutoff_len": "prompt and answer exceed format.cutoff_len"}
+    exceeds = "prompt and answer exceed format.cutoff_len"
     rows = [{"text": "Rows in the source", "count": preprocess["rows_in"]}]
     for report, step, kept in (
         (preprocess, "preprocess", "rows_kept"),
@@ -114,7 +114,8 @@ def funnel(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[
     ):
         for reason, count in report["left_out"].items():
             if count:
-                about = {"text": reason.replace("_", " "), "detail": meanings.get(reason, "")}
+                detail = advice(reason) if step == "preprocess" else exceeds
+                about = {"text": reason.replace("_", " "), "detail": detail}
                 rows.append(about | {"count": count, "left_out": True})
         rows.append({"text": f"Pairs after {step}", "count": report[kept]})
     return [{"left_out": False, "detail": ""} | row for row in rows]
