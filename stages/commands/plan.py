@@ -119,6 +119,7 @@ def model_size(p: Params, here: Set[str]) -> Size:
         found = json.loads(file.read_text(encoding="utf-8"))
         text = found.get("text_config", found)
         head = {"head_dim": text["hidden_size"] // text["num_attention_heads"]}
+        head["tie_word_embeddings"] = found.get("tie_word_embeddings", True)
         seen = {"deepstack_visual_indexes": [], "out_hidden_size": text["hidden_size"]}
         return {"text": head | text, "vision": seen | found["vision_config"]}
     if name in known.published():
@@ -200,17 +201,21 @@ def published() -> Any:
 
 
 def parameters(size: Size) -> dict[str, float]:
-    """Numbers in the weights: of the ``layers``, of the ``head`` (tied to the embeddings), of the
-    ``vision`` tower with its mergers. Norms, biases and position embeddings, 0.1%, are left out."""
+    """Numbers in the weights: of the ``layers``, of the ``head``, of the ``embeddings`` where they
+    are not the head's, of the ``vision`` tower with its mergers. Norms, biases and position
+    embeddings, up to 0.2%, are left out.
+    """
     text, vision = size["text"], size["vision"]
     hidden, seen = text["hidden_size"], vision["hidden_size"]
     heads = 2 * (text["num_attention_heads"] + text["num_key_value_heads"]) * text["head_dim"]
     tower = vision["depth"] * (4 * seen**2 + 2 * seen * vision["intermediate_size"])
     mergers = 1 + len(vision["deepstack_visual_indexes"])
     merged = PATCHES * seen * (PATCHES * seen + vision["out_hidden_size"])
+    vocabulary = hidden * text.get("vocab_size", VOCABULARY)
     return {
         "layers": text["num_hidden_layers"] * hidden * (heads + 3 * text["intermediate_size"]),
-        "head": hidden * text.get("vocab_size", VOCABULARY),
+        "head": vocabulary,
+        "embeddings": 0 if text.get("tie_word_embeddings", True) else vocabulary,
         "vision": tower + mergers * merged,
     }
 
@@ -316,7 +321,7 @@ def memory(p: Params, size: Size, dtype: str) -> dict[str, float]:
     kept = text["num_hidden_layers"] * (inside if all_kept else text["hidden_size"]) + inside
     predicted = min(HEAD_TOKENS, answered) if shared else tokens
     return {
-        "weights": (layers + width * (numbers["head"] + numbers["vision"])) / GIGA,
+        "weights": (layers + width * (sum(numbers.values()) - numbers["layers"])) / GIGA,
         "activations": width * tokens * kept / GIGA,
         # float32 logits, their log-softmax and gradient
         "logits": 3 * 4 * predicted * text.get("vocab_size", VOCABULARY) / GIGA,
