@@ -69,6 +69,7 @@ def main(
     )
     seen = shortcuts.seen_texts(by_split["train"], pairs)
     scored["text"] = ["as in a training pair" if one else "new" for one in seen]
+    scored["in_common"] = [round(shortcuts.in_common(pair), 2) for pair in pairs]
     audit, counts = shortcuts.listed(by_split, images)
     counts["seen_text_pairs"] = sum(seen)
     judged = shortcuts.judges(by_split["train"], pairs)
