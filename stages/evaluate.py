@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.answers import controls, lm_eval, prompts, task_results
+from stages.answers import controls, lm_eval, off_policy, prompts, task_results
 from stages.core import command
 from stages.evaluation import catalogue, metrics, paired, shortcuts, slices, statistics
 from stages.model import formatted
@@ -73,11 +73,13 @@ def main(
     audit, counts = shortcuts.listed(by_split, images)
     counts["seen_text_pairs"] = sum(seen)
     judged = shortcuts.judges(by_split["train"], pairs)
+    beside_own = pd.read_parquet(baseline / "off_policy.parquet")
     measured = (
         metrics.of_pairs(scored, p.evaluate)
         | metrics.of_split(statistics.outcomes(scored["base_margin"]), scored["group"], p.evaluate)
         | metrics.of_length(scored, p.evaluate)
         | metrics.of_shortcuts(judged, counts, scored["group"], p.evaluate)
+        | off_policy.figures(beside_own)
         | metrics.of_images(scored, p.evaluate)
         | metrics.of_answers(answered[answered["of"] == "pair"], p.evaluate)
         | metrics.of_questions(answered[answered["of"] == "question"], p.evaluate)
@@ -92,6 +94,7 @@ def main(
     task_results.write(probed, details / "lm_eval")
     audit.to_csv(details / "audit.csv", index=False)
     histogram(scored["reward_margin"].to_numpy()).to_csv(results / "margins.csv", index=False)
+    off_policy.histogram(beside_own).to_csv(results / "off_policy.csv", index=False)
     slices.table(scored, p.evaluate).to_csv(results / "slices.csv", index=False)
     for path, values in (
         (results / "metrics.json", measured),

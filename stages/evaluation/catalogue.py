@@ -324,6 +324,32 @@ _ENTRIES = (
         "pairs whose question and both answers are word for word those of a training pair",
         alarm="Most of the pairs: images are held out, texts are not.",
     ),
+    # are the answers such as the base gives?
+    Metric(
+        "own_answers", "questions of test pairs that the base answered to an end", needs=_ANSWERS
+    ),
+    Metric(
+        "off_policy_distance",
+        "median of the base's log-prob per token of its own answer - that of chosen",
+        NATS,
+        needs=_ANSWERS,
+        rows="own_answers",
+    ),
+    Metric(
+        "off_policy_chosen",
+        "share of pairs whose chosen has a lower log-prob per token than 99% of the base's own "
+        "answers",
+        SHARE,
+        needs=_ANSWERS,
+        rows="own_answers",
+    ),
+    Metric(
+        "off_policy_rejected",
+        "share of these pairs where the base gives rejected the higher log-prob per token",
+        SHARE,
+        needs=_ANSWERS,
+        rows="own_answers",
+    ),
     # controls: the image
     Metric("control_pairs", "test pairs scored again with another image", needs=_CONTROLS),
     *(metric for way, words in WAYS.items() for metric in _of_images(way, *words)),

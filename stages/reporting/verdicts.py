@@ -46,7 +46,8 @@ RULES = (
     f"There is a note where base_accuracy is {HIGH_BASE:.0%} or more; where a shortcut "
     f"tells more than {SHORTCUT:.0%} of the pairs apart: length (longer_wins, either way), "
     "first_words_wins, bag_of_words_wins or base_accuracy_blank; where chosen lost probability, "
-    f"not clearly; where more than {MOST:.0%} of the test pairs have the text of a training pair; "
+    f"not clearly; where more than {MOST:.0%} of the test pairs have the text of a training pair, "
+    "or a chosen that is less likely to the base than 99% of its own answers; "
     "where pairs contradict each other; where images of test pairs look like others; where pairs "
     f"are tied; where there are fewer than {FEW_IMAGES} test images; where the win rate is “not "
     "clear”.",
@@ -321,6 +322,14 @@ def _data_notes(values: Mapping[str, Any]) -> Iterable[str]:
             f"Images are held out, texts are not: {seen:,} of the {pairs:,} test pairs have "
             "question, chosen and rejected word for word in a training pair. The slice of new "
             "texts shows the others."
+        )
+    rare = values.get("off_policy_chosen")
+    if is_known(rare) and rare > MOST:
+        yield (
+            f"The answers are another model's: in {shown('off_policy_chosen', rare)} of the pairs "
+            "the base finds chosen less likely per token than 99% of its own answers, by "
+            f"{shown('off_policy_distance', values['off_policy_distance'])} nats at the median. "
+            "DPO gained more on pairs nearer to a base's own answers (arXiv 2501.09695)."
         )
     if values.get("contradictory_pairs"):
         number = shown("contradictory_pairs", values["contradictory_pairs"])
