@@ -6,7 +6,7 @@ same bytes: no time, no machine, no commit of this repository.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,56 @@ NOTES = {
     "helehan/topic-overwrite": "Its answers come from another model (LLaVA-1.5-7B), with topics "
     "rewritten: what that model gets wrong may be among the chosen answers.",
 }
+
+
+@dataclass(frozen=True)
+class Term:
+    """Whose model made what of a data set, what that binds it to, and where it says so.
+
+    ``forbids``: an adapter of another model than the term names is what it rules out.
+    """
+
+    text: str
+    source: str
+    forbids: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.source})."
+
+
+# The chain of terms beyond a data set's own licence, by repository. Facts, not legal advice.
+TERMS: dict[str, tuple[Term, ...]] = {
+    "helehan/topic-overwrite": (
+        Term(
+            "LLaVA-1.5-7B wrote the answers: restricted to uses that follow the licences of LLaMA, "
+            "Vicuna and ChatGPT",
+            "README of topic-overwrite/topic-level-overwrite",
+        ),
+        Term(
+            "Meta-Llama-3-8B-Instruct wrote claims and questions by which they were rewritten: its "
+            "output may not be used to improve any other large language model",
+            "Meta Llama 3 Community License, 1.b.v; script/data_gen of the same repository",
+            forbids=True,
+        ),
+        Term("LLaVA-1.6-34B judged the claims", "script/data_gen of the same repository"),
+    ),
+    **dict.fromkeys(
+        ("openbmb/RLAIF-V-Dataset", "HaoyeZhang/RLAIF-V-Dataset"),
+        (
+            Term(
+                "LLaVA and OmniLMM wrote and judged the answers: for uses that follow the licences "
+                "of LLaMA, Vicuna and ChatGPT; models trained on them should not be used outside "
+                "of research",
+                "README of RLHF-V/RLAIF-V",
+            ),
+        ),
+    ),
+}
+
+
+def terms_of(repos: Iterable[str | None]) -> list[tuple[str, Term]]:
+    """The terms that are known of these repositories, each with the one that it is of."""
+    return [(repo, term) for repo in repos if repo for term in TERMS.get(repo, ())]
 
 
 def other_once_merged(bits: int) -> str:
@@ -88,6 +138,7 @@ def render(inputs: Inputs, family: Family) -> str:
         of_the_demo=base.kind == "path" and base.name == DEMO_BASE,
         data=inputs.data,
         notes=[NOTES[each.repo] for each in inputs.data if each.repo in NOTES],
+        terms=terms_of(each.repo for each in inputs.data),
         parts=[*(("data", each) for each in inputs.data), ("base model", base)],
         is_non_commercial=is_non_commercial,
         licence=licence,

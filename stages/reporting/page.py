@@ -46,6 +46,7 @@ def render(inputs: Inputs) -> str:
         rules=verdicts.RULES,
         judged=verdicts.judged(verdicts.family(values, inputs.slices), confidence),
         tiles=tiles(values),
+        terms=card.terms_of(each.repo for each in inputs.data),
         both_models=catalogue.of_both_models(values),
         others=others(values),
         controls=catalogue.controls(values),
