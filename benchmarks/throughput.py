@@ -31,9 +31,30 @@ from stages.sources.topics import COLOURS, SHAPES
 DEMO = Path("demo/model")
 IMAGE_SIDE = 512
 
-# Qwen3-VL-4B-Instruct, and a model that two CPU cores can run.
+# Qwen3-VL-4B-Instruct, one that two CPU cores can run, and one to rehearse with.
 SIZES: dict[str, Size] = {
     "4b": known.published()["Qwen/Qwen3-VL-4B-Instruct"],
+    "tiny": {
+        "text": {
+            "vocab_size": 384,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "intermediate_size": 128,
+            "mrope_section": [6, 5, 5],
+        },
+        "vision": {
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [1],
+        },
+    },
     "100m": {
         "text": {
             "hidden_size": 512,
@@ -66,12 +87,13 @@ def main(
     answer_tokens: int = 120,
     new_tokens: int = 64,
     repeats: int = 3,
+    model: str = "",
 ) -> None:
     p = parameters_of(device_name, dtype, IMAGE_SIDE**2, batch_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder, "model")
-        make_model(model, SIZES[size], device_name, dtype)
-        policy = scoring.load(model, p)
+        model_dir = Path(model or folder, "model")
+        make_model(model_dir, SIZES[size], device_name, dtype)
+        policy = scoring.load(model_dir, p)
         rows = make_pairs(Path(folder), policy.tokenizer, pairs, answer_tokens)
 
         def score() -> None:
@@ -134,7 +156,11 @@ def make_model(
     dtype: str,
     largest_shard: str = "50GB",
 ) -> None:
-    """A model folder with random weights of that size, and the demo's tokenizer and processor."""
+    """A model folder with random weights of that size, and the demo's tokenizer and processor; one
+    that is there stays.
+    """
+    if folder.exists():
+        return
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 

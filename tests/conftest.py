@@ -183,9 +183,12 @@ def base(llamafactory: None, model_dir: Path, params_with: Callable[..., Params]
 @pytest.fixture(scope="session")
 def checkpoint_of(model_dir: Path) -> Callable[..., Any]:
     """``checkpoint_of(policy, p)``: a checkpoint with that policy loaded, which keeps nothing."""
-    from stages.model.checkpoint import Checkpoint
+    from stages.model.checkpoint import Checkpoint, digest
 
     class Unkept(Checkpoint):
+        def place(self, kind: str, **decides: Any) -> Path:
+            return Path(digest(kind=kind, **decides))
+
         def kept(self, kind: str, make: Callable[[], bytes], **_: Any) -> bytes:
             return make()
 

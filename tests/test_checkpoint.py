@@ -289,8 +289,8 @@ def tasks(folder, monkeypatch):
     (folder / "questions.json").write_text("[]")
     answered = []
 
-    def scripted(checkpoint, name, documents, manager):
-        answered.append((name, documents))
+    def scripted(checkpoint, name, manager):
+        answered.append((name, checkpoint.p.evaluate.lm_eval[name]))
         return json.dumps(
             {"document": {"results": {name: {"acc,none": 1}}}, "samples": {name: []}}
         ).encode()
@@ -399,24 +399,39 @@ def test_two_processes_give_the_file_of_one(
 ):
     pairs = formatted.read(formatted_dir, "train")
     images = pairs_dir / "images"
-    alone = made_of()
+    own = shutil.copytree(Path(__file__).parent.parent / "tasks" / "easy_vqa", folder / "tasks")
+    again = (own / "easy_vqa.yaml").read_text().replace("task: easy_vqa", "task: again")
+    (own / "again.yaml").write_text(again)
+
+    def results(made):
+        return lm_eval.run(made, own, formatted_dir, images)
+
+    tasks = {"evaluate.lm_eval": {"easy_vqa": 4, "again": 3}}
+    alone = made_of(**tasks)
     alone.policy = base
     expected = alone.log_probs(pairs, images, label="test")
+    monkeypatch.setattr(checkpoint, "ANSWERS", 8)
+    ask = {"images": images, "max_new_tokens": 6, "label": "asked"}
+    answered = alone.answers(pairs[:20], **ask)
+    graded = results(alone)
     whole = scoring.log_probs(base, pairs, images, batch_tokens=256, label="test")
     pd.testing.assert_frame_equal(expected, whole, atol=1e-4)
     shutil.rmtree(folder / "models" / "kept")
     shutil.copytree(model_dir, folder / "base", dirs_exist_ok=True)
     monkeypatch.setenv("PYTHONPATH", "" if fails else str(Path(__file__).parent.parent))
     monkeypatch.setattr(checkpoint, "processes", lambda p: 2)
-    made = made_of()
+    made = made_of(**tasks)
     if fails:
         made.policy = base  # else it must not be loaded here
     found = made.log_probs(pairs, images, label="test")
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    pd.testing.assert_frame_equal(made.answers(pairs[:20], **ask), answered, check_exact=True)
+    assert results(made) == graded
+    assert len(graded.samples["again"]) == 3
     assert ("policy" in made.__dict__) is fails
     assert made.scored == len(pairs)
     said = capfd.readouterr().out
     assert "kept from an earlier run" not in said
     assert ("one computes what is missing" in said) is fails
-    assert made_of().log_probs(pairs, images, label="test").equals(found)
+    assert made_of(**tasks).log_probs(pairs, images, label="test").equals(found)
     assert "kept from an earlier run" in capfd.readouterr().out

@@ -20,9 +20,9 @@ from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, METRICS
 from stages.pairs.refusals import REASONS
 from stages.params.losses import LOSSES
-from stages.reporting import card, gallery
+from stages.reporting import card
 from stages.reporting.inputs import folder_name, origin, parameter_count
-from stages.reporting.page import funnel, render
+from stages.reporting.page import LONGEST_SIDE, funnel, picture, render
 from tests.experiment import (
     DEMO,
     EASY_VQA,
@@ -163,7 +163,7 @@ def test_every_image_is_inside_small_and_described():
     for attributes in images:
         with Image.open(io.BytesIO(base64.b64decode(attributes["src"].partition(",")[2]))) as one:
             assert str(one.width) == attributes["width"]
-            assert max(one.size) <= gallery.LONGEST_SIDE
+            assert max(one.size) <= LONGEST_SIDE
         assert attributes["alt"].startswith("Image of the question “")
         assert "Chosen answer: “" in attributes["alt"]
     widths = {attributes["width"]: attributes.get("class") for attributes in images}
@@ -172,7 +172,7 @@ def test_every_image_is_inside_small_and_described():
 
 @pytest.mark.parametrize("content", [None, b"", b"not an image", picture_of(1)[:200]])
 def test_an_image_that_is_missing_or_broken_is_said_to_be_missing(content):
-    assert gallery.picture(content) is None
+    assert picture(content) is None
     page = Page(render(inputs_with(image=lambda _: content)))
     assert not page.all("img")
     assert "no image" in page.text

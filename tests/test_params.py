@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
-from stages.params import params
+from stages.params import arguments, params
 from tests.contracts import MODULES, ROOT, leaves_of, types_of
 
 DEMO = (ROOT / "params" / "demo.yaml").read_text(encoding="utf-8")
@@ -192,7 +192,7 @@ def test_a_key_of_an_earlier_release_is_refused_with_the_new_way_alone(monkeypat
         "train.keep_vision_features": False,
     }
     said = refusal(**moved, **{"train.beta": 0}).split("; mine.yaml: ")
-    assert len(said) == len(params.MOVED) - 2
+    assert len(said) == len(arguments.MOVED) - 2
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy.stats import binomtest, linregress
 
+from stages.commands import seeds
 from stages.evaluation import statistics
 
 SEED = 20261122
@@ -220,7 +221,7 @@ def test_a_change_of_that_size_is_found_in_four_of_five_simulated_splits(images,
 
 
 def seeds_of(*tables, groups, resamples=2000, seed=SEED):
-    return statistics.seeds_interval(tables, groups, how(resamples=resamples, seed=seed))
+    return seeds.seeds_interval(tables, groups, how(resamples=resamples, seed=seed))
 
 
 def test_two_seeds_and_four_images_by_hand():

@@ -1,18 +1,20 @@
 """Tasks of lm-eval: published benchmarks, answered by a loaded model.
 
 The model that is already loaded goes through lm-eval's own ``HFMultimodalLM``, with the model's own
-chat template and the image size of the ``format`` section. A task is one of lm-eval's, or a YAML
-file in the project's ``tasks`` folder.
+chat template and the image size of the ``format`` section. It runs any task: one of lm-eval's, or a
+folder in ``tasks/published``, where a new one goes (CONTRIBUTING.md).
 """
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from stages.answers.task_results import Results, leaves, to_json
 from stages.core.errors import UserError, did_you_mean, of_the_hub
@@ -23,6 +25,7 @@ from stages.model.scoring import Policy
 from stages.params.params import Params
 
 KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
+KIND = "lm-eval"  # of a piece that is kept
 # Of lm-eval's own results.
 SECTIONS = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better")
 _COMMIT = re.compile(r"\b[0-9a-f]{40}(?=[/\\])")
@@ -33,7 +36,8 @@ OF_TASKS = (*("answers/grading.py", "sources/topics.py", "model/formatted.py", "
 def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path) -> Results:
     """Let a model answer the tasks of ``evaluate.lm_eval``, greedily or as each task says.
 
-    Each task or group is kept by itself, so that another one in the parameters is answered alone.
+    Each task or group is kept by itself, so that another one in the parameters is answered alone,
+    and with several GPUs each is answered on one of them.
     It has its number of documents, the first ones, or None for all; in a group the number is for
     each of its tasks. A task that asks the data set's own questions is skipped where it has none.
 
@@ -51,8 +55,10 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
     samples: dict[str, list[dict[str, Any]]] = {}
     if not asked:
         return Results(document, samples)
-    manager = _manager(asked, folder, formatted_data=str(formatted_data), images=str(images))
+    shown = {"formatted_data": str(formatted_data), "images": str(images)}
+    manager = _manager(asked, folder, **shown)
     questions = formatted.read(formatted_data, "questions")
+    pieces: dict[Path, tuple[str, dict[str, Any]]] = {}
     for name, tasks in _tasks(asked, manager, folder).items():
         entries = [manager.task_index.get(task) for task in tasks]
         own = [e for e in entries if e and Path(e.yaml_path).is_relative_to(folder)]
@@ -62,17 +68,17 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
                 "answers, and this data set has none"
             )
             continue
-        content = checkpoint.kept(
-            "lm-eval",
-            partial(_answered, checkpoint, name, asked[name], manager),
-            label=f"lm-eval {name}",
-            task=name,
-            documents=asked[name],
-            code=code("answers/lm_eval.py", "answers/task_results.py"),
-            version=version("lm_eval"),
-            own=_decides(folder, {e.yaml_path.parent for e in own}, questions) if own else None,
-        )
-        found = json.loads(content)
+        decides = {
+            "task": name,
+            "documents": asked[name],
+            "code": code("answers/lm_eval.py", "answers/task_results.py"),
+            "version": version("lm_eval"),
+            "own": _decides(folder, {e.yaml_path.parent for e in own}, questions) if own else None,
+        }
+        pieces[checkpoint.place(KIND, **decides)] = name, decides
+    checkpoint.side_by_side(partial(_kept, checkpoint, folder, shown), pieces, "lm-eval")
+    for name, decides in pieces.values():
+        found = json.loads(_kept(checkpoint, folder, shown, (name, decides), manager))
         for section, values in found["document"].items():
             if isinstance(values, dict):
                 document.setdefault(section, {}).update(values)
@@ -80,6 +86,22 @@ def run(checkpoint: Checkpoint, folder: Path, formatted_data: Path, images: Path
                 document[section] = values
         samples |= found["samples"]
     return Results(document, samples)
+
+
+def _kept(
+    checkpoint: Checkpoint,
+    folder: Path,
+    shown: Mapping[str, str],
+    task: tuple[str, dict[str, Any]],
+    manager: Any = None,
+) -> bytes:
+    """``_answered``, or what an earlier run kept, of a task and all that decides it."""
+    name, decides = task
+
+    def answered() -> bytes:
+        return _answered(checkpoint, name, manager or _manager([name], folder, **shown))
+
+    return checkpoint.kept(KIND, answered, label=f"lm-eval {name}", **decides)
 
 
 # names
@@ -155,8 +177,9 @@ def _decides(folder: Path, homes: Iterable[Path], questions: Any) -> dict[str, A
 # running
 
 
-def _answered(checkpoint: Checkpoint, name: str, documents: int | None, manager: Any) -> bytes:
+def _answered(checkpoint: Checkpoint, name: str, manager: Any) -> bytes:
     """``document`` and ``samples`` of ``Results`` as JSON, from lm-eval's own output."""
+    documents = checkpoint.p.evaluate.lm_eval[name]
     asked = _load(name, manager)
     found = _evaluated(_model(checkpoint.policy, checkpoint.p), manager, asked, name, documents)
     document = {section: found.get(section, {}) for section in (*SECTIONS, "n-samples")}
@@ -233,15 +256,19 @@ def _evaluated(
     # Samples carry images, and lm-eval would encode each as PNG to hash it: half an hour for POPE.
     evaluator.LMEVAL_HASHMM = False
     try:
-        found: dict[str, Any] = evaluator.simple_evaluate(
-            model=model,
-            tasks=[group] if group else list(asked["tasks"].values()),
-            task_manager=manager,
-            limit=documents,
-            apply_chat_template=True,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+        with mock.patch.dict(os.environ):
+            os.environ.pop(
+                "LOCAL_RANK", None
+            )  # by which lm-eval would give the first alone results
+            found: dict[str, Any] = evaluator.simple_evaluate(
+                model=model,
+                tasks=[group] if group else list(asked["tasks"].values()),
+                task_manager=manager,
+                limit=documents,
+                apply_chat_template=True,
+                bootstrap_iters=0,
+                log_samples=True,
+            )
     except NotImplementedError:
         raise UserError(
             f"{KEY}: {name} compares log-probs of given answers to an image, which lm-eval can't "
@@ -256,32 +283,29 @@ def _evaluated(
 def _rows(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """lm-eval's samples of a task without the documents, whose images can't be written."""
     kept = ("doc_id", "target", "resps", "filtered_resps", "filter")
-    hashes: dict[int, str] = {}  # several documents may share an image
-    rows = []
-    for sample in samples:
-        shown = [
-            image
-            for part in sample["arguments"][0]
-            if isinstance(part, dict)
-            for image in part.get("visual", ())
-        ]
-        for image in shown:
-            if id(image) not in hashes:
-                content = hashlib.blake2b(f"{image.mode} {image.size} ".encode(), digest_size=16)
-                content.update(image.tobytes())
-                hashes[id(image)] = content.hexdigest()
-        rows.append(
-            {key: sample[key] for key in kept}
-            | {
-                "arguments": [
-                    [part for part in request if isinstance(part, str)]
-                    for request in sample["arguments"]
-                ],
-                "images": [hashes[id(image)] for image in shown],
-                "metrics": {metric: sample[metric] for metric in sample["metrics"]},
-            }
-        )
-    return rows
+    return [
+        {key: sample[key] for key in kept}
+        | {
+            "arguments": [
+                [part for part in request if isinstance(part, str)]
+                for request in sample["arguments"]
+            ],
+            "images": [
+                _hashed(image)
+                for part in sample["arguments"][0]
+                if isinstance(part, dict)
+                for image in part.get("visual", ())
+            ],
+            "metrics": {metric: sample[metric] for metric in sample["metrics"]},
+        }
+        for sample in samples
+    ]
+
+
+def _hashed(image: Any) -> str:
+    content = hashlib.blake2b(f"{image.mode} {image.size} ".encode(), digest_size=16)
+    content.update(image.tobytes())
+    return content.hexdigest()
 
 
 def _config(task: Any) -> dict[str, Any]:

@@ -53,7 +53,7 @@ Work = tuple[str, str, float, int]
 REPORT = Path("reports/format.json")
 ASSUMED = (
     f"{100 * UTILISATION:.0f}% of a GPU's peak",
-    "answers of the greatest length allowed, on one GPU",
+    "answers of the greatest length allowed, all on one GPU, though several GPUs share them",
     f"{1e3 * LAYER_SECONDS} ms a layer for each token of an answer",
     "of pairs that are not counted here: all are kept, with the largest image, 40 tokens of "
     "question and 120 of each answer",

@@ -29,14 +29,8 @@ from stages.core.errors import UserError
 DIARY = Path("reports", "diary")
 FORCE = re.compile(r"--force|-[a-z]*f[a-z]*")  # one-letter options may be joined: dvc repro -sf
 
-# What the machine lacks, and what to do; no stage can know where it will happen.
-DISK = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space, or ask for a larger quota",
-    errno.EROFS: "make the file system writable",
-    errno.EACCES: "make it accessible to this user",
-    errno.EPERM: "make it accessible to this user",
-}
+# What a disk lacks; no stage can know where it will happen.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
@@ -79,8 +73,8 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
         if error.errno not in DISK:
             raise
         print(
-            f"error: {error.strerror}: {error.filename or 'while writing'}; {DISK[error.errno]}, "
-            "then run the same command again: what was finished is kept",
+            f"error: {error.strerror}: {error.filename or 'while writing'}; free some space, or "
+            "make it writable, then run the same command again: what was finished is kept",
             file=sys.stderr,
         )
         raise SystemExit(1) from None
@@ -88,8 +82,10 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
         print("interrupted; what was finished is kept, run the same command again", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception:
-        if stage and (said := console.last_lines(log)):
-            print(f"{said}\n({log} has all of it)", file=sys.stderr)
+        there = stage and log.is_file()
+        text = log.read_text(encoding="utf-8", errors="replace") if there else ""
+        if said := console.last_lines(text):
+            print(*said, f"({log} has all of it)", sep="\n", file=sys.stderr)
         raise
     if stage:
         seconds = time.monotonic() - start

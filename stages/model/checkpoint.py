@@ -31,7 +31,7 @@ from stages.model import reference_logps, scoring
 from stages.params.params import Params
 
 KEPT = Path("models", "kept")
-CHUNK = 512  # pairs
+CHUNK, ANSWERS = 512, 256  # pairs and answers of a piece
 # The code that decides tokens and numbers, besides the family's.
 CODE = ("model/formatted.py", "model/prefix.py", "model/scoring.py", "model/tokens.py")
 # Of a formatted row; images are named by their content.
@@ -127,29 +127,32 @@ class Checkpoint:
         order = scoring.by_length(pairs)
         places = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
         chunks = [[pairs[place] for place in those] for those in places]
+        work, start = partial(self.chunk, images=images, label=label), time.monotonic()
+        pieces = {self.place("log-probs", pairs=decisive(chunk)): chunk for chunk in chunks}
         with console.bar(len(pairs), label, "pairs"):
-            self._compute_side_by_side(chunks, images, label)
+            if made := self.side_by_side(work, pieces, label):
+                self.seconds += time.monotonic() - start
+                self.scored += sum(map(len, made))
             tables = [
-                self.chunk(chunk, images, label=label).set_index(those)
-                for those, chunk in zip(places, chunks, strict=True)
+                work(chunk).set_index(those) for those, chunk in zip(places, chunks, strict=True)
             ]
         return pd.concat(tables).sort_index()
 
-    def _compute_side_by_side(self, chunks: Sequence[Any], images: Path, label: str) -> None:
-        """Let a process for each GPU compute and keep the chunks that are missing."""
-        pieces = {self.place("log-probs", pairs=decisive(chunk)): chunk for chunk in chunks}
-        missing = {path: chunk for path, chunk in pieces.items() if is_forced() or not _read(path)}
+    def side_by_side(
+        self, work: Callable[[Any], object], pieces: Mapping[Path, Any], label: str
+    ) -> list[Any]:
+        """Let a process for each GPU make and keep the pieces whose files are missing, by ``work``
+        (``stages.core.processes.do_each``); those that were made so.
+        """
+        missing = {path: piece for path, piece in pieces.items() if is_forced() or not _read(path)}
         if len(missing) < 2 or (count := processes(self.p)) < 2:
-            return
-        start = time.monotonic()
-        work = partial(self.chunk, images=images, label=label)
+            return []
         cpu = self.p.scoring.device == "cpu"
         if not do_each(work, list(missing.values()), count=count, cpu=cpu):
             print(f"{label}: one of {count} processes failed; one computes what is missing")
-            return
-        self.seconds += time.monotonic() - start
-        self.scored += sum(map(len, missing.values()))
+            return []
         self.fresh |= {path.name for path in missing}
+        return list(missing.values())
 
     def chunk(
         self, pairs: Sequence[Mapping[str, Any]], images: Path, *, label: str
@@ -187,6 +190,21 @@ class Checkpoint:
         """Greedy answers to formatted prompts, in their order: ``id``, ``answer``, its ``tokens``,
         and whether it ``finished``.
         """
+
+        parts = [rows[start : start + ANSWERS] for start in range(0, len(rows), ANSWERS)] or [[]]
+        work = partial(self._answers, images=images, max_new_tokens=max_new_tokens, label=label)
+        pieces = {
+            self.place("answers", rows=decisive(part), max_new_tokens=max_new_tokens): part
+            for part in parts
+        }
+        with console.bar(len(rows), label, "answers"):
+            self.side_by_side(work, pieces, label)
+            return pd.concat([work(part) for part in parts], ignore_index=True)
+
+    def _answers(
+        self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
+    ) -> pd.DataFrame:
+        """``answers`` of some prompts, kept as one piece."""
 
         def given() -> pd.DataFrame:
             batch_tokens = self.p.scoring.batch_tokens

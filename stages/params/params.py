@@ -39,27 +39,6 @@ from stages.sources.source import Section, SourceSection
 PARAMS_FILE = Path("params.yaml")
 SEED = "train.seed"  # runs that differ in it alone are of one setting
 
-# Keys (or keys with a value) of an earlier release, and the new way, which messages name
-# for one release; * stands for any text.
-MOVED: dict[str, str] = {
-    "data.source.*": "is one entry of data.sources now: data.sources.<a name>: {kind: …}",
-    "data.columns.*": "is a key of each source now: data.sources.<name>.columns",
-    "*.kind: several": "is gone: each of its sources is an entry of data.sources",
-    "*.kind: sharegpt": "is gone: kind path reads these files, as a folder or an archive, and "
-    "takes remap and datasets too",
-    "*.image_urls": "is gone: download the images into tars with img2dataset, and read those with "
-    "kind path (docs/guide.md)",
-    **dict.fromkeys(
-        ("*.path: *://*", "*.path: gdrive:*"),
-        "is an address: `dvc import-url` downloads a file from https or S3, gdown one from Google "
-        "Drive; name that file as the path (docs/guide.md)",
-    ),
-    "*.path: [[]*": "is a list; put the files into one folder (archives unpacked), and name it",
-    "train.nodes": "is gone: use Ray for the GPUs of other machines (docs/scaling.md)",
-    "train.keep_vision_features": "is gone (it saved 6% of a step in later epochs); remove it",
-    "base": "belongs to a preset; `make use PRESET=name` writes params.yaml from one",
-}
-
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -259,7 +238,7 @@ def checked(document: Any, name: str) -> Params:
     if not isinstance(document, Mapping):
         raise UserError(f"{name} must hold the sections {', '.join(Params.model_fields)}")
     flat = flattened(document)
-    found_moved = {w: key for key in flat if (w := arguments.entry(MOVED, key, flat[key] or True))}
+    found_moved = {way: key for key in flat if (way := arguments.moved(key, flat[key]))}
     if found_moved:
         raise UserError("; ".join(f"{name}: '{key}' {way}" for way, key in found_moved.items()))
     train = document.get("train")

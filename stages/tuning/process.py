@@ -175,19 +175,12 @@ def explain(returncode: int, output: str, log: Path) -> str:
     ended = f"exit status {returncode}" if returncode > 0 else f"killed by signal {-returncode}"
     told = f"{output}\n{KILLED if returncode in (-9, 137) else ''}"
     fix = next((fix for pattern, fix in FIXES if re.search(pattern, told)), None)
-    lines = "\n".join(f"    {line}" for line in last_lines(output))
+    lines = "\n".join(f"    {line}" for line in console.last_lines(output, 6))
     likely = f"\nlikely fix: {fix}" if fix else ""
     return (
         f"llamafactory-cli failed ({ended}); its last lines:\n{lines}{likely}\n"
         f"the log is {log}; checkpoints are kept, the same command resumes"
     )
-
-
-def last_lines(output: str, count: int = 6) -> list[str]:
-    """The last lines that say something: no progress bars, no stack frames, no blank lines."""
-    lines = [line.rpartition("\r")[2].rstrip() for line in output.splitlines()]
-    frame = re.compile(r'^\s+(File ".*", line \d+|\^+|~+)|^Traceback|^\s{4}|\d+%\|')
-    return [line for line in lines if line.strip() and not frame.search(line)][-count:]
 
 
 def finish(folder: Path) -> None:
