@@ -127,7 +127,7 @@ class Preprocess(Section):
 
 class Format(Section):
     cutoff_len: Positive
-    image_max_pixels: Annotated[int, Field(ge=28 * 28)]  # at least a token
+    image_max_pixels: Annotated[int, Field(ge=min(each.token_side for each in known.FAMILIES) ** 2)]
     image_min_pixels: Positive
     allowed_tokens: list[str]
 
