@@ -73,7 +73,7 @@ def main(
     task_results.write(tasks, details / "lm_eval")
     audit.to_csv(details / "audit.csv", index=False)
     histogram(test["reward_margin"].to_numpy()).to_csv(results / "margins.csv", index=False)
-    off_policy.histogram(beside_own).to_csv(results / "off_policy.csv", index=False)
+    beside_own.round(4).to_csv(results / "off_policy.csv", index=False)
     slices.table(test, settings).to_csv(results / "slices.csv", index=False)
     write_json(results / "metrics.json", measured)
     write_json(headline, metrics.headline(measured))

@@ -18,7 +18,6 @@ from stages.model.tokens import PLACEHOLDERS
 
 ANSWERS = ("chosen", "rejected", "own")
 RARE = 0.01  # quantile of the base's own answers, below which it hardly ever goes
-BINS = 40
 
 
 def per_token(
@@ -59,12 +58,3 @@ def figures(table: pd.DataFrame) -> dict[str, float]:
         "off_policy_chosen": float((chosen < np.quantile(own, RARE)).mean()),
         "off_policy_rejected": float((rejected > chosen).mean()),
     }
-
-
-def histogram(table: pd.DataFrame) -> pd.DataFrame:
-    """Number of answers of each of ``ANSWERS`` by log-prob per token, the middle of a bin."""
-    values = table[list(ANSWERS)].to_numpy(dtype=float)
-    edges = np.histogram_bin_edges(values, BINS) if len(values) else np.zeros(1)
-    counts = {name: np.histogram(table[name], edges)[0] for name in ANSWERS if len(values)}
-    middles = [float(f"{middle:.4g}") for middle in (edges[:-1] + edges[1:]) / 2]
-    return pd.DataFrame({"log_prob": middles} | counts, columns=["log_prob", *ANSWERS])

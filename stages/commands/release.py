@@ -136,8 +136,8 @@ def publish(repo: str, version: str, *, private: bool, accepted: bool = False) -
 def refuse_forbidden(parameters: Path) -> None:
     """Refuse an adapter that a term of its data rules out (``card.TERMS``)."""
     sources = YAML(typ="safe").load(parameters.read_text(encoding="utf-8"))["data"]["sources"]
-    for repo, term in terms_of(each.get("repo") for each in sources.values()):
-        if term.forbids:
+    for repo, term, forbids in terms_of(each.get("repo") for each in sources.values()):
+        if forbids:
             raise UserError(
                 f"not published: of {repo}, {term} This adapter is of another model; I_ACCEPT=1 "
                 "publishes it if you know that you may"

@@ -42,54 +42,40 @@ NOTES = {
 }
 
 
-@dataclass(frozen=True)
-class Term:
-    """Whose model made what of a data set, what that binds it to, and where it says so.
-
-    ``forbids``: an adapter of another model than the term names is what it rules out.
-    """
-
-    text: str
-    source: str
-    forbids: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.text} ({self.source})."
-
-
-# The chain of terms beyond a data set's own licence, by repository. Facts, not legal advice.
-TERMS: dict[str, tuple[Term, ...]] = {
+# Whose model made what of a data set, what that binds it to, and where it says so; and whether that
+# rules out an adapter of the models that are tuned here. Facts, not legal advice.
+TERMS: dict[str, tuple[tuple[str, bool], ...]] = {
     "helehan/topic-overwrite": (
-        Term(
-            "LLaVA-1.5-7B wrote the answers: restricted to uses that follow the licences of LLaMA, "
-            "Vicuna and ChatGPT",
-            "README of topic-overwrite/topic-level-overwrite",
+        (
+            "LLaVA-1.5-7B wrote the answers: for uses that follow the licences of LLaMA, Vicuna "
+            "and ChatGPT (README of topic-overwrite/topic-level-overwrite).",
+            False,
         ),
-        Term(
+        (
             "Meta-Llama-3-8B-Instruct wrote claims and questions by which they were rewritten: its "
-            "output may not be used to improve any other large language model",
-            "Meta Llama 3 Community License, 1.b.v; script/data_gen of the same repository",
-            forbids=True,
+            "output may not be used to improve any other large language model (Meta Llama 3 "
+            "Community License, 1.b.v; script/data_gen of the same repository).",
+            True,
         ),
-        Term("LLaVA-1.6-34B judged the claims", "script/data_gen of the same repository"),
+        ("LLaVA-1.6-34B judged the claims (script/data_gen of the same repository).", False),
     ),
     **dict.fromkeys(
         ("openbmb/RLAIF-V-Dataset", "HaoyeZhang/RLAIF-V-Dataset"),
         (
-            Term(
+            (
                 "LLaVA and OmniLMM wrote and judged the answers: for uses that follow the licences "
                 "of LLaMA, Vicuna and ChatGPT; models trained on them should not be used outside "
-                "of research",
-                "README of RLHF-V/RLAIF-V",
+                "of research (README of RLHF-V/RLAIF-V).",
+                False,
             ),
         ),
     ),
 }
 
 
-def terms_of(repos: Iterable[str | None]) -> list[tuple[str, Term]]:
-    """The terms that are known of these repositories, each with the one that it is of."""
-    return [(repo, term) for repo in repos if repo for term in TERMS.get(repo, ())]
+def terms_of(repos: Iterable[str | None]) -> list[tuple[str, str, bool]]:
+    """The rows of ``TERMS`` of these repositories, each with its repository."""
+    return [(repo, *term) for repo in repos if repo for term in TERMS.get(repo, ())]
 
 
 def other_once_merged(bits: int) -> str:
