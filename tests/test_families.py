@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from jinja2 import Template
 from PIL import Image, ImageDraw
 
 from stages.answers import lm_eval
@@ -180,6 +181,17 @@ def test_lm_eval_gets_the_answers_that_scoring_gets(
     assert [row["filtered_resps"][0].strip() for row in samples] == [a.text for a in answers]
     opens = "system\nYou are a helpful" if family == "Qwen2.5-VL" else "user\n"
     assert samples[0]["arguments"][0][0].startswith(f"<|im_start|>{opens}")
+
+
+def test_lm_eval_asks_for_no_thought_where_the_template_has_none():
+    tail = "{%- if enable_thinking is defined and enable_thinking is false %}none{%- else %}open"
+    assert Template(f"{lm_eval.WITHOUT_THOUGHT}\n{tail}{{%- endif %}}").render() == "none"
+    demo = (tiny_models.DEMO / "chat_template.jinja").read_text()
+    messages = [{"role": "user", "content": "What is it?"}]
+    plain, told = (
+        Template(each).render(messages=messages) for each in (demo, lm_eval.WITHOUT_THOUGHT + demo)
+    )
+    assert plain == told
 
 
 # what is the same in each family
