@@ -165,20 +165,25 @@ def make_model(
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text = dict(size["text"])
-    config["text_config"]["rope_parameters"]["mrope_section"] = text.pop("mrope_section")
-    config["text_config"] |= {"vocab_size": VOCABULARY, "max_position_embeddings": 8192} | text
-    config["vision_config"] |= size["vision"]
     processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     processor["image_processor"]["size"] = {"shortest_edge": 65536, "longest_edge": 16777216}
     (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     torch.manual_seed(0)
     with torch.device(device_name):
         model = Qwen3VLForConditionalGeneration._from_config(
-            Qwen3VLConfig(**config), dtype=getattr(torch, dtype)
+            Qwen3VLConfig(**config_of(size)), dtype=getattr(torch, dtype)
         )
     model.save_pretrained(folder, max_shard_size=largest_shard)
+
+
+def config_of(size: Size) -> dict[str, Any]:
+    """The demo's config.json with those dimensions."""
+    config: dict[str, Any] = json.loads((DEMO / "config.json").read_text(encoding="utf-8"))
+    text = dict(size["text"])
+    config["text_config"]["rope_parameters"]["mrope_section"] = text.pop("mrope_section")
+    config["text_config"] |= {"vocab_size": VOCABULARY, "max_position_embeddings": 8192} | text
+    config["vision_config"] |= size["vision"]
+    return config
 
 
 def make_pairs(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.answers import controls, lm_eval, prompts, task_results
+from stages.answers import controls, lm_eval, off_policy, prompts, task_results
 from stages.core import command
 from stages.evaluation import catalogue, metrics, paired, shortcuts, slices
 from stages.model import formatted
@@ -52,11 +52,13 @@ def main(
     test, settings = scores["test"], p.evaluate
     judged = shortcuts.judges(pairs["train"], pairs["test"])
     counts["seen_text_pairs"] = int((test["text"] == SEEN).sum())
+    beside_own = pd.read_parquet(baseline / "off_policy.parquet")
     measured = (
         metrics.of_pairs(test, settings)
         | metrics.of_split(test, settings)
         | metrics.of_length(test, settings)
         | metrics.of_shortcuts(judged, counts, test["group"], settings)
+        | off_policy.figures(beside_own)
         | metrics.of_images(test, settings)
         | metrics.of_answers(answers[answers["of"] == "pair"], settings)
         | metrics.of_questions(answers[answers["of"] == "question"], settings)
@@ -71,6 +73,7 @@ def main(
     task_results.write(tasks, details / "lm_eval")
     audit.to_csv(details / "audit.csv", index=False)
     histogram(test["reward_margin"].to_numpy()).to_csv(results / "margins.csv", index=False)
+    beside_own.round(4).to_csv(results / "off_policy.csv", index=False)
     slices.table(test, settings).to_csv(results / "slices.csv", index=False)
     write_json(results / "metrics.json", measured)
     write_json(headline, metrics.headline(measured))
@@ -86,7 +89,8 @@ def scored(
     baseline: Path,
 ) -> dict[str, pd.DataFrame]:
     """``metrics.score`` of the test pairs and of the validation pairs, if there are any. Those of
-    the test pairs have the controls too, and whether their ``text`` is that of a training pair.
+    the test pairs have the controls too, whether their ``text`` is that of a training pair, and
+    what both answers have ``in_common``.
     """
     of_base, beta = pd.read_parquet(reference / "logps.parquet"), tuned.p.train.beta
     scores = {
@@ -110,6 +114,8 @@ def scored(
     seen = shortcuts.seen_texts(pairs["train"], pairs["test"])
     scores["test"] = metrics.with_controls(scores["test"], by_way)
     scores["test"]["text"] = [SEEN if one else "new" for one in seen]
+    shared = map(shortcuts.in_common, pairs["test"])
+    scores["test"]["in_common"] = [round(share, 2) for share in shared]
     return scores
 
 

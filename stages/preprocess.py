@@ -54,14 +54,14 @@ def fill(
     decode = partial(images.decode, work=work, workers=chosen.workers)
 
     asked, not_asked = kept_questions(decode(questions, refusals.text_refusal))
-    refuse = partial(refusals.refusal, wanted=chosen.wanted)
+    refuse = partial(refusals.refusal, wanted=chosen.wanted, patterns=chosen.refuse)
     kept, left_out = kept_pairs(decode(rows, refuse), {question["image"] for question in asked})
     set_splits(kept, chosen)
 
     output.write(kept, folder / "pairs.parquet", output.PAIRS)
     output.write(asked, folder / "questions.parquet", output.QUESTIONS)
     output.write([*not_asked, *left_out], folder / "left_out.parquet", output.LEFT_OUT)
-    return output.counts(kept, left_out, asked, not_asked)
+    return output.counts(kept, left_out, asked, not_asked, chosen.refuse)
 
 
 def kept_questions(found: Iterable[tuple[Question, Outcomes]]) -> tuple[Rows, Rows]:

@@ -13,6 +13,7 @@ import pandas as pd
 from stages.core import command
 from stages.families import known
 from stages.model import formatted
+from stages.pairs.pairs import SPLITS
 from stages.params import params
 from stages.reporting import card as model_card
 from stages.reporting import page as report
@@ -36,6 +37,7 @@ def main(
     card: Path,
 ) -> None:
     p, first_batch = params.load(), curves / "first_batch.json"
+    by_split = {split: formatted.read(formatted_data, split) for split in SPLITS}
     given = Inputs(
         p=p,
         metrics=parsed(results / "metrics.json"),
@@ -46,7 +48,8 @@ def main(
         preprocess=parsed(preprocess),
         format=parsed(format_report),
         first_batch=parsed(first_batch) if first_batch.is_file() else {},
-        test_pairs=formatted.read(formatted_data, "test"),
+        test_pairs=by_split["test"],
+        questions=len({formatted.question(row) for rows in by_split.values() for row in rows}),
         image=lambda name: path.read_bytes() if (path := images / name).is_file() else None,
         data=[origin(raw / name, name) for name in p.data.sources],
         model=origin(model, folder_name(p.model.source)),

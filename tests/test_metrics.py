@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.answers import off_policy
 from stages.core.errors import UserError
 from stages.evaluation import catalogue, metrics, statistics
 from stages.evaluation.catalogue import HEADLINE, KEYS, METRICS
@@ -222,6 +223,7 @@ def all_metrics(scores):
         | metrics.of_split(scores, SETTINGS)
         | metrics.of_length(enough, SETTINGS)
         | metrics.of_shortcuts(judged, counts, scores["group"], SETTINGS)
+        | off_policy.figures(pd.DataFrame({"chosen": [-1.0], "rejected": [-2.0], "own": [0.0]}))
         | metrics.of_images(shown_other(scores), SETTINGS)
         | metrics.of_answers(ANSWERED, SETTINGS)
         | metrics.of_questions(GRADED, SETTINGS)

@@ -230,6 +230,7 @@ COMPARED = {"pairs": 16, "policy_difference": 3.1e-6, "largest_logps": 41.2}
     [
         (COMPARED, "differ by at most 3e-06 nats from LLaMA-Factory's own (the largest log-prob"),
         (COMPARED | {"reference_difference": 0.0002}, "looked up, by at most 0.0002 (the largest"),
+        (COMPARED | {"apart_because": "why"}, "a row for each answer (why); on the first 16 pairs"),
         ({"stock_because": "why"}, "Forward pass LLaMA-Factory's own: why Test"),
         ({}, "Forward pass LLaMA-Factory's own Test"),
     ],
@@ -250,6 +251,8 @@ def test_the_funnel_accounts_for_every_row():
             left = row["count"]
     assert [row["count"] for row in rows if not row["left_out"]] == [60, 56, 55]
     assert REASONS["missing_field"] in {row["detail"] for row in rows}
+    told = "2 pairs an image, 11 for each of 5 different questions; by origin: easy-vqa 50, none 6."
+    assert told in Page(render(inputs)).text
 
 
 def test_parameters_are_printed_without_paths_of_this_machine():

@@ -47,6 +47,7 @@ OUT_OF_RANGE = {
     "preprocess.max_dropped": (-0.1, 1.1, "half"),
     "preprocess.wanted.text_only": ("no", 1),
     "preprocess.wanted.system_prompt": ("no", 0),
+    "preprocess.refuse": ({"leak": "("}, {"a leak": "x"}, {"leak": 7}, "x"),
     "evaluate.task_files": (7,),
     "format.allowed_tokens": ("<|box_start|>", [7], [["<think>"]]),
     **dict.fromkeys(
@@ -144,6 +145,10 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
             "'preprocess': validation and test add up to 1, which leaves",
         ),
         ({"format.image_min_pixels": 20_000}, "image_min_pixels is larger than image_max_pixels"),
+        (
+            {"preprocess.refuse": {"leak": "("}},
+            "'preprocess.refuse.leak' = '(': it is no regular expression: missing ), unterminated",
+        ),
         ({"model.template": "qwen"}, "'model.template' = 'qwen': input should be 'qwen3_vl_not"),
         ({"model.quantization_bit": 4}, "'model.quantization_bit' needs a GPU, but train.gpus is"),
         ({"train.fp16": True}, "'train.fp16' needs a GPU, but train.gpus is 0"),

@@ -141,6 +141,23 @@ def test_each_row_is_kept_or_counted_under_its_reason(run, tmp_path):
     assert all(left_out["detail"].to_pylist())
 
 
+def test_a_row_with_an_answer_that_matches_is_counted_by_the_patterns_name(run, tmp_path):
+    leaks = {5: {"chosen": "(Corrected text) yes"}, 6: {"rejected": "no (Original text)"}}
+    rows = [row(i, **leaks.get(i, {})) for i in range(40)]
+    patterns = {"corrected": r"\(Corrected text\)", "original": r"\(Original text\)$", "other": "z"}
+    report = run(raw_folder(tmp_path / "raw", rows), refuse=patterns)
+    assert list(report["left_out"]) == [*refusals.REASONS, *patterns]
+    named = {name: number for name, number in report["left_out"].items() if number}
+    assert named == {"corrected": 1, "original": 1}
+    left_out = pq.read_table(tmp_path / "pairs" / "left_out.parquet").to_pylist()
+    assert [each["detail"] for each in left_out] == [
+        "chosen: (Corrected text)",
+        "rejected: (Original text)",
+    ]
+    with pytest.raises(UserError, match=r"40 all.*: an answer matches preprocess\.refuse\.all"):
+        run(tmp_path / "raw", refuse={"all": "."})
+
+
 def test_the_table_of_pairs_holds_what_later_stages_read(run, tmp_path):
     good, bad = awkward_rows()
     run(raw_folder(tmp_path / "raw", good + list(bad.values())))

@@ -25,7 +25,8 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     inputs.answers.to_parquet(folder / "details" / "answers.parquet")
     inputs.slices.to_csv(folder / "results" / "slices.csv", index=False)
     inputs.audit.to_csv(folder / "details" / "audit.csv", index=False)
-    (folder / "formatted" / "test.json").write_text(json.dumps(inputs.test_pairs))
+    for split, rows in (("train", []), ("validation", []), ("test", inputs.test_pairs)):
+        (folder / "formatted" / f"{split}.json").write_text(json.dumps(rows))
     for i, pair in enumerate(inputs.test_pairs):
         (folder / "images" / pair["images"][0]).write_bytes(picture_of(i))
     for name, kind, licence in (("raw/easy-vqa", "easy-vqa", "MIT"), ("base", "path", None)):

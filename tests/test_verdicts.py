@@ -91,6 +91,11 @@ def test_a_slice_that_lost_is_named_on_the_page():
         ({"ties": 3}, "3 pairs are tied"),
         ({"seen_text_pairs": 30}, "texts are not: 30 of the 40 test pairs"),
         ({"seen_text_pairs": 20}, None),
+        (
+            {"off_policy_chosen": 0.6, "off_policy_distance": 1.5},
+            "in 60.0% of the pairs the base finds chosen less likely per token than 99% of its own",
+        ),
+        ({"off_policy_chosen": 0.5, "off_policy_distance": 1.5}, None),
         (around("chosen_logps_change", -0.1, 0.5), "lost probability, not clearly"),
         ({"images": 12}, "Few test images (12)"),
         (

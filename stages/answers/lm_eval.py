@@ -25,6 +25,8 @@ from stages.model.scoring import Policy
 from stages.params.params import Params
 
 KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
+# Before a chat template, some of which open a thought: tasks let no answer be as long.
+WITHOUT_THOUGHT = "{%- set enable_thinking = false -%}"
 KIND = "lm-eval"  # of a piece that is kept
 # Of lm-eval's own results.
 SECTIONS = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better")
@@ -208,13 +210,16 @@ def _model(policy: Policy, p: Params) -> Any:
 
     # A task's documents have an image of the largest size, a question and an answer.
     document = p.format.image_max_pixels // 28**2 + 256
-    return HFMultimodalLM(
+    model = HFMultimodalLM(
         pretrained=policy.model,
         batch_size=max(1, p.scoring.batch_tokens // document),
         min_pixels=p.format.image_min_pixels,
         max_pixels=p.format.image_max_pixels,
         trust_remote_code=p.model.trust.remote_code,
     )
+    if p.model.template.endswith("_nothink"):
+        model.processor.chat_template = WITHOUT_THOUGHT + model.processor.chat_template
+    return model
 
 
 def _load(name: str, manager: Any) -> dict[str, Any]:

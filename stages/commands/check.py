@@ -20,7 +20,7 @@ from stages.core import command
 from stages.core.errors import UserError, listed, readable, shown
 from stages.pairs import output, tables
 from stages.pairs.pairs import Record
-from stages.pairs.refusals import REASONS
+from stages.pairs.refusals import advice
 from stages.params import params
 from stages.sources import kinds, source
 from stages.sources.hub import HubData
@@ -114,7 +114,7 @@ def _print_outcome(counted: dict[str, Any], folder: Path) -> None:
     for reason, number in counted["left_out"].items():
         if number:
             first = next(row for row in rows if row["reason"] == reason)
-            print(f"  {number:,} {reason}: {REASONS[reason]}")
+            print(f"  {number:,} {reason}: {advice(reason)}")
             print(f"    the first, {shown(first['where'])}: {shown(first['detail'], 300)}")
     print(f"distinct images: {counted['unique_images']:,}")
     splits = counted["pairs_by_split"].items()

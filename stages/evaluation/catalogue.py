@@ -157,6 +157,7 @@ _of_split = partial(Metric, needs="at least two images")
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
 _CONTROLS = "`evaluate.controls` above 0"
 _ANSWERS = "`evaluate.generation.prompts` above 0"
+_of_own = partial(Metric, needs=_ANSWERS, rows="own_answers")
 _QUESTIONS = "a data set with known answers, `evaluate.generation.questions` above 0"
 _MCNEMAR = "exact two-sided McNemar test that gained and lost are equally likely"
 
@@ -323,6 +324,26 @@ _ENTRIES = (
         "seen_text_pairs",
         "pairs whose question and both answers are word for word those of a training pair",
         alarm="Most of the pairs: images are held out, texts are not.",
+    ),
+    # are the answers such as the base gives?
+    Metric(
+        "own_answers", "questions of test pairs that the base answered to an end", needs=_ANSWERS
+    ),
+    _of_own(
+        "off_policy_distance",
+        "median of the base's log-prob per token of its own answer - that of chosen",
+        NATS,
+    ),
+    _of_own(
+        "off_policy_chosen",
+        "share of pairs whose chosen has a lower log-prob per token than 99% of the base's own "
+        "answers",
+        SHARE,
+    ),
+    _of_own(
+        "off_policy_rejected",
+        "share of these pairs where the base gives rejected the higher log-prob per token",
+        SHARE,
     ),
     # controls: the image
     Metric("control_pairs", "test pairs scored again with another image", needs=_CONTROLS),

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from stages.core.errors import UserError, shown
 from stages.pairs.pairs import SPLITS
-from stages.pairs.refusals import REASONS, Refusal
+from stages.pairs.refusals import REASONS, Refusal, advice
 
 _MOST_LABELS = 50  # origins or kinds counted one by one in the report
 # Rows whose pair is there nevertheless, or was kept for the evaluation.
@@ -103,8 +103,11 @@ def counts(
     left_out: Sequence[Mapping[str, str]],
     questions: Sequence[Mapping[str, Any]],
     questions_left_out: Sequence[Mapping[str, str]],
+    refused: Iterable[str],
 ) -> dict[str, Any]:
-    """The report: what went in, what was kept, and why the rest was not."""
+    """The report: what went in, what was kept, and why the rest was not. ``refused`` are the names
+    in ``preprocess.refuse``, whose rows are counted too.
+    """
     reasons = Counter(row["reason"] for row in left_out)
     of_questions = Counter(row["reason"] for row in questions_left_out)
     split_of_image = {name: pair["split"] for pair in kept for name in pair["images"]}
@@ -119,7 +122,7 @@ def counts(
         "questions_kept": len(questions),
         "question_images": len({question["image"] for question in questions}),
         **({"questions_left_out": dict(of_questions)} if of_questions else {}),
-        "left_out": {reason: reasons[reason] for reason in REASONS},
+        "left_out": {reason: reasons[reason] for reason in (*REASONS, *refused)},
         "end_tokens_taken_off": sum(pair["ended"] for pair in kept),
         "published_split_changed": sum(
             pair["published"] not in ("", pair["split"]) for pair in kept
@@ -160,7 +163,7 @@ def check(counts: Mapping[str, Any], folder: Path, chosen: Any) -> None:
         raise UserError(
             f"{rows - kept} of the {rows} rows can't be used ({reasons}), more than "
             f"preprocess.max_dropped ({chosen.max_dropped:g}) allows; the first, "
-            f"{shown(first['where'])}: {shown(first['detail'], 300)}; {most}: {REASONS[most]}"
+            f"{shown(first['where'])}: {shown(first['detail'], 300)}; {most}: {advice(most)}"
         )
     wanted = ["train", "test", *(["validation"] if chosen.validation else [])]
     if empty := [name for name in wanted if not counts["pairs_by_split"][name]]:

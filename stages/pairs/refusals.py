@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,15 @@ class Refusal:
     detail: str
 
 
-def refusal(row: Record, wanted: Any) -> Refusal | None:
-    """What is wrong with a row, or why it is of no wanted shape, as far as it shows without
-    decoding an image; ``wanted`` is the section of the parameters by that name."""
+def advice(reason: str) -> str:
+    """What a reason means and what helps; a name that is none of ``REASONS`` is the user's own."""
+    return REASONS.get(reason, f"an answer matches preprocess.refuse.{reason}")
+
+
+def refusal(row: Record, wanted: Any, patterns: Mapping[str, str]) -> Refusal | None:
+    """What is wrong with a row, or why it is not wanted, as far as it shows without decoding an
+    image. ``wanted`` and ``patterns`` are ``preprocess.wanted`` and ``preprocess.refuse``.
+    """
     if found := text_refusal(row):
         return found
     images, turns = len(row.images or ()), len(row.history) + 1
@@ -57,6 +64,10 @@ def refusal(row: Record, wanted: Any) -> Refusal | None:
         return Refusal("too_many_turns", f"{turns} turns")
     if row.system and not wanted.system_prompt:
         return Refusal("system_prompt", row.system[:80])
+    for name, pattern in patterns.items():
+        for side, text in (("chosen", row.chosen), ("rejected", row.rejected)):
+            if match := re.search(pattern, text or ""):
+                return Refusal(name, f"{side}: {match[0][:80]}")
     return None
 
 

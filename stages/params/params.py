@@ -11,11 +11,20 @@ refuses keys of its own that do not go together; tables of LLaMA-Factory's are i
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -85,6 +94,14 @@ class Wanted(Section):
     system_prompt: bool
 
 
+def _regular(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"it is no regular expression: {error}") from None
+    return pattern
+
+
 class Preprocess(Section):
     split_key: Annotated[str, Field(min_length=1, max_length=64)]
     validation: Fraction
@@ -96,6 +113,7 @@ class Preprocess(Section):
     workers: Positive
     max_dropped: Annotated[float, Field(ge=0, le=1)]
     wanted: Wanted
+    refuse: dict[Name, Annotated[str, AfterValidator(_regular)]]
 
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> Self:
@@ -108,7 +126,7 @@ class Preprocess(Section):
 
 class Format(Section):
     cutoff_len: Positive
-    image_max_pixels: Annotated[int, Field(ge=28 * 28)]  # at least a token
+    image_max_pixels: Annotated[int, Field(ge=min(each.token_side for each in known.FAMILIES) ** 2)]
     image_min_pixels: Positive
     allowed_tokens: list[str]
 

@@ -27,7 +27,7 @@ from stages.evaluation.catalogue import (
 )
 from stages.model import formatted
 from stages.pairs.pairs import SPLITS
-from stages.pairs.refusals import REASONS
+from stages.pairs.refusals import advice
 from stages.params.losses import LOSSES
 from stages.reporting import card, verdicts
 from stages.reporting.inputs import Inputs
@@ -59,6 +59,7 @@ def render(inputs: Inputs) -> str:
         rules=verdicts,
         judged=verdicts.judged(verdicts.family(values, inputs.slices), confidence),
         tiles=tiles(values),
+        terms=card.terms_of(each.repo for each in inputs.data),
         both_models=catalogue.of_both_models(values),
         others=others(values),
         controls=catalogue.controls(values),
@@ -72,6 +73,10 @@ def render(inputs: Inputs) -> str:
         text=folded,
         funnel=funnel(inputs.preprocess, inputs.format),
         splits=SPLITS,
+        per_image=inputs.preprocess["rows_kept"] / max(1, inputs.preprocess["unique_images"]),
+        per_question=inputs.format["pairs_kept"] / max(1, inputs.questions),
+        questions=inputs.questions,
+        origins=inputs.preprocess["pairs_by_origin"],
         audit=rows_of(inputs.audit)[:AUDITED],
         method=loss.words,
         no_reference="" if loss.reference else card.NO_REFERENCE,
@@ -108,7 +113,7 @@ def others(values: Mapping[str, Any]) -> list[Metric]:
 
 def funnel(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """From the rows of the source to the pairs that were used: what stayed, what went and why."""
-    meanings = {**REASONS, "longer_than_cutoff_len": "prompt and answer exceed format.cutoff_len"}
+    exceeds = "prompt and answer exceed format.cutoff_len"
     rows = [{"text": "Rows in the source", "count": preprocess["rows_in"]}]
     for report, step, kept in (
         (preprocess, "preprocess", "rows_kept"),
@@ -116,7 +121,8 @@ def funnel(preprocess: Mapping[str, Any], formatted: Mapping[str, Any]) -> list[
     ):
         for reason, count in report["left_out"].items():
             if count:
-                about = {"text": reason.replace("_", " "), "detail": meanings.get(reason, "")}
+                detail = advice(reason) if step == "preprocess" else exceeds
+                about = {"text": reason.replace("_", " "), "detail": detail}
                 rows.append(about | {"count": count, "left_out": True})
         rows.append({"text": f"Pairs after {step}", "count": report[kept]})
     return [{"left_out": False, "detail": ""} | row for row in rows]

@@ -255,6 +255,14 @@ def _notes(values: Mapping[str, Any], told: Mapping[str, Verdict]) -> Iterable[s
             "question, chosen and rejected word for word in a training pair. The slice of new "
             "texts shows the others."
         )
+    rare = values.get("off_policy_chosen")
+    if is_known(rare) and rare > MOST:
+        yield (
+            f"The answers are another model's: in {shown('off_policy_chosen', rare)} of the pairs "
+            "the base finds chosen less likely per token than 99% of its own answers, by "
+            f"{shown('off_policy_distance', values['off_policy_distance'])} nats at the median. "
+            "DPO gained more on pairs nearer to a base's own answers (arXiv 2501.09695)."
+        )
     if number := values.get("contradictory_pairs"):
         yield (
             f"The data contradicts itself: {number:,} pairs have the same image and question as "

@@ -84,6 +84,8 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             compared = self.compared_with_stock([self.train_dataset[i] for i in range(count)])
             refuse_difference(compared)
             compared["reference"] = "computed" if self.reference is None else "cached"
+            if reason := prefix.why_apart(self.model):
+                compared["apart_because"] = reason
         # A resumed training keeps what its start found.
         if self.is_world_process_zero() and not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
