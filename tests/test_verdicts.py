@@ -152,6 +152,7 @@ def test_of_many_figures_one_must_be_surer_to_be_told():
     assert concerns_of(**worse, **tasks_of(others)) == []
 
 
+@pytest.mark.slow
 def test_at_most_one_page_of_twenty_warns_where_nothing_changed():
     """23 figures of 200 images with 3 documents each, right or wrong, ratios or lengths."""
     generator, wrong = np.random.default_rng(0), 0
