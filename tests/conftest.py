@@ -3,7 +3,10 @@ that has to be loaded through LLaMA-Factory, once for the whole session (importi
 more).
 """
 
+import copy
+import functools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +19,7 @@ import pytest
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
-from stages.core import portable
+from stages.core import meaning, portable
 from stages.pairs.pairs import row_id
 from stages.params.params import Params
 
@@ -36,9 +39,25 @@ LONGEST = (
 )  # minutes each
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files that hold slow tests alone, and import torch, are not loaded for the fast ones."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return re.search(r"(?m)^pytestmark = \[?\s*(.*, )?pytest\.mark\.slow", text) is not None or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process waits for another at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else 9)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """Fingerprints of code, which hundreds of tests make, parse a file once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meaning, "meaning", functools.cache(meaning.meaning))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -69,10 +88,12 @@ def write_params() -> Callable[..., None]:
     return write
 
 
+DEMO = YAML(typ="safe", pure=True).load((ROOT / "params/demo.yaml").read_text(encoding="utf-8"))
+
+
 def document(**values: Any) -> dict[str, Any]:
-    result: dict[str, Any] = YAML(typ="safe", pure=True).load(
-        (ROOT / "params" / "demo.yaml").read_text(encoding="utf-8")
-    )
+    """The demo preset with other values by dotted name."""
+    result: dict[str, Any] = copy.deepcopy(DEMO)
     for dotted, value in values.items():
         *sections, key = dotted.split(".")
         section = result
@@ -207,8 +228,6 @@ def save_adapter() -> Callable[..., Path]:
     """
 
     def save(base: Any, folder: Path) -> Path:
-        import copy
-
         import torch
         from peft import LoraConfig, get_peft_model
 

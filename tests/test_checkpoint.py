@@ -425,9 +425,10 @@ def test_two_processes_give_the_file_of_one(
         made.policy = base  # else it must not be loaded here
     found = made.log_probs(pairs, images, label="test")
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
-    pd.testing.assert_frame_equal(made.answers(pairs[:20], **ask), answered, check_exact=True)
-    assert results(made) == graded
-    assert len(graded.samples["again"]) == 3
+    if not fails:  # in one way, whatever they make
+        pd.testing.assert_frame_equal(made.answers(pairs[:20], **ask), answered, check_exact=True)
+        assert results(made) == graded
+        assert len(graded.samples["again"]) == 3
     assert ("policy" in made.__dict__) is fails
     assert made.scored == len(pairs)
     said = capfd.readouterr().out

@@ -1,6 +1,4 @@
-"""Every family of models is scored as LLaMA-Factory trains it, and a small one of each goes through
-every stage.
-"""
+"""Every family of models is scored as LLaMA-Factory trains it."""
 
 import json
 import shutil
@@ -244,6 +242,7 @@ def small_data(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["Qwen3.5"], indirect=True)  # of Qwen2.5-VL: test_own_data.py
 def test_a_family_goes_through_every_stage_is_asked_and_exported(
     family, family_dir, overrides, write_params, tmp_path, monkeypatch, capfd
 ):

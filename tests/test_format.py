@@ -187,6 +187,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_model_that_does_not_work_is_found_here_in_one_sentence(
     what, model_dir, llamafactory, params_with, tmp_path, monkeypatch

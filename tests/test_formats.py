@@ -274,6 +274,7 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", ["dictionary", "json"])
 def test_memory_is_bounded_whatever_the_file_unpacks_to(folder, kind):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from stages.core.errors import UserError
 from tests import tiny_models
@@ -113,10 +112,12 @@ def test_a_file_that_is_damaged_or_does_not_belong_there_is_named(model, what):
     assert told in refusal(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_a_value_that_is_not_finite_is_found_in_every_precision(model, dtype, value):
     import torch
+    from safetensors.torch import load_file, save_file
 
     tensors = load_file(model / WEIGHTS)
     tensors[Q] = tensors[Q].to(getattr(torch, dtype))
@@ -130,6 +131,8 @@ def test_a_value_that_is_not_finite_is_found_in_every_precision(model, dtype, va
 
 def sharded(folder: Path) -> tuple[Path, Path]:
     """The weights in two shards and an index."""
+    from safetensors.torch import load_file, save_file
+
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     where: dict[str, str] = {}
@@ -142,6 +145,7 @@ def sharded(folder: Path) -> tuple[Path, Path]:
     return first, second
 
 
+@pytest.mark.slow
 def test_shards_are_accepted_if_all_are_there_and_hold_what_the_index_says(model, tmp_path):
     first, second = sharded(model)
     assert copied_model(model, tmp_path / "accepted").files

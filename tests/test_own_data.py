@@ -1,4 +1,7 @@
-"""A user's own data, in the shapes in which people have it, through every stage."""
+"""A user's own data, in the shapes in which people have it, and a Qwen2.5-VL through every stage.
+
+The demo and the 4B preset are of Qwen3-VL.
+"""
 
 import io
 import json
@@ -12,7 +15,8 @@ from PIL import Image, ImageDraw
 
 from stages.model import formatted
 from stages.pairs.pairs import SPLITS
-from tests import run_stages
+from tests import run_stages, tiny_models
+from tests.test_families import OTHERS
 
 pytestmark = pytest.mark.slow
 
@@ -84,8 +88,11 @@ def rlaif_parquet(folder):
     return {"kind": "path", "path": path, "licence": None, "columns": columns}
 
 
-def test_own_data_goes_through_every_stage(model_dir, write_params, tmp_path, monkeypatch):
+def test_own_data_and_qwen2_5_vl_go_through_every_stage(
+    llamafactory, write_params, tmp_path, monkeypatch
+):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    model = tiny_models.qwen2_5_vl(tmp_path / "model")
     mine, project = tmp_path / "mine", tmp_path / "project"
     mine.mkdir()
     project.mkdir()
@@ -94,9 +101,10 @@ def test_own_data_goes_through_every_stage(model_dir, write_params, tmp_path, mo
     write_params(
         project / "params.yaml",
         **run_stages.SMALL,
+        **OTHERS["Qwen2.5-VL"][1],
         **{
             "data.sources": {"prepared": sharegpt_zip(mine), "rlaif": rlaif_parquet(mine)},
-            "model.source": {"kind": "path", "path": str(model_dir), "licence": "Apache-2.0"},
+            "model.source": {"kind": "path", "path": str(model), "licence": "Apache-2.0"},
             "preprocess.wanted.turns": 2,
             "preprocess.wanted.system_prompt": True,
         },
@@ -121,4 +129,8 @@ def test_own_data_goes_through_every_stage(model_dir, write_params, tmp_path, mo
     assert dict(pairs["origin"].value_counts()) == {"prepared": 30, "set0": 15, "set1": 15}
     published = pairs[pairs["origin"] == "prepared"]["split"]
     assert (published == "validation").sum() == 8
+    results = json.loads((project / "reports" / "results" / "metrics.json").read_text())
+    assert len(scores) == results["pairs"] > 5
+    assert 0 <= results["win_rate"] <= 1
     assert (project / "reports" / "report.html").stat().st_size > 10_000
+    assert "## " in (project / "reports" / "model_card.md").read_text()

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
 from stages.params import arguments, params
+from tests.conftest import document as demo
 from tests.contracts import MODULES, ROOT, leaves_of, types_of
 
 DEMO = (ROOT / "params" / "demo.yaml").read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ TABLE = {"kind": "path", "path": "a.csv", "licence": None, "columns": {"image": 
 
 def changed(**values: Any) -> dict[str, Any]:
     """The demo's document with other values; ``...`` takes a key out."""
-    document: dict[str, Any] = YAML(typ="safe").load(DEMO)
+    document = demo()
     for key, value in values.items():
         *sections, name = key.split(".")
         place = document

@@ -49,6 +49,7 @@ def leaks(folder: Path, *said: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_fetch_writes_and_prints_no_secret_whether_it_ends_well_or_not(tmp_path, write_params):
     """Of the Hub through an endpoint with a password; refused in every way."""
     shard = "TPO-Dataset_000-2.parquet"

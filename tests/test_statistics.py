@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from scipy.stats import binomtest, linregress
 
 from stages.commands import seeds
 from stages.evaluation import statistics
@@ -110,8 +109,10 @@ def test_clustered_intervals_cover_what_row_intervals_miss():
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_agrees_with_scipy(case):
+    from scipy import stats
+
     wins, n = case
-    theirs = binomtest(wins, n).proportion_ci(method="wilson")
+    theirs = stats.binomtest(wins, n).proportion_ci(method="wilson")
     assert statistics.wilson_interval(wins, n) == pytest.approx((theirs.low, theirs.high))
 
 
@@ -167,11 +168,13 @@ def test_margins_that_follow_from_length_leave_only_ties():
 
 
 def test_a_judge_of_length_is_at_chance_without_it_and_one_that_ignores_it_keeps_its_rate():
+    from scipy import stats
+
     generator = np.random.default_rng(10)
     # chosen is longer in most pairs, and the margin is length plus noise
     lengths, noise = generator.normal(1.0, 1.0, size=4000), generator.normal(size=4000)
     margins = 2 * lengths + noise
-    left, line = statistics.without_length(margins, lengths), linregress(lengths, margins)
+    left, line = statistics.without_length(margins, lengths), stats.linregress(lengths, margins)
     assert left == pytest.approx(margins - line.slope * lengths)
     assert rate(margins) > 0.8
     assert rate(left) == pytest.approx(0.5, abs=0.03)

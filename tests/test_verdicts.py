@@ -156,12 +156,14 @@ def test_of_many_figures_one_must_be_surer_to_be_told():
     assert concerns_of(**worse, **tasks_of(others)) == []
 
 
+@pytest.mark.slow
 def test_at_most_one_page_of_twenty_warns_where_nothing_changed(monkeypatch):
     monkeypatch.setattr(coverage, "SIMULATIONS", 200)
     by_the_rule, uncorrected = coverage.false_alarms(24, 30)
     assert by_the_rule <= 0.05 + 0.02 < uncorrected  # and the chance of 200 pages
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_setting_that_was_chosen_allows_for_the_choice(monkeypatch):
     monkeypatch.setattr(coverage, "SIMULATIONS", 100)
     *_, plain, widened = coverage.chosen(12, 100)
