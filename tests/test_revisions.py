@@ -19,7 +19,7 @@ STAGE = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests import test_revisions
-test_compare.evaluate()
+test_revisions.evaluate()
 """
 
 
