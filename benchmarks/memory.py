@@ -33,6 +33,7 @@ from stages.commands import plan
 from stages.commands.plan import GIGA
 from stages.core import command
 from stages.model import prefix
+from stages.params.params import Params
 from tests.contracts import PRESETS, preset_of
 
 LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -245,20 +246,24 @@ def main(
             print(f"| {name} | {fake:.2f} | {real:.2f} |", flush=True)
         return
     for path in PRESETS:
-        if path.stem not in ("qwen3-vl-4b", "qwen3-vl-4b-24gb"):
-            continue
-        p = preset_of(path)
-        image = plan.image_tokens(p)
-        answer = p.format.cutoff_len - plan.Pair(image).prompt
-        pair, batch = plan.Pair(image, answer=answer), p.train.passed_through[BATCH]
-        for name, how in WAYS.items():
-            options = {"shared_prefix": how["shared"]} | p.train.passed_through
-            options["disable_gradient_checkpointing"] = not how["checkpointing"]
-            train = p.train.model_copy(update=options)
-            takes = plan.memory(p.model_copy(update={"train": train}), SIZES["4b"], "bfloat16")
-            told = takes["activations"] + takes["logits"]
-            fake = held(SIZES["4b"], pair, batch=batch, **how)[1]
-            print(f"| `{path.stem}`, {name} | {fake:.1f} | {told:.1f} |", flush=True)
+        if path.stem in ("qwen3-vl-4b", "qwen3-vl-4b-24gb"):
+            p = preset_of(path)
+            image = plan.image_tokens(p)
+            pair = plan.Pair(image, answer=p.format.cutoff_len - plan.Pair(image).prompt)
+            for name, how in WAYS.items():
+                told = by_arithmetic(p, SIZES["4b"], "bfloat16", **how)
+                fake = held(SIZES["4b"], pair, batch=p.train.passed_through[BATCH], **how)[1]
+                print(f"| `{path.stem}`, {name} | {fake:.1f} | {told:.1f} |", flush=True)
+
+
+def by_arithmetic(
+    p: Params, size: plan.Size, dtype: str, *, shared: bool, checkpointing: bool
+) -> float:
+    """What ``make plan`` says of activations and logits, GB."""
+    how = {"shared_prefix": shared, "disable_gradient_checkpointing": not checkpointing}
+    train = p.train.model_copy(update=how)
+    takes = plan.memory(p.model_copy(update={"train": train}), size, dtype)
+    return takes["activations"] + takes["logits"]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.trainer import dpo_trainer, trainers_log_probs
 
 ROOT = Path(__file__).parent.parent
 # The families that the demo's model is not of: what makes a small one, and its parameters.
-OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
+OTHERS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "Qwen2.5-VL": (
         tiny_models.qwen2_5_vl,
         {"model.template": "qwen2_vl", "format.cutoff_len": 256},
