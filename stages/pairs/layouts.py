@@ -74,6 +74,7 @@ _NAMED = re.compile(r"!\[[^\]\n]*\]\([^)\n]+\)|<img\s[^>]*src=", re.IGNORECASE) 
 _OTHER_MARKS = re.compile(
     r"<(video|audio|speech|sound)(_?\d+)?>|<\|(video|audio)(_pad|_\d+)?\|>", re.IGNORECASE
 )
+_NOTHING = {"", "none", "null", "nan", "[]", "{}", "false"}  # ways to say nothing
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>")  # of an assistant's turn
 
 Turns = list[tuple[str, str]]  # (role, text); role is system, user or assistant
@@ -130,32 +131,28 @@ def choose(names: Collection[str], columns: Mapping[str, str | None]) -> Layout 
     read others, so then there is none.
     """
     wanted = {part: columns.get(part) or "" for part in _PARTS}
-    image = next((name for name in (wanted["image"], *_IMAGES) if name in names), "")
+    found = None
     if {*wanted.values()} - {""} <= {*names}:
         prompt, chosen, rejected = (wanted[part] for part in ("question", "chosen", "rejected"))
-        own = Layout(OWN, prompt, chosen, rejected, wanted["image"])
-        found: Layout | None = replace(own, needs_image=bool(own.image))
-    elif any(name not in {*names, part, ""} for part, name in wanted.items()):
+        own = bool(wanted["image"])
+        found = Layout(OWN, prompt, chosen, rejected, wanted["image"], needs_image=own)
+    elif all(name in {*names, part, ""} for part, name in wanted.items()):
+        image = next((name for name in (wanted["image"], *_IMAGES) if name in names), "")
+        for name, prompts, chosen, rejected in KNOWN:
+            asked = next((each for each in prompts if each in names or not each), None)
+            plain = asked == "question" and chosen == "chosen"
+            if asked is not None and {chosen, rejected} - {""} <= {*names}:
+                found = Layout(name, asked, chosen, rejected, image, needs_image=plain)
+                break
+    if found is None or (found.needs_image and not found.image):
         return None
-    else:
-        found = _known(names, image)
-    return found and replace(
+    return replace(
         found,
         more="input" if found.prompt == "instruction" and "input" in names else "",
         system=next((name for name in ("system", "system_prompt") if name in names), ""),
         origin=columns.get("origin") or "",
         kind=columns.get("kind") or "",
     )
-
-
-def _known(names: Collection[str], image: str) -> Layout | None:
-    for name, prompts, chosen, rejected in KNOWN:
-        prompt = next((each for each in prompts if each in names or not each), None)
-        if prompt is not None and {chosen, rejected} - {""} <= {*names}:
-            plain = prompt == "question" and chosen == "chosen"
-            layout = Layout(name, prompt, chosen, rejected, image, needs_image=plain)
-            return layout if image or not plain else None
-    return None
 
 
 # Columns with other names
@@ -232,10 +229,15 @@ def record(
     if system and apart and system != apart:
         raise Odd(f"{layout.system} is not the system prompt of its messages", "not_read")
     system = apart or system
-    cells = _cells(row.get(layout.image), layout) or inside
+    held = _structure(row.get(layout.image))
+    if isinstance(held, Unreadable):
+        raise Odd(f"{layout.image} {held.why}")
+    if held is None:
+        held = inside
+    cells = held if isinstance(held, list) else [held]
     if _IMAGE_MARKS.search(system):
         raise Odd("its system prompt marks the place of an image", "other_media")
-    texts, cells = _marked([*(user for user, _ in history), question or ""], cells)
+    texts, cells = _marked([*(user for user, _ in history), question or ""], cells or inside)
     found = [encoded(cell) for cell in cells]
     notes = [each for each in found if isinstance(each, str)]
     if not found and layout.needs_image and not isinstance(row.get(layout.image), list):
@@ -263,15 +265,14 @@ def unread(name: str) -> str:
 
 
 def _refuse_unread(name: str, value: object, what: str | None = None) -> None:
-    if (what := what or unread(name)) and _says(value):
-        raise Odd(f"it holds {what} ({name}), which is not read", "not_read")
-
-
-def _says(value: object) -> bool:
-    """Whether a value is more than one of the many ways to say nothing."""
+    """Raise ``Odd`` where a value that is not read says something that changes the pair."""
+    if not (what := what or unread(name)):
+        return
     if isinstance(value, Mapping | list):
-        return any(map(_says, value.values() if isinstance(value, Mapping) else value))
-    return str(value).strip().lower() not in ("", "none", "null", "nan", "[]", "{}", "false")
+        for each in value.values() if isinstance(value, Mapping) else value:
+            _refuse_unread(name, each, what)
+    elif str(value).strip().lower() not in _NOTHING:
+        raise Odd(f"it holds {what} ({name}), which is not read", "not_read")
 
 
 def _text(value: object, name: str) -> str | None:
@@ -362,13 +363,10 @@ def _answer(turns: Turns, name: str) -> tuple[str | None, Turns]:
         return None, []
     if turns[-1][0] != "assistant" or [role for role, _ in turns[-2:]].count("assistant") > 1:
         raise Odd(f"{name} does not end with one answer of an assistant")
-    return _without_end(turns[-1][1]), turns[:-1]
-
-
-def _without_end(answer: str) -> str:
+    answer = turns[-1][1]
     while answer.rstrip().endswith(_ENDS):
         answer = answer.rstrip().removesuffix("|>").rpartition("<|")[0].rstrip()
-    return answer
+    return answer, turns[:-1]
 
 
 def _conversation(turns: Turns, name: str) -> tuple[str, tuple[tuple[str, str], ...], str | None]:
@@ -382,14 +380,6 @@ def _conversation(turns: Turns, name: str) -> tuple[str, tuple[tuple[str, str], 
         raise Odd(f"{name} has turns of {found}; it must go user, assistant, …, user")
     texts = [text for _, text in turns]
     return system, tuple(zip(texts[0:-1:2], texts[1::2], strict=True)), texts[-1]
-
-
-def _cells(value: Any, layout: Layout) -> list[Any]:
-    """The row's image cells."""
-    if isinstance(value, Unreadable):
-        raise Odd(f"{layout.image} {value.why}")
-    spelt = _structure(value)
-    return spelt if isinstance(spelt, list) else [] if spelt is None else [spelt]
 
 
 def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:

@@ -193,15 +193,17 @@ def opened(there: Contents, asked: Any) -> list[Opened]:
         UserError: says of each table that can't be read why.
     """
     found, problems = [], []
+    folder = Folder(there.root, asked.remap)
     sides = {name: published_split(name) for name in there.tables}
     divided = len({*sides.values()}) > 1 and "" not in sides.values()
     for name in there.tables:
         try:
             table = formats.open_table(there.root / name)
             if table.names:
-                layout = _layout(table, there.described.get(name), asked)
-                found.append(Opened(name, table, layout, sides[name] if divided else ""))
-                _refuse_odd(found[-1], Folder(there.root, asked.remap))
+                layout = _layout(table, there.described.get(name), asked.columns.model_dump())
+                one = Opened(name, table, layout, sides[name] if divided else "")
+                _refuse_odd(one, folder)
+                found.append(one)
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -210,14 +212,15 @@ def opened(there: Contents, asked: Any) -> list[Opened]:
     return found
 
 
-def _layout(table: Table, described: Layout | None, asked: Any) -> Layout:
+def _layout(table: Table, described: Layout | None, columns: Mapping[str, str | None]) -> Layout:
     """Raises ``UserError`` where the table lacks a column."""
-    layout = described or layouts.choose(table.names, asked.columns.model_dump())
-    wanted = asked.columns.model_dump() if layout is None or layout.name == layouts.OWN else {}
+    layout = described or layouts.choose(table.names, columns)
     if described:
-        wanted = {part: getattr(described, part) for part in ("prompt", "chosen", "rejected")}
+        columns = {part: getattr(described, part) for part in ("prompt", "chosen", "rejected")}
+    elif layout and layout.name != layouts.OWN:
+        return layout
     first = list(itertools.islice(table.rows(table.names), PEEK))
-    lacking = layouts.missing(table.names, wanted, first)
+    lacking = layouts.missing(table.names, columns, first)
     if layout is None or lacking:
         raise UserError(f"{table.path} {lacking}")
     return layout
