@@ -121,7 +121,7 @@ release: setup ## Tag the adapter here as a version: make release VERSION=v1.0.0
 
 publish: setup ## Upload a release to the Hub: make publish VERSION=v1.0.0 REPO=owner/name (PUBLIC=1)
 	: "$${REPO:?write REPO=owner/name}"; $(IN_VENV) python -m stages release --version "$$VERSION" \
-	  --repo "$$REPO" $${PUBLIC:+--public "$$PUBLIC"}
+	  --repo "$$REPO" $${PUBLIC:+--public "$$PUBLIC"} $${I_ACCEPT:+--accept "$$I_ACCEPT"}
 
 lock: venv ## Resolve requirements*.in into requirements*.txt (ARGS=--upgrade for the newest)
 	for name in requirements requirements-extras; do .venv/bin/uv pip compile --quiet --universal \

@@ -30,6 +30,7 @@ def main(
     image_tokens: int = 256,
     answer_tokens: int = 120,
     repeats: int = 3,
+    model: str = "",
 ) -> None:
     import torch
     from datasets import Dataset
@@ -37,11 +38,12 @@ def main(
     p = parameters_of(device_name, dtype, side_of(image_tokens) ** 2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model", SIZES[size], device_name, dtype)
-        stock, _ = trainers(folder / "model", folder / "output", image_tokens, device_name, dtype)
+        model_dir = Path(model or folder, "model")
+        make_model(model_dir, SIZES[size], device_name, dtype)
+        stock, _ = trainers(model_dir, folder / "output", image_tokens, device_name, dtype)
         stock.model.save_pretrained(folder / "adapter")
-        base = scoring.load(folder / "model", p)
-        tuned = scoring.load(folder / "model", p, folder / "adapter")
+        base = scoring.load(model_dir, p)
+        tuned = scoring.load(model_dir, p, folder / "adapter")
         rows = make_pairs(
             folder, stock.processing_class, pairs, answer_tokens, side_of(image_tokens)
         )

@@ -31,9 +31,30 @@ from stages.sources.topics import COLOURS, SHAPES
 DEMO = Path("demo/model")
 IMAGE_SIDE = 512
 
-# Qwen3-VL-4B-Instruct, and a model that two CPU cores can run.
+# Qwen3-VL-4B-Instruct, one that two CPU cores can run, and one to rehearse with.
 SIZES: dict[str, Size] = {
     "4b": known.published()["Qwen/Qwen3-VL-4B-Instruct"],
+    "tiny": {
+        "text": {
+            "vocab_size": 384,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "intermediate_size": 128,
+            "mrope_section": [6, 5, 5],
+        },
+        "vision": {
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [1],
+        },
+    },
     "100m": {
         "text": {
             "hidden_size": 512,
@@ -66,12 +87,13 @@ def main(
     answer_tokens: int = 120,
     new_tokens: int = 64,
     repeats: int = 3,
+    model: str = "",
 ) -> None:
     p = parameters_of(device_name, dtype, IMAGE_SIDE**2, batch_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder, "model")
-        make_model(model, SIZES[size], device_name, dtype)
-        policy = scoring.load(model, p)
+        model_dir = Path(model or folder, "model")
+        make_model(model_dir, SIZES[size], device_name, dtype)
+        policy = scoring.load(model_dir, p)
         rows = make_pairs(Path(folder), policy.tokenizer, pairs, answer_tokens)
 
         def score() -> None:
@@ -134,25 +156,34 @@ def make_model(
     dtype: str,
     largest_shard: str = "50GB",
 ) -> None:
-    """A model folder with random weights of that size, and the demo's tokenizer and processor."""
+    """A model folder with random weights of that size, and the demo's tokenizer and processor; one
+    that is there stays.
+    """
+    if folder.exists():
+        return
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text = dict(size["text"])
-    config["text_config"]["rope_parameters"]["mrope_section"] = text.pop("mrope_section")
-    config["text_config"] |= {"vocab_size": VOCABULARY, "max_position_embeddings": 8192} | text
-    config["vision_config"] |= size["vision"]
     processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
     processor["image_processor"]["size"] = {"shortest_edge": 65536, "longest_edge": 16777216}
     (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     torch.manual_seed(0)
     with torch.device(device_name):
         model = Qwen3VLForConditionalGeneration._from_config(
-            Qwen3VLConfig(**config), dtype=getattr(torch, dtype)
+            Qwen3VLConfig(**config_of(size)), dtype=getattr(torch, dtype)
         )
     model.save_pretrained(folder, max_shard_size=largest_shard)
+
+
+def config_of(size: Size) -> dict[str, Any]:
+    """The demo's config.json with those dimensions."""
+    config: dict[str, Any] = json.loads((DEMO / "config.json").read_text(encoding="utf-8"))
+    text = dict(size["text"])
+    config["text_config"]["rope_parameters"]["mrope_section"] = text.pop("mrope_section")
+    config["text_config"] |= {"vocab_size": VOCABULARY, "max_position_embeddings": 8192} | text
+    config["vision_config"] |= size["vision"]
+    return config
 
 
 def make_pairs(

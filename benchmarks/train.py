@@ -44,11 +44,12 @@ def main(
     image_tokens: int = 256,
     answer_tokens: int = 120,
     repeats: int = 5,
+    model: str = "",
 ) -> None:
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        model_dir = Path(folder, "model")
+        model_dir = Path(model or folder, "model")
         make_model(model_dir, SIZES[size], device_name, dtype)
         stock, ours = trainers(model_dir, Path(folder, "output"), image_tokens, device_name, dtype)
         rows = make_pairs(

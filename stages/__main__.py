@@ -1,5 +1,5 @@
 """The commands beside the pipeline: ``python -m stages <command>`` runs one, ``python -m stages``
-alone lists them. Each is a module of ``stages.commands`` whose ``main`` takes its options.
+alone lists them. Each module of ``stages.commands`` is one: its ``main`` takes the options.
 """
 
 import ast
@@ -14,12 +14,11 @@ FOLDER = Path(__file__).parent / "commands"
 
 def commands() -> dict[str, str]:
     """The first line of each command's docstring, by its name."""
-    found = {}
-    for path in sorted(FOLDER.glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if "command.run(" in text:
-            found[path.stem] = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-    return found
+    texts = {
+        path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("[!_]*.py"))
+    }
+    docstrings = {name: ast.get_docstring(ast.parse(text)) or "" for name, text in texts.items()}
+    return {name: text.partition("\n")[0] for name, text in docstrings.items()}
 
 
 def main() -> None:

@@ -10,19 +10,22 @@ Why only the tuned model is run here: the base's log-probs and answers are there
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from stages.answers import controls, lm_eval, prompts, task_results
+from stages.answers import controls, lm_eval, off_policy, prompts, task_results
 from stages.core import command
-from stages.evaluation import catalogue, metrics, paired, shortcuts, slices, statistics
+from stages.evaluation import catalogue, metrics, paired, shortcuts, slices
 from stages.model import formatted
 from stages.model.checkpoint import Checkpoint
 from stages.pairs.pairs import SPLITS
 from stages.params import params
+
+SEEN = "as in a training pair"  # the text of a test pair; else it is new
 
 
 def main(
@@ -38,67 +41,90 @@ def main(
     details: Path,
 ) -> dict[str, Any]:
     p = params.load()
-    by_split = {split: formatted.read(formatted_data, split) for split in SPLITS}
-    pairs, validation = by_split["test"], by_split["validation"]
+    pairs = {split: formatted.read(formatted_data, split) for split in SPLITS}
     tuned = Checkpoint(model, p, adapter)
-    probed = lm_eval.run(tuned, task_files, formatted_data, images)
-    own = tuned.log_probs(pairs, images, label="tuned")
-    controlled = controls.log_probs(tuned, pairs, images, label="tuned")
-    asked = prompts.selected(formatted_data, p)
-    answers = prompts.answers(tuned, asked, images, label="tuned answers")
+    # First what can fail: lm-eval downloads the data sets of its tasks.
+    tasks = lm_eval.run(tuned, task_files, formatted_data, images)
+    scores = scored(tuned, pairs, images, reference, baseline)
+    answers = answered(tuned, formatted_data, images, baseline)
+    audit, counts = shortcuts.listed(pairs, images)
 
-    logps = pd.read_parquet(reference / "logps.parquet")
-    of_base = dict(iter(pd.read_parquet(baseline / "controls.parquet").groupby("shown")))
-    by_way = {
-        str(way): metrics.score(
-            [pair for pair in pairs if pair["id"] in set(table["id"])],
-            table.drop(columns="shown"),
-            of_base[way],
-            p.train.beta,
-        )
-        for way, table in controlled.groupby("shown")
-    }
-    scored = metrics.with_controls(metrics.score(pairs, own, logps, p.train.beta), by_way)
-    choosing = {}
-    if validation:
-        likewise = tuned.log_probs(validation, images, label="tuned validation")
-        of_validation = metrics.score(validation, likewise, logps, p.train.beta)
-        choosing = metrics.of_validation(of_validation, p.evaluate)
-    answered = prompts.beside_each_other(
-        asked, pd.read_parquet(baseline / "answers.parquet"), answers
-    )
-    seen = shortcuts.seen_texts(by_split["train"], pairs)
-    scored["text"] = ["as in a training pair" if one else "new" for one in seen]
-    audit, counts = shortcuts.listed(by_split, images)
-    counts["seen_text_pairs"] = sum(seen)
-    judged = shortcuts.judges(by_split["train"], pairs)
+    test, settings = scores["test"], p.evaluate
+    judged = shortcuts.judges(pairs["train"], pairs["test"])
+    counts["seen_text_pairs"] = int((test["text"] == SEEN).sum())
+    beside_own = pd.read_parquet(baseline / "off_policy.parquet")
     measured = (
-        metrics.of_pairs(scored, p.evaluate)
-        | metrics.of_split(statistics.outcomes(scored["base_margin"]), scored["group"], p.evaluate)
-        | metrics.of_length(scored, p.evaluate)
-        | metrics.of_shortcuts(judged, counts, scored["group"], p.evaluate)
-        | metrics.of_images(scored, p.evaluate)
-        | metrics.of_answers(answered[answered["of"] == "pair"], p.evaluate)
-        | metrics.of_questions(answered[answered["of"] == "question"], p.evaluate)
-        | choosing
-        | paired.of_tasks(task_results.read(baseline / "lm_eval"), probed, p.evaluate)
+        metrics.of_pairs(test, settings)
+        | metrics.of_split(test, settings)
+        | metrics.of_length(test, settings)
+        | metrics.of_shortcuts(judged, counts, test["group"], settings)
+        | off_policy.figures(beside_own)
+        | metrics.of_images(test, settings)
+        | metrics.of_answers(answers[answers["of"] == "pair"], settings)
+        | metrics.of_questions(answers[answers["of"] == "question"], settings)
+        | metrics.of_validation(scores.get("validation"), settings)
+        | paired.of_tasks(task_results.read(baseline / "lm_eval"), tasks, settings)
     )
 
     for folder in (results, details, headline.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    scored.to_parquet(details / "scores.parquet", index=False)
-    answered.to_parquet(details / "answers.parquet", index=False)
-    task_results.write(probed, details / "lm_eval")
+    test.to_parquet(details / "scores.parquet", index=False)
+    answers.to_parquet(details / "answers.parquet", index=False)
+    task_results.write(tasks, details / "lm_eval")
     audit.to_csv(details / "audit.csv", index=False)
-    histogram(scored["reward_margin"].to_numpy()).to_csv(results / "margins.csv", index=False)
-    slices.table(scored, p.evaluate).to_csv(results / "slices.csv", index=False)
-    for path, values in (
-        (results / "metrics.json", measured),
-        (headline, metrics.headline(measured)),
-    ):
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    histogram(test["reward_margin"].to_numpy()).to_csv(results / "margins.csv", index=False)
+    beside_own.round(4).to_csv(results / "off_policy.csv", index=False)
+    slices.table(test, settings).to_csv(results / "slices.csv", index=False)
+    write_json(results / "metrics.json", measured)
+    write_json(headline, metrics.headline(measured))
     print(catalogue.in_words(measured))
     return tuned.cost()
+
+
+def scored(
+    tuned: Checkpoint,
+    pairs: Mapping[str, Sequence[dict[str, Any]]],
+    images: Path,
+    reference: Path,
+    baseline: Path,
+) -> dict[str, pd.DataFrame]:
+    """``metrics.score`` of the test pairs and of the validation pairs, if there are any. Those of
+    the test pairs have the controls too, whether their ``text`` is that of a training pair, and
+    what both answers have ``in_common``.
+    """
+    of_base, beta = pd.read_parquet(reference / "logps.parquet"), tuned.p.train.beta
+    scores = {
+        split: metrics.score(
+            rows, tuned.log_probs(rows, images, label=f"tuned {split}"), of_base, beta
+        )
+        for split, rows in pairs.items()
+        if rows and split != "train"
+    }
+    controlled = controls.log_probs(tuned, pairs["test"], images, label="tuned")
+    of_base_by_way = dict(iter(pd.read_parquet(baseline / "controls.parquet").groupby("shown")))
+    by_way = {
+        str(way): metrics.score(
+            [pair for pair in pairs["test"] if pair["id"] in set(table["id"])],
+            table.drop(columns="shown"),
+            of_base_by_way[way],
+            beta,
+        )
+        for way, table in controlled.groupby("shown")
+    }
+    seen = shortcuts.seen_texts(pairs["train"], pairs["test"])
+    scores["test"] = metrics.with_controls(scores["test"], by_way)
+    scores["test"]["text"] = [SEEN if one else "new" for one in seen]
+    shared = map(shortcuts.in_common, pairs["test"])
+    scores["test"]["in_common"] = [round(share, 2) for share in shared]
+    return scores
+
+
+def answered(tuned: Checkpoint, formatted_data: Path, images: Path, baseline: Path) -> pd.DataFrame:
+    """Both models' answers side by side: to a sample of the test pairs, and to the questions."""
+    asked = prompts.selected(formatted_data, tuned.p)
+    of_base = pd.read_parquet(baseline / "answers.parquet")
+    of_tuned = prompts.answers(tuned, asked, images, label="tuned answers")
+    return prompts.beside_each_other(asked, of_base, of_tuned)
 
 
 def histogram(margins: np.ndarray, bins: int = 40) -> pd.DataFrame:
@@ -115,6 +141,10 @@ def histogram(margins: np.ndarray, bins: int = 40) -> pd.DataFrame:
     counts = np.bincount(places - places.min(), minlength=len(present))
     middles = [float(f"{(place + 0.5) * width:.6g}") for place in present]
     return pd.DataFrame({"margin": middles, "pairs": counts})
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

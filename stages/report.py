@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from stages.core import command
-from stages.core.errors import UserError
 from stages.families import known
 from stages.model import formatted
+from stages.pairs.pairs import SPLITS
 from stages.params import params
 from stages.reporting import card as model_card
 from stages.reporting import page as report
@@ -36,10 +36,8 @@ def main(
     page: Path,
     card: Path,
 ) -> None:
-    configuration = adapter / "llamafactory.yaml"
-    if not configuration.is_file():
-        raise UserError(f"{configuration} is missing; `dvc repro -f train` makes it again")
     p, first_batch = params.load(), curves / "first_batch.json"
+    by_split = {split: formatted.read(formatted_data, split) for split in SPLITS}
     given = Inputs(
         p=p,
         metrics=parsed(results / "metrics.json"),
@@ -50,11 +48,12 @@ def main(
         preprocess=parsed(preprocess),
         format=parsed(format_report),
         first_batch=parsed(first_batch) if first_batch.is_file() else {},
-        test_pairs=formatted.read(formatted_data, "test"),
+        test_pairs=by_split["test"],
+        questions=len({formatted.question(row) for rows in by_split.values() for row in rows}),
         image=lambda name: path.read_bytes() if (path := images / name).is_file() else None,
         data=[origin(raw / name, name) for name in p.data.sources],
         model=origin(model, folder_name(p.model.source)),
-        configuration=configuration.read_text(encoding="utf-8"),
+        configuration=(adapter / "llamafactory.yaml").read_text(encoding="utf-8"),
         adapter=parsed(adapter / "adapter_config.json"),
         adapter_parameters=parameter_count(adapter),
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import settings
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
@@ -30,6 +31,10 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
 
 # Before any test imports torch.
 os.environ |= portable.environment(portable=True)
+
+# A machine that others use is slow now and then, which is no fault of a test.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 LONGEST = (
     "test_end_to_end.py",

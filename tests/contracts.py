@@ -16,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
+import stages
 from stages.commands import use
 from stages.params import params
 from stages.params.params import Params
@@ -24,11 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("stages", "demo")
 PRESETS = sorted((ROOT / "params").glob("*.yaml"))
 
-# Folders of stages/, each of which may import only those before it.
-FOLDERS = (
-    *("core", "families", "pairs", "sources", "params", "model", "tuning", "answers"),
-    *("evaluation", "reporting", "tracking", "commands"),
-)
+# Folders of stages/, each of which may import only those before it, in the order of their list.
+FOLDERS = re.findall(r"(?m)^    (\w+)  ", str(stages.__doc__))
 
 # Plumbing, which no stage depends on: it decides whether a stage runs or who watches it, not what
 # it writes.
@@ -201,7 +199,7 @@ def files_of(module: str) -> set[str]:
     for name in closure(module):
         if not exempt(name):
             files |= beside(source_of(name))
-    return {file.relative_to(ROOT).as_posix() for file in files if not is_docstring(file)}
+    return {file.relative_to(ROOT).as_posix() for file in files}
 
 
 def code_deps(module: str) -> list[str]:
@@ -218,19 +216,12 @@ def code_deps(module: str) -> list[str]:
 
 
 def code_in(folder: Path) -> set[str]:
-    """The files below a folder of code, aside from those that can change no output."""
+    """The files below a folder of code."""
     return {
         file.relative_to(ROOT).as_posix()
         for file in folder.rglob("*")
-        if file.is_file()
-        and "__pycache__" not in file.parts
-        and not (file.suffix == ".py" and is_docstring(file))
+        if file.is_file() and "__pycache__" not in file.parts
     }
-
-
-def is_docstring(file: Path) -> bool:
-    """Whether a file is a package's and holds nothing else: it can change no output."""
-    return file.name == "__init__.py" and len(ast.parse(file.read_text()).body) == 1
 
 
 def beside(source: Path) -> set[Path]:

@@ -10,9 +10,13 @@ import torch
 from hypothesis import strategies as st
 
 from stages.model import prefix
+from tests import tiny_models
 
 START, END, IMAGE = 3, 4, 6  # the demo's token ids, which the tiny Qwen2.5-VL takes over
-PATCH = {"qwen3_vl": 16, "qwen2_5_vl": 14}
+PATCH = {"qwen3_vl": 16, "qwen2_5_vl": 14, "qwen3_5": 16}
+SHARED = ("qwen3_vl", "qwen2_5_vl")  # a row holds both answers
+# transformers computes Qwen3.5's recurrence in float32.
+CLOSE = {"qwen3_vl": 1e-9, "qwen2_5_vl": 1e-9, "qwen3_5": 1e-5}
 BETA = 0.3
 
 
@@ -21,7 +25,8 @@ def tiny(model_dir):
     from transformers import Qwen3VLForConditionalGeneration
 
     qwen3 = Qwen3VLForConditionalGeneration.from_pretrained(model_dir, attn_implementation="sdpa")
-    return {"qwen3_vl": adapted(qwen3), "qwen2_5_vl": adapted(tiny_qwen2_5())}
+    others = {"qwen2_5_vl": tiny_qwen2_5(), "qwen3_5": tiny_models.random_qwen3_5()}
+    return {name: adapted(model) for name, model in {"qwen3_vl": qwen3, **others}.items()}
 
 
 def tiny_qwen2_5(**text):
@@ -91,6 +96,7 @@ def in_float64(model):
         return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
 
     norms = {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}
+    norms = {kind for kind in norms if not kind.__name__.startswith("Qwen3_5")}  # of other form
     with pytest.MonkeyPatch.context() as patch:
         for kind in norms:
             patch.setattr(kind, "forward", norm)

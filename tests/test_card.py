@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from stages.evaluation.catalogue import METRICS
 from stages.families import known, qwen2_5_vl, qwen3_vl
 from stages.params.losses import LOSSES
-from stages.reporting import card
+from stages.reporting import card, page
 from stages.reporting.card import Licence
 from tests.contracts import preset_of
 from tests.experiment import DEMO, EASY_VQA, QWEN, ROOT, TOPICS, around, inputs_with
@@ -293,6 +293,14 @@ def test_citations_are_those_of_the_citation_file_and_of_what_was_used():
     assert "qwen3-vl" not in metadata(other)["tags"]
     assert "2502.13923" in other
     assert "2511.21631" not in other
+
+
+def test_card_and_page_name_whose_terms_bind_the_data():
+    of_topics = page.render(inputs_with(data=[TOPICS], model=QWEN))
+    for text in (four_b(), of_topics):
+        assert "its output may not be used to improve any other large language model" in text
+        assert "Meta Llama 3 Community License, 1.b.v" in text
+    assert "Beyond the licence" not in rendered()
 
 
 # the code on the page

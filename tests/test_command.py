@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from stages.__main__ import commands
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -56,12 +58,12 @@ def test_arguments_are_converted_by_their_annotations(stage):
         ("raise ValueError('a defect')", "Traceback", True),
         (
             "raise OSError(errno.EROFS, 'Read-only file system', 'models/adapter')",
-            "error: Read-only file system: models/adapter; make the file system writable, then",
+            "error: Read-only file system: models/adapter; free some space, or make it writable,",
             False,
         ),
         (
             "Path('/dev/full').write_text('x' * 100)",
-            "error: No space left on device: while writing; free some space, then",
+            "error: No space left on device: while writing; free some space, or",
             False,
         ),
         ("raise OSError(errno.EIO, 'Input/output error', 'x')", "Traceback", True),
@@ -108,6 +110,15 @@ def test_being_ended_unwinds_and_says_what_to_do(stage, number):
     assert out == "cleaned up\n"
     assert error.startswith("interrupted;")
     assert "Traceback" not in error
+
+
+def test_every_module_of_commands_is_a_command_that_says_what_it_does():
+    found = commands()
+    assert {"ask", "seeds", "verify"} <= found.keys()
+    for name, about in found.items():
+        source = (ROOT / "stages" / "commands" / f"{name}.py").read_text()
+        assert about.endswith((".", "``.")), name
+        assert "command.run(main)" in source, name
 
 
 # the diary

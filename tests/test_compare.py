@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 
 from stages.answers.task_results import Results
-from stages.commands import compare
-from stages.commands.compare import CHOSEN, PREFERENCE, RIGHT, WIN_RATE
-from stages.commands.revisions import Experiment
+from stages.commands import compare, seeds
+from stages.commands.compare import CHOSEN, PREFERENCE, RIGHT, WIN_RATE, Experiment
 from stages.core.errors import UserError
 from stages.evaluation import paired, statistics
 from stages.evaluation.paired import Change
@@ -265,7 +264,7 @@ def setting(name, beta, won, n=60, **changed):
 
 
 def test_the_mean_and_the_spread_are_those_of_the_seeds():
-    text = compare.over_seeds([setting("cold", 0.1, (30, 36, 33))])
+    text = seeds.over_seeds([setting("cold", 0.1, (30, 36, 33))])
     assert "3 seeds: cold-0 (0), cold-1 (1), cold-2 (2)" in text
     assert cells(text, "chosen-versus-rejected win rate")[:4] == [
         "60",
@@ -286,7 +285,7 @@ def test_the_mean_and_the_spread_are_those_of_the_seeds():
 def test_two_settings_are_compared_with_what_seeds_and_images_add(
     cold, warm, difference, includes_0, by_seeds
 ):
-    text = compare.over_seeds([setting("cold", 0.1, cold), setting("warm", 0.2, warm)])
+    text = seeds.over_seeds([setting("cold", 0.1, cold), setting("warm", 0.2, warm)])
     assert "train.beta  0.1 → 0.2" in text
     rows = [line for line in text.splitlines() if "| difference " in line]
     assert len(rows) == 2  # win rate, preference accuracy
@@ -299,16 +298,16 @@ def test_two_settings_are_compared_with_what_seeds_and_images_add(
 
 def test_right_answers_are_compared_where_all_were_asked_the_same():
     asked = setting("cold", 0.1, (30, 30), right=(True, False, True))
-    assert cells(compare.over_seeds([asked]), "right answers")[0] == "3"
+    assert cells(seeds.over_seeds([asked]), "right answers")[0] == "3"
     (_, other) = setting("cold", 0.1, (30, 30), right=(True,))
-    assert "Note: right answers are left out" in compare.over_seeds([[asked[0], other]])
+    assert "Note: right answers are left out" in seeds.over_seeds([[asked[0], other]])
 
 
 def test_a_setting_of_one_seed_and_one_setting_twice_are_refused():
     cold = setting("cold", 0.1, (30, 31))
     with pytest.raises(UserError, match=r"only experiment of its setting .*-S train.seed=1,2,3"):
-        compare.over_seeds([cold[:1]])
+        seeds.over_seeds([cold[:1]])
     with pytest.raises(UserError, match=r"differ in train\.seed alone"):
-        compare.over_seeds([cold, [cold[1], cold[0]]])
+        seeds.over_seeds([cold, [cold[1], cold[0]]])
     with pytest.raises(UserError, match="are not the same"):
-        compare.over_seeds([cold, setting("warm", 0.2, (30, 31), n=61)])
+        seeds.over_seeds([cold, setting("warm", 0.2, (30, 31), n=61)])

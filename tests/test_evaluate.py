@@ -77,6 +77,8 @@ def project(tmp_path, monkeypatch, write_params):
     table("abcd", -5.0, -5.0).to_parquet(tmp_path / "reference" / "logps.parquet")
     controls_of("ab").to_parquet(tmp_path / "baseline" / "controls.parquet")
     answers_of("base").to_parquet(tmp_path / "baseline" / "answers.parquet")
+    own = {"id": [*"abcd"], "chosen": [-0.1, -2, -3, -4], "rejected": -1.0, "own": -0.5}
+    pd.DataFrame(own).to_parquet(tmp_path / "baseline" / "off_policy.parquet")
 
     monkeypatch.setattr(scoring, "load", lambda model, p, adapter: ("policy", model, adapter))
     monkeypatch.setattr(
@@ -161,6 +163,9 @@ def test_everything_is_written(project, capsys):
     assert list(audit.columns) == list(shortcuts.LISTED)
     assert (result["audited_images"], result["bag_of_words_wins"]) == (4, 1.0)
     assert "win_rate_detectable" in result
+    assert (result["own_answers"], result["off_policy_distance"]) == (4, 2.0)
+    assert (result["off_policy_chosen"], result["off_policy_rejected"]) == (0.75, 0.75)
+    assert list(pd.read_csv(reports / "results" / "off_policy.csv")["chosen"]) == [-0.1, -2, -3, -4]
     assert result["seen_text_pairs"] == 1
     assert set(pd.read_csv(reports / "results" / "slices.csv")["note"]) == {"too few pairs"}
     assert task_results.read(reports / "details" / "lm_eval").document["results"]["t"]

@@ -1,21 +1,35 @@
 """Every family of models is scored as LLaMA-Factory trains it."""
 
+import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from PIL import Image
+from jinja2 import Template
+from PIL import Image, ImageDraw
 
 from stages.answers import lm_eval
+from stages.commands import ask, export
 from stages.core.errors import UserError
 from stages.families import known
 from stages.model import formatted, scoring, tokens
-from tests import tiny_models
+from tests import run_stages, tiny_models
 from tests.trainer import dpo_trainer, trainers_log_probs
 
 ROOT = Path(__file__).parent.parent
-QWEN2_5 = {"model.template": "qwen2_vl", "format.cutoff_len": 256}
+# The families that the demo's model is not of: what makes a small one, and its parameters.
+OTHERS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "Qwen2.5-VL": (
+        tiny_models.qwen2_5_vl,
+        {"model.template": "qwen2_vl", "format.cutoff_len": 256},
+    ),
+    "Qwen3.5": (tiny_models.qwen3_5, {"model.template": "qwen3_5_nothink"}),
+}
 BETA = 0.3
 
 
@@ -27,7 +41,7 @@ BETA = 0.3
     [
         ('{"model_type": "qwen3_vl_moe"}', "Qwen3-VL"),
         ('{"model_type": "qwen2_5_vl"}', "Qwen2.5-VL"),
-        ('{"model_type": "llava"}', r"model_type llava.*Qwen3-VL and Qwen2\.5-VL models"),
+        ('{"model_type": "llava"}', r"model_type llava.*Qwen3-VL, Qwen2\.5-VL and Qwen3\.5 models"),
         *((broken, "is missing or names no model_type") for broken in (None, "{", "[]", "{}")),
     ],
 )
@@ -63,33 +77,47 @@ def test_llamafactory_uses_the_first_template_for_the_example(llamafactory, fami
     from llamafactory.data.template import TEMPLATES
     from llamafactory.extras.constants import DEFAULT_TEMPLATE
 
-    assert DEFAULT_TEMPLATE[family.example.partition("/")[2]] == family.templates[0]
+    name = family.example.partition("/")[2]
+    if family.name == "Qwen3.5":  # one model, with and without thoughts
+        assert DEFAULT_TEMPLATE[f"{name}-Thinking"] == family.templates[1]
+    else:
+        assert DEFAULT_TEMPLATE[name] == family.templates[0]
     for name in family.templates:
         assert TEMPLATES[name].mm_plugin.image_token == family.image_token
 
 
-# Qwen2.5-VL, as test_scoring.py does for Qwen3-VL
+# as test_scoring.py does for Qwen3-VL
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def family(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def qwen2_5_dir(llamafactory, tmp_path_factory):
-    return tiny_models.qwen2_5_vl(tmp_path_factory.mktemp("models") / "qwen2.5-vl")
+def overrides(family):
+    return OTHERS[family][1]
 
 
 @pytest.fixture(scope="module")
-def p(params_with):
-    return params_with(**QWEN2_5, **{"train.beta": BETA, "train.per_device_eval_batch_size": 4})
+def family_dir(llamafactory, family, tmp_path_factory):
+    return OTHERS[family][0](tmp_path_factory.mktemp("models") / family)
 
 
 @pytest.fixture(scope="module")
-def formatted_of_it(qwen2_5_dir, pairs_dir, write_params, tmp_path_factory):
+def p(params_with, overrides):
+    return params_with(**overrides, **{"train.beta": BETA, "train.per_device_eval_batch_size": 4})
+
+
+@pytest.fixture(scope="module")
+def formatted_of_it(family_dir, overrides, pairs_dir, write_params, tmp_path_factory):
     from stages import format as format_stage
 
     folder = tmp_path_factory.mktemp("formatted")
-    write_params(folder / "params.yaml", **QWEN2_5)
+    write_params(folder / "params.yaml", **overrides)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        format_stage.main(pairs_dir, qwen2_5_dir, Path("formatted"), Path("format.json"))
+        format_stage.main(pairs_dir, family_dir, Path("formatted"), Path("format.json"))
     return folder / "formatted"
 
 
@@ -104,8 +132,8 @@ def pairs(formatted_of_it):
 
 
 @pytest.fixture(scope="module")
-def policy(qwen2_5_dir, p):
-    return scoring.load(qwen2_5_dir, p)
+def policy(family_dir, p):
+    return scoring.load(family_dir, p)
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +146,12 @@ def score(policy, pairs, images):
 
 
 @pytest.mark.slow
-def test_log_probs_of_qwen2_5_vl_are_the_trainers_and_depend_on_the_image(
-    p, qwen2_5_dir, formatted_of_it, pairs, images, policy, adapter, tmp_path
+def test_log_probs_are_the_trainers_and_depend_on_the_image(
+    p, family_dir, formatted_of_it, pairs, images, policy, adapter, tmp_path
 ):
     logps = score(policy, pairs, images)
-    tuned = score(scoring.load(qwen2_5_dir, p, adapter), pairs, images)
-    theirs = dpo_trainer(p, qwen2_5_dir, formatted_of_it, images, adapter, tmp_path)
+    tuned = score(scoring.load(family_dir, p, adapter), pairs, images)
+    theirs = dpo_trainer(p, family_dir, formatted_of_it, images, adapter, tmp_path)
     for ours, found in zip((tuned, logps), trainers_log_probs(theirs), strict=True):
         assert np.abs(ours[scoring.LOGPS].to_numpy().T - found).max() < 1e-3
     assert (tuned["chosen_logps"] - logps["chosen_logps"]).abs().min() > 1e-2
@@ -134,14 +162,14 @@ def test_log_probs_of_qwen2_5_vl_are_the_trainers_and_depend_on_the_image(
 
 
 @pytest.mark.slow
-def test_lm_eval_gets_the_answers_of_qwen2_5_vl_that_scoring_gets(
-    policy, params_with, formatted_of_it, images, checkpoint_of, tmp_path
+def test_lm_eval_gets_the_answers_that_scoring_gets(
+    family, overrides, policy, params_with, formatted_of_it, images, checkpoint_of, tmp_path
 ):
-    """With the system prompt that its chat template opens with, from either side."""
+    """With the system prompt that Qwen2.5-VL's chat template opens with, from either side."""
     for path in images.iterdir():  # square, as easy-VQA's are: see test_lm_eval.py
         with Image.open(path) as image:
             image.resize((60, 60)).save(tmp_path / path.name)
-    p = params_with(**QWEN2_5, **{"evaluate.lm_eval": {"easy_vqa": 4}})
+    p = params_with(**overrides, **{"evaluate.lm_eval": {"easy_vqa": 4}})
     found = lm_eval.run(
         checkpoint_of(policy, p), ROOT / "tasks" / "easy_vqa", formatted_of_it, tmp_path
     )
@@ -151,23 +179,35 @@ def test_lm_eval_gets_the_answers_of_qwen2_5_vl_that_scoring_gets(
     )
     samples = found.samples["easy_vqa"]
     assert [row["filtered_resps"][0].strip() for row in samples] == [a.text for a in answers]
-    assert samples[0]["arguments"][0][0].startswith("<|im_start|>system\nYou are a helpful")
+    opens = "system\nYou are a helpful" if family == "Qwen2.5-VL" else "user\n"
+    assert samples[0]["arguments"][0][0].startswith(f"<|im_start|>{opens}")
+
+
+def test_lm_eval_asks_for_no_thought_where_the_template_has_none():
+    tail = "{%- if enable_thinking is defined and enable_thinking is false %}none{%- else %}open"
+    assert Template(f"{lm_eval.WITHOUT_THOUGHT}\n{tail}{{%- endif %}}").render() == "none"
+    demo = (tiny_models.DEMO / "chat_template.jinja").read_text()
+    messages = [{"role": "user", "content": "What is it?"}]
+    plain, told = (
+        Template(each).render(messages=messages) for each in (demo, lm_eval.WITHOUT_THOUGHT + demo)
+    )
+    assert plain == told
 
 
 # what is the same in each family
 
 
-@pytest.fixture(params=[family.name for family in known.FAMILIES])
-def each(request):
-    """A loaded policy of each family."""
-    return request.getfixturevalue({"Qwen3-VL": "base", "Qwen2.5-VL": "policy"}[request.param])
+def test_every_family_is_tested_here():
+    assert {family.name for family in known.FAMILIES} == {"Qwen3-VL", *OTHERS}
 
 
 @pytest.mark.slow
-def test_positions_go_on_after_the_longer_side_of_an_image(each):
+@pytest.mark.parametrize("of_the_demo", [True, False])
+def test_positions_go_on_after_the_longer_side_of_an_image(of_the_demo, base, policy):
     """The rule in ``families/family.py``."""
     import torch
 
+    each = base if of_the_demo else policy
     grid = torch.tensor([[1, 6, 10]])  # patches: 3 by 5 tokens
     ids = torch.tensor([[3, *[each.image_token_id] * 15, 4, 5]])
     kinds = (ids == each.image_token_id).long()
@@ -178,3 +218,69 @@ def test_positions_go_on_after_the_longer_side_of_an_image(each):
     assert time == [0, *[1] * 15, 6, 7]
     assert row == [0, *(1 + i for i in range(3) for _ in range(5)), 6, 7]
     assert column == [0, *(1 + i for _ in range(3) for i in range(5)), 6, 7]
+
+
+# every stage
+
+
+def small_data(folder):
+    """60 images, one pair each, as a user's own folder holds them."""
+    folder.mkdir()
+    rows = []
+    for i in range(60):
+        colour, other = (("red", "green", "blue", "teal")[(i + k) % 4] for k in (0, 1))
+        image = Image.new("RGB", (56 + i, 60), "white")
+        ImageDraw.Draw(image).rectangle((8, 8, 20 + i % 12, 26), fill=colour)
+        image.save(folder / f"{i}.png")
+        rows.append(
+            {
+                "image": f"{i}.png",
+                "question": "What color is the shape?",
+                "chosen": f"The shape is {colour}.",
+                "rejected": f"The shape is {other}.",
+            }
+        )
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Qwen3.5"], indirect=True)  # of Qwen2.5-VL: test_own_data.py
+def test_a_family_goes_through_every_stage_is_asked_and_exported(
+    family, family_dir, overrides, write_params, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    small_data(tmp_path / "mine")
+    shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
+    write_params(
+        tmp_path / "params.yaml",
+        **run_stages.SMALL,
+        **overrides,
+        **{
+            "data.sources": {"mine": {"kind": "path", "path": "mine", "licence": None}},
+            "model.source": {"kind": "path", "path": str(family_dir), "licence": "Apache-2.0"},
+            "format.image_max_pixels": 8192,
+            "format.image_min_pixels": 784,
+        },
+    )
+    run_stages.main()
+
+    results = json.loads((tmp_path / "reports" / "results" / "metrics.json").read_text())
+    assert 0 <= results["win_rate"] <= 1
+    scores = pd.read_parquet(tmp_path / "reports" / "details" / "scores.parquet")
+    assert len(scores) == results["pairs"] > 5
+    assert (scores["policy_chosen_logps"] != scores["reference_chosen_logps"]).all()
+    curve = pd.read_csv(tmp_path / "reports" / "curves" / "train.csv")
+    assert abs(curve["reward_margin"].iloc[0]) < 1e-3
+    assert (tmp_path / "reports" / "report.html").stat().st_size > 10_000
+    assert "## " in (tmp_path / "reports" / "model_card.md").read_text()
+
+    first = json.loads((tmp_path / "reports" / "curves" / "first_batch.json").read_text())
+    assert first["reference"] == "cached"
+    assert ("recurrence" in first.get("apart_because", "")) is (family == "Qwen3.5")
+    page = (tmp_path / "reports" / "report.html").read_text()
+    assert ("a row for each answer (Gated DeltaNet" in page) is (family == "Qwen3.5")
+    ask.main(image=str(tmp_path / "mine" / "0.png"), question="What color is the shape?")
+    export.main()
+    assert "differ from those of base plus adapter by" in capfd.readouterr().out
+    assert list((tmp_path / "models" / "merged").glob("*.safetensors"))

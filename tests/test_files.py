@@ -25,7 +25,7 @@ def made(folder, names):
 @pytest.mark.parametrize("case", NAMES, ids=[case["about"] for case in NAMES])
 def test_a_name_means_the_file_that_it_should(case, tmp_path):
     made(tmp_path, case["files"])
-    folder = files.Folder(tmp_path, map(tuple, case.get("remap", ())))
+    folder = files.Folder(tmp_path, case.get("remap", ()))
     for name, expected in case["names"].items():
         found = folder.find(name, case.get("beside", ""))
         if expected in case["files"]:

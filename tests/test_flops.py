@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from benchmarks import flops
+from benchmarks import flops, memory
 from benchmarks.throughput import SIZES
+from stages.commands import plan
+from tests.contracts import ROOT, preset_of
 
 PAIR = flops.DEFAULT
 
@@ -39,6 +41,16 @@ def test_torch_counts_the_products_of_a_forward_as_the_formula_does(model_dir):
         assert flops.score(size, counted, shared=shared) == pytest.approx(
             counter.get_total_flops(), rel=0.1
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", memory.WAYS)
+def test_the_memory_that_is_planned_is_what_a_step_holds(way, llamafactory):
+    how, p = memory.WAYS[way], preset_of(ROOT / "params" / "qwen3-vl-4b.yaml")
+    pair = plan.Pair(256, answer=p.format.cutoff_len - plan.Pair(256).prompt)
+    _, found = memory.held(SIZES["100m"], pair, **how)
+    told = memory.by_arithmetic(p, SIZES["100m"], "bfloat16", **how)
+    assert found == pytest.approx(told, rel=0.25)  # of the 4B model 10%: RESULTS.md
 
 
 def test_each_switch_saves_the_whole_is_less_than_half_and_long_answers_gain_little():

@@ -20,10 +20,11 @@ import pytest
 from stages.core.errors import UserError
 from stages.pairs import formats, tables
 from stages.pairs.files import SUFFIXES
+from stages.sources.local import PathData
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("image", "question", "chosen", "rejected")
-READING = tables.Reading({name: name for name in PARTS} | {"origin": None, "kind": None})
+ASKED = PathData(kind="path", path=ROOT, licence=None)
 ROWS = [
     {"image": "x.png", "question": f"question {i}, “é”", "chosen": "yes\nno", "rejected": 'a "b"'}
     for i in range(3)
@@ -96,7 +97,7 @@ def folder(tmp_path):
 
 
 def read(folder):
-    return list(tables.records(folder, READING))
+    return list(tables.records(folder, ASKED))
 
 
 def mistake(folder):
@@ -265,8 +266,9 @@ READ_ALL = """
 import sys
 from pathlib import Path
 from stages.pairs import tables
-columns = dict(image="image", question="question", chosen="chosen", rejected="rejected")
-print(sum(1 for _ in tables.records(Path(sys.argv[1]), tables.Reading(columns))))
+from stages.sources.local import PathData
+asked = PathData(kind="path", path=Path(), licence=None)
+print(sum(1 for _ in tables.records(Path(sys.argv[1]), asked)))
 # Not getrusage, in which a child begins with what its parent had.
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """

@@ -4,19 +4,19 @@ import pandas as pd
 import pytest
 
 from stages.evaluation.catalogue import LOG_PROB
-from stages.reporting import gallery
+from stages.reporting import page
 from stages.reporting.markup import rows_of
 from tests.experiment import answer_table, inputs_with, score_table
 
 
 def card_of(row, inputs):
     by_id = {pair["id"]: pair for pair in inputs.test_pairs}
-    return gallery.card(row, by_id[row["id"]], inputs.image)
+    return page.pair_card(row, by_id[row["id"]], inputs.image)
 
 
 def test_the_gallery_shows_extremes_and_flips_each_pair_once():
     scores = score_table()
-    won, lost, changed = gallery.extremes(scores, answer_table(), 6)
+    won, lost, changed = page.extremes(scores, answer_table(), 6)
     assert list(won["reward_margin"]) == sorted(scores["reward_margin"], reverse=True)[:6]
     assert list(lost["reward_margin"]) == [m for m in sorted(scores["reward_margin"]) if m < 0][:6]
     assert len(changed) == 6
@@ -31,10 +31,8 @@ def test_the_gallery_shows_extremes_and_flips_each_pair_once():
 def test_which_pairs_were_answered_does_not_decide_which_are_shown(tmp_path, asked, questions):
     answers = answer_table(asked, questions).reindex(columns=answer_table().columns)
     answers.to_parquet(tmp_path / "answers.parquet")  # as the stage reads it: types may differ
-    some = gallery.extremes(score_table(), pd.read_parquet(tmp_path / "answers.parquet"), 6)
-    for found, expected in zip(
-        some, gallery.extremes(score_table(), answer_table(), 6), strict=True
-    ):
+    some = page.extremes(score_table(), pd.read_parquet(tmp_path / "answers.parquet"), 6)
+    for found, expected in zip(some, page.extremes(score_table(), answer_table(), 6), strict=True):
         assert len(found)
         assert list(found["id"]) == list(expected["id"])
     shown = pd.concat(some)
@@ -44,7 +42,7 @@ def test_which_pairs_were_answered_does_not_decide_which_are_shown(tmp_path, ask
 
 def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():
     inputs = inputs_with()
-    (row,) = rows_of(gallery.extremes(inputs.scores, inputs.answers, 1)[0])
+    (row,) = rows_of(page.extremes(inputs.scores, inputs.answers, 1)[0])
     card = card_of(row, inputs)
     side, _, logps = card["answers"][0]
     assert side == "chosen"
@@ -56,10 +54,10 @@ def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():
 
 
 def test_questions_show_each_grade_and_mark_right_and_wrong_in_words():
-    asked = gallery.questions(answer_table(), lambda _: None, 2)
+    asked = page.questions(answer_table(), lambda _: None, 2)
     grades = ("newly right", "newly wrong", "both wrong", "both right")
     assert [row["grade"] for row in asked] == [grade for grade in grades for _ in range(2)]
     assert asked[0]["answers"][1][0].startswith("The shape is ")
     marks = [tuple(right for _, right in row["answers"]) for row in asked]
     assert marks[::2] == [(False, True), (True, False), (False, False), (True, True)]
-    assert dict(gallery.grades(answer_table())) == dict.fromkeys(grades, 4)
+    assert dict(page.grades(answer_table())) == dict.fromkeys(grades, 4)

@@ -66,7 +66,7 @@ def outcome(place: Path, asked: local.PathData, p: Any, out: Path) -> dict[str, 
             yield row
 
     out.mkdir()
-    report = preprocess.fill(out, noted(tables.records(place, asked.reading)), (), p)
+    report = preprocess.fill(out, noted(tables.records(place, asked)), (), p)
     found = {
         name: pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("pairs", "left_out")
     }

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.answers import off_policy
 from stages.core.errors import UserError
 from stages.evaluation import catalogue, metrics, statistics
 from stages.evaluation.catalogue import HEADLINE, KEYS, METRICS
@@ -219,9 +220,10 @@ def all_metrics(scores):
     enough = many(30, [-1] * 10 + [0] * 10 + [1] * 10, [1.0] * 30)
     return (
         metrics.of_pairs(scores, SETTINGS)
-        | metrics.of_split(statistics.outcomes([1, -1, 1, 1]), scores["group"], SETTINGS)
+        | metrics.of_split(scores, SETTINGS)
         | metrics.of_length(enough, SETTINGS)
         | metrics.of_shortcuts(judged, counts, scores["group"], SETTINGS)
+        | off_policy.figures(pd.DataFrame({"chosen": [-1.0], "rejected": [-2.0], "own": [0.0]}))
         | metrics.of_images(shown_other(scores), SETTINGS)
         | metrics.of_answers(ANSWERED, SETTINGS)
         | metrics.of_questions(GRADED, SETTINGS)
@@ -230,10 +232,11 @@ def all_metrics(scores):
 
 
 def test_what_the_data_show_and_give_away(scores):
-    found = metrics.of_split(np.tile([1.0, 0.0], 400), pd.Series(range(800)), SETTINGS)
+    split = pd.DataFrame({"group": range(800), "base_margin": np.tile([1.0, -1.0], 400)})
+    found = metrics.of_split(split, SETTINGS)
     assert found["independent_pairs"] == 800
     assert found["win_rate_detectable"] == pytest.approx(0.0493, abs=1e-4)
-    assert metrics.of_split(np.ones(4), pd.Series(["g"] * 4), SETTINGS) == {}
+    assert metrics.of_split(split.assign(group="g"), SETTINGS) == {}
     judged = {"bag_of_words": np.array([1.0, 1.0, 0.5, 0.0])}
     found = metrics.of_shortcuts(judged, {"audited_pairs": 9}, ["a", "b", "c", "d"], SETTINGS)
     assert (found["bag_of_words_wins"], found["audited_pairs"]) == (0.625, 9)
@@ -241,6 +244,12 @@ def test_what_the_data_show_and_give_away(scores):
 
 def test_the_catalogue_has_every_key_in_its_order_and_no_other(all_metrics):
     assert tuple(all_metrics) == KEYS
+
+
+def test_a_metric_that_the_catalogue_lacks_is_an_error():
+    judged = {"bag_of_words": [1.0, 0.0]}
+    with pytest.raises(KeyError, match="audited_words has no entry in evaluation/catalogue"):
+        metrics.of_shortcuts(judged, {"audited_words": 1}, ["a", "b"], SETTINGS)
 
 
 def test_what_a_run_can_lack_says_what_it_needs(scores, all_metrics):

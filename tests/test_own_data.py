@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from stages.model import formatted
 from stages.pairs.pairs import SPLITS
 from tests import run_stages, tiny_models
-from tests.test_families import QWEN2_5
+from tests.test_families import OTHERS
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,7 @@ def test_own_data_and_qwen2_5_vl_go_through_every_stage(
     write_params(
         project / "params.yaml",
         **run_stages.SMALL,
-        **QWEN2_5,
+        **OTHERS["Qwen2.5-VL"][1],
         **{
             "data.sources": {"prepared": sharegpt_zip(mine), "rlaif": rlaif_parquet(mine)},
             "model.source": {"kind": "path", "path": str(model), "licence": "Apache-2.0"},

@@ -20,9 +20,9 @@ from stages.evaluation import catalogue
 from stages.evaluation.catalogue import BOTH, METRICS
 from stages.pairs.refusals import REASONS
 from stages.params.losses import LOSSES
-from stages.reporting import card, gallery
+from stages.reporting import card
 from stages.reporting.inputs import folder_name, origin, parameter_count
-from stages.reporting.page import funnel, render
+from stages.reporting.page import LONGEST_SIDE, funnel, picture, render
 from tests.experiment import (
     DEMO,
     EASY_VQA,
@@ -163,7 +163,7 @@ def test_every_image_is_inside_small_and_described():
     for attributes in images:
         with Image.open(io.BytesIO(base64.b64decode(attributes["src"].partition(",")[2]))) as one:
             assert str(one.width) == attributes["width"]
-            assert max(one.size) <= gallery.LONGEST_SIDE
+            assert max(one.size) <= LONGEST_SIDE
         assert attributes["alt"].startswith("Image of the question “")
         assert "Chosen answer: “" in attributes["alt"]
     widths = {attributes["width"]: attributes.get("class") for attributes in images}
@@ -172,7 +172,7 @@ def test_every_image_is_inside_small_and_described():
 
 @pytest.mark.parametrize("content", [None, b"", b"not an image", picture_of(1)[:200]])
 def test_an_image_that_is_missing_or_broken_is_said_to_be_missing(content):
-    assert gallery.picture(content) is None
+    assert picture(content) is None
     page = Page(render(inputs_with(image=lambda _: content)))
     assert not page.all("img")
     assert "no image" in page.text
@@ -230,6 +230,7 @@ COMPARED = {"pairs": 16, "policy_difference": 3.1e-6, "largest_logps": 41.2}
     [
         (COMPARED, "differ by at most 3e-06 nats from LLaMA-Factory's own (the largest log-prob"),
         (COMPARED | {"reference_difference": 0.0002}, "looked up, by at most 0.0002 (the largest"),
+        (COMPARED | {"apart_because": "why"}, "a row for each answer (why); on the first 16 pairs"),
         ({"stock_because": "why"}, "Forward pass LLaMA-Factory's own: why Test"),
         ({}, "Forward pass LLaMA-Factory's own Test"),
     ],
@@ -250,6 +251,8 @@ def test_the_funnel_accounts_for_every_row():
             left = row["count"]
     assert [row["count"] for row in rows if not row["left_out"]] == [60, 56, 55]
     assert REASONS["missing_field"] in {row["detail"] for row in rows}
+    told = "2 pairs an image, 11 for each of 5 different questions; by origin: easy-vqa 50, none 6."
+    assert told in Page(render(inputs)).text
 
 
 def test_parameters_are_printed_without_paths_of_this_machine():

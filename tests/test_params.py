@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from stages.core.errors import UserError
-from stages.params import params
+from stages.params import arguments, params
 from tests.conftest import document as demo
 from tests.contracts import MODULES, ROOT, leaves_of, types_of
 
@@ -47,6 +47,7 @@ OUT_OF_RANGE = {
     "preprocess.max_dropped": (-0.1, 1.1, "half"),
     "preprocess.wanted.text_only": ("no", 1),
     "preprocess.wanted.system_prompt": ("no", 0),
+    "preprocess.refuse": ({"leak": "("}, {"a leak": "x"}, {"leak": 7}, "x"),
     "evaluate.task_files": (7,),
     "format.allowed_tokens": ("<|box_start|>", [7], [["<think>"]]),
     **dict.fromkeys(
@@ -135,7 +136,7 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
         ),
         (
             {"data.sources.mine": TABLE | {"columns": {"chosen": "rejected"}}},
-            "'data.sources.mine.columns': question, chosen and rejected must name three columns",
+            "image, question, chosen and rejected must name four columns",
         ),
         ({"model.source.kind": "easy-vqa"}, "'easy-vqa': must be one of hub, path"),
         ({"model.source.revision": "main"}, "unknown key 'model.source.revision'"),
@@ -144,6 +145,10 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
             "'preprocess': validation and test add up to 1, which leaves",
         ),
         ({"format.image_min_pixels": 20_000}, "image_min_pixels is larger than image_max_pixels"),
+        (
+            {"preprocess.refuse": {"leak": "("}},
+            "'preprocess.refuse.leak' = '(': it is no regular expression: missing ), unterminated",
+        ),
         ({"model.template": "qwen"}, "'model.template' = 'qwen': input should be 'qwen3_vl_not"),
         ({"model.quantization_bit": 4}, "'model.quantization_bit' needs a GPU, but train.gpus is"),
         ({"train.fp16": True}, "'train.fp16' needs a GPU, but train.gpus is 0"),
@@ -187,7 +192,7 @@ def test_a_key_of_an_earlier_release_is_refused_with_the_new_way_alone(monkeypat
         "train.keep_vision_features": False,
     }
     said = refusal(**moved, **{"train.beta": 0}).split("; mine.yaml: ")
-    assert len(said) == len(params.MOVED) - 2
+    assert len(said) == len(arguments.MOVED) - 2
 
 
 @pytest.mark.parametrize(

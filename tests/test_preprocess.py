@@ -24,9 +24,8 @@ from PIL import Image
 from stages import preprocess
 from stages.core.errors import UserError
 from stages.pairs import images, output, pairs, refusals
-from stages.pairs.pairs import Question, Record
+from stages.pairs.pairs import Question, Record, split_of
 from stages.pairs.refusals import Refusal
-from stages.pairs.split import split_of
 from stages.sources.kinds import KINDS
 
 SOURCE: dict[str, Any] = dict.fromkeys(("repo", "revision", "commit", "licence")) | {"files": []}
@@ -136,17 +135,34 @@ def test_each_row_is_kept_or_counted_under_its_reason(run, tmp_path):
     assert report["pairs_by_kind"] == {"presence": len(good)}
 
     left_out = pq.read_table(tmp_path / "pairs" / "left_out.parquet")
-    assert left_out.schema.equals(refusals.LEFT_OUT)
+    assert left_out.schema.equals(output.LEFT_OUT)
     assert left_out["reason"].to_pylist() == list(bad)
     assert left_out["where"].to_pylist() == [f"a.parquet row {21 + i}" for i in range(len(bad))]
     assert all(left_out["detail"].to_pylist())
+
+
+def test_a_row_with_an_answer_that_matches_is_counted_by_the_patterns_name(run, tmp_path):
+    leaks = {5: {"chosen": "(Corrected text) yes"}, 6: {"rejected": "no (Original text)"}}
+    rows = [row(i, **leaks.get(i, {})) for i in range(40)]
+    patterns = {"corrected": r"\(Corrected text\)", "original": r"\(Original text\)$", "other": "z"}
+    report = run(raw_folder(tmp_path / "raw", rows), refuse=patterns)
+    assert list(report["left_out"]) == [*refusals.REASONS, *patterns]
+    named = {name: number for name, number in report["left_out"].items() if number}
+    assert named == {"corrected": 1, "original": 1}
+    left_out = pq.read_table(tmp_path / "pairs" / "left_out.parquet").to_pylist()
+    assert [each["detail"] for each in left_out] == [
+        "chosen: (Corrected text)",
+        "rejected: (Original text)",
+    ]
+    with pytest.raises(UserError, match=r"40 all.*: an answer matches preprocess\.refuse\.all"):
+        run(tmp_path / "raw", refuse={"all": "."})
 
 
 def test_the_table_of_pairs_holds_what_later_stages_read(run, tmp_path):
     good, bad = awkward_rows()
     run(raw_folder(tmp_path / "raw", good + list(bad.values())))
     table = pq.read_table(tmp_path / "pairs" / "pairs.parquet")
-    assert table.schema.equals(pairs.PAIRS)
+    assert table.schema.equals(output.PAIRS)
     found = table.to_pylist()
     assert [pair["question"] for pair in found] == [row["question"] for row in good]
     folder = tmp_path / "pairs" / "images"
@@ -165,7 +181,7 @@ def test_the_table_of_pairs_holds_what_later_stages_read(run, tmp_path):
     assert found[20]["images"] == found[21]["images"]
     (jpeg,) = found[1]["images"]
     assert (folder / jpeg).read_bytes() == good[1]["image"]  # it stays as it is
-    assert pq.read_table(tmp_path / "pairs" / "questions.parquet").schema.equals(pairs.QUESTIONS)
+    assert pq.read_table(tmp_path / "pairs" / "questions.parquet").schema.equals(output.QUESTIONS)
 
 
 def test_outputs_are_the_same_bytes_whatever_the_number_of_workers(run, tmp_path):
@@ -192,10 +208,17 @@ def test_an_image_of_the_held_out_questions_is_in_no_pair(run, tmp_path, monkeyp
     ]
     kind = dataclasses.replace(KINDS["easy-vqa"], read=lambda raw: (iter(rows), iter(questions)))
     monkeypatch.setitem(KINDS, "easy-vqa", kind)
-    report = run(raw_folder(tmp_path / "raw", (), "easy-vqa"), "easy-vqa")
+    raw = raw_folder(tmp_path / "raw", (), "easy-vqa")
+    rows[0] = dataclasses.replace(rows[0], chosen="")
+    with pytest.raises(UserError, match="the first, train 0: chosen"):  # no question is named
+        run(raw, "easy-vqa", max_dropped=0)
+    rows[0] = dataclasses.replace(rows[0], chosen="yes")
+    report = run(raw, "easy-vqa")
     assert report["rows_kept"] == 39
     assert report["left_out"]["image_in_held_out_questions"] == 1
     assert (report["questions_in"], report["questions_kept"]) == (5, 2)
+    lost = ("exact_duplicate", "undecodable_image", "empty_answer")
+    assert report["questions_left_out"] == dict.fromkeys(lost, 1)
     assert report["question_images"] == 1
     found = pq.read_table(tmp_path / "pairs" / "questions.parquet").to_pylist()
     told = [(question["answer"], question["kind"]) for question in found]

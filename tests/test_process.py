@@ -138,7 +138,7 @@ FAILURES = {
 
 
 def fix_of(told):
-    return next(fix for _, fix in training.FIXES if told in fix)
+    return next(each["likely"] for each in training.FIXES if told in each["likely"])
 
 
 @pytest.mark.parametrize("told", FAILURES)
@@ -155,7 +155,7 @@ def test_a_failure_is_told_with_its_last_lines_and_the_likely_fix(told):
     assert lines[1:3] == ["Loading the model", FAILURES[told].strip()]
     assert lines[0] == "llamafactory-cli failed (exit status 1); its last lines:"
     assert "run/train.log" in lines[-1]
-    assert {fix_of(each) for each in FAILURES} == {fix for _, fix in training.FIXES}
+    assert {fix_of(each) for each in FAILURES} == {each["likely"] for each in training.FIXES}
 
 
 def test_a_full_disk_and_a_kill_are_known_for_what_they_are():

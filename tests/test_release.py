@@ -245,6 +245,15 @@ def test_a_public_repository_is_asked_for_by_name(released, hub, tmp_path):
     assert repos["model", "owner/public"].files
 
 
+def test_an_adapter_that_a_term_of_its_data_rules_out_is_refused_until_it_is_accepted(tmp_path):
+    release.refuse_forbidden(ROOT / "params" / "demo.yaml")
+    with pytest.raises(UserError, match=r"Llama 3 Community License, 1\.b\.v.*I_ACCEPT=1") as told:
+        release.refuse_forbidden(ROOT / "params" / "qwen3-vl-4b.yaml")
+    assert "helehan/topic-overwrite" in str(told.value)
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert '$${I_ACCEPT:+--accept "$$I_ACCEPT"}' in make
+
+
 def test_what_is_missing_to_publish_is_named(released, hub, tmp_path, monkeypatch):
     said = published(released, tmp_path, hub[0], "--repo", "owner/name", token="hf_of_a_reader")
     assert "error: not published: " in said

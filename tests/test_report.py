@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from stages import report
-from stages.core.errors import UserError
 from stages.tracking import runs
 from tests.experiment import Page, inputs_with, picture_of
 
@@ -26,7 +25,8 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     inputs.answers.to_parquet(folder / "details" / "answers.parquet")
     inputs.slices.to_csv(folder / "results" / "slices.csv", index=False)
     inputs.audit.to_csv(folder / "details" / "audit.csv", index=False)
-    (folder / "formatted" / "test.json").write_text(json.dumps(inputs.test_pairs))
+    for split, rows in (("train", []), ("validation", []), ("test", inputs.test_pairs)):
+        (folder / "formatted" / f"{split}.json").write_text(json.dumps(rows))
     for i, pair in enumerate(inputs.test_pairs):
         (folder / "images" / pair["images"][0]).write_bytes(picture_of(i))
     for name, kind, licence in (("raw/easy-vqa", "easy-vqa", "MIT"), ("base", "path", None)):
@@ -88,9 +88,3 @@ def test_page_and_card_follow_from_what_the_stages_wrote_and_nothing_else(
     for content in first:
         assert str(tmp_path).encode() not in content
         assert b"brave-lion" not in content
-
-
-def test_an_adapter_without_its_configuration_is_one_clear_error(arguments):
-    (arguments["adapter"] / "llamafactory.yaml").unlink()
-    with pytest.raises(UserError, match=r"llamafactory\.yaml is missing"):
-        report.main(**arguments)

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.answers import task_results
-from stages.commands import compare, revisions
+from stages.commands import compare, seeds
 from stages.core.errors import UserError
 from tests.repository import call
 from tests.test_compare import PARAMETERS, answered, cells, experiment
@@ -19,7 +19,7 @@ STAGE = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests import test_revisions
-test_revisions.evaluate()
+test_compare.evaluate()
 """
 
 
@@ -91,11 +91,11 @@ def test_a_commit_a_tag_a_branch_and_an_experiment_are_read_though_only_the_cach
     commit = call("git", "rev-parse", "main", folder=here).strip()
     names = (commit, commit[:7], "main", "beta-0.2", "HEAD")
     won = {
-        name: int((revisions.load(name).scores["tuned_margin"] > 0).sum())
+        name: int((compare.load(name).scores["tuned_margin"] > 0).sum())
         for name in (*names, "tuned")
     }
     assert won == dict.fromkeys(names, 20) | {"tuned": 40}
-    assert revisions.load("beta-0.2").commit == commit[:7]
+    assert compare.load("beta-0.2").commit == commit[:7]
     compare.main("main", "tuned")
     text = capsys.readouterr().out
     assert cells(text, "chosen-versus-rejected win rate")[3] == "+50.0 points"
@@ -117,20 +117,20 @@ def test_a_revision_without_results_is_refused_with_how_to_get_them(here, tmp_pa
     how = r".*dvc exp list --all-commits.*dvc fetch --all-commits.*dvc exp pull.*dvc repro"
     for name in ("tuend", "empty"):
         with pytest.raises(UserError, match=f"^{name} can't be compared{how}"):
-            revisions.load(name)
+            compare.load(name)
     call("git", "clone", "--quiet", str(here), str(tmp_path / "clone"), folder=tmp_path)
     for folder, name in (("clone", "beta-0.2"), ("clone", "workspace"), ("", "workspace")):
         monkeypatch.chdir(tmp_path / folder)
         with pytest.raises(UserError, match=f"^{name} can't be compared{how}"):
-            revisions.load(name)
+            compare.load(name)
 
 
 def test_where_results_are_is_read_from_the_command_of_the_stage():
     cmd = "python -m stages.evaluate --details reports/d --formatted-data data/f"
-    assert revisions.options(cmd) == {"details": "reports/d", "formatted-data": "data/f"}
+    assert compare.options(cmd) == {"details": "reports/d", "formatted-data": "data/f"}
     pipeline = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
-    given = revisions.options(pipeline["stages"][revisions.STAGE]["cmd"])
-    assert set(revisions.NEEDED) <= given.keys()
+    given = compare.options(pipeline["stages"][compare.STAGE]["cmd"])
+    assert set(compare.NEEDED) <= given.keys()
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_the_seeds_of_a_setting_are_read_and_compared(here, capsys):
     finally:
         call("git", "checkout", "--quiet", "--force", "main", folder=here)
         call("dvc", "checkout", "--quiet", "--force", folder=here)
-    compare.main(seeds=("main", "tuned"))
+    seeds.main("main tuned")
     printed = capsys.readouterr().out
     assert "2 seeds: main (None), again (1)" in printed
     assert "2 seeds: tuned (None), tuned-again (1)" in printed

@@ -16,8 +16,7 @@ from stages import format as format_stage
 from stages import preprocess
 from stages.model import formatted, prefix, scoring, tokens
 from stages.pairs import pairs
-from stages.pairs.pairs import Record
-from stages.pairs.split import joined, sides, split_of
+from stages.pairs.pairs import Record, joined, sides, split_of
 from stages.params import params
 from tests.trainer import dpo_trainer, trainers_log_probs
 

@@ -149,6 +149,9 @@ def test_a_cached_reference_replaces_its_forward(trainers):
         assert apart["reference_difference"] == pytest.approx(1, abs=1e-3)
         with pytest.raises(UserError, match="dvc repro -f reference"):
             tuning_trainer.refuse_difference(apart)
+        patch.setattr(ours.data_collator, "reference", {})
+        with pytest.raises(UserError, match="dvc repro -f reference"):
+            ours.data_collator(features)
 
 
 def test_what_is_not_exact_goes_the_stock_way_and_says_so(built, trainers):

@@ -10,6 +10,23 @@ from stages.reporting.page import render
 from tests.experiment import inputs_with
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "shared"),
+    [
+        ("A red cube.", "a RED cube", 1.0),
+        ("a red cube", "a blue cube", 2 / 3),
+        ("a red cube", "red cube", 2 / 3),
+        ("a b c d", "b c d a", 0.5),  # one taken out, one put in
+        ("yes", "no", 0.0),
+        ("?", "!", 1.0),  # no words at all
+        ("it is", "there it is now", 0.5),
+    ],
+)
+def test_what_answers_have_in_common_is_counted_in_edits_of_words(chosen, rejected, shared):
+    pair = {"chosen": {"content": chosen}, "rejected": {"content": rejected}}
+    assert shortcuts.in_common(pair) == pytest.approx(shared)
+
+
 def pair(name, chosen, rejected, question="What is it?", image=None):
     return {
         "id": name,

@@ -21,6 +21,7 @@ def scores():
             "kind": ["colour"] * 40 + ["shape"] * 15 + [None] * 5,
             "text": None,
             "image_tokens": [16] * 55 + [20] * 5,
+            "in_common": [0.0] * 20 + [0.75] * 40,
             "chosen_tokens": [8] * 30 + [10] * 30,
             "rejected_tokens": [8] * 30 + [10] * 26 + [6] * 4,
             "reward_margin": [1.0] * 30 + [-1.0] * 10 + [0.5] * 20,
@@ -56,7 +57,8 @@ def test_a_slice_with_too_few_pairs_says_so_instead_of_showing_a_rate(scores):
 
 def test_a_data_set_without_kinds_has_no_slices_of_them(scores):
     table = slices.table(scores.assign(kind=None, origin=None), SETTINGS)
-    assert set(table["by"]) == {"image tokens", "answer length", "length difference"}
+    numbers = {"image tokens", "answer length", "length difference", "words in common"}
+    assert set(table["by"]) == numbers
 
 
 def test_numbers_are_cut_into_bins_named_by_what_they_hold(scores):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from stages.commands import seeds
 from stages.evaluation import statistics
 
 SEED = 20261122
@@ -223,7 +224,7 @@ def test_a_change_of_that_size_is_found_in_four_of_five_simulated_splits(images,
 
 
 def seeds_of(*tables, groups, resamples=2000, seed=SEED):
-    return statistics.seeds_interval(tables, groups, how(resamples=resamples, seed=seed))
+    return seeds.seeds_interval(tables, groups, how(resamples=resamples, seed=seed))
 
 
 def test_two_seeds_and_four_images_by_hand():

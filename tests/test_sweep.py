@@ -70,7 +70,7 @@ def test_the_choice_is_made_by_validation_and_its_test_figure_allows_for_what_wa
     assert rows == ["d", "b", "a"]
     assert next(line for line in text.splitlines() if "the choice" in line).startswith("d ")
     # 1 - 0.05 / 3: z is 2.39 in place of 1.96
-    assert "the win rate of d is 95.0% [92.6, 96.2]" in text
+    assert "the win rate of d is 95.0% [92.4, 96.3]" in text
     assert "3 settings tried" in text
     assert "no experiment has figures" in sweep.ranked({"c": {}})
 

@@ -60,9 +60,6 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
     outs = {"data/pairs": "aa.dir", "models/adapter": "bb.dir", "reports/metrics.json": "cc"}
     entries = [{"path": path, "md5": md5} for path, md5 in outs.items()]
     (project / "dvc.lock").write_text(json.dumps({"stages": {"all": {"outs": entries}}}))
-    source = {"kind": "hub", "repo": "me/pairs", "commit": "f" * 40, "licence": None}
-    (project / "data" / "raw" / "mine").mkdir(parents=True)
-    (project / "data" / "raw" / "mine" / "SOURCE.json").write_text(json.dumps(source))
     (project / "reports").mkdir()
     (project / "reports" / "metrics.json").write_text("{}")
     (project / "params.yaml").write_text("data: {sources: {mine: {}}}\nbeta: 0.1\n")
@@ -78,9 +75,6 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
         "dvc.experiment": "brave-cat",
         "dvc.md5.data/pairs": "aa.dir",
         "dvc.md5.models/adapter": "bb.dir",
-        "data.kind": "hub",
-        "data.repo": "me/pairs",
-        "data.commit": "f" * 40,
     }
     # What a run of the pipeline itself changes does not make it dirty; a parameter does.
     (project / "reports" / "metrics.json").write_text('{"win_rate": 1}')

@@ -169,6 +169,10 @@ def qwen(llamafactory, params_with, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scored(qwen):
+    return policy(qwen)
+
+
+def policy(qwen):
     """What scoring makes tokens with; it needs no weights for that."""
     from llamafactory.data.processor.pairwise import PairwiseDatasetProcessor
 
@@ -229,15 +233,23 @@ def test_no_text_becomes_a_special_token_in_training_or_in_scoring(
     assert answer == text + "<|im_end|>\n"
 
 
-def test_tokens_that_are_allowed_by_name_are_the_tokens_they_are(params_with, tmp_path):
+def test_tokens_that_are_allowed_are_themselves_in_training_and_in_scoring(
+    params_with, tmp_path, image_folder
+):
     folder = tiny_models.with_qwen_tokens(tmp_path / "model")
     allowed = ["<|box_start|>", "<|box_end|>"]
     loaded = tokens.load(folder, params_with(**{"format.allowed_tokens": allowed}))
-    made = row("Where?", "<|box_start|>(1,2)<|box_end|> <|quad_start|>", "No.", loaded.markers)
-    ids = encode(loaded, made, Image.new("RGB", (64, 64)))[0]
-    numbers = [loaded.tokenizer.convert_tokens_to_ids(token) for token in allowed]
-    assert [i for i in ids if i in numbers] == numbers
-    assert loaded.tokenizer.convert_tokens_to_ids("<|quad_start|>") not in ids
+    box = "<|box_start|>(1,2)<|box_end|> <|quad_start|>"
+    made = row(f"What is {box}?", box, "No.", loaded.markers)
+    trained = encode(loaded, made, str(image_folder / "x.jpg"))
+    (encoded,) = scoring.encode(policy(loaded), [made], image_folder)
+    for side, ids, count in (("chosen", trained[0], 2), ("rejected", trained[2], 1)):
+        assert encoded[f"{side}_input_ids"] == ids
+        numbers = [loaded.tokenizer.convert_tokens_to_ids(token) for token in allowed]
+        assert [i for i in ids if i in numbers] == numbers * count
+        assert loaded.tokenizer.convert_tokens_to_ids("<|quad_start|>") not in ids
+    asked = scoring.prompt_tokens(policy(loaded), made, image_folder)
+    assert asked == list(trained[0][: len(asked)])
 
 
 @pytest.mark.parametrize(

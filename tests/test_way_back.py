@@ -8,7 +8,7 @@ import re
 import pytest
 from ruamel.yaml import YAML
 
-from stages.commands import revisions
+from stages.commands import seeds
 from tests.contracts import ROOT
 from tests.repository import REPORTED, STAGES, attempt, call, clone, commit_and_push, hashes, make
 from tests.test_compare import experiment
@@ -130,7 +130,7 @@ def test_the_seeds_of_a_setting_are_found_by_their_parameters(tracked, monkeypat
         text = call("git", "show", f"{revision}:params.yaml", folder=tracked[0])
         return experiment(name, parameters=YAML(typ="safe").load(text))
 
-    monkeypatch.setattr(revisions, "load", load)
-    found = revisions.seeds_of("copy")
+    monkeypatch.setattr(seeds, "load", load)
+    found = seeds.seeds_of("copy")
     head = call("git", "rev-parse", "HEAD", folder=tracked[0]).strip()
     assert {one.name for one in found} == {"copy", "queued", head}

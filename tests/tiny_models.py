@@ -108,6 +108,62 @@ def qwen2_5_vl(folder: Path) -> Path:
     return folder
 
 
+def qwen3_5(folder: Path) -> Path:
+    """A folder of ``random_qwen3_5`` with the demo's processor."""
+    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    random_qwen3_5().save_pretrained(folder)
+    return folder
+
+
+def random_qwen3_5() -> Any:
+    """Qwen3.5's architecture in about 0.5 million parameters, with the demo's tokens: three
+    recurrent layers and one of attention.
+    """
+    import torch
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    demo = json.loads((DEMO / "config.json").read_text())
+    demo_text, ids = demo["text_config"], {k: v for k, v in demo.items() if k.endswith("token_id")}
+    text = {
+        **{key: demo_text[key] for key in ("vocab_size", "eos_token_id", "pad_token_id")},
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [4, 2, 2],
+            "mrope_interleaved": True,
+        },
+        "initializer_range": 0.1,
+        "tie_word_embeddings": True,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 4,
+        "out_hidden_size": 128,
+        "num_position_embeddings": 64,
+        "initializer_range": 0.1,
+    }
+    config = Qwen3_5Config(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, dtype="float32", **ids
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return Qwen3_5ForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+
+
 # The added tokens of Qwen2.5-VL and Qwen3-VL (151643 to 151668 in their tokenizers), and which of
 # them are marked special. The demo's tokenizer has the eight that a prompt needs.
 QWEN_TOKENS = {

@@ -1,8 +1,8 @@
 """Tasks of lm-eval: published benchmarks, answered by a loaded model.
 
 The model that is already loaded goes through lm-eval's own ``HFMultimodalLM``, with the model's own
-chat template and the image size of the ``format`` section. A task is one of lm-eval's, or a YAML
-file in the project's ``tasks`` folder.
+chat template and the image size of the ``format`` section. It runs any task: one of lm-eval's, or a
+folder in ``tasks/published``, where a new one goes (CONTRIBUTING.md).
 """
 
 import hashlib
@@ -25,6 +25,8 @@ from stages.model.scoring import Policy
 from stages.params.params import Params
 
 KEY = "evaluate.lm_eval"  # where params.yaml names the tasks
+# Before a chat template, some of which open a thought: tasks let no answer be as long.
+WITHOUT_THOUGHT = "{%- set enable_thinking = false -%}"
 KIND = "lm-eval"  # of a piece that is kept
 # Of lm-eval's own results.
 SECTIONS = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better")
@@ -208,13 +210,16 @@ def _model(policy: Policy, p: Params) -> Any:
 
     # A task's documents have an image of the largest size, a question and an answer.
     document = p.format.image_max_pixels // 28**2 + 256
-    return HFMultimodalLM(
+    model = HFMultimodalLM(
         pretrained=policy.model,
         batch_size=max(1, p.scoring.batch_tokens // document),
         min_pixels=p.format.image_min_pixels,
         max_pixels=p.format.image_max_pixels,
         trust_remote_code=p.model.trust.remote_code,
     )
+    if p.model.template.endswith("_nothink"):
+        model.processor.chat_template = WITHOUT_THOUGHT + model.processor.chat_template
+    return model
 
 
 def _load(name: str, manager: Any) -> dict[str, Any]:
@@ -257,9 +262,7 @@ def _evaluated(
     evaluator.LMEVAL_HASHMM = False
     try:
         with mock.patch.dict(os.environ):
-            os.environ.pop(
-                "LOCAL_RANK", None
-            )  # by which lm-eval would give the first alone results
+            os.environ.pop("LOCAL_RANK", None)  # else lm-eval gives results to the first alone
             found: dict[str, Any] = evaluator.simple_evaluate(
                 model=model,
                 tasks=[group] if group else list(asked["tasks"].values()),
@@ -283,32 +286,29 @@ def _evaluated(
 def _rows(samples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """lm-eval's samples of a task without the documents, whose images can't be written."""
     kept = ("doc_id", "target", "resps", "filtered_resps", "filter")
-    hashes: dict[int, str] = {}  # several documents may share an image
-    rows = []
-    for sample in samples:
-        shown = [
-            image
-            for part in sample["arguments"][0]
-            if isinstance(part, dict)
-            for image in part.get("visual", ())
-        ]
-        for image in shown:
-            if id(image) not in hashes:
-                content = hashlib.blake2b(f"{image.mode} {image.size} ".encode(), digest_size=16)
-                content.update(image.tobytes())
-                hashes[id(image)] = content.hexdigest()
-        rows.append(
-            {key: sample[key] for key in kept}
-            | {
-                "arguments": [
-                    [part for part in request if isinstance(part, str)]
-                    for request in sample["arguments"]
-                ],
-                "images": [hashes[id(image)] for image in shown],
-                "metrics": {metric: sample[metric] for metric in sample["metrics"]},
-            }
-        )
-    return rows
+    return [
+        {key: sample[key] for key in kept}
+        | {
+            "arguments": [
+                [part for part in request if isinstance(part, str)]
+                for request in sample["arguments"]
+            ],
+            "images": [
+                _hashed(image)
+                for part in sample["arguments"][0]
+                if isinstance(part, dict)
+                for image in part.get("visual", ())
+            ],
+            "metrics": {metric: sample[metric] for metric in sample["metrics"]},
+        }
+        for sample in samples
+    ]
+
+
+def _hashed(image: Any) -> str:
+    content = hashlib.blake2b(f"{image.mode} {image.size} ".encode(), digest_size=16)
+    content.update(image.tobytes())
+    return content.hexdigest()
 
 
 def _config(task: Any) -> dict[str, Any]:

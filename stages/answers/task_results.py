@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import UserError
-
 
 @dataclass(frozen=True)
 class Results:
@@ -82,23 +80,12 @@ def write(results: Results, folder: Path) -> None:
 
 
 def read(folder: Path) -> Results:
-    """Read what ``write`` wrote.
-
-    Raises:
-        UserError: the files are missing or broken.
-    """
-    path = folder / "results.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        samples = {}
-        for task in sorted(document.get("datasets", {})):
-            path = folder / "samples" / f"{task}.jsonl"
-            samples[task] = [json.loads(line) for line in path.read_bytes().splitlines()]
-    except (FileNotFoundError, ValueError, AttributeError):
-        raise UserError(
-            f"{path} is missing or broken; `dvc repro -f` of the stage that writes {folder} makes "
-            "it again"
-        ) from None
+    """Read what ``write`` wrote."""
+    document = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    samples = {}
+    for task in sorted(document.get("datasets", {})):
+        lines = (folder / "samples" / f"{task}.jsonl").read_bytes().splitlines()
+        samples[task] = [json.loads(line) for line in lines]
     return Results(document, samples)
 
 

@@ -1,6 +1,7 @@
 """What people run beside the pipeline, before a training (check, plan, use) and after it (ask,
-export, serve, release …). Here is where the pipeline keeps what these commands use
-(``dvc.yaml``, which a test holds against this).
+export, serve, release …). Each module is a command by its name: to add one, write
+``commands/<verb>.py`` with a ``main`` and, if make shall run it, a target in ``Makefile``. Here is
+where the pipeline keeps what commands use (``dvc.yaml``, which a test holds against this).
 """
 
 import logging

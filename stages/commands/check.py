@@ -15,14 +15,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from stages import preprocess
 from stages.core import command
 from stages.core.errors import UserError, listed, readable, shown
 from stages.pairs import output, tables
 from stages.pairs.pairs import Record
-from stages.pairs.refusals import REASONS
+from stages.pairs.refusals import advice
 from stages.params import params
 from stages.sources import kinds, source
 from stages.sources.hub import HubData
@@ -41,7 +39,7 @@ def main(raw: Path = Path("data/raw"), rows: int = 1000) -> None:
             with kinds.of(name):
                 places[name] = _place(name, asked, raw / name, Path(scratch, "raw", name))
                 if isinstance(asked, Tables):
-                    _print_tables(places[name], asked.reading)
+                    _print_tables(places[name], asked)
         each = [kinds.read({name: places[name]}, {name: sources[name]}) for name in sources]
         folder = Path(scratch, "pairs")
         folder.mkdir()
@@ -79,13 +77,13 @@ def _place(name: str, asked: Any, raw: Path, scratch: Path) -> Path:
     return raw
 
 
-def _print_tables(place: Path, reading: tables.Reading) -> None:
-    there = tables.contents(place, reading)
+def _print_tables(place: Path, asked: Tables) -> None:
+    there = tables.contents(place, asked)
     size = readable(sum((there.root / name).stat().st_size for name in there.tables))
     print(f"tables: {len(there.tables):,}, {size}; other files: {len(there.others):,}")
     if there.left_out:
         print(f"left out: {listed((f'{n} ({why})' for n, why in there.left_out.items()), 5, 200)}")
-    for one in tables.opened(there, reading)[:_SHOWN]:
+    for one in tables.opened(there, asked)[:_SHOWN]:
         print(f"  {shown(one.name)}, read as {one.layout.name}")
         first = next(one.table.rows(one.table.names), None)
         for name in one.table.names:
@@ -110,11 +108,13 @@ def _printed(rows: Iterable[Record]) -> Iterator[Record]:
 
 def _print_outcome(counted: dict[str, Any], folder: Path) -> None:
     print(f"{counted['rows_in']:,} rows read, {counted['rows_kept']:,} kept")
-    rows = pq.read_table(folder / "left_out.parquet").to_pylist()
+    if not_asked := counted.get("questions_left_out"):
+        print(f"held-out questions left out: {not_asked}")
+    rows = output.rows_left_out(counted, folder)
     for reason, number in counted["left_out"].items():
         if number:
             first = next(row for row in rows if row["reason"] == reason)
-            print(f"  {number:,} {reason}: {REASONS[reason]}")
+            print(f"  {number:,} {reason}: {advice(reason)}")
             print(f"    the first, {shown(first['where'])}: {shown(first['detail'], 300)}")
     print(f"distinct images: {counted['unique_images']:,}")
     splits = counted["pairs_by_split"].items()

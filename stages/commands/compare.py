@@ -2,19 +2,20 @@
 
     python -m stages compare --before main --after cold-beta
     python -m stages compare --before HEAD --after workspace > comparison.md
-    python -m stages compare --seeds main warm-1    # over all seeds of the two settings
 
 In: two revisions. Each is a commit, branch, tag or the name of a DVC experiment, or ``workspace``
 for the files as they are here. Out: the comparison, as Markdown on standard output. Nothing is run
-and nothing is checked out. With ``--seeds`` a revision names its setting: every experiment whose
-parameters differ from its own in ``train.seed`` alone belongs to it. One name gives mean and
-spread, two are compared.
+and nothing is checked out. Where results are is read from the command of the stage ``evaluate`` in
+``dvc.yaml``, at each revision by itself.
 
 Why not ``dvc metrics diff``: two win rates with an interval each do not say whether they differ.
 Both models are measured on the same pairs, so the difference is taken pair by pair, what both find
 hard cancels, and its interval is the one to read.
 """
 
+import itertools
+import shlex
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from ruamel.yaml import YAML
 
-from stages.commands import revisions
-from stages.commands.revisions import Experiment, seed_of
+from stages.answers import task_results
+from stages.answers.task_results import Results
 from stages.core import command
 from stages.core.errors import UserError
 from stages.evaluation import catalogue, paired, statistics
@@ -32,10 +34,12 @@ from stages.evaluation.catalogue import ACCURACY, CORRECT, FIGURE, METRICS, NATS
 from stages.evaluation.paired import Change
 from stages.evaluation.statistics import Floats
 from stages.model import formatted
-from stages.params.params import SEED, differences
+from stages.params.params import PARAMS_FILE, Evaluate, differences, flattened
 from stages.reporting.markup import cell, filled, one_line
 
-PAIR, SEEDS = Path(__file__).with_name("compare.md"), Path(__file__).with_name("seeds.md")
+TEMPLATE = Path(__file__).with_suffix(".md")
+WORKSPACE = "workspace"
+STAGE, NEEDED = "evaluate", ("details", "formatted-data")  # and options of its command
 LISTED = 10  # flipped pairs shown of each direction
 WIN_RATE = METRICS["win_rate"].title.lower()
 PREFERENCE = ACCURACY.title.lower()
@@ -49,6 +53,32 @@ _SAME_NATS, _SAME_SHARE = 1e-3, 1e-4
 _LINE = 200  # characters of a question or an answer shown
 
 Flip = tuple[Mapping[str, Any], float, float]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a revision holds. ``parameters`` are flat (``train.beta``); ``probed`` is what lm-eval's
+    tasks gave, ``pairs`` the test pairs."""
+
+    name: str
+    commit: str | None
+    parameters: Mapping[str, Any]
+    scores: pd.DataFrame
+    answers: pd.DataFrame
+    probed: Results
+    pairs: Sequence[Mapping[str, Any]]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({self.commit or 'the files here'})"
+
+    @property
+    def settings(self) -> Evaluate:
+        """How intervals are made, of the section ``evaluate`` alone."""
+        names = ("confidence", "resamples", "seed")
+        return Evaluate.model_construct(
+            **{name: self.parameters[f"evaluate.{name}"] for name in names}
+        )
 
 
 @dataclass(frozen=True)
@@ -70,13 +100,8 @@ class Measure:
     rows: int
 
 
-def main(before: str = "", after: str = "", seeds: tuple[str, ...] = ()) -> None:
-    if bool(before and after) == bool(seeds) or bool(before) != bool(after) or len(seeds) > 2:
-        raise UserError("give --before and --after, or --seeds with one or two revisions")
-    if seeds:
-        print(over_seeds([revisions.seeds_of(name) for name in seeds]), end="")
-    else:
-        print(render(revisions.load(before), revisions.load(after)), end="")
+def main(before: str, after: str) -> None:
+    print(render(load(before), load(after)), end="")
 
 
 def render(before: Experiment, after: Experiment) -> str:
@@ -90,7 +115,7 @@ def render(before: Experiment, after: Experiment) -> str:
     if apart := paired.different_documents(before.probed, after.probed):
         notes.append(f"{', '.join(apart)}: left out, because the two answered different documents")
     return filled(
-        PAIR,
+        TEMPLATE,
         before=before,
         after=after,
         differences=differences(before.parameters, after.parameters),
@@ -126,68 +151,6 @@ def measures(before: Experiment, after: Experiment) -> tuple[list[Measure], list
         )
         found.append(Measure(name, column.unit, changes[name], len(column.images)))
     return found, notes
-
-
-def over_seeds(members: Sequence[Sequence[Experiment]]) -> str:
-    """One setting, or a second against a first, as Markdown that reads well unrendered; the
-    bootstrap's settings are the last one's.
-
-    Raises:
-        UserError: a setting has fewer than two seeds, two settings are the same, files are of
-            different runs, or the test pairs are not the same.
-    """
-    from tabulate import tabulate
-
-    for setting in members:
-        if len(setting) < 2:
-            raise UserError(
-                f"{setting[0].label} is the only experiment of its setting (seed "
-                f"{seed_of(setting[0])}); `dvc exp run --queue -S train.seed=1,2,3` and `dvc queue "
-                "start` train it with others"
-            )
-    first, last = members[0][0], members[-1][0]
-    names = [setting[0].name for setting in members]
-    apart = [each for each in differences(first.parameters, last.parameters) if each[0] != SEED]
-    if len(members) == 2 and not apart:
-        raise UserError(f"{first.label} and {last.label} differ in {SEED} alone: name one of them")
-    columns, notes = measured([one for setting in members for one in setting])
-    rows = []
-    for measure, column in columns.items():
-        if column.unit is not SHARE:
-            continue
-        tables = [column.values[: len(members[0])], column.values[len(members[0]) :]]
-        shown = [(name, [each], SHARE) for name, each in zip(names, tables, strict=False)]
-        if len(members) == 2:
-            shown.append(("difference", tables, SHARE.difference))
-        for name, compared, unit in shown:
-            found = statistics.seeds_interval(compared, column.images, last.settings)
-            low, high = found.low, found.high
-            if unit is SHARE:  # the interval knows nothing of shares
-                low, high = max(0.0, low), min(1.0, high)
-            rows.append(
-                (
-                    measure,
-                    f"{len(column.images):,}",
-                    cell(name),
-                    unit.text(found.estimate),
-                    SHARE.difference.text(found.spreads[0]).lstrip("+") if unit is SHARE else "",
-                    unit.interval(low, high),
-                    f"{found.seeds_share:.0%}",
-                )
-            )
-    level = f"{100 * last.settings.confidence:g}%"
-    header = ("measure", "rows", "setting", "mean", "sd between seeds", level, "by seeds")
-    return filled(
-        SEEDS,
-        level=level,
-        names=names,
-        members=members,
-        seed_of=seed_of,
-        block=block,
-        apart=apart,
-        table=tabulate(rows, header, tablefmt="pipe", disable_numparse=True),
-        notes=notes,
-    )
 
 
 def measured(experiments: Sequence[Experiment]) -> tuple[dict[str, Column], list[str]]:
@@ -315,6 +278,62 @@ def block(rows: Sequence[tuple[str, str]]) -> str:
         f"    {one_line(name, _LINE):{width}}  {one_line(value, _LINE)}".rstrip()
         for name, value in rows
     )
+
+
+# what a revision holds
+
+
+def load(name: str) -> Experiment:
+    """The results of a commit, branch, tag or experiment, or of the ``workspace``.
+
+    Raises:
+        UserError: there is no such revision, or it has no results that can be read.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc_data.index.index import DataIndexError
+    from scmrepo.exceptions import SCMError
+
+    with tempfile.TemporaryDirectory() as folder:
+        at = Path(folder)
+        try:
+            files = DVCFileSystem(rev=None if name == WORKSPACE else name)
+            where = options(files.repo.stage.load_one(name=STAGE).cmd)
+            details, data = (where[key] for key in NEEDED)
+            wanted = (details, f"{data}/test.json", str(PARAMS_FILE))
+            for file in [file for path in wanted for file in files.find(path)]:
+                (at / file).parent.mkdir(parents=True, exist_ok=True)
+                (at / file).write_bytes(files.read_bytes(file))
+            return Experiment(
+                name=name,
+                commit=None if name == WORKSPACE else files.repo.get_rev()[:7],
+                parameters=flat((at / PARAMS_FILE).read_text(encoding="utf-8")),
+                scores=pd.read_parquet(at / details / "scores.parquet"),
+                answers=pd.read_parquet(at / details / "answers.parquet"),
+                probed=task_results.read(at / details / "lm_eval"),
+                pairs=formatted.read(at / data, "test"),
+            )
+        except (OSError, KeyError, DvcException, DataIndexError, SCMError) as error:
+            why = one_line(str(error).replace(folder, ""), 200)
+            raise UserError(
+                f"{name} can't be compared ({why}). Name a commit, branch, tag or experiment (`dvc "
+                "exp list --all-commits`) that was evaluated, or workspace for the files here. "
+                "`dvc fetch --all-commits` gets the results that were pushed for commits, `dvc "
+                "exp pull origin NAME` those of an experiment, and `dvc repro` there makes them"
+            ) from None
+
+
+def options(cmd: str) -> dict[str, str]:
+    """``--name value`` pairs of a stage's command."""
+    return {
+        word.removeprefix("--"): value
+        for word, value in itertools.pairwise(shlex.split(cmd))
+        if word.startswith("--")
+    }
+
+
+def flat(text: str) -> dict[str, Any]:
+    return flattened(YAML(typ="safe", pure=True).load(text) or {})
 
 
 if __name__ == "__main__":

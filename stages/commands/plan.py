@@ -27,6 +27,7 @@ from stages.commands import BASE, FORMATTED, stale
 from stages.core import command
 from stages.core.errors import UserError
 from stages.families import known
+from stages.families.family import Family
 from stages.pairs.pairs import SPLITS
 from stages.params import machine, params
 from stages.params.losses import LOSSES
@@ -119,6 +120,7 @@ def model_size(p: Params, here: Set[str]) -> Size:
         found = json.loads(file.read_text(encoding="utf-8"))
         text = found.get("text_config", found)
         head = {"head_dim": text["hidden_size"] // text["num_attention_heads"]}
+        head["tie_word_embeddings"] = found.get("tie_word_embeddings", True)
         seen = {"deepstack_visual_indexes": [], "out_hidden_size": text["hidden_size"]}
         return {"text": head | text, "vision": seen | found["vision_config"]}
     if name in known.published():
@@ -200,17 +202,26 @@ def published() -> Any:
 
 
 def parameters(size: Size) -> dict[str, float]:
-    """Numbers in the weights: of the ``layers``, of the ``head`` (tied to the embeddings), of the
-    ``vision`` tower with its mergers. Norms, biases and position embeddings, 0.1%, are left out."""
+    """Numbers in the weights: of the ``layers``, of the ``head``, of the ``embeddings`` where they
+    are not the head's, of the ``vision`` tower with its mergers. Norms, biases and position
+    embeddings, up to 0.2%, are left out.
+    """
     text, vision = size["text"], size["vision"]
     hidden, seen = text["hidden_size"], vision["hidden_size"]
     heads = 2 * (text["num_attention_heads"] + text["num_key_value_heads"]) * text["head_dim"]
+    if "linear_num_key_heads" in text:  # Qwen3.5: gated attention in one of four layers
+        keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+        values = text["linear_num_value_heads"] * text["linear_value_head_dim"]
+        gated = heads + text["num_attention_heads"] * text["head_dim"]
+        heads = (gated + 3 * (2 * keys + 3 * values)) / 4
     tower = vision["depth"] * (4 * seen**2 + 2 * seen * vision["intermediate_size"])
     mergers = 1 + len(vision["deepstack_visual_indexes"])
     merged = PATCHES * seen * (PATCHES * seen + vision["out_hidden_size"])
+    vocabulary = hidden * text.get("vocab_size", VOCABULARY)
     return {
         "layers": text["num_hidden_layers"] * hidden * (heads + 3 * text["intermediate_size"]),
-        "head": hidden * text.get("vocab_size", VOCABULARY),
+        "head": vocabulary,
+        "embeddings": 0 if text.get("tie_word_embeddings", True) else vocabulary,
         "vision": tower + mergers * merged,
     }
 
@@ -228,10 +239,19 @@ def step(p: Params, size: Size, pair: Pair) -> float:
     are not kept, and once more for a reference that is not looked up."""
     again = not p.train.passed_through.get("disable_gradient_checkpointing", False)
     if p.train.shared_prefix:
-        tokens = pair.prompt + 2 * pair.answer
+        tokens = row_tokens(p, pair)
         return forward(size, (2 + again) * tokens, pair.image, 2 * 2 * pair.answer)
     passes, tokens = 2 + LOSSES[p.train.loss].reference, 2 * (pair.prompt + pair.answer)
     return forward(size, (passes + again) * tokens, 2 * (passes - 1) * pair.image, passes * tokens)
+
+
+def row_tokens(p: Params, pair: Pair) -> int:
+    """Tokens of a pair in scoring and in training; answers apart have a prompt each."""
+    return (2 if family(p).apart else 1) * pair.prompt + 2 * pair.answer
+
+
+def family(p: Params) -> Family:
+    return next(each for each in known.FAMILIES if p.model.template in each.templates)
 
 
 def steps(p: Params, train_pairs: int) -> int:
@@ -253,7 +273,7 @@ def per_step(p: Params) -> int:
 def work(p: Params, size: Size, counts: Counts, pair: Pair) -> list[Work]:
     """Of the stages that use the model. Answers are as long as they may be."""
     options, all_steps = p.train.passed_through, steps(p, counts["train"])
-    scored = forward(size, pair.prompt + 2 * pair.answer, pair.image, 2 * pair.answer)
+    scored = forward(size, row_tokens(p, pair), pair.image, 2 * pair.answer)
     every = int(options.get("eval_steps") or options.get("logging_steps") or 500)
     looks = {"steps": all_steps // every, "epoch": math.ceil(options.get("num_train_epochs", 3))}
     watched = looks.get(options.get("eval_strategy", "no"), 0) * counts["validation"]
@@ -304,19 +324,21 @@ def downloads(p: Params) -> dict[str, tuple[float, float]]:
 def memory(p: Params, size: Size, dtype: str) -> dict[str, float]:
     """GB (10^9 bytes) of a training process, at a batch of pairs as long as ``format.cutoff_len``
     lets them be. The vision tower's activations are its own and freed."""
-    text, shared, options = size["text"], p.train.shared_prefix, p.train.passed_through
+    text, options = size["text"], p.train.passed_through
+    ours = p.train.shared_prefix
     numbers, bits, width = parameters(size), p.model.quantization_bit, BYTES[dtype]
     layers = numbers["layers"] * (QUANTISED[bits] if bits else width)
     batch = int(options.get("per_device_train_batch_size", 8))
     prompt = Pair(image_tokens(p)).prompt
     answered = batch * 2 * max(1, p.format.cutoff_len - prompt)
-    tokens = batch * (1 if shared else 2) * prompt + answered
-    inside = 8 * text["hidden_size"] + 4 * text["intermediate_size"]
+    tokens = batch * (1 if ours and not family(p).apart else 2) * prompt + answered
+    # Of a layer, by measure (benchmarks.memory); in 16 bits what adapters read is kept twice.
+    inside = 8 * text["hidden_size"] + (8 if width == 2 else 5) * text["intermediate_size"]
     all_kept = options.get("disable_gradient_checkpointing", False)
     kept = text["num_hidden_layers"] * (inside if all_kept else text["hidden_size"]) + inside
-    predicted = min(HEAD_TOKENS, answered) if shared else tokens
+    predicted = min(HEAD_TOKENS, answered) if ours else tokens
     return {
-        "weights": (layers + width * (numbers["head"] + numbers["vision"])) / GIGA,
+        "weights": (layers + width * (sum(numbers.values()) - numbers["layers"])) / GIGA,
         "activations": width * tokens * kept / GIGA,
         # float32 logits, their log-softmax and gradient
         "logits": 3 * 4 * predicted * text.get("vocab_size", VOCABULARY) / GIGA,
@@ -326,9 +348,7 @@ def memory(p: Params, size: Size, dtype: str) -> dict[str, float]:
 
 def image_tokens(p: Params) -> int:
     """Of an image as large as it may be."""
-    template = p.model.template
-    side = next(each.token_side for each in known.FAMILIES if template in each.templates)
-    return max(1, p.format.image_max_pixels // side**2)
+    return max(1, p.format.image_max_pixels // family(p).token_side ** 2)
 
 
 def disk(p: Params, size: Size, data_gb: float) -> dict[str, float]:

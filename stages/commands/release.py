@@ -25,20 +25,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from stages.commands import ADAPTER, BASE, CARD, PAGE, RESULTS, require, stale
 from stages.core import command
 from stages.core.errors import UserError, listed, of_the_hub
 from stages.evaluation import catalogue
 from stages.reporting import verdicts
+from stages.reporting.card import terms_of
 from stages.sources import source
 from stages.tracking.tags import git
 
 ARTIFACT = "adapter"  # its name under `artifacts` in dvc.yaml
 
 
-def main(version: str, repo: str = "", public: str = "") -> None:
+def main(version: str, repo: str = "", public: str = "", accept: str = "") -> None:
     if repo:
-        publish(repo, version, private=not public)
+        publish(repo, version, private=not public, accepted=bool(accept))
     else:
         release(version)
 
@@ -110,11 +113,12 @@ def unpushed(repo: Any, remote: str) -> list[str]:
     return sorted(found)
 
 
-def publish(repo: str, version: str, *, private: bool) -> None:
+def publish(repo: str, version: str, *, private: bool, accepted: bool = False) -> None:
     """Upload a released version.
 
     Raises:
-        UserError: it was not released, or the Hub refuses it.
+        UserError: it was not released, a term of the data forbids it, which nobody ``accepted``, or
+            the Hub refuses it.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UserError(f"'{repo}' is not a repository's name; write REPO=owner/name")
@@ -124,7 +128,20 @@ def publish(repo: str, version: str, *, private: bool) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, version)
         bundle(tag, folder)
+        if not accepted:
+            refuse_forbidden(folder / "params.yaml")
         upload(folder, repo, version, private=private)
+
+
+def refuse_forbidden(parameters: Path) -> None:
+    """Refuse an adapter that a term of its data rules out (``card.TERMS``)."""
+    sources = YAML(typ="safe").load(parameters.read_text(encoding="utf-8"))["data"]["sources"]
+    for repo, term, forbids in terms_of(each.get("repo") for each in sources.values()):
+        if forbids:
+            raise UserError(
+                f"not published: of {repo}, {term} This adapter is of another model; I_ACCEPT=1 "
+                "publishes it if you know that you may"
+            )
 
 
 def bundle(tag: str, folder: Path) -> None:

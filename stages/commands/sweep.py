@@ -24,13 +24,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stages.commands.verify import cloned
-from stages.core import command
+from stages.core import command, console
 from stages.core.command import project_root
 from stages.core.errors import UserError
 from stages.evaluation.catalogue import SHARE, with_interval
 from stages.evaluation.statistics import LEVEL, widened
 from stages.tracking.tags import changed_files, git
-from stages.tuning.process import last_lines
 
 METRICS = "reports/results/metrics.json"
 CLONES, LOGS = Path(".dvc/tmp/exps/sweep"), Path("reports/diary/sweep")
@@ -183,7 +182,7 @@ def finished(name: str, status: int, folder: Path, commit: str) -> bool:
     words = ["git", "fetch", "--quiet", str(folder), f"{path}:{path}"]
     done = status == 0 and subprocess.run(words, check=False).returncode == 0
     log = (LOGS / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-    lines = [f"{name}: done"] if done else [f"{name}: failed", *last_lines(log)]
+    lines = [f"{name}: done"] if done else [f"{name}: failed", *console.last_lines(log, 6)]
     print("\n    ".join(lines), flush=True)
     return done
 

@@ -29,30 +29,21 @@ from stages.core.errors import UserError
 DIARY = Path("reports", "diary")
 FORCE = re.compile(r"--force|-[a-z]*f[a-z]*")  # one-letter options may be joined: dvc repro -sf
 
-# What the machine lacks, and what to do; no stage can know where it will happen.
-DISK = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space, or ask for a larger quota",
-    errno.EROFS: "make the file system writable",
-    errno.EACCES: "make it accessible to this user",
-    errno.EPERM: "make it accessible to this user",
-}
+# What a disk lacks; no stage can know where it will happen.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
     """Call ``main`` with the arguments of the command line, each converted by its annotation.
 
-    ``def main(raw: Path, out: Path)`` answers to ``--raw data/raw --out data/pairs``; an argument
-    of type ``tuple[str, ...]`` takes several words. A ``UserError`` becomes one message on standard
-    error and exit status 1, and so does a disk that is full or can't be written. Any other
-    exception keeps its trace. What ``main`` returns, such as ``{"device": "cpu"}``, goes into the
-    diary.
+    ``def main(raw: Path, out: Path)`` answers to ``--raw data/raw --out data/pairs``. A
+    ``UserError`` becomes one message on standard error and exit status 1, and so does a disk that
+    is full or can't be written. Any other exception keeps its trace. What ``main`` returns, such as
+    ``{"device": "cpu"}``, goes into the diary.
     """
     parser = argparse.ArgumentParser(description=inspect.getmodule(main).__doc__)
     for name, parameter in inspect.signature(main).parameters.items():
         options: dict[str, Any] = {"type": parameter.annotation, "required": True}
-        if parameter.annotation == tuple[str, ...]:
-            options |= {"type": str, "nargs": "+"}
         if parameter.default is not parameter.empty:
             options |= {"default": parameter.default, "required": False}
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
@@ -79,8 +70,8 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
         if error.errno not in DISK:
             raise
         print(
-            f"error: {error.strerror}: {error.filename or 'while writing'}; {DISK[error.errno]}, "
-            "then run the same command again: what was finished is kept",
+            f"error: {error.strerror}: {error.filename or 'while writing'}; free some space, or "
+            "make it writable, then run the same command again: what was finished is kept",
             file=sys.stderr,
         )
         raise SystemExit(1) from None
@@ -88,8 +79,10 @@ def run(main: Callable[..., Mapping[str, Any] | None]) -> None:
         print("interrupted; what was finished is kept, run the same command again", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception:
-        if stage and (said := console.last_lines(log)):
-            print(f"{said}\n({log} has all of it)", file=sys.stderr)
+        there = stage and log.is_file()
+        text = log.read_text(encoding="utf-8", errors="replace") if there else ""
+        if said := console.last_lines(text):
+            print(*said, f"({log} has all of it)", sep="\n", file=sys.stderr)
         raise
     if stage:
         seconds = time.monotonic() - start

@@ -6,6 +6,7 @@ standard error is no terminal, as in CI, there is no bar but a line now and then
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -39,9 +40,7 @@ def show(text: str) -> None:
 def logged(log: Path) -> Iterator[None]:
     """Let standard error, that of libraries and subprocesses too, go to ``log``.
 
-    Where the body raises an error that is none of the user's (``UserError`` is shown by
-    ``stages.core.command``), the log's last lines are shown. Without a place for the log, standard
-    error stays as it is.
+    Without a place for the log, standard error stays as it is.
     """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -63,14 +62,11 @@ def logged(log: Path) -> Iterator[None]:
             _screen.stream = None
 
 
-def last_lines(log: Path) -> str:
-    """The last lines of a log; empty where there is none."""
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    lines = [line.rpartition("\r")[2] for line in text.splitlines()]
-    return "\n".join(line for line in lines[-LAST:] if line.strip())
+def last_lines(output: str, count: int = LAST) -> list[str]:
+    """The last lines that say something: no progress bars, no stack frames, no blank lines."""
+    lines = [line.rpartition("\r")[2].rstrip() for line in output.splitlines()]
+    frame = re.compile(r'^\s+(File ".*", line \d+|\^+|~+)|^Traceback|^\s{4}|\d+%\|')
+    return [line for line in lines if line.strip() and not frame.search(line)][-count:]
 
 
 class Bar:

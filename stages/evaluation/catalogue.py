@@ -1,15 +1,18 @@
 """Every metric of ``results/metrics.json``: its meaning, its unit, how it is read and judged.
 
-One entry for each key, in the file's order. The ends of an interval have no entry of their own:
-``<key>_low`` and ``<key>_high`` are in the unit of their key. The keys of lm-eval's tasks are read
-by ``stages.evaluation.paired``.
+``catalogue.yaml`` has an entry for each key, in the file's order. The ends of an interval have no
+entry of their own: ``<key>_low`` and ``<key>_high`` are in the unit of their key. The keys of
+lm-eval's tasks are read by ``stages.evaluation.paired``.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeGuard
+
+from ruamel.yaml import YAML
 
 Better = Literal["higher", "lower"]
 ENDS = ("low", "high")
@@ -91,6 +94,30 @@ _NAME = "as lm-eval prints it"
 FIGURE = Unit(_NAME, digits=3, change=Unit(_NAME, digits=3, signed=True))
 
 
+UNITS = {
+    "count": COUNT,
+    "points": POINTS,
+    "share": SHARE,
+    "fraction": FRACTION,
+    "nats": NATS,
+    "log_prob": LOG_PROB,
+    "margin": MARGIN,
+    "tokens": TOKENS,
+    "p_value": P_VALUE,
+}
+NEEDS = {  # what a run must have for some metrics to be there
+    "": "",
+    "images": "at least two images",
+    "lengths": "10 images, and differences in length on both sides of 0 or at 0",
+    "validation": "validation pairs",
+    "controls": "`evaluate.controls` above 0",
+    "answers": "`evaluate.generation.prompts` above 0",
+    "questions": "a data set with known answers, `evaluate.generation.questions` above 0",
+}
+ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
+WAYS = ("blank", "shuffled")  # what the control pairs show in place of their image
+
+
 @dataclass(frozen=True)
 class Metric:
     """One key of the file.
@@ -103,7 +130,7 @@ class Metric:
 
     key: str
     meaning: str
-    unit: Unit = COUNT
+    unit: Unit
     interval: bool = False
     better: Better | None = None
     null: float = 0
@@ -119,11 +146,10 @@ class Both:
     """What is measured of base and of tuned; ``meaning`` has a place for ``{model}``."""
 
     stem: str
-    title: str
     meaning: str
-    change: str
-    unit: Unit = SHARE
-    better: Better | None = "higher"
+    unit: Unit
+    title: str
+    better: Better | None = None
     p_value: str = ""
     needs: str = ""
     rows: str = "pairs"
@@ -136,8 +162,12 @@ class Both:
     def tuned(self) -> str:
         return f"tuned_{self.stem}"
 
+    @property
+    def change(self) -> str:
+        return f"{self.stem}_change"
+
     def metrics(self) -> tuple[Metric, ...]:
-        mean = partial(_mean, better=self.better, needs=self.needs, rows=self.rows)
+        mean = partial(Metric, interval=True, better=self.better, needs=self.needs, rows=self.rows)
         by = "pair" if self.rows == "pairs" else "question"
         difference = f"{self.tuned} - {self.base}, {by} by {by}"
         base, tuned = (self.meaning.format(model=m) for m in ("the base", "the tuned model"))
@@ -148,213 +178,21 @@ class Both:
         )
 
 
-_mean = partial(Metric, interval=True)
-_win_rate = partial(_mean, unit=SHARE, better="higher", null=0.5)
-_VALIDATION = "validation pairs"
-_of_validation = partial(_mean, unit=SHARE, better="higher", needs=_VALIDATION, rows="val_pairs")
-_of_split = partial(Metric, needs="at least two images")
+def _entry(key: str, *, both: bool = False, unit: str = "", needs: str = "", **said: Any) -> Any:
+    """An entry of the table, which is a ``Metric`` or ``Both``."""
+    kind, usual = (Both, "share") if both else (Metric, "count")
+    return kind(key, unit=UNITS[unit or usual], needs=NEEDS[needs], **said)
 
-ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
-_CONTROLS = "`evaluate.controls` above 0"
-_ANSWERS = "`evaluate.generation.prompts` above 0"
-_QUESTIONS = "a data set with known answers, `evaluate.generation.questions` above 0"
-_MCNEMAR = "exact two-sided McNemar test that gained and lost are equally likely"
 
-ACCURACY = Both(
-    "accuracy",
-    "Preference accuracy",
-    "share of pairs where {model} gives chosen the higher log-prob per token, a tie counted half",
-    "accuracy_change",
-    p_value="accuracy_p_value",
-)
-_of_answers = partial(Both, needs=_ANSWERS, rows="answers")
-ANSWER_TOKENS = _of_answers(
-    "answer_tokens",
-    "Answer tokens",
-    "mean length of {model}'s answers in tokens",
-    "answer_tokens_change",
-    TOKENS,
-    better=None,
-)
-REPETITION = _of_answers(
-    "repetition",
-    "Repetition",
-    "mean share of {model}'s word 4-grams that its answer had already said",
-    "repetition_change",
-    FRACTION,
-    better="lower",
-)
-UNFINISHED = _of_answers(
-    "unfinished",
-    "Unfinished",
-    "share of {model}'s answers that max_new_tokens cut",
-    "unfinished_change",
-    better="lower",
-)
-CORRECT = Both(
-    "correct",
-    "Right answers",
-    "share of the questions that {model} answers correctly",
-    "correct_change",
-    p_value="correct_p_value",
-    needs=_QUESTIONS,
-    rows="questions",
-)
-BOTH = (ACCURACY, ANSWER_TOKENS, REPETITION, UNFINISHED, CORRECT)
-WAYS = {  # what the control pairs show in place of their image, and what a high win rate then means
-    "blank": ("a grey image of the same size", "the image is not needed to win"),
-    "shuffled": ("the image of another pair", "any image does"),
+_TABLE = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
+_ENTRIES = [_entry(key, **said) for key, said in _TABLE.items()]
+BOTH = tuple(entry for entry in _ENTRIES if isinstance(entry, Both))
+ACCURACY, ANSWER_TOKENS, REPETITION, UNFINISHED, CORRECT = BOTH
+METRICS: Mapping[str, Metric] = {
+    metric.key: metric
+    for entry in _ENTRIES
+    for metric in (entry.metrics() if isinstance(entry, Both) else [entry])
 }
-
-
-def _of_images(way: str, image: str, as_high: str) -> tuple[Metric, ...]:
-    mean = partial(_mean, needs=_CONTROLS, rows="control_pairs")
-    of = f"of the control pairs with {image}"
-    return (
-        mean(
-            f"win_rate_{way}",
-            f"win rate {of}",
-            SHARE,
-            null=0.5,
-            alarm=f"As high as the win rate: {as_high}.",
-        ),
-        mean(
-            f"win_rate_over_{way}",
-            f"win rate with the own image - win_rate_{way}, pair by pair",
-            POINTS,
-            better="higher",
-            alarm="0 inside the interval: the model may not look at the image.",
-        ),
-        *(
-            mean(
-                f"{both}_{way}",
-                f"{both} {of}",
-                SHARE,
-                alarm=f"As high as {both}: the text alone gives chosen away.",
-            )
-            for both in (ACCURACY.base, ACCURACY.tuned)
-        ),
-    )
-
-
-_ENTRIES = (
-    # of all test pairs
-    Metric("pairs", "test pairs scored"),
-    Metric("images", "distinct images among them; the bootstrap draws these"),
-    _win_rate(
-        "win_rate",
-        "share of pairs whose implicit reward margin is above 0, a tie counted half",
-        title="Chosen-versus-rejected win rate",
-    ),
-    Metric("ties", "pairs whose reward margin is exactly 0"),
-    _mean(
-        "reward_margin",
-        "mean of beta·[(log π - log π_ref)(chosen) - (log π - log π_ref)(rejected)]",
-        MARGIN,
-        better="higher",
-        title="Reward margin",
-    ),
-    _mean(
-        "chosen_logps_change",
-        "mean of (log π - log π_ref)(chosen); below 0 chosen lost probability",
-        NATS,
-        better="higher",
-        title="Chosen log-prob",
-    ),
-    _mean("rejected_logps_change", "mean of (log π - log π_ref)(rejected)", NATS),
-    *ACCURACY.metrics(),
-    Metric("accuracy_gained", "pairs that the tuned model orders better than the base"),
-    Metric("accuracy_lost", "pairs that the tuned model orders worse than the base"),
-    Metric("accuracy_p_value", _MCNEMAR, P_VALUE),
-    # what the split can show, whatever was trained
-    _of_split(
-        "independent_pairs",
-        "pairs of different images that would say as much as these, by how alike the base treats "
-        "the pairs of an image",
-    ),
-    _of_split(
-        "win_rate_detectable",
-        "smallest distance of the win rate from one half that this split shows in 4 of 5 cases",
-        POINTS,
-    ),
-    # controls: length
-    _mean(
-        "longer_wins",
-        "share of pairs whose chosen has more tokens: what preferring length scores",
-        SHARE,
-        alarm="Far from 50%: length alone tells chosen from rejected.",
-    ),
-    _win_rate(
-        "win_rate_without_length",
-        "win rate of what remains of the margins after a fit to length",
-        needs=f"{ENOUGH_IMAGES} images, and differences in length on both sides of 0 or at 0",
-        alarm="Far below the win rate: much of it is length.",
-    ),
-    # shortcuts: what tells chosen from rejected, or contradicts it, in the data alone
-    _mean(
-        "first_words_wins",
-        "share of pairs in which chosen is picked by a judge that learned from the training pairs "
-        "and reads only the answers' first three words",
-        SHARE,
-        alarm="Far above 50%: how an answer begins tells chosen from rejected.",
-    ),
-    _mean(
-        "bag_of_words_wins",
-        "share of pairs in which chosen is picked by a judge that learned from the training pairs "
-        "and knows only which words the answers have",
-        SHARE,
-        alarm="Far above 50%: words alone tell chosen from rejected.",
-    ),
-    Metric("audited_pairs", "pairs of all splits"),
-    Metric(
-        "contradictory_pairs",
-        "pairs with the same image and question as another, whose answers are swapped",
-        rows="audited_pairs",
-        alarm="Above 0: the data contradicts itself, and these pairs can't all be won.",
-    ),
-    Metric("audited_images", "images of test pairs"),
-    Metric(
-        "near_duplicate_images",
-        "images of test pairs that look the same as one of another split",
-        rows="audited_images",
-        alarm="Above 0: training saw something of what is tested.",
-    ),
-    Metric(
-        "seen_text_pairs",
-        "pairs whose question and both answers are word for word those of a training pair",
-        alarm="Most of the pairs: images are held out, texts are not.",
-    ),
-    # controls: the image
-    Metric("control_pairs", "test pairs scored again with another image", needs=_CONTROLS),
-    *(metric for way, words in WAYS.items() for metric in _of_images(way, *words)),
-    # generated answers
-    Metric("answers", "questions of test pairs that both models answered greedily", needs=_ANSWERS),
-    *ANSWER_TOKENS.metrics(),
-    *REPETITION.metrics(),
-    *UNFINISHED.metrics(),
-    Metric(
-        "same_answers", "share of answers that are equal", SHARE, needs=_ANSWERS, rows="answers"
-    ),
-    # graded answers
-    Metric("questions", "held-out questions that both models answered", needs=_QUESTIONS),
-    Metric(
-        "constant_correct",
-        "share that always giving the most frequent true answer gets right",
-        SHARE,
-        needs=_QUESTIONS,
-        rows="questions",
-    ),
-    *CORRECT.metrics(),
-    Metric("correct_gained", "questions that only the tuned model gets right", needs=_QUESTIONS),
-    Metric("correct_lost", "questions that only the base gets right", needs=_QUESTIONS),
-    Metric("correct_p_value", _MCNEMAR, P_VALUE, needs=_QUESTIONS),
-    # of the validation pairs: what settings are chosen by
-    Metric("val_pairs", "validation pairs scored", needs=_VALIDATION, rows="val_pairs"),
-    _of_validation("val_win_rate", "win_rate of the validation pairs", null=0.5),
-    _of_validation("val_base_accuracy", "base_accuracy of the validation pairs"),
-    _of_validation("val_tuned_accuracy", "tuned_accuracy of the validation pairs"),
-)
-METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _ENTRIES}
 # Every key that the file can have, lm-eval's aside, in its order.
 KEYS = tuple(
     key

@@ -110,11 +110,12 @@ def _both(both: Both, base: Any, tuned: Any) -> dict[str, Any]:
     return {both.base: base, both.tuned: tuned, both.change: tuned - base}
 
 
-def of_split(outcomes: Any, groups: "pd.Series[Any]", settings: Evaluate) -> dict[str, float]:
-    """What the test pairs can show: ``outcomes`` are those of the base's preference accuracy."""
-    if groups.nunique() < 2:
+def of_split(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
+    """What the test pairs can show, by how alike the base treats those of an image."""
+    groups, of_base = scores["group"].to_numpy(), statistics.outcomes(scores["base_margin"])
+    if len(set(groups)) < 2:
         return {}
-    win_rate, pairs = statistics.detectable(outcomes, groups.to_numpy(), level=settings.confidence)
+    win_rate, pairs = statistics.detectable(of_base, groups, level=settings.confidence)
     return _ordered({"win_rate_detectable": win_rate, "independent_pairs": round(pairs)})
 
 
@@ -138,8 +139,10 @@ def of_shortcuts(
     return _ordered({**counts, **with_intervals(means, pd.Series(groups), settings)})
 
 
-def of_validation(scores: pd.DataFrame, settings: Evaluate) -> dict[str, float]:
+def of_validation(scores: pd.DataFrame | None, settings: Evaluate) -> dict[str, float]:
     """Win rate and accuracies of the validation pairs, to choose settings by without the test."""
+    if scores is None:
+        return {}
     means = {"val_win_rate": statistics.outcomes(scores["reward_margin"])}
     for model in MODELS:
         means[f"val_{model}_accuracy"] = statistics.outcomes(scores[f"{model}_margin"])
@@ -217,7 +220,12 @@ def with_intervals(
 
 
 def _ordered(values: Mapping[str, float]) -> dict[str, float]:
-    """The metrics in the catalogue's order, each followed by its interval; 6 digits."""
+    """The metrics in the catalogue's order, each followed by its interval; 6 digits.
+
+    Raises ``KeyError`` for a metric that the catalogue does not explain.
+    """
+    if unknown := values.keys() - set(catalogue.KEYS):
+        raise KeyError(f"{min(unknown)} has no entry in evaluation/catalogue.py")
     return {
         key: float(f"{values[key]:.6g}") if isinstance(values[key], float) else values[key]
         for key in catalogue.KEYS

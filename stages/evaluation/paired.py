@@ -15,7 +15,8 @@ from stages.answers.task_results import Results
 from stages.core.errors import UserError
 from stages.evaluation import statistics
 from stages.evaluation.catalogue import Better
-from stages.evaluation.statistics import Bootstrap, Direction, Floats
+from stages.evaluation.statistics import Direction, Floats
+from stages.params.params import Evaluate
 
 _ROUNDING = 1e-12  # an end of an interval that is nearer to 0 than this is 0, and includes it
 PREFIX = "lm_eval"
@@ -70,7 +71,7 @@ class TaskChange:
 def changes(
     columns: Mapping[str, tuple[Floats, Floats]],
     images: Sequence[object] | np.ndarray[Any, Any],
-    settings: Bootstrap,
+    settings: Evaluate,
     *,
     tested: Collection[str] = (),
     fewest: int = 2,
@@ -106,7 +107,7 @@ def changes(
 # lm-eval's tasks
 
 
-def task_changes(before: Results, after: Results, settings: Bootstrap) -> list[TaskChange]:
+def task_changes(before: Results, after: Results, settings: Evaluate) -> list[TaskChange]:
     """Every metric that both have, by task and metric.
 
     A metric that is a mean over documents, or a ratio of sums, of at least
@@ -156,7 +157,7 @@ def different_documents(before: Results, after: Results) -> list[str]:
     )
 
 
-def of_tasks(base: Results, tuned: Results, settings: Bootstrap) -> dict[str, float]:
+def of_tasks(base: Results, tuned: Results, settings: Evaluate) -> dict[str, float]:
     """Metrics of base and tuned under flat keys, 6 digits: ``lm_eval/<task>/<metric>/<what>``, with
     ``_WHAT`` is known, and ``higher_is_better`` (1 or 0) where lm-eval says which it is.
 

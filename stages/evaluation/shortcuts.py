@@ -85,6 +85,19 @@ def _said(pair: Pair, side: str) -> str:
 # contradictions and copies
 
 
+def in_common(pair: Pair) -> float:
+    """How much the answers of a pair share, 0 to 1: 1 less their edit distance over words, as a
+    share of the longer one. Rewritten answers share much, plain samples little.
+    """
+    one, other = (np.array(words(_said(pair, side))) for side in SIDES)
+    places = np.arange(len(other) + 1)
+    edits = places  # from the words of one that were read to so many of the other
+    for read, word in enumerate(one, start=1):
+        kept = np.minimum(edits[1:] + 1, edits[:-1] + (other != word))
+        edits = np.minimum.accumulate(np.append(read, kept) - places) + places
+    return 1 - float(edits[-1]) / max(len(one), len(other), 1)
+
+
 def seen_texts(train: Iterable[Pair], test: Iterable[Pair]) -> list[bool]:
     """Whether a test pair's prompt and both answers are word for word those of a training pair: its
     image is held out, its text is not."""

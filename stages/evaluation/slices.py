@@ -1,4 +1,5 @@
-"""The win rate of parts of the test pairs: by origin, question type, text, tokens and length."""
+"""The win rate of parts of the test pairs: by origin, question type, text, tokens, length
+and what both answers have in common."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +50,7 @@ def _parts(scores: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
         ("image tokens", scores["image_tokens"]),
         ("answer length", lengths),
         ("length difference", scores["chosen_tokens"] - scores["rejected_tokens"]),
+        ("words in common", scores["in_common"]),
     ):
         for name, chosen in bins(values.to_numpy(dtype=float)):
             yield by, name, scores[chosen]

@@ -7,10 +7,12 @@ answer's tokens (nats) unless said otherwise. Empty, wrongly shaped and non-fini
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from stages.params.params import Evaluate
 
 Floats = NDArray[np.float64]
 Direction = Literal["higher", "lower", "unclear"]
@@ -20,17 +22,6 @@ POWER = 0.8  # the chance with which a change that is called detectable is found
 FEW_GROUPS = 30  # with fewer, percentile intervals are too narrow
 SURE = 0.05  # a change of what is right or wrong needs a p-value below this
 _CELLS = 2_000_000  # of a chunk of resamples times groups: 16 MB, which stays near the cache
-
-
-class Bootstrap(Protocol):
-    """How intervals are made: the section ``evaluate`` of the parameters."""
-
-    @property
-    def confidence(self) -> float: ...
-    @property
-    def resamples(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -50,28 +41,6 @@ class McNemar:
     gained: int
     lost: int
     p_value: float
-
-
-@dataclass(frozen=True)
-class SeedsInterval:
-    """A mean over seeds and pairs, or the difference of two, with its interval.
-
-    ``seeds_error`` and ``images_error``: the standard errors of choosing seeds and images.
-    ``spreads``: the standard deviation between the seeds of each setting.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    seeds_error: float
-    images_error: float
-    spreads: tuple[float, ...]
-
-    @property
-    def seeds_share(self) -> float:
-        """The share of the variance that seeds make; ½ where nothing varies."""
-        seeds, images = self.seeds_error**2, self.images_error**2
-        return seeds / (seeds + images) if seeds + images > 0 else 0.5
 
 
 # rewards and margins, one number a pair
@@ -139,7 +108,7 @@ def outcomes(margins: ArrayLike) -> Floats:
 def bootstrap_intervals(
     columns: Mapping[str, ArrayLike],
     groups: Sequence[object] | NDArray[np.generic],
-    how: Bootstrap,
+    how: Evaluate,
 ) -> dict[str, Interval]:
     """Percentile intervals of the means of several columns, from the same resamples of groups.
 
@@ -168,85 +137,17 @@ def bootstrap_intervals(
     sums[:, -1] = np.bincount(member, minlength=count)
     means = np.empty((how.resamples, values.shape[1]))
     generator = np.random.Generator(np.random.PCG64(how.seed))
-    for rows in _chunks(how.resamples, count):
+    for rows in chunks(how.resamples, count):
         drawn = generator.integers(0, count, size=(len(means[rows]), count))
         drawn += np.arange(len(drawn))[:, None] * count
         times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         totals = times.astype(np.float64) @ sums
         means[rows] = totals[:, :-1] / totals[:, -1:]
-    low, high = np.quantile(means, _tails(how), axis=0) + centre
+    low, high = np.quantile(means, tails(how), axis=0) + centre
     return {
         name: Interval(float(centre[i]), float(low[i]), float(high[i]), count)
         for i, name in enumerate(columns)
     }
-
-
-def seeds_interval(
-    settings: Sequence[ArrayLike],
-    groups: Sequence[object] | NDArray[np.generic],
-    how: Bootstrap,
-) -> SeedsInterval:
-    """A setting's mean, or a second's less the first's, beyond the seeds that were trained and the
-    images that were asked.
-
-    ``settings``: one or two arrays of shape (seeds, n), a number for each pair by each seed's
-    model. ``groups``: (n,) labels, the pair's image. In each resample the seeds of each setting are
-    drawn with replacement, then the images, the same ones for every seed of both settings.
-
-    With a handful of seeds that alone is too narrow, twice over: the variance of S drawn seeds is
-    (S-1)/S of what it estimates, so their deviations are stretched by √(S/(S-1)); and a variance
-    known from few seeds is itself uncertain, so quantiles are stretched by t/z, with the degrees of
-    freedom of Welch and Satterthwaite from both sources. In simulations with three seeds 91 to 99%
-    of the 95% intervals hold the truth; without the two, 75 to 82% where seeds dominate.
-
-    Raises ``ValueError`` for fewer than two seeds or groups. Source: Davison & Hinkley 1997, 3.8;
-    Owen 2007 (arXiv 0712.1111) for crossed factors; Rao & Wu 1988 for the stretch.
-    """
-    from scipy.special import ndtri, stdtrit
-
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    tables = [np.asarray(setting, dtype=np.float64) for setting in settings]
-    if len(names) < 2 or any(len(table) < 2 for table in tables):
-        raise ValueError("an interval needs at least two groups, and two seeds of each setting")
-    signs = {1: (1.0,), 2: (-1.0, 1.0)}[len(tables)]
-    means = [table.mean(axis=1) for table in tables]  # of each seed, over the pairs
-    estimate = float(sum(s * m.mean() for s, m in zip(signs, means, strict=True)))
-    variances = [float(m.var(ddof=1)) / len(m) for m in means]
-
-    # By image: how many pairs, and the sum of each seed's values about the seed's mean.
-    sizes = np.bincount(member, minlength=len(names)).astype(np.float64)
-    rows = np.concatenate([t - m[:, None] for t, m in zip(tables, means, strict=True)])
-    sums = np.stack([np.bincount(member, row, len(names)) for row in rows], axis=1)
-    generator = np.random.Generator(np.random.PCG64(how.seed))
-    moved, by_images = np.zeros(how.resamples), np.zeros(how.resamples)
-    for those in _chunks(how.resamples, len(names)):
-        count, first = len(moved[those]), 0
-        times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
-        found = (times @ sums) / (times @ sizes)[:, None]  # (count, all seeds)
-        for sign, mean in zip(signs, means, strict=True):
-            s = len(mean)
-            drawn = generator.multinomial(s, np.full(s, 1 / s), size=count) / s
-            weights = 1 / s + np.sqrt(s / (s - 1)) * (drawn - 1 / s)
-            part = found[:, first : first + s]
-            moved[those] += sign * ((weights * part).sum(axis=1) + (weights - 1 / s) @ mean)
-            by_images[those] += sign * part.mean(axis=1)
-            first += s
-    images = float(by_images.var())
-    total = sum(variances) + images
-    if total > 0:
-        uncertain = images**2 / (len(names) - 1)
-        uncertain += sum(v**2 / (len(m) - 1) for v, m in zip(variances, means, strict=True))
-        freedom = total**2 / uncertain if uncertain > 0 else np.inf
-        moved *= float(stdtrit(freedom, _tails(how)[1]) / ndtri(_tails(how)[1]))
-    low, high = np.quantile(moved, _tails(how))
-    return SeedsInterval(
-        estimate=estimate,
-        low=estimate + float(low),
-        high=estimate + float(high),
-        seeds_error=float(np.sqrt(sum(variances))),
-        images_error=float(np.sqrt(images)),
-        spreads=tuple(float(m.std(ddof=1)) for m in means),
-    )
 
 
 def wilson_interval(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -323,12 +224,14 @@ def widened(
 ) -> tuple[float, float]:
     """An interval at ``level``, wide enough that of so many at most ``SURE`` miss in any one place.
 
-    Each side is stretched by z(1 - SURE / (2·tests)) / z(½ + level/2), never shrunk, so a skewed
-    interval stays so. Source: Bonferroni; Dunn 1961.
+    Each side is stretched by t(1 - SURE / (2·tests)) / z(½ + level/2), never shrunk, so a skewed
+    interval stays so; t is Student's of ``FEW_GROUPS`` images, with which normal tails are too
+    thin (``benchmarks.coverage``). Source: Bonferroni; Dunn 1961.
     """
-    from scipy.special import ndtri
+    from scipy.special import ndtri, stdtrit
 
-    stretch = max(1.0, float(ndtri(1 - SURE / (2 * tests)) / ndtri((1 + level) / 2)))
+    quantile = float(stdtrit(FEW_GROUPS - 1, 1 - SURE / (2 * tests)))
+    stretch = max(1.0, quantile / float(ndtri((1 + level) / 2)))
     return estimate - stretch * (estimate - low), estimate + stretch * (high - estimate)
 
 
@@ -395,14 +298,14 @@ def without_length(margins: ArrayLike, length_differences: ArrayLike) -> Floats:
     return residual
 
 
-def _chunks(resamples: int, groups: int) -> Iterator[slice]:
+def chunks(resamples: int, groups: int) -> Iterator[slice]:
     """Slices of the resamples, of at most ``_CELLS`` numbers for that many groups."""
     step = max(1, _CELLS // groups)
     for start in range(0, resamples, step):
         yield slice(start, start + step)
 
 
-def _tails(how: Bootstrap) -> list[float]:
+def tails(how: Evaluate) -> list[float]:
     """The quantiles that an interval runs from and to."""
     return [(1 - how.confidence) / 2, (1 + how.confidence) / 2]
 

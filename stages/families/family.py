@@ -25,11 +25,12 @@ class Family:
     templates: LLaMA-Factory's chat templates that fit; the first is for Instruct models.
     example: a repository on the Hub, for messages.
     tag: on the Hub, for the model card.
-    paper: number on arXiv, for the model card (``reporting/card.bib``).
+    paper: number on arXiv or key, for the model card (``reporting/card.bib``).
     token_side: pixels of a side of the square that becomes one token.
     published: dimensions of its models by repository, as their config.json has them.
     image_token: the token that stands in a prompt for a piece of an image.
     builds_prompts: a pattern of the tokens that the templates build prompts of.
+    apart: why a row can't hold both answers of a pair; empty where it can.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Family:
     published: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(compare=False)
     image_token: str = "<|image_pad|>"
     builds_prompts: str = r"<\|(im|vision|image|video)_\w+\|>|<\|endoftext\|>"
+    apart: str = ""
 
     @property
     def fingerprint(self) -> dict[str, str]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
-from stages.families import qwen2_5_vl, qwen3_vl
+from stages.families import qwen2_5_vl, qwen3_5, qwen3_vl
 from stages.families.family import Family
 
-FAMILIES = (qwen3_vl.FAMILY, qwen2_5_vl.FAMILY)
+FAMILIES = (qwen3_vl.FAMILY, qwen2_5_vl.FAMILY, qwen3_5.FAMILY)
 
 
 def model_types() -> tuple[str, ...]:
@@ -31,10 +31,11 @@ def of_type(model_type: object, *, name: str) -> Family:
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
-    names = " and ".join(family.name for family in FAMILIES)
+    *names, last = (family.name for family in FAMILIES)
     raise UserError(
-        f"{name}: config.json says model_type {model_type}, but this pipeline tunes {names} "
-        f"models; set model.source to one, such as {FAMILIES[0].example}"
+        f"{name}: config.json says model_type {model_type}, but this pipeline tunes "
+        f"{', '.join(names)} and {last} models; set model.source to one, such as "
+        f"{FAMILIES[0].example}"
     )
 
 

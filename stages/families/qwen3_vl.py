@@ -16,6 +16,25 @@ FAMILY = Family(
     tag="qwen3-vl",
     paper="2511.21631",
     published={
+        "Qwen/Qwen3-VL-2B-Instruct": {
+            "text": {
+                "hidden_size": 2048,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "intermediate_size": 6144,
+            },
+            "vision": {
+                "depth": 24,
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_heads": 16,
+                "out_hidden_size": 2048,
+                "num_position_embeddings": 2304,
+                "deepstack_visual_indexes": [5, 11, 17],
+            },
+        },
         "Qwen/Qwen3-VL-4B-Instruct": {
             "text": {
                 "hidden_size": 2560,
@@ -34,6 +53,25 @@ FAMILY = Family(
                 "out_hidden_size": 2560,
                 "num_position_embeddings": 2304,
                 "deepstack_visual_indexes": [5, 11, 17],
+            },
+        },
+        "Qwen/Qwen3-VL-8B-Instruct": {
+            "text": {
+                "hidden_size": 4096,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "intermediate_size": 12288,
+                "tie_word_embeddings": False,
+            },
+            "vision": {
+                "depth": 27,
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "num_heads": 16,
+                "out_hidden_size": 4096,
+                "deepstack_visual_indexes": [8, 16, 24],
             },
         },
     },

@@ -3,7 +3,7 @@
 import itertools
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -88,9 +88,9 @@ class Folder:
     files are found as they are named, so that two names never mean one file by a guess.
     """
 
-    def __init__(self, root: Path, remap: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(self, root: Path, remap: Iterable[Mapping[str, str]] = ()) -> None:
         self.root = root
-        self.remap = dict(remap)
+        self.remap = {rule["from"]: rule["to"] for rule in remap}
         self.used: set[str] = set()  # the rules of remap that fit a name
         self.guessed: dict[str, str] = {}
         self._as_named: set[str] = set()  # folders in which files are found as they are named

@@ -23,23 +23,23 @@ MOST_CHARACTERS = 2**20  # of a question or an answer: ten times what any model 
 
 # Columns of a row, keys of a message and types of its parts -> what they say that is not read.
 UNREAD = {
-    **dict.fromkeys(("rejected_videos", "frames", "input_video"), "a video"),
-    **dict.fromkeys(("rejected_audios", "input_audio"), "a sound"),
-    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "tools"),
-    **dict.fromkeys(("image", "images"), "more images"),
-    **dict.fromkeys(("rejected_image", "rejected_images"), "other images for the rejected answer"),
-    **dict.fromkeys(
-        ("objects", "bbox", "bboxes", "boxes", "mask", "masks"), "regions of the image"
-    ),
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning beside the answer"),
-    **dict.fromkeys(("documents", "chat_template_kwargs"), "what a chat template adds"),
-    **dict.fromkeys(("system", "system_prompt"), "one more system prompt"),
-    "history": "earlier turns apart from the messages",
-}
-_UNREAD_NAMES = {
-    re.compile(r"videos?(_(path|url|file)s?)?"): "a video",
-    re.compile(r"(audio|speech|sound)s?(_(path|url|file)s?)?"): "a sound",
-    re.compile(r"(image|img|picture|photo)s?_?\d+"): "more images",
+    re.compile(names, re.IGNORECASE): what
+    for names, what in {
+        r"(\w+_)?(videos?|clips?)(_(path|url|file|frame)s?)?|frames": "a video",
+        r"(\w+_)?(audio|speech|sound|voice)s?(_(path|url|file)s?)?": "a sound",
+        r"tools|functions|tool_calls|function_call": "tools",
+        r"(rejected_images?|images?_rejected)": "other images for the rejected answer",
+        r"(?!(num|n|has|is)_)(\w+_)?images?|(image|img|picture|photo)s?_?\d+": "more images",
+        r"objects|(\w+_)?(bbox|bboxes|boxes|regions?|crops?|masks?)": "regions of the image",
+        r"reasoning(_content)?|thinking": "reasoning beside the answer",
+        r"documents|chat_template_kwargs": "what a chat template adds",
+        r"system(_(prompt|message|instruction)s?)?": "one more system prompt",
+        r"(\w+_)?history": "earlier turns apart from the messages",
+        r"(\w+_)?(hint|context|passage|instruction)s?|input|lecture": "more of the question",
+        r"(question|prompt|answer)_(prefix|suffix)|few_shot|examples": "more of the question",
+        r"media|attachments": "media in a column of their own",
+        r"(multi_)?(choices?|options?)|(choice|option)s?_?\w|[A-D]": "choices of the question",
+    }.items()
 }
 # Name, columns of which one is the prompt, chosen and rejected. Without a column for the prompt it
 # is what both conversations begin with; without one for chosen it is the prompt's last turn.
@@ -64,7 +64,8 @@ _PARTS = ("image", "question", "chosen", "rejected")  # that params.yaml names c
 # Where a text says that an image, or else a video or a sound, belongs, in any tool's spelling.
 _IMAGE_MARKS = re.compile(
     r"<img>\s*(?P<name>[^<>\n]{1,1000}?)\s*</img>|(<\|vision_start\|>)?(<\|image_pad\|>)+"
-    r"(<\|vision_end\|>)?|\(<image>\./</image>\)|\[IMG\]|<image(_?\d+)?>|<\|image(_\d+)?\|>"
+    r"(<\|vision_end\|>)?|\(<image>\./</image>\)|\[im(g|age)\]"
+    r"|<im(g|age)[ _]?(?P<n>\d*)>|<\|image(_(?P<m>\d+))?\|>"
     r"|<image_placeholder>|<imagehere>|<start_of_image>|<img_context>"
     r"|(<im_start>)?(<im_patch>)+(<im_end>)?",
     re.IGNORECASE,
@@ -258,8 +259,7 @@ def record(
 @functools.lru_cache(1000)
 def unread(name: str) -> str:
     """What a column, a key or a part of this name says that is not read; else empty."""
-    found = (what for names, what in _UNREAD_NAMES.items() if names.fullmatch(name.lower()))
-    return UNREAD.get(name.lower()) or next(found, "")
+    return next((what for names, what in UNREAD.items() if names.fullmatch(name)), "")
 
 
 def _refuse_unread(name: str, value: object, what: str | None = None) -> None:
@@ -409,4 +409,7 @@ def _marked(texts: list[str], cells: list[Any]) -> tuple[list[str], list[Any]]:
     if found and len(found) != len(cells):
         numbers = f"its texts mark {len(found)} images, and it brings {len(cells)}"
         raise Odd(numbers, "other_media")
+    order = [int(mark["n"] or mark["m"] or 0) for mark in found]
+    if order != sorted(order):
+        raise Odd("its texts mark its images in another order than it brings them", "other_media")
     return [_IMAGE_MARKS.sub(IMAGE_PLACEHOLDER, text) for text in texts], cells

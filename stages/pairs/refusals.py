@@ -2,10 +2,9 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow as pa
 
 from stages.pairs.pairs import Question, Record
 
@@ -14,8 +13,8 @@ from stages.pairs.pairs import Question, Record
 REASONS = {
     "missing_field": "a field is missing or not valid text, its image can't be found, or the "
     "question is blank; check the columns in data.sources and the images' names",
-    "not_read": "it holds a video, tools, objects or something else that changes the pair and is "
-    "not read; remove these rows, or the column if it changes nothing",
+    "not_read": "it holds a video, tools, choices, a hint or something else that changes the pair "
+    "and is not read; write it into the question, or remove the column or these rows",
     "other_media": "its texts mark more or fewer images than it brings, or a video or a sound; "
     "give each row as many <image> as images, or none",
     "empty_answer": "chosen or rejected is blank; check the columns in data.sources",
@@ -33,9 +32,8 @@ REASONS = {
     "exact_duplicate": "its images and texts equal those of an earlier row",
 }
 
-# Rows of data/pairs/left_out.parquet.
-LEFT_OUT = pa.schema({name: pa.string() for name in ("where", "reason", "detail")})
-_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON's escapes allow it, UTF-8 not
+# NUL, or half of a surrogate pair: JSON's escapes allow it, UTF-8 not.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,17 @@ class Refusal:
     detail: str
 
 
-def shape_refusal(row: Record, wanted: Any) -> Refusal | None:
-    """Why a row with nothing wrong in it is of no wanted shape; ``wanted`` is the section of the
-    parameters by that name."""
+def advice(reason: str) -> str:
+    """What a reason means and what helps; a name that is none of ``REASONS`` is the user's own."""
+    return REASONS.get(reason, f"an answer matches preprocess.refuse.{reason}")
+
+
+def refusal(row: Record, wanted: Any, patterns: Mapping[str, str]) -> Refusal | None:
+    """What is wrong with a row, or why it is not wanted, as far as it shows without decoding an
+    image. ``wanted`` and ``patterns`` are ``preprocess.wanted`` and ``preprocess.refuse``.
+    """
+    if found := text_refusal(row):
+        return found
     images, turns = len(row.images or ()), len(row.history) + 1
     if not images and not wanted.text_only:
         return Refusal("text_only", "no image")
@@ -58,6 +64,10 @@ def shape_refusal(row: Record, wanted: Any) -> Refusal | None:
         return Refusal("too_many_turns", f"{turns} turns")
     if row.system and not wanted.system_prompt:
         return Refusal("system_prompt", row.system[:80])
+    for name, pattern in patterns.items():
+        for side, text in (("chosen", row.chosen), ("rejected", row.rejected)):
+            if match := re.search(pattern, text or ""):
+                return Refusal(name, f"{side}: {match[0][:80]}")
     return None
 
 
@@ -77,7 +87,7 @@ def text_refusal(row: Record | Question) -> Refusal | None:
             return Refusal(getattr(row, "reason", "missing_field"), note)
         return Refusal("missing_field", ", ".join(missing) + (f" ({note})" if note else ""))
     for name, text in {**texts, **others}.items():
-        if _HALF.search(text or ""):
+        if _NO_TEXT.search(text or ""):
             return Refusal("missing_field", f"{name} is not valid Unicode text")
     if not (row.question or "").strip():
         return Refusal("missing_field", "question is blank")

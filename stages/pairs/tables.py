@@ -3,6 +3,9 @@
 Files are read in the order of their names. How a file holds rows is ``formats``' to know, which
 column holds what ``layouts``', and which file a name means ``files``'. An odd cell costs its row;
 where most of the first rows are odd, it is the column that is wrong, and the run stops.
+
+``asked`` is always the source's entry in ``data.sources`` (``sources.source.Tables``): the columns'
+names, ``remap``, and ``datasets``, the entries of a ``dataset_info.json`` that are wanted.
 """
 
 import base64
@@ -46,25 +49,11 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
 _DATA_URL = re.compile(r"data:[\w.+/-]*(;[\w=-]+)*;base64,", re.ASCII)
 _URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]{1,20}://")
 _ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
-_ARCHIVES = {".zip", ".tgz", ".tbz2", ".txz", ".7z", ".rar"}
+_ARCHIVES = {".zip", ".tgz", ".tbz2", ".txz", ".7z", ".rar", ".bz2", ".xz"}
+_OTHER_TABLES = {".arrow", ".feather", ".ndjson", ".ods", ".orc", ".xls", ".xlsx"}
 # Written beside the data by the tools that write it; they hold no rows.
 _INFO = "dataset_info.json"
 _NOT_DATA = {_INFO, "dataset_infos.json", "dataset_dict.json", "state.json"}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How one source's tables are read: what its entry in ``data.sources`` says of them.
-
-    ``columns`` gives the column for each of image, question, chosen, rejected, origin and kind; all
-    but question, chosen and rejected may be None. ``remap`` are rules for the names of images: what
-    begins with the first begins with the second instead. ``datasets`` are entries of
-    LLaMA-Factory's ``dataset_info.json``; None: all that hold preferences.
-    """
-
-    columns: Mapping[str, str | None]
-    remap: tuple[tuple[str, str], ...] = ()
-    datasets: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +72,7 @@ class Contents:
     described: Mapping[str, Layout] = field(default_factory=dict)
 
 
-def contents(path: Path, reading: Reading) -> Contents:
+def contents(path: Path, asked: Any) -> Contents:
     """What a source holds: ``path`` is a folder, or one table with the images that its rows name.
 
     check, fetch and preprocess all ask here, so that they say the same.
@@ -94,20 +83,22 @@ def contents(path: Path, reading: Reading) -> Contents:
     if not path.exists():
         raise UserError(f"{path} does not exist; name a file or a folder")
     if path.is_file() and ending(path.name):
-        return _with_images(Contents(path.parent, (path.name,)), reading)
+        return _with_images(Contents(path.parent, (path.name,)), asked)
     names = [name for name in (walk(path) if path.is_dir() else ()) if name != FETCHED]
     left_out = {name: "it can run code" for name in names if suffix(name) in PICKLES | CODE}
     packed = [name for name in names if suffix(name) in _ARCHIVES]
     left_out |= dict.fromkeys(packed, "an archive; unpack it there")
+    others = [name for name in names if suffix(name) in _OTHER_TABLES]
+    left_out |= dict.fromkeys(others, "a table of a kind that is not read; save it as Parquet")
     tables = [name for name in names if ending(name) and PurePosixPath(name).name not in _NOT_DATA]
     infos = [name for name in names if PurePosixPath(name).name == _INFO]
-    described = _described(path, infos, tables, reading.datasets)
+    described = _described(path, infos, tables, asked.datasets)
     archives = [name for name in tables if ending(name) == ".tar"]
     lists = [name for name in tables if name.removesuffix(".parquet") + ".tar" in archives]
     for few, why in (
         ([name for name in tables if name not in described], f"not in {_INFO}"),
         (lists, "img2dataset's list of what is in the tar of that name"),
-        ([name for name in tables if _is_no_table(path / name, reading)], "an object, not rows"),
+        ([name for name in tables if _is_no_table(path / name, asked)], "an object, not rows"),
         (archives, "a tar beside tables, perhaps of images"),
     ):
         if len(few) < len(tables):
@@ -119,13 +110,13 @@ def contents(path: Path, reading: Reading) -> Contents:
             f"{path} holds no {', '.join(SUFFIXES[:4])}, … file; name the file or folder that does"
             + ", or write one by `datasets.load_from_disk(…).to_parquet(…)`" * arrow
         )
-    others = tuple(name for name in names if name not in {*tables, *left_out})
-    return Contents(path, tuple(tables), others, left_out, described)
+    rest = tuple(name for name in names if name not in {*tables, *left_out})
+    return Contents(path, tuple(tables), rest, left_out, described)
 
 
-def _with_images(there: Contents, reading: Reading) -> Contents:
+def _with_images(there: Contents, asked: Any) -> Contents:
     """A table alone, and the files that its rows name."""
-    folder = Folder(there.root, reading.remap)
+    folder = Folder(there.root, asked.remap)
     found: set[str] = set()
 
     def noted(name: str) -> str:
@@ -133,38 +124,38 @@ def _with_images(there: Contents, reading: Reading) -> Contents:
         found.update([path.relative_to(there.root).as_posix()] if isinstance(path, Path) else [])
         return "not read here"
 
-    for table in opened(there, reading):
+    for table in opened(there, asked):
         deque(table.records(noted), maxlen=0)
     return replace(there, others=tuple(sorted(found)))
 
 
-def _is_no_table(path: Path, reading: Reading) -> bool:
+def _is_no_table(path: Path, asked: Any) -> bool:
     """Whether a JSON file is one object that is no pair: annotations, or a description."""
     if suffix(path.name) == ".json":
         with contextlib.suppress(UserError):  # what is wrong is said where the table is opened
             table = formats.open_table(path)
             few = list(itertools.islice(table.rows(()), 2))
-            return len(few) == 1 and layouts.choose(table.names, reading.columns) is None
+            return len(few) == 1 and layouts.choose(table.names, asked.columns.model_dump()) is None
     return False
 
 
-def records(raw: Path, reading: Reading) -> Iterator[Record]:
+def records(raw: Path, asked: Any) -> Iterator[Record]:
     """Every row of every table of one source: ``raw`` is its folder, or a single table.
 
-    Where a table has other columns than ``reading``, its layout is looked for (see ``layouts``).
+    Where a table has other columns than ``asked``, its layout is looked for (see ``layouts``).
 
     Raises:
         UserError: a table is damaged, lacks a column, or has one that holds something else; what is
             wrong with any of them is said before the first row is given.
     """
-    there = contents(raw, reading)
-    folder = Folder(there.root, reading.remap)
-    found = opened(there, reading)
+    there = contents(raw, asked)
+    folder = Folder(there.root, asked.remap)
+    found = opened(there, asked)
     if ignored := {n for one in found for n in one.table.names if n not in one.layout.columns}:
         print(f"columns that are not read: {listed(sorted(ignored))}")
     for table in found:
         yield from table.records(partial(folder.find, beside=os.path.dirname(table.name)))
-    for start, _ in reading.remap:
+    for start in folder.remap:
         if start not in folder.used:
             raise UserError(f"remap: no image's name begins with {start!r:.100}")
     for named, place in itertools.islice(folder.guessed.items(), 3):
@@ -195,7 +186,7 @@ class Opened:
                 yield Record(where, None, None, None, None, note=str(error), reason=error.reason)
 
 
-def opened(there: Contents, reading: Reading) -> list[Opened]:
+def opened(there: Contents, asked: Any) -> list[Opened]:
     """The tables of a source that have rows.
 
     Raises:
@@ -208,9 +199,9 @@ def opened(there: Contents, reading: Reading) -> list[Opened]:
         try:
             table = formats.open_table(there.root / name)
             if table.names:
-                layout = _layout(table, there.described.get(name), reading)
+                layout = _layout(table, there.described.get(name), asked)
                 found.append(Opened(name, table, layout, sides[name] if divided else ""))
-                _refuse_odd(found[-1], Folder(there.root, reading.remap))
+                _refuse_odd(found[-1], Folder(there.root, asked.remap))
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -219,10 +210,10 @@ def opened(there: Contents, reading: Reading) -> list[Opened]:
     return found
 
 
-def _layout(table: Table, described: Layout | None, reading: Reading) -> Layout:
+def _layout(table: Table, described: Layout | None, asked: Any) -> Layout:
     """Raises ``UserError`` where the table lacks a column."""
-    layout = described or layouts.choose(table.names, reading.columns)
-    wanted = reading.columns if layout is None or layout.name == layouts.OWN else {}
+    layout = described or layouts.choose(table.names, asked.columns.model_dump())
+    wanted = asked.columns.model_dump() if layout is None or layout.name == layouts.OWN else {}
     if described:
         wanted = {part: getattr(described, part) for part in ("prompt", "chosen", "rejected")}
     first = list(itertools.islice(table.rows(table.names), PEEK))

@@ -2,8 +2,8 @@
 
 Names and types of its options are read from the source of the classes that it parses a YAML file
 into (0.1 s), so they are those of the installed versions. A test compares them with the classes.
-The tables say what is refused: what would be wrong in silence, or would stop the training after
-hours of the stages before it.
+``refused.yaml`` says what is refused: what would be wrong in silence, or would stop the training
+after hours of the stages before it.
 """
 
 import ast
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from ruamel.yaml import YAML
 
 # Where the classes are, after the enumerations that they name.
 SOURCES = {
@@ -26,111 +27,16 @@ SOURCES = {
     ),
 }
 
-# Options that the pipeline sets, whatever their value, and what a user sets or uses instead.
-SET_ELSEWHERE = {
-    "model_name_or_path": "set model.source",
-    "model_revision": "set model.source",
-    "adapter_name_or_path": "set model.source to a model with the adapter merged in",
-    "trust_remote_code": "set model.trust.remote_code",
-    "template": "set model.template",
-    "enable_thinking": "set model.template (qwen3_vl is for Thinking models)",
-    "quantization_bit": "set model.quantization_bit",
-    "cutoff_len": "set format.cutoff_len",
-    "image_max_pixels": "set format.image_max_pixels",
-    "image_min_pixels": "set format.image_min_pixels",
-    "pref_beta": "set train.beta",
-    "pref_loss": "set train.loss",
-    "use_cpu": "set train.gpus",
-    "do_eval": "set train.eval_strategy and train.eval_steps",
-    "predict_with_generate": "set evaluate.generation",
-    "ref_model*": "the reference is always the base (model.source, model.quantization_bit)",
-    "val_size": "set preprocess.validation",
-    "report_to": "runs are tracked in MLflow, and MLFLOW_TRACKING_URI names its server",
-    "run_name": "name the experiment with `dvc exp run --name`",
-    "ray_*": "set train.gpus, and RAY_ADDRESS and the like in the environment (docs/scaling.md)",
-    "push_to_hub": "`make publish` uploads a release",
-    "*hub_token": "set HF_TOKEN in the environment",
-    "plot_loss": "`dvc plots show` draws the curves",
-    **dict.fromkeys(
-        (
-            *("stage", "do_train", "do_predict", "dataset", "eval_dataset", "use_fast_tokenizer"),
-            *("dataset_dir", "media_dir", "output_dir", "overwrite_output_dir", "master_*"),
-            *("resume_from_checkpoint", "logging_first_step", "infer_backend"),
-        ),
-        "the pipeline sets it for every run",
-    ),
-}
-
-# Options that undo a promise of this pipeline, or do nothing in it, and why: those of which
-# LLaMA-Factory says so in a trace after loading the model, or not at all.
-REFUSED = {
-    "default_system": "would be shown to the model in training alone; give the pairs a system "
-    "prompt of their own, which every stage keeps with preprocess.wanted.system_prompt: true",
-    "ignore_pad_token_for_loss: False": "trains on padding too; remove it",
-    "max_steps: 0": "trains num_train_epochs; set it to -1 for that, or to 1 or more",
-    "finetuning_type: f*": "makes no adapter; set it to lora or oft",
-    "quantization_method: [!beh]*": "quantises nothing here; set it to bnb",
-    "flash_attn: fa3": "can't be used with LLaMA-Factory 0.9.5; set it to auto",
-    **dict.fromkeys(
-        (
-            *("preserve_thinking", "tool_format", "split_special_tokens", "add*_tokens"),
-            *("new_special_tokens_config", "resize_vocab", "rope_scaling", "train_from_scratch"),
-            *("use_llama_pro", "use_unsloth", "use_v1_kernels"),
-        ),
-        "would change the model or its prompts in training alone, not in scoring and serving; "
-        "remove it, and set model.source to a model that has it",
-    ),
-    **dict.fromkeys(
-        (
-            *("tokenized_path", "packing", "streaming", "dataloader_drop_last"),
-            *("ignore_data_skip", "accelerator_config"),
-        ),
-        "would train on other pairs than those of data/formatted; remove it",
-    ),
-    **dict.fromkeys(
-        ("save_only_model", "save_on_each_node", "*swanlab*"),
-        "would break how a training is resumed and tracked; remove it",
-    ),
-    **dict.fromkeys(
-        (
-            *("shift_attn", "crop_to_patches", "image_do_*", "use_audio_*", "audio_*", "video_*"),
-            *("optim: galore_*", "optim: apollo_*", "use_galore", "use_apollo", "use_badam"),
-            *("pissa_init", "mixture_of_depths", "use_kt", "quantization_device_map"),
-            *("use_*_loss", "compute_accuracy", "use_hyper_parallel", "use_mca", "reward_model*"),
-            *("ppo_*", "kto_*", "do_sample", "temperature", "top_[kp]", "max_new_tokens"),
-            *("generation_*", "*num_beams", "max_length", "*_penalty", "export_*", "vllm_*"),
-            *("train_on_prompt", "mask_history", "neat_packing", "galore_*", "apollo_*"),
-            *("badam_*", "kt_*", "sglang_*"),
-        ),
-        "does nothing, or can't be used, in DPO of an adapter; remove it (evaluate.generation is "
-        "for answers)",
-    ),
-}
-
-# Packages that an option (or one with a value) needs besides the lock.
-PACKAGES = {
-    "deepspeed": "deepspeed",
-    "*_liger_kernel": "liger-kernel",
-    "use_adam_mini": "adam-mini",
-    "fp8": "torchao",
-    "flash_attn: fa2": "flash-attn",
-    "quantization_method: hqq": "hqq",
-    "quantization_method: eetq": "eetq",
-    "optim: adamw_torch_[48]bit": "torchao",
-    "optim: *lomo": "lomo-optim",
-    "optim: grokadamw": "grokadamw",
-    "optim: schedule_free_*": "schedulefree",
-    "optim: stable_adamw": "torch-optimi",
-}
+# Keys of an earlier release; options that the pipeline sets; options that undo a promise of it; and
+# what an option needs: a package, or another option.
+_TABLES = YAML(typ="safe", pure=True).load(Path(__file__).with_name("refused.yaml"))
+MOVED, SET_ELSEWHERE, REFUSED = (
+    {name: entry["why"] for entry in _TABLES[table] for name in entry["names"]}
+    for table in ("moved", "set_elsewhere", "refused")
+)
+PACKAGES, PARTNERS = _TABLES["packages"], _TABLES["partners"]
 INSTALL = ".venv/bin/uv pip install --python .venv/bin/python -c requirements.txt"
 
-# What an option (or one with a value) needs beside it.
-PARTNERS = {
-    "early_stopping_steps": "load_best_model_at_end: true",
-    "dataloader_prefetch_factor": "dataloader_num_workers: 2",
-    "save_strategy: best": "metric_for_best_model: rewards/accuracies",
-    "lr_scheduler_type: cosine*_with_min_lr": "lr_scheduler_kwargs: {min_lr_rate: 0.1}",
-}
 FILES = ("deepspeed", "fsdp_config")  # of which the value is a path, if it is a text
 
 # Names of modules, which LLaMA-Factory splits at commas, so that a list will do as well.
@@ -150,6 +56,11 @@ BOUNDS: dict[tuple[str, ...], dict[str, Any]] = {
     ("warmup_ratio", "ld_alpha"): {"ge": 0, "le": 1},
     ("seed", "data_seed"): {"ge": 0, "le": 2**32 - 1},  # numpy takes no larger one
 }
+
+
+def moved(key: str, value: Any) -> str | None:
+    """The new way for a key of an earlier release, as the end of a sentence."""
+    return entry(MOVED, key, value or True)
 
 
 def refusal(key: str, value: Any) -> str | None:

@@ -11,11 +11,20 @@ refuses keys of its own that do not go together; tables of LLaMA-Factory's are i
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -28,28 +37,6 @@ from stages.sources.kinds import KINDS
 from stages.sources.source import Section, SourceSection
 
 PARAMS_FILE = Path("params.yaml")
-SEED = "train.seed"  # runs that differ in it alone are of one setting
-
-# Keys (or keys with a value) of an earlier release, and the new way, which messages name
-# for one release; * stands for any text.
-MOVED: dict[str, str] = {
-    "data.source.*": "is one entry of data.sources now: data.sources.<a name>: {kind: …}",
-    "data.columns.*": "is a key of each source now: data.sources.<name>.columns",
-    "*.kind: several": "is gone: each of its sources is an entry of data.sources",
-    "*.kind: sharegpt": "is gone: kind path reads these files, as a folder or an archive, and "
-    "takes remap and datasets too",
-    "*.image_urls": "is gone: download the images into tars with img2dataset, and read those with "
-    "kind path (docs/guide.md)",
-    **dict.fromkeys(
-        ("*.path: *://*", "*.path: gdrive:*"),
-        "is an address: `dvc import-url` downloads a file from https or S3, gdown one from Google "
-        "Drive; name that file as the path (docs/guide.md)",
-    ),
-    "*.path: [[]*": "is a list; put the files into one folder (archives unpacked), and name it",
-    "train.nodes": "is gone: use Ray for the GPUs of other machines (docs/scaling.md)",
-    "train.keep_vision_features": "is gone (it saved 6% of a step in later epochs); remove it",
-    "base": "belongs to a preset; `make use PRESET=name` writes params.yaml from one",
-}
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -107,6 +94,14 @@ class Wanted(Section):
     system_prompt: bool
 
 
+def _regular(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"it is no regular expression: {error}") from None
+    return pattern
+
+
 class Preprocess(Section):
     split_key: Annotated[str, Field(min_length=1, max_length=64)]
     validation: Fraction
@@ -118,6 +113,7 @@ class Preprocess(Section):
     workers: Positive
     max_dropped: Annotated[float, Field(ge=0, le=1)]
     wanted: Wanted
+    refuse: dict[Name, Annotated[str, AfterValidator(_regular)]]
 
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> Self:
@@ -130,7 +126,7 @@ class Preprocess(Section):
 
 class Format(Section):
     cutoff_len: Positive
-    image_max_pixels: Annotated[int, Field(ge=28 * 28)]  # at least a token
+    image_max_pixels: Annotated[int, Field(ge=min(each.token_side for each in known.FAMILIES) ** 2)]
     image_min_pixels: Positive
     allowed_tokens: list[str]
 
@@ -241,7 +237,7 @@ def checked(document: Any, name: str) -> Params:
     if not isinstance(document, Mapping):
         raise UserError(f"{name} must hold the sections {', '.join(Params.model_fields)}")
     flat = flattened(document)
-    found_moved = {w: key for key in flat if (w := arguments.entry(MOVED, key, flat[key] or True))}
+    found_moved = {way: key for key in flat if (way := arguments.moved(key, flat[key]))}
     if found_moved:
         raise UserError("; ".join(f"{name}: '{key}' {way}" for way, key in found_moved.items()))
     train = document.get("train")

@@ -6,7 +6,7 @@ same bytes: no time, no machine, no commit of this repository.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,42 @@ NOTES = {
 }
 
 
+# Whose model made what of a data set, what that binds it to, and where it says so; and whether that
+# rules out an adapter of the models that are tuned here. Facts, not legal advice.
+TERMS: dict[str, tuple[tuple[str, bool], ...]] = {
+    "helehan/topic-overwrite": (
+        (
+            "LLaVA-1.5-7B wrote the answers: for uses that follow the licences of LLaMA, Vicuna "
+            "and ChatGPT (README of topic-overwrite/topic-level-overwrite).",
+            False,
+        ),
+        (
+            "Meta-Llama-3-8B-Instruct wrote claims and questions by which they were rewritten: its "
+            "output may not be used to improve any other large language model (Meta Llama 3 "
+            "Community License, 1.b.v; script/data_gen of the same repository).",
+            True,
+        ),
+        ("LLaVA-1.6-34B judged the claims (script/data_gen of the same repository).", False),
+    ),
+    **dict.fromkeys(
+        ("openbmb/RLAIF-V-Dataset", "HaoyeZhang/RLAIF-V-Dataset"),
+        (
+            (
+                "LLaVA and OmniLMM wrote and judged the answers: for uses that follow the licences "
+                "of LLaMA, Vicuna and ChatGPT; models trained on them should not be used outside "
+                "of research (README of RLHF-V/RLAIF-V).",
+                False,
+            ),
+        ),
+    ),
+}
+
+
+def terms_of(repos: Iterable[str | None]) -> list[tuple[str, str, bool]]:
+    """The rows of ``TERMS`` of these repositories, each with its repository."""
+    return [(repo, *term) for repo in repos if repo for term in TERMS.get(repo, ())]
+
+
 def other_once_merged(bits: int) -> str:
     """What ``make export`` makes of an adapter whose base was quantised."""
     return (
@@ -72,22 +108,17 @@ def render(inputs: Inputs, family: Family) -> str:
     title = f"{name.replace('/', '-')}-{loss.tag}-adapter"
     return filled(
         TEMPLATE,
+        inputs=inputs,
         metadata=_metadata(inputs, family, licence, title),
         title=title,
-        p=p,
-        adapter=inputs.adapter,
-        metrics=metrics,
-        preprocess=inputs.preprocess,
-        used=inputs.format["kept_by_split"],
         left_out=inputs.preprocess["rows_left_out"] + sum(inputs.format["left_out"].values()),
         loss=loss,
         no_reference="" if loss.reference else NO_REFERENCE,
         once_merged=other_once_merged(bits) if (bits := p.model.quantization_bit) else "",
         family=family,
-        base=base,
         of_the_demo=base.kind == "path" and base.name == DEMO_BASE,
-        data=inputs.data,
         notes=[NOTES[each.repo] for each in inputs.data if each.repo in NOTES],
+        terms=terms_of(each.repo for each in inputs.data),
         parts=[*(("data", each) for each in inputs.data), ("base model", base)],
         is_non_commercial=is_non_commercial,
         licence=licence,

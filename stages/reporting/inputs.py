@@ -56,7 +56,7 @@ class Inputs:
 
     ``image`` gives the bytes of an image by its name, or ``None``. ``configuration`` is the text of
     llamafactory.yaml, ``first_batch`` what the trainer on shared prompts found there
-    (``tuning/trainer.py``).
+    (``tuning/trainer.py``), ``questions`` how many different ones all pairs ask.
     """
 
     p: Params
@@ -69,6 +69,7 @@ class Inputs:
     format: Mapping[str, Any]
     first_batch: Mapping[str, Any]
     test_pairs: Sequence[Mapping[str, Any]]
+    questions: int
     image: Callable[[str], bytes | None]
     data: Sequence[Origin]
     model: Origin

@@ -1,4 +1,4 @@
-"""What the metrics say, in words, by rules that the page prints too.
+"""What the metrics say, in words, by rules that the page prints too (``page.html``).
 
 Metrics are those of ``results/metrics.json``; any of them may be missing.
 """
@@ -12,7 +12,7 @@ import pandas as pd
 from stages.evaluation import catalogue, paired, statistics
 from stages.evaluation.catalogue import ACCURACY, CORRECT, METRICS, is_known, shown, with_interval
 from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
-from stages.evaluation.statistics import LEVEL, SURE
+from stages.evaluation.statistics import LEVEL
 from stages.reporting.markup import rows_of
 
 Verdict = Literal["better", "worse", "unclear"]
@@ -23,34 +23,32 @@ SHORTCUT = 0.6  # share of pairs that a judge without the image may tell apart
 MORE_UNFINISHED = 0.05  # rise of the share of answers that hit max_new_tokens
 MOST = 0.5  # of the win rate's lead over one half; of the pairs
 IMAGES = {"blank": "a blank image", "shuffled": "another pair's image"}
+# Of shortcuts, what the title calls them, if it does, and the notes.
 JUDGES = {
-    "first_words_wins": "a judge that knows the answers' first three words",
-    "bag_of_words_wins": "a judge that knows which words the answers have",
-    "base_accuracy_blank": "the base with a blank image",
+    "first_words_wins": (
+        "a judge of words alone",
+        "a judge that knows the answers' first three words",
+    ),
+    "bag_of_words_wins": (
+        "a judge of words alone",
+        "a judge that knows which words the answers have",
+    ),
+    "base_accuracy_blank": ("", "the base with a blank image"),
 }
-
-RULES = (
-    "“Raised” needs an interval of the win rate that lies entirely above one half. It is called "
-    "mostly or partly without looking where the win rate of the controls, with a blank or another "
-    f"image, keeps more than {MOST:.0%} of its lead over one half, or is clearly above one half; "
-    "words or length give the answer away where a shortcut does (see the notes).",
-    "What may get worse is one family: preference accuracy, right answers, the chosen log-prob, "
-    "repetition, unfinished answers, the win rate with another image, that of each slice, and "
-    "each metric of lm-eval's tasks. One of them is “better” or “worse”, and has a warning, where "
-    "its interval leaves no change out after it was widened for their number (Bonferroni), and "
-    f"McNemar's p-value, if it has one, is below {SURE:g} divided by that number. Without any true "
-    f"change at most {SURE:.0%} of such pages have a warning from it. The share of unfinished "
-    f"answers must have risen by more than {100 * MORE_UNFINISHED:.0f} points as well.",
-    "There is a warning too where the win rate is clearly above one half, and "
-    "win_rate_over_blank or win_rate_over_shuffled is not clearly above 0.",
-    f"There is a note where base_accuracy is {HIGH_BASE:.0%} or more; where a shortcut "
-    f"tells more than {SHORTCUT:.0%} of the pairs apart: length (longer_wins, either way), "
-    "first_words_wins, bag_of_words_wins or base_accuracy_blank; where chosen lost probability, "
-    f"not clearly; where more than {MOST:.0%} of the test pairs have the text of a training pair; "
-    "where pairs contradict each other; where images of test pairs look like others; where pairs "
-    f"are tied; where there are fewer than {FEW_IMAGES} test images; where the win rate is “not "
-    "clear”.",
-)
+# What may get worse, and its warning, with a place for the figure.
+WARNINGS = {
+    ACCURACY.change: "Preference accuracy fell: {}.",
+    CORRECT.change: "Right answers became fewer: {}.",
+    "chosen_logps_change": "Chosen answers lost probability: {} nats on average. DPO can widen the "
+    "margin that way too; train.pref_ftx holds chosen up.",
+    catalogue.REPETITION.change: "Answers repeat themselves more: {}.",
+    catalogue.UNFINISHED.change: "More answers are unfinished: {}.",
+    **{
+        f"win_rate_{way}": f"Some pairs are won without looking: with {image} the win rate is "
+        "still {}."
+        for way, image in IMAGES.items()
+    },
+}
 
 
 # one figure
@@ -91,83 +89,43 @@ class Member:
 
 def family(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> list[Member]:
     """All that may get worse and has an interval."""
-    unfinished = catalogue.UNFINISHED
     found = [
-        _member(values, ACCURACY.change, "Preference accuracy fell: "),
-        _member(values, CORRECT.change, "Right answers became fewer: "),
-        _member(
-            values,
-            "chosen_logps_change",
-            "Chosen answers lost probability: ",
-            " nats on average. DPO can widen the margin that way too; train.pref_ftx holds chosen "
-            "up.",
-        ),
-        _member(values, catalogue.REPETITION.change, "Answers repeat themselves more: "),
-        _member(
-            values,
-            unfinished.change,
-            "More answers are unfinished: ",
-            least=MORE_UNFINISHED,
-        ),
-        *(
-            _member(
-                values,
-                f"win_rate_{way}",
-                f"Some pairs are won without looking: with {image} the win rate is still ",
-                better="lower",
-            )
-            for way, image in IMAGES.items()
-        ),
-        *(
-            _member(
-                row,
-                "win_rate",
-                f"In the slice {row.get('by')} = {row.get('slice')} training raised rejected over "
-                "chosen: win rate ",
-                f" of {row.get('pairs')} pairs.",
-                name=f"{row.get('by')}: {row.get('slice')}",
-            )
-            for row in rows_of(slices)
-        ),
+        _member(values, key, key, warning.format(with_interval(values, key)))
+        for key, warning in WARNINGS.items()
     ]
+    for row in rows_of(slices):
+        told = (
+            f"In the slice {row['by']} = {row['slice']} training raised rejected over chosen: win "
+            f"rate {with_interval(row, 'win_rate')} of {row['pairs']} pairs."
+        )
+        found.append(_member(row, "win_rate", f"{row['by']}: {row['slice']}", told))
     for task in paired.read_tasks(values):
         change = task.change
         if task.better and change.low is not None and change.high is not None:
-            figure = catalogue.FIGURE.difference.with_interval(
-                change.difference, change.low, change.high
-            )
-            told = f"{task.task} got worse: {task.metric} {figure}."
             ends = change.low, change.difference, change.high
-            member = Member(f"{task.task}/{task.metric}", task.better, *ends, change.p_value, told)
-            found.append(member)
+            figure = catalogue.FIGURE.difference.with_interval(change.difference, *ends[::2])
+            told = f"{task.task} got worse: {task.metric} {figure}."
+            name = f"{task.task}/{task.metric}"
+            found.append(Member(name, task.better, *ends, change.p_value, told))
     return [member for member in found if member]
 
 
-def _member(
-    values: Mapping[str, Any],
-    key: str,
-    before: str,
-    after: str = ".",
-    *,
-    name: str = "",
-    better: catalogue.Better | None = None,
-    least: float = 0,
-) -> Member | None:
+def _member(values: Mapping[str, Any], key: str, name: str, warning: str) -> Member | None:
+    """A metric of the catalogue; of a control, which has no better way, lower is better."""
     metric = METRICS[key]
     low, value, high = (values.get(each) for each in (f"{key}_low", key, f"{key}_high"))
-    way = better or metric.better
-    if way is None or not (is_known(low) and is_known(value) and is_known(high)):
+    if not (is_known(low) and is_known(value) and is_known(high)):
         return None
     return Member(
-        name=name or key,
-        better=way,
+        name=name,
+        better=metric.better or "lower",
         low=low,
         value=value,
         high=high,
         p_value=values.get(metric.p_value),
-        warning=f"{before}{with_interval(values, key)}{after}",
+        warning=warning,
         null=metric.null,
-        least=least,
+        least=MORE_UNFINISHED if key == catalogue.UNFINISHED.change else 0,
     )
 
 
@@ -194,11 +152,9 @@ def title(values: Mapping[str, Any]) -> str:
         return "Training raised rejected over chosen."
     if found == "unclear":
         return "No clear change of preference."
-    if shortcuts := list(_shortcuts(values)):
-        looks = f"{_looks(values)}, and {shortcuts[0]} tells most pairs apart"
-    else:
-        looks = _looks(values)
-    return f"Training raised chosen over rejected, {looks}."
+    named = [name for name, _ in _shortcuts(values) if name]
+    also = f", and {named[0]} tells most pairs apart" if named else ""
+    return f"Training raised chosen over rejected, {_looks(values)}{also}."
 
 
 def _looks(values: Mapping[str, Any]) -> str:
@@ -217,14 +173,25 @@ def _looks(values: Mapping[str, Any]) -> str:
     return "and it looks at the image"
 
 
-def _shortcuts(values: Mapping[str, Any]) -> Iterator[str]:
-    """What tells more than ``SHORTCUT`` of the pairs apart without the image."""
+def _shortcuts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What tells more than ``SHORTCUT`` of the pairs apart without the image: its name in the
+    title, if it has one there, and its note."""
     longer = values.get("longer_wins")
     if is_known(longer) and max(longer, 1 - longer) > SHORTCUT:
-        yield "length alone"
-    for key in ("first_words_wins", "bag_of_words_wins"):
+        which = "longer" if longer > 0.5 else "shorter"
+        yield (
+            "length alone",
+            f"Length gives chosen away: always preferring the {which} answer is right in "
+            f"{shown('longer_wins', max(longer, 1 - longer))} of the pairs. Part of the wins may "
+            "be length.",
+        )
+    for key, (name, judge) in JUDGES.items():
         if is_known(share := values.get(key)) and share > SHORTCUT:
-            yield "a judge of words alone"
+            yield (
+                name,
+                f"A shortcut: {judge} is right in {with_interval(values, key)} of the pairs. Part "
+                "of the wins may need no image.",
+            )
 
 
 # warnings and notes
@@ -246,7 +213,7 @@ def concerns(
     told = judged(members, confidence)
     warnings = [one.warning for one in members if told[one.name] == "worse"]
     warnings += _image_warnings(values, told)
-    notes = [*_base_notes(values, told), *_data_notes(values), *_split_notes(values)]
+    notes = _notes(values, told)
     return [
         *(Concern(True, text) for text in warnings),
         *(Concern(False, text) for text in notes),
@@ -268,7 +235,7 @@ def _image_warnings(values: Mapping[str, Any], told: Mapping[str, Verdict]) -> I
             )
 
 
-def _base_notes(values: Mapping[str, Any], told: Mapping[str, Verdict]) -> Iterable[str]:
+def _notes(values: Mapping[str, Any], told: Mapping[str, Verdict]) -> Iterable[str]:
     base, chosen = values.get(ACCURACY.base), values.get("chosen_logps_change")
     if is_known(base) and base >= HIGH_BASE:
         yield (
@@ -280,10 +247,32 @@ def _base_notes(values: Mapping[str, Any], told: Mapping[str, Verdict]) -> Itera
             "Chosen answers lost probability, not clearly: "
             f"{with_interval(values, 'chosen_logps_change')} nats on average."
         )
-
-
-def _split_notes(values: Mapping[str, Any]) -> Iterable[str]:
-    """What so many test pairs can't show."""
+    yield from (note for _, note in _shortcuts(values))
+    seen, pairs = values.get("seen_text_pairs", 0), values.get("pairs", 0)
+    if pairs and seen > MOST * pairs:
+        yield (
+            f"Images are held out, texts are not: {seen:,} of the {pairs:,} test pairs have "
+            "question, chosen and rejected word for word in a training pair. The slice of new "
+            "texts shows the others."
+        )
+    rare = values.get("off_policy_chosen")
+    if is_known(rare) and rare > MOST:
+        yield (
+            f"The answers are another model's: in {shown('off_policy_chosen', rare)} of the pairs "
+            "the base finds chosen less likely per token than 99% of its own answers, by "
+            f"{shown('off_policy_distance', values['off_policy_distance'])} nats at the median. "
+            "DPO gained more on pairs nearer to a base's own answers (arXiv 2501.09695)."
+        )
+    if number := values.get("contradictory_pairs"):
+        yield (
+            f"The data contradicts itself: {number:,} pairs have the same image and question as "
+            "another, with the answers swapped."
+        )
+    if number := values.get("near_duplicate_images"):
+        yield (
+            f"Images of test pairs that look the same as one of another split: {number:,}. Their "
+            "pairs are not entirely held out."
+        )
     detectable = values.get("win_rate_detectable")
     if verdict(values, "win_rate") == "unclear" and is_known(detectable):
         yield (
@@ -296,41 +285,3 @@ def _split_notes(values: Mapping[str, Any]) -> Iterable[str]:
         yield f"Few test images ({images:,}): read every figure with great care."
     if values.get("ties"):
         yield f"{values['ties']:,} pairs are tied (margin exactly 0) and count as half a win."
-
-
-def _data_notes(values: Mapping[str, Any]) -> Iterable[str]:
-    """What pairs give away without the image, and where they contradict or repeat each other."""
-    longer = values.get("longer_wins")
-    if is_known(longer) and max(longer, 1 - longer) > SHORTCUT:
-        which = "longer" if longer > 0.5 else "shorter"
-        yield (
-            f"Length gives chosen away: always preferring the {which} answer is right in "
-            f"{shown('longer_wins', max(longer, 1 - longer))} of the pairs. Part of the wins may "
-            "be length."
-        )
-    for key, judge in JUDGES.items():
-        share = values.get(key)
-        if is_known(share) and share > SHORTCUT:
-            yield (
-                f"A shortcut: {judge} is right in {with_interval(values, key)} of the pairs. Part "
-                "of the wins may need no image."
-            )
-    seen, pairs = values.get("seen_text_pairs", 0), values.get("pairs", 0)
-    if pairs and seen > MOST * pairs:
-        yield (
-            f"Images are held out, texts are not: {seen:,} of the {pairs:,} test pairs have "
-            "question, chosen and rejected word for word in a training pair. The slice of new "
-            "texts shows the others."
-        )
-    if values.get("contradictory_pairs"):
-        number = shown("contradictory_pairs", values["contradictory_pairs"])
-        yield (
-            f"The data contradicts itself: {number} pairs have the same image and question as "
-            "another, with the answers swapped."
-        )
-    if values.get("near_duplicate_images"):
-        number = shown("near_duplicate_images", values["near_duplicate_images"])
-        yield (
-            f"Images of test pairs that look the same as one of another split: {number}. Their "
-            "pairs are not entirely held out."
-        )

@@ -15,9 +15,10 @@ import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from stages.pairs.files import walk
+from stages.pairs.pairs import Question, Record
 from stages.sources.local import copy_all
 from stages.sources.source import Kind, Source, SourceSection
 from stages.sources.topics import (
@@ -31,9 +32,6 @@ from stages.sources.topics import (
     scene_of,
     sentence,
 )
-
-if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
-    from stages.pairs.pairs import Question, Record
 
 
 class EasyVqaSource(SourceSection):
@@ -58,14 +56,12 @@ def fetch_data(_: EasyVqaSource, out: Path) -> Source:
     return copy_all(files, out, **known)
 
 
-def records(raw: Path) -> "Iterator[Record]":
+def records(raw: Path) -> Iterator[Record]:
     """One preference pair for each train image, in the order of the images' numbers.
 
     An image whose questions reveal too little for a pair is a row without text, so that it is
     counted among those left out.
     """
-    from stages.pairs.pairs import Record
-
     asked: dict[int, list[tuple[str, str]]] = {}
     for text, answer, number in _rows(raw / "train" / "questions.json"):
         asked.setdefault(number, []).append((text, answer))
@@ -85,10 +81,8 @@ def records(raw: Path) -> "Iterator[Record]":
         )
 
 
-def questions(raw: Path) -> "Iterator[Question]":
+def questions(raw: Path) -> Iterator[Question]:
     """The data set's own test questions with their one-word answers, in its order."""
-    from stages.pairs.pairs import Question
-
     for i, (text, answer, number) in enumerate(_rows(raw / "test" / "questions.json")):
         image = (raw / "test" / "images" / f"{number}.png").read_bytes()
         yield Question(f"test question {i}", (image,), text, answer, kind_of(text))

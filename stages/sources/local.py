@@ -54,7 +54,7 @@ def fetch_data(asked: PathData, out: Path) -> Source:
         path = unpacked(path, out / PARTIAL / path.name)
     for each in (path, *(path / name for name in walk(path))):
         source.refuse_lfs_pointer(each, str(each))  # else its table is "not valid JSON"
-    found = contents(path, asked.reading)
+    found = contents(path, asked)
     if found.left_out:
         why = (f"{each} ({reason})" for each, reason in found.left_out.items())
         print(f"{path}: left out: {listed(why, 5, longest=200)}")

@@ -13,17 +13,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from stages.core.errors import UserError, readable
 from stages.pairs.files import CODE, FETCHED, PICKLES, suffix
-
-if TYPE_CHECKING:  # pyarrow takes longer to import than all of the parameters
-    from stages.pairs.pairs import Question, Record
-    from stages.pairs.tables import Reading
+from stages.pairs.pairs import Question, Record
 
 PARTIAL = ".partial"
 
@@ -193,10 +190,10 @@ class Columns(Section):
     kind: str | None = None
 
     @model_validator(mode="after")
-    def _three_columns(self) -> "Columns":
-        if len({self.question, self.chosen, self.rejected}) < 3:
+    def _four_columns(self) -> "Columns":
+        if len({self.image, self.question, self.chosen, self.rejected}) < 4:
             raise PydanticCustomError(
-                "columns", "question, chosen and rejected must name three columns"
+                "columns", "image, question, chosen and rejected must name four columns"
             )
         return self
 
@@ -206,21 +203,11 @@ Remap = Annotated[dict[Literal["from", "to"], str], Field(min_length=2)]
 
 
 class Tables(SourceSection):
-    """A source of tables, and how they are read (``pairs.tables.Reading``)."""
+    """A source of tables, and how they are read (``pairs.tables``)."""
 
     columns: Columns = Columns()
     remap: tuple[Remap, ...] = ()
     datasets: tuple[str, ...] | None = None
-
-    @property
-    def reading(self) -> "Reading":
-        from stages.pairs.tables import Reading
-
-        return Reading(
-            self.columns.model_dump(),
-            tuple((rule["from"], rule["to"]) for rule in self.remap),
-            self.datasets,
-        )
 
 
 @dataclass(frozen=True)
@@ -238,7 +225,7 @@ class Kind:
     fetch_data: Callable[[Any, Path], Source]
     fetch_model: Callable[..., Source] | None = None
     model_section: type[SourceSection] | None = None
-    read: Callable[[Path], tuple[Iterator["Record"], Iterator["Question"]]] | None = None
+    read: Callable[[Path], tuple[Iterator[Record], Iterator[Question]]] | None = None
 
     @property
     def tag(self) -> str:

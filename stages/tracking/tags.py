@@ -1,6 +1,5 @@
-"""What a result came from: commit, experiment, hashes and sources, without anything secret."""
+"""What a result came from: commit, experiment, hashes and changes, without anything secret."""
 
-import json
 import os
 import re
 import subprocess
@@ -24,9 +23,8 @@ def provenance(root: Path = Path()) -> dict[str, str]:
 
     ``git.commit``, ``git.state`` (clean, or which tracked files differ, outputs of the pipeline
     aside), ``dvc.experiment``, ``dvc.md5.<path>`` of every output in ``dvc.lock`` below data/ and
-    models/, ``data.*`` and ``model.*`` (kind, repo, commit, licence) from the SOURCE.json files;
-    ``changed`` (parameters that differ from the commit's, with their values); and MLflow's own for
-    source and commit.
+    models/, ``changed`` (parameters that differ from the commit's, with their values); and MLflow's
+    own for source and commit. Repositories and revisions are among the run's parameters.
     """
     commit, remote = git(root, "rev-parse", "HEAD"), git(root, "remote", "get-url", "origin")
     changed = _changed(root)
@@ -47,15 +45,6 @@ def provenance(root: Path = Path()) -> dict[str, str]:
     for path, digest in outputs(root).items():
         if path.startswith(("data/", "models/")):
             found[f"dvc.md5.{path}"] = digest
-    names = dict.fromkeys(
-        k.split(".")[2] for k in parameters(root) if k.startswith("data.sources.")
-    )
-    places = {"data": [f"data/raw/{name}" for name in names], "model": ["models/base"]}
-    for what, folders in places.items():
-        files = [root / folder / "SOURCE.json" for folder in folders]
-        fetched = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
-        for key in ("kind", "repo", "commit", "licence"):
-            found[f"{what}.{key}"] = ", ".join(str(each[key]) for each in fetched if each.get(key))
     return {key: redacted(value, root) for key, value in found.items() if value}
 
 

@@ -11,6 +11,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from stages.core import console
 from stages.core.errors import UserError
 from stages.core.processes import ended_with_the_stage
@@ -19,41 +21,7 @@ from stages.tuning.history import STATE
 from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, STEPS
 
 KILLED = "Signal 9 (SIGKILL)"  # as torchrun tells of a process, which most often lacked memory
-
-# What a failed training prints, and what most likely helps; the message gives the first match.
-FIXES = (
-    (
-        r"out of memory|OutOfMemoryError",
-        "the GPU ran out of memory: lower train.per_device_train_batch_size (and raise "
-        "train.gradient_accumulation_steps), lower format.image_max_pixels, set "
-        "model.quantization_bit: 4, or use the preset for a smaller card "
-        "(make use PRESET=qwen3-vl-4b-24gb)",
-    ),
-    (
-        # torch.save names no reason.
-        r"No space left on device|Disk quota exceeded|inline_container\S+ \. unexpected pos",
-        "the disk is full: free some space, then run the same command again; training resumes "
-        "from its last checkpoint",
-    ),
-    (
-        rf"{re.escape(KILLED)}|DefaultCPUAllocator: .*memory|Cannot allocate memory",
-        "the machine ran out of memory: lower train.per_device_train_batch_size or "
-        "train.preprocessing_num_workers",
-    ),
-    (
-        r"devices in the Ray cluster|Ray had no \d+ x|No module named 'ray'",
-        "Ray needs as many free devices as train.gpus: install it (`make extras`) and start it on "
-        "all machines, and stop other work on it (docs/scaling.md)",
-    ),
-    (
-        # Not the bare name: every distributed run mentions NCCL.
-        r"nccl[A-Z]\w*Error|NCCL error|collective operation timeout|Signal \d+ \(SIG\w+\)",
-        "a process of the distributed run died or could not reach the others: see each rank's "
-        "lines in the log; train.gpus: 1 tells whether distribution is the cause",
-    ),
-)
-
-
+FIXES = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 WEIGHTS = "adapter_model.safetensors"
 FINISHED = "fingerprint.json"  # where it is, the training ended well and the adapter is complete
 EVENTS_FILE = "events.jsonl"  # the steps, as they are logged
@@ -174,20 +142,13 @@ def explain(returncode: int, output: str, log: Path) -> str:
     """A failed training in one message: how it ended, its last lines, the likely fix."""
     ended = f"exit status {returncode}" if returncode > 0 else f"killed by signal {-returncode}"
     told = f"{output}\n{KILLED if returncode in (-9, 137) else ''}"
-    fix = next((fix for pattern, fix in FIXES if re.search(pattern, told)), None)
-    lines = "\n".join(f"    {line}" for line in last_lines(output))
+    fix = next((each["likely"] for each in FIXES if re.search(each["prints"], told)), None)
+    lines = "\n".join(f"    {line}" for line in console.last_lines(output, 6))
     likely = f"\nlikely fix: {fix}" if fix else ""
     return (
         f"llamafactory-cli failed ({ended}); its last lines:\n{lines}{likely}\n"
         f"the log is {log}; checkpoints are kept, the same command resumes"
     )
-
-
-def last_lines(output: str, count: int = 6) -> list[str]:
-    """The last lines that say something: no progress bars, no stack frames, no blank lines."""
-    lines = [line.rpartition("\r")[2].rstrip() for line in output.splitlines()]
-    frame = re.compile(r'^\s+(File ".*", line \d+|\^+|~+)|^Traceback|^\s{4}|\d+%\|')
-    return [line for line in lines if line.strip() and not frame.search(line)][-count:]
 
 
 def finish(folder: Path) -> None:

@@ -84,6 +84,8 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             compared = self.compared_with_stock([self.train_dataset[i] for i in range(count)])
             refuse_difference(compared)
             compared["reference"] = "computed" if self.reference is None else "cached"
+            if reason := prefix.why_apart(self.model):
+                compared["apart_because"] = reason
         # A resumed training keeps what its start found.
         if self.is_world_process_zero() and not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +223,11 @@ class SharedPrefixCollator:
         images = partial(prefix.process_images, self.stock.template, self.stock.processor)
         batch = prefix.pack(features, self.stock.model, images, always_look=self.placeholder)
         if self.reference is not None:
-            logps = [self.reference[prefix.pair_key(feature)] for feature in features]
+            logps = [self.reference.get(prefix.pair_key(feature)) for feature in features]
+            if None in logps:
+                raise UserError(
+                    "data/reference lacks the log-probs of a pair that is trained on; compute them "
+                    "by `dvc repro -f reference`"
+                )
             batch["reference"] = torch.tensor(logps, dtype=torch.float32).T.contiguous()
         return batch

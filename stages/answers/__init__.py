@@ -1,1 +1,0 @@
-"""What a model answers, and how it does when the image is changed."""

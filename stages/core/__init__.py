@@ -1,1 +1,0 @@
-"""What every command needs: errors, the command line, where the project is. Plumbing only."""

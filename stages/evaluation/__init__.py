@@ -1,1 +1,0 @@
-"""Metrics, and the statistics behind them."""

@@ -1,1 +1,0 @@
-"""What differs between families of models, a file for each; ``known`` lists them."""

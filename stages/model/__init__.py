@@ -1,1 +1,0 @@
-"""Tokens, log-probs and answers of a policy."""

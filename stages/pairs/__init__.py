@@ -1,1 +1,0 @@
-"""Tables, images and the processes that decode them."""

@@ -1,1 +1,0 @@
-"""``params.yaml`` as checked models, and what LLaMA-Factory accepts."""

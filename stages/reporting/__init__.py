@@ -1,1 +1,0 @@
-"""The page, the model card and the words on them."""

@@ -1,1 +1,0 @@
-"""Where data sets and base models come from, one file a kind."""

@@ -1,1 +1,0 @@
-"""MLflow, and what a result came from. Nothing here changes an output."""

@@ -1,1 +1,0 @@
-"""A LLaMA-Factory training: its configuration, its process, its history."""
