@@ -34,6 +34,7 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
     }
     # POPE in miniature; MMMU and ChartQA can't be had without the Hub.
     shorter = {
+        "format.image_max_pixels": 16384,
         "evaluate.generation.max_new_tokens": 16,
         "evaluate.resamples": 200,
         "evaluate.controls": 8,
