@@ -1,24 +1,20 @@
 """Every family of models is scored as LLaMA-Factory trains it."""
 
-import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from jinja2 import Template
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from stages.answers import lm_eval
-from stages.commands import ask, export
 from stages.core.errors import UserError
 from stages.families import known
 from stages.model import formatted, scoring, tokens
-from tests import run_stages, tiny_models
+from tests import tiny_models
 from tests.trainer import dpo_trainer, trainers_log_probs
 
 ROOT = Path(__file__).parent.parent
@@ -218,69 +214,3 @@ def test_positions_go_on_after_the_longer_side_of_an_image(of_the_demo, base, po
     assert time == [0, *[1] * 15, 6, 7]
     assert row == [0, *(1 + i for i in range(3) for _ in range(5)), 6, 7]
     assert column == [0, *(1 + i for _ in range(3) for i in range(5)), 6, 7]
-
-
-# every stage
-
-
-def small_data(folder):
-    """60 images, one pair each, as a user's own folder holds them."""
-    folder.mkdir()
-    rows = []
-    for i in range(60):
-        colour, other = (("red", "green", "blue", "teal")[(i + k) % 4] for k in (0, 1))
-        image = Image.new("RGB", (56 + i, 60), "white")
-        ImageDraw.Draw(image).rectangle((8, 8, 20 + i % 12, 26), fill=colour)
-        image.save(folder / f"{i}.png")
-        rows.append(
-            {
-                "image": f"{i}.png",
-                "question": "What color is the shape?",
-                "chosen": f"The shape is {colour}.",
-                "rejected": f"The shape is {other}.",
-            }
-        )
-    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["Qwen3.5"], indirect=True)  # of Qwen2.5-VL: test_own_data.py
-def test_a_family_goes_through_every_stage_is_asked_and_exported(
-    family, family_dir, overrides, write_params, tmp_path, monkeypatch, capfd
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    small_data(tmp_path / "mine")
-    shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
-    write_params(
-        tmp_path / "params.yaml",
-        **run_stages.SMALL,
-        **overrides,
-        **{
-            "data.sources": {"mine": {"kind": "path", "path": "mine", "licence": None}},
-            "model.source": {"kind": "path", "path": str(family_dir), "licence": "Apache-2.0"},
-            "format.image_max_pixels": 8192,
-            "format.image_min_pixels": 784,
-        },
-    )
-    run_stages.main()
-
-    results = json.loads((tmp_path / "reports" / "results" / "metrics.json").read_text())
-    assert 0 <= results["win_rate"] <= 1
-    scores = pd.read_parquet(tmp_path / "reports" / "details" / "scores.parquet")
-    assert len(scores) == results["pairs"] > 5
-    assert (scores["policy_chosen_logps"] != scores["reference_chosen_logps"]).all()
-    curve = pd.read_csv(tmp_path / "reports" / "curves" / "train.csv")
-    assert abs(curve["reward_margin"].iloc[0]) < 1e-3
-    assert (tmp_path / "reports" / "report.html").stat().st_size > 10_000
-    assert "## " in (tmp_path / "reports" / "model_card.md").read_text()
-
-    first = json.loads((tmp_path / "reports" / "curves" / "first_batch.json").read_text())
-    assert first["reference"] == "cached"
-    assert ("recurrence" in first.get("apart_because", "")) is (family == "Qwen3.5")
-    page = (tmp_path / "reports" / "report.html").read_text()
-    assert ("a row for each answer (Gated DeltaNet" in page) is (family == "Qwen3.5")
-    ask.main(image=str(tmp_path / "mine" / "0.png"), question="What color is the shape?")
-    export.main()
-    assert "differ from those of base plus adapter by" in capfd.readouterr().out
-    assert list((tmp_path / "models" / "merged").glob("*.safetensors"))
