@@ -291,7 +291,7 @@ def ask(at: str, request: dict[str, Any], timeout: float = 60) -> int:
 
 # Requests as clients get them right and wrong, the same ones each time.
 TEXTS = st.text(max_size=40) | st.sampled_from(["<image>", "<|image_pad|>", "<|im_end|>"])
-URLS = [url(png()), url(png((1, 2, 3, 4), "RGBA", 600)), url(png()[:70]), "http://a/b"]
+URLS = [url(png()), url(png((1, 2, 3, 4), "RGBA", 600)), url(png()[:70]), "http://host.invalid/x"]
 PARTS = TEXTS.map(lambda text: {"type": "text", "text": text}) | st.sampled_from(URLS).map(picture)
 RIGHT = st.builds(
     lambda parts, most, **more: asked(*parts, max_tokens=most, **more),
