@@ -44,7 +44,7 @@ back: setup ## Go back to the last commit; edits that are not committed are lost
 test: lint ## Lint, check types, run all tests (three processes)
 	$(TESTS)
 
-check: lint ## Lint, check types, run the fast tests (90 seconds)
+check: lint ## Lint, check types, run the fast tests (under a minute)
 	$(TESTS) -m "not slow"
 
 check-data: setup ## Show what the first rows of data.sources hold, and what would be left out

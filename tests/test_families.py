@@ -1,23 +1,20 @@
 """Every family of models is scored as LLaMA-Factory trains it."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from jinja2 import Template
 from PIL import Image
 
 from stages.answers import lm_eval
-from stages.commands import ask, export
 from stages.core.errors import UserError
 from stages.families import known
 from stages.model import formatted, scoring, tokens
-from tests import run_stages, tiny_models
+from tests import tiny_models
 from tests.trainer import dpo_trainer, trainers_log_probs
 
 ROOT = Path(__file__).parent.parent
@@ -217,40 +214,3 @@ def test_positions_go_on_after_the_longer_side_of_an_image(of_the_demo, base, po
     assert time == [0, *[1] * 15, 6, 7]
     assert row == [0, *(1 + i for i in range(3) for _ in range(5)), 6, 7]
     assert column == [0, *(1 + i for _ in range(3) for i in range(5)), 6, 7]
-
-
-# every stage: of Qwen2.5-VL, test_own_data.py
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["Qwen3.5"], indirect=True)
-def test_it_goes_through_every_stage_is_asked_and_exported(
-    family_dir, overrides, write_params, tmp_path, monkeypatch, capfd
-):
-    from tests.test_own_data import picture, rlaif_parquet
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "tasks" / "easy_vqa").mkdir(parents=True)
-    write_params(
-        tmp_path / "params.yaml",
-        **run_stages.SMALL,
-        **overrides,
-        **{
-            "data.sources": {"mine": rlaif_parquet(tmp_path)},
-            "model.source": {"kind": "path", "path": str(family_dir), "licence": "Apache-2.0"},
-        },
-    )
-    run_stages.main()
-
-    scores = pd.read_parquet("reports/details/scores.parquet")
-    assert (scores["policy_chosen_logps"] != scores["reference_chosen_logps"]).all()
-    first = json.loads(Path("reports/curves/first_batch.json").read_text())
-    assert (first["reference"], "recurrence" in first["apart_because"]) == ("cached", True)
-    assert "a row for each answer (Gated DeltaNet" in Path("reports/report.html").read_text()
-    assert len(pd.read_parquet("data/baseline/off_policy.parquet").columns) == 4
-    Path("0.png").write_bytes(picture(0))
-    ask.main(image="0.png", question="What color is the shape?")
-    export.main()
-    assert "differ from those of base plus adapter by" in capfd.readouterr().out
-    assert list(Path("models/merged").glob("*.safetensors"))

@@ -9,10 +9,11 @@ from benchmarks.throughput import SIZES
 from stages.commands import plan
 from tests.contracts import ROOT, preset_of
 
+pytestmark = pytest.mark.slow  # the import of benchmarks.memory, too
+
 PAIR = flops.DEFAULT
 
 
-@pytest.mark.slow
 def test_torch_counts_the_products_of_a_forward_as_the_formula_does(model_dir):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -43,7 +44,6 @@ def test_torch_counts_the_products_of_a_forward_as_the_formula_does(model_dir):
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", memory.WAYS)
 def test_the_memory_that_is_planned_is_what_a_step_holds(way, llamafactory):
     how, p = memory.WAYS[way], preset_of(ROOT / "params" / "qwen3-vl-4b.yaml")

@@ -71,12 +71,12 @@ def check(words, folder, disk):
     assert any(each in told[0] for each in wanted.split("|")), told
 
 
-@pytest.mark.parametrize("disk", [FULL, READ_ONLY], ids=["full", "read-only"])
 @pytest.mark.parametrize(
-    "stage",
+    ("stage", "disk"),
     [
-        "fetch --item model.source --out disk/base",
-        "preprocess --raw raw --out disk/pairs --report disk/preprocess.json",
+        ("fetch --item model.source --out disk/base", FULL),
+        ("preprocess --raw raw --out disk/pairs --report disk/preprocess.json", FULL),
+        ("preprocess --raw raw --out disk/pairs --report disk/preprocess.json", READ_ONLY),
     ],
 )
 def test_a_stage_is_stopped_by_one_message_and_completes_later(tmp_path, write_params, stage, disk):

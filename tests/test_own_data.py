@@ -1,4 +1,4 @@
-"""A user's own data, in the shapes in which people have it, and a Qwen2.5-VL through every stage.
+"""A user's own data, in the shapes in which people have it, and each family go through every stage.
 
 The demo and the 4B preset are of Qwen3-VL.
 """
@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
+from stages.commands import ask, export
 from stages.model import formatted
 from stages.pairs.pairs import SPLITS
-from tests import run_stages, tiny_models
+from tests import run_stages
 from tests.test_families import OTHERS
 
 pytestmark = pytest.mark.slow
@@ -88,11 +89,13 @@ def rlaif_parquet(folder):
     return {"kind": "path", "path": path, "licence": None, "columns": columns}
 
 
-def test_own_data_and_qwen2_5_vl_go_through_every_stage(
-    llamafactory, write_params, tmp_path, monkeypatch
+@pytest.mark.parametrize("family", OTHERS)
+def test_own_data_go_through_every_stage_and_the_model_is_asked_and_exported(
+    family, llamafactory, write_params, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    model = tiny_models.qwen2_5_vl(tmp_path / "model")
+    make, overrides = OTHERS[family]
+    model = make(tmp_path / "model")
     mine, project = tmp_path / "mine", tmp_path / "project"
     mine.mkdir()
     project.mkdir()
@@ -100,9 +103,10 @@ def test_own_data_and_qwen2_5_vl_go_through_every_stage(
     (project / "tasks" / "easy_vqa").mkdir(parents=True)
     write_params(
         project / "params.yaml",
-        **run_stages.SMALL,
-        **OTHERS["Qwen2.5-VL"][1],
-        **{
+        **run_stages.SMALL
+        | overrides
+        | {
+            "format.cutoff_len": 256,
             "data.sources": {"prepared": sharegpt_zip(mine), "rlaif": rlaif_parquet(mine)},
             "model.source": {"kind": "path", "path": str(model), "licence": "Apache-2.0"},
             "preprocess.wanted.turns": 2,
@@ -134,3 +138,15 @@ def test_own_data_and_qwen2_5_vl_go_through_every_stage(
     assert 0 <= results["win_rate"] <= 1
     assert (project / "reports" / "report.html").stat().st_size > 10_000
     assert "## " in (project / "reports" / "model_card.md").read_text()
+    first = json.loads((project / "reports" / "curves" / "first_batch.json").read_text())
+    assert first["reference"] == "cached"
+    assert ("recurrence" in first.get("apart_because", "")) is (family == "Qwen3.5")
+    page = (project / "reports" / "report.html").read_text()
+    assert ("a row for each answer (Gated DeltaNet" in page) is (family == "Qwen3.5")
+    if family != "Qwen3.5":
+        return
+    image = next((project / "data" / "pairs" / "images").iterdir())
+    ask.main(image=str(image), question="What color is the shape?")
+    export.main()
+    assert "differ from those of base plus adapter by" in capfd.readouterr().out
+    assert list((project / "models" / "merged").glob("*.safetensors"))

@@ -34,10 +34,11 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
     }
     # POPE in miniature; MMMU and ChartQA can't be had without the Hub.
     shorter = {
+        "format.image_max_pixels": 16384,
         "evaluate.generation.max_new_tokens": 16,
         "evaluate.resamples": 200,
-        "evaluate.controls": 20,
-        "evaluate.generation.prompts": 10,
+        "evaluate.controls": 8,
+        "evaluate.generation.prompts": 6,
         "evaluate.lm_eval": {"pope": 4},
     }
     set_parameters(preset, on_cpu | shorter)

@@ -1,6 +1,7 @@
 """The server: it answers as the evaluation does, whatever it is sent, and ends when it is told."""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -20,6 +21,8 @@ from typing import Any
 import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from stages.commands import ask as asking
@@ -252,8 +255,11 @@ def test_an_answer_ends_once_its_client_is_gone(models):
 # the server as a process
 
 
-@pytest.fixture
-def server(model_dir: Path, strong: Path, write_params: Any, tmp_path: Path) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def server(
+    model_dir: Path, strong: Path, write_params: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    tmp_path = tmp_path_factory.mktemp("server")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "base").symlink_to(model_dir)
     (tmp_path / "models" / "adapter").symlink_to(strong)
@@ -274,11 +280,66 @@ def server(model_dir: Path, strong: Path, write_params: Any, tmp_path: Path) -> 
         process.kill()
 
 
-def ask(at: str, request: dict[str, Any], timeout: float = 60) -> int:
+def post(at: str, body: bytes, timeout: float = 60) -> httpx.Response:
     key = {"Authorization": "Bearer secret"}
-    return httpx.post(
-        at + PATH, json=request, headers=key, timeout=timeout, trust_env=False
-    ).status_code
+    return httpx.post(at + PATH, content=body, headers=key, timeout=timeout, trust_env=False)
+
+
+def ask(at: str, request: dict[str, Any], timeout: float = 60) -> int:
+    return post(at, json.dumps(request).encode(), timeout).status_code
+
+
+# Requests as clients get them right and wrong, the same ones each time.
+TEXTS = st.text(max_size=40) | st.sampled_from(["<image>", "<|image_pad|>", "<|im_end|>"])
+URLS = [url(png()), url(png((1, 2, 3, 4), "RGBA", 600)), url(png()[:70]), "http://host.invalid/x"]
+PARTS = TEXTS.map(lambda text: {"type": "text", "text": text}) | st.sampled_from(URLS).map(picture)
+RIGHT = st.builds(
+    lambda parts, most, **more: asked(*parts, max_tokens=most, **more),
+    st.lists(PARTS, max_size=4),
+    st.integers(1, 4),
+    temperature=st.floats(0, 2),
+    stream=st.booleans(),
+)
+ANYTHING = st.recursive(
+    st.sampled_from([None, True, -1, 0.5, float("nan"), "a", "\ud800", 10**400]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+)
+KEYS = st.sampled_from(["model", "messages", "max_tokens", "temperature", "stop", "user", "b"])
+WRONG = st.tuples(RIGHT, KEYS, ANYTHING).map(lambda drawn: drawn[0] | {drawn[1]: drawn[2]})
+BODIES = st.one_of(RIGHT, RIGHT, WRONG).map(lambda sent: json.dumps(sent).encode())
+
+
+def random_bodies(count: int) -> list[bytes]:
+    found: list[bytes] = []
+    few = settings(max_examples=count, derandomize=True, database=None, phases=[Phase.generate])
+    few(
+        given(body=st.one_of(BODIES, BODIES, st.binary(max_size=50)))(
+            lambda body: found.append(body)
+        )
+    )()
+    return found
+
+
+@pytest.mark.slow
+def test_two_hundred_random_requests_twenty_at_a_time_are_each_answered_or_refused(server):
+    """One client in five leaves at once."""
+    process, at = server
+    plain = json.dumps(asked(RED, "what?")).encode()
+    expected, before = said(post(at, plain)), psutil.Process(process.pid).memory_info().rss
+
+    def status(number: int, body: bytes) -> int:
+        with contextlib.suppress(httpx.TimeoutException):
+            return post(at, body, timeout=60 if number % 5 else 0.02).status_code
+        return 0 if number % 5 else 499
+
+    bodies = random_bodies(200)
+    with ThreadPoolExecutor(20) as clients:
+        found = list(clients.map(status, range(200), bodies))
+    wrong = [(s, body) for s, body in zip(found, bodies, strict=True) if s != 200 and s // 100 != 4]
+    assert not wrong
+    assert min(found.count(200), found.count(400), 4 * found.count(499)) >= 20
+    assert said(post(at, plain)) == expected
+    assert psutil.Process(process.pid).memory_info().rss - before < 300e6
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tests.trainer import dpo_trainer
 
 pytestmark = pytest.mark.slow
 
-STEPS = 12
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_what_is_not_exact_goes_the_stock_way_and_says_so(built, trainers):
     assert step(trainer, first(trainer))[0] == expected[0]
 
 
-def test_a_dozen_steps_have_the_losses_of_stock(
+def test_eight_steps_have_the_losses_of_stock(
     llamafactory, params_with, model_dir, formatted_dir, pairs_dir, tmp_path
 ):
     from llamafactory.train.dpo import trainer as dpo

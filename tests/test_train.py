@@ -6,7 +6,6 @@ can be: one that is let alone, one that is killed, and its second half.
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -323,21 +322,11 @@ def test_a_training_leaves_adapter_configuration_and_curves(untouched):
     assert str(made.folder) not in (made.adapter / "llamafactory.yaml").read_text()
 
 
-@pytest.fixture(scope="module")
-def killed(project):
-    """A training that was killed outright at a random step after its first checkpoint."""
-    made, step = project("killed"), random.choice(range(SAVE_STEPS + 1, 3 * SAVE_STEPS))
-    print(f"killed at step {step} of {STEPS}")
-    kill_once_there(made, "events.jsonl", f'"step": {step}')
-    return made
-
-
-def kill_once_there(made, pattern, text=""):
-    """Start a training and kill it, with SIGKILL, once a file with ``text`` is in its folder."""
+def kill_once_there(made, pattern):
+    """Start a training and kill it, with SIGKILL, once such a file is in its folder."""
     process = made.start()
     end = time.monotonic() + 400
-    found = made.folder.glob
-    while not any(not text or text in p.read_text() for p in found(f"models/training/*/{pattern}")):
+    while not any(made.folder.glob(f"models/training/*/{pattern}")):
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < end, f"{pattern} never came"
         time.sleep(0.001)
@@ -351,10 +340,18 @@ def kill_once_there(made, pattern, text=""):
 
 
 @pytest.fixture(scope="module")
+def killed(project):
+    """A training that was killed outright while it wrote its third checkpoint."""
+    made, writing = project("killed"), f"checkpoint-{3 * SAVE_STEPS}"
+    kill_once_there(made, f"{writing}/*")
+    # Where the kill came too late, it is made to have come before the last file.
+    (made.workspace / writing / "trainer_state.json").unlink(missing_ok=True)
+    return made
+
+
+@pytest.fixture(scope="module")
 def resumed(killed, write_params):
-    """The killed training: what another beta printed first; then it is resumed and killed again,
-    while it writes its third checkpoint, and resumed to its end.
-    """
+    """What another beta printed first, and the killed training, resumed to its end."""
     set_params(killed.folder, write_params, beta=0.2)
     other = killed.start()
     assert other.stdout is not None
@@ -365,15 +362,11 @@ def resumed(killed, write_params):
     assert clean.exists()
     clean.rename(killed.folder / "another")
     set_params(killed.folder, write_params)
-    writing = f"checkpoint-{3 * SAVE_STEPS}"
-    kill_once_there(killed, f"{writing}/*")
-    # Where the kill came too late, it is made to have come before the last file.
-    (killed.workspace / writing / "trainer_state.json").unlink(missing_ok=True)
     return line, killed.run()
 
 
 @pytest.mark.slow
-def test_a_training_killed_twice_resumes_from_its_last_complete_checkpoint(resumed, killed):
+def test_a_killed_training_resumes_from_its_last_complete_checkpoint(resumed, killed):
     line, output = resumed
     assert line.rstrip().endswith("a clean start")  # of another beta
     assert "resuming from checkpoint-" in output
