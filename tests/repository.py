@@ -136,7 +136,9 @@ def make(folder: Path, stage: str, pipeline: str = PIPELINE) -> Path:
     call("git", "checkout", "--quiet", "-B", "main", folder=project)
     (project / "stage.py").write_text(stage, encoding="utf-8")
     (project / "dvc.yaml").write_text(pipeline, encoding="utf-8")
-    (project / "params.yaml").write_text("preprocess: 1\ntrain: {beta: 0.1, seed: 42}\n")
+    (project / "params.yaml").write_text(
+        "data: {sources: {}}\npreprocess: 1\ntrain: {beta: 0.1, seed: 42}\n"
+    )
     (project / ".gitignore").write_text("mlflow.db*\n/mlartifacts/\n__pycache__/\n")
     call("dvc", "init", "--quiet", folder=project)
     storage = str(folder / "storage")

@@ -148,6 +148,5 @@ def test_the_seeds_of_a_setting_are_read_and_compared(here, capsys):
     assert "2 seeds: main (None), again (1)" in printed
     assert "2 seeds: tuned (None), tuned-again (1)" in printed
     assert "| +50.0 points |" in printed
-    for wrong in ({"before": "main"}, {"seeds": ("a", "b", "c")}, {"before": "a", "seeds": ("b",)}):
-        with pytest.raises(UserError, match="give --before and --after, or --seeds"):
-            compare.main(**wrong)
+    with pytest.raises(UserError, match="takes one revision, or two in quotes"):
+        seeds.main("a b c")

@@ -7,6 +7,7 @@ import pytest
 
 from stages.core.errors import UserError
 from stages.model.prefix import pair_key
+from stages.params.losses import LOSSES
 from stages.tuning import config as tuning
 from tests.trainer import dpo_trainer
 
@@ -81,6 +82,7 @@ def test_it_is_used_here(trainers):
         ("sigmoid", {}),
         ("sigmoid", {"ftx_gamma": 0.7, "label_smoothing": 0.1}),
         ("sigmoid", {"ld_alpha": 0.3}),
+        ("sigmoid", {"ftx_gamma": 1.0, "bco_gemma": 0.25}),  # mpo
         ("hinge", {"ftx_gamma": 0.0}),  # stock adds the SFT term in place, which fails for hinge
         ("ipo", {"ld_alpha": 0.3}),
         ("orpo", {"ftx_gamma": 0.2}),
@@ -88,6 +90,8 @@ def test_it_is_used_here(trainers):
     ],
 )
 def test_every_loss_has_the_loss_metrics_and_gradients_of_stock(trainers, loss, more):
+    from trl.trainer.utils import RunningMoments
+
     found = []
     for trainer in trainers:
         with pytest.MonkeyPatch.context() as patch:
@@ -98,11 +102,41 @@ def test_every_loss_has_the_loss_metrics_and_gradients_of_stock(trainers, loss, 
             patch.setattr(trainer.finetuning_args, "use_ref_model", loss not in ("orpo", "simpo"))
             for name, value in more.items():
                 patch.setattr(trainer, name, value)
+            patch.setattr(trainer, "running", RunningMoments(trainer.accelerator), raising=False)
             found.append(step(trainer, first(trainer)))
     (stock, stock_metrics, stock_gradient), (ours, metrics, gradient) = found
     assert ours == pytest.approx(stock, rel=1e-4)
     assert (gradient - stock_gradient).norm() < 1e-3 * stock_gradient.norm()
     assert metrics == pytest.approx(without_logits(stock_metrics), rel=1e-4, abs=1e-4)
+
+
+def test_mpo_is_its_three_terms_as_trl_computes_them(trainers):
+    import torch
+    from trl.trainer.utils import RunningMoments
+
+    for trainer in trainers:
+        batch = trainer._prepare_inputs(trainer.data_collator(first(trainer)))
+
+        def afresh(patch, trainer=trainer):
+            patch.setattr(trainer, "running", RunningMoments(trainer.accelerator), raising=False)
+
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            afresh(patch)
+            policy = trainer.concatenated_forward(trainer.model, dict(batch))
+            logps = [policy[side] for side in ("chosen_logps", "rejected_logps")]
+            logps = [logp - shift for logp, shift in zip(logps, (0.3, -0.2), strict=True)]
+            logps += trainer.compute_reference_log_probs(trainer.model, dict(batch))
+            sigmoid, bco = (
+                trainer.dpo_loss(*logps, loss_type=name)[0] for name in ("sigmoid", "bco_pair")
+            )
+            expected = 0.8 * sigmoid + 0.2 * bco - policy["chosen_logps_avg"]
+            afresh(patch)
+            weights = LOSSES["mpo"].options
+            patch.setattr(trainer, "bco_gemma", weights["pref_bco_weight"])
+            patch.setattr(trainer, "loss_type", weights["pref_loss"])
+            found, *_ = trainer.compute_preference_loss(*logps)
+            found = found - weights["pref_ftx"] * policy["chosen_logps_avg"]
+            torch.testing.assert_close(found, expected)
 
 
 def test_validation_figures_are_means_over_pairs_not_over_batches(trainers):

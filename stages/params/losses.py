@@ -5,7 +5,9 @@ for chosen w and rejected l. LLaMA-Factory 0.9.5 computes them (``train/dpo/trai
 three by TRL 0.24. As in TRL, ``ipo`` takes means per token where the paper has sums.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 WORDS = ("words", "tag", "paper")  # fields that no number depends on
 
@@ -18,6 +20,8 @@ class Loss:
     stock: whether LLaMA-Factory's own trainer computes it: to TRL it does not pass the name on, and
         trains sigmoid.
     smoothed: whether ``train.dpo_label_smoothing`` goes with it.
+    options: LLaMA-Factory's options that make it, whatever ``train`` says of them; without any,
+        LLaMA-Factory knows it by its name.
     words: for the page and the card.
     tag: the Hub's, of the card.
     paper: number of its source on arXiv, for the card (``reporting/card.bib``).
@@ -30,6 +34,7 @@ class Loss:
     mean: bool = False
     stock: bool = True
     smoothed: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 LOSSES = {
@@ -65,5 +70,14 @@ LOSSES = {
         reference=False,
         mean=True,
         paper="2405.14734",
+    ),
+    # 0.8·sigmoid + 0.2·BCO - log π(w) per token, with BCO = -log_sigmoid(β·r(w) - δ)
+    # - log_sigmoid(δ - β·r(l)), δ the running mean of all rewards. LLaMA-Factory weighs the first
+    # two as (sigmoid + weight·BCO) / (1 + weight).
+    "mpo": Loss(
+        words="mixed preference optimization (MPO)",
+        tag="mpo",
+        paper="2411.10442",
+        options={"pref_loss": "sigmoid", "pref_bco_weight": 0.25, "pref_ftx": 1.0},
     ),
 }

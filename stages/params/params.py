@@ -162,8 +162,8 @@ class Train(Section):
 
     @property
     def passed_through(self) -> dict[str, Any]:
-        """The keys that go to LLaMA-Factory as they are."""
-        return dict(self.__pydantic_extra__ or {})
+        """The keys that go to LLaMA-Factory as they are, and what the loss sets of them."""
+        return {**(self.__pydantic_extra__ or {}), **LOSSES[self.loss].options}
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
