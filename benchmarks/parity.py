@@ -417,7 +417,7 @@ def run(training: Training, configuration: dict[str, Any], folder: Path) -> None
         environment |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(training.processes)}
     if training.ours:
         environment = process.with_shared_prefix(
-            environment, REFERENCE if training.cached else None
+            environment, REFERENCE if training.cached else None, None
         )
     process.launch(
         ["train", str(file), f"output_dir={folder}"], folder, environment, lambda entry: None

@@ -109,7 +109,7 @@ def train(
 
         environment = config.environment(p.train.gpus, os.environ, is_portable=p.train.portable)
         if p.train.shared_prefix:
-            environment = process.with_shared_prefix(environment, cached)
+            environment = process.with_shared_prefix(environment, cached, config.view(p))
         words = ["train", str(file), f"output_dir={folder}"]
         if machine.on_ray():
             words.append(f"ray_num_workers={p.train.processes}")

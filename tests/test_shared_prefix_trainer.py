@@ -1,14 +1,16 @@
 """LLaMA-Factory's trainer, fed with shared prompts, trains as the stock one does."""
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 
 from stages.core.errors import UserError
 from stages.model.prefix import pair_key
-from stages.params.losses import LOSSES
+from stages.params.losses import LOSSES, VIEWS
 from stages.tuning import config as tuning
+from stages.tuning import views
 from tests.trainer import dpo_trainer
 
 pytestmark = pytest.mark.slow
@@ -137,6 +139,74 @@ def test_mpo_is_its_three_terms_as_trl_computes_them(trainers):
             found, *_ = trainer.compute_preference_loss(*logps)
             found = found - weights["pref_ftx"] * policy["chosen_logps_avg"]
             torch.testing.assert_close(found, expected)
+
+
+def seen_by_stock(stock, features, view):
+    """Log-probs of chosen under a view by the policy and by the reference, a row at a time."""
+    import torch
+    from llamafactory.train.trainer_utils import get_batch_logps
+
+    features = copy.deepcopy(features)
+    if view != "masked":
+        for feature in features:
+            shown = views.row(feature, view, paths_of(stock))["images"]
+            feature["images"] = [views.image(each) for each in shown]
+    batch = stock._prepare_inputs(stock.data_collator(features))
+    labels = batch.pop("labels")
+    if view == "masked":
+        length = labels.shape[1]
+        text = batch["input_ids"] != stock.model.config.image_token_id
+        sees = (text & batch["attention_mask"].bool())[:, None] | torch.eye(length).bool()
+        batch["attention_mask"] = (sees & torch.ones(length, length).tril().bool())[:, None]
+    found = []
+    for without in (nullcontext, stock.model.disable_adapter):
+        with torch.no_grad(), without():
+            logits = stock.model(**batch, use_cache=False).logits
+        found.append(get_batch_logps(logits, labels)[0][: len(features)])
+    return found
+
+
+def paths_of(trainer):
+    return sorted({path for images in trainer.train_dataset["images"] for path in images or []})
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("view", VIEWS)
+def test_mdpo_is_its_three_terms_as_its_authors_compute_them(trainers, view, cached):
+    """``dpo_loss`` of luka-group/mDPO, ``mdpo_trainer.py``, on log-probs of plain forwards."""
+    import torch
+    from torch.nn.functional import logsigmoid
+
+    stock, ours = trainers
+    features = first(ours)
+    batch = stock._prepare_inputs(stock.data_collator(copy.deepcopy(features)))
+    with torch.no_grad():
+        output = stock.concatenated_forward(stock.model, dict(batch))
+        base = stock.compute_reference_log_probs(stock.model, dict(batch))
+    chosen, rejected = output["chosen_logps"], output["rejected_logps"]
+    imageless, base_imageless = seen_by_stock(stock, features, view)
+    assert (imageless - chosen).abs().max() > 0.01
+    expected = (
+        -logsigmoid(ours.beta * ((chosen - rejected) - (base[0] - base[1])))
+        - logsigmoid(ours.beta * ((chosen - imageless) - (base[0] - base_imageless)))
+        - logsigmoid(ours.beta * (chosen - base[0]))
+    )
+    expected = expected - stock.ftx_gamma * output["chosen_logps_avg"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "view", view)
+        patch.setattr(ours, "under_view", {})
+        patch.setattr(ours.data_collator, "view", view)
+        patch.setattr(ours.data_collator, "paths", paths_of(ours))
+        if cached:
+            logps = torch.stack(base).T.tolist()
+            cache = {pair_key(f): tuple(c) for f, c in zip(features, logps, strict=True)}
+            patch.setattr(ours.data_collator, "reference", cache)
+        loss, metrics, gradient = step(ours, features)
+        apart = ours.compared_with_stock(features)
+    assert loss == pytest.approx(expected.mean().item(), abs=1e-5)
+    assert metrics["logps/rejected"] == pytest.approx(rejected.mean().item(), abs=1e-4)
+    assert gradient.isfinite().all()
+    assert apart["policy_difference"] < 1e-3
 
 
 def test_validation_figures_are_means_over_pairs_not_over_batches(trainers):

@@ -239,8 +239,9 @@ def step(p: Params, size: Size, pair: Pair) -> float:
     are not kept, and once more for a reference that is not looked up."""
     again = not p.train.passed_through.get("disable_gradient_checkpointing", False)
     if p.train.shared_prefix:
-        tokens = row_tokens(p, pair)
-        return forward(size, (2 + again) * tokens, pair.image, 2 * 2 * pair.answer)
+        rows = 1 + LOSSES[p.train.loss].view  # which also goes through the reference
+        passes = (2 + again) * rows + (rows - 1)
+        return forward(size, passes * row_tokens(p, pair), pair.image, 4 * rows * pair.answer)
     passes, tokens = 2 + LOSSES[p.train.loss].reference, 2 * (pair.prompt + pair.answer)
     return forward(size, (passes + again) * tokens, 2 * (passes - 1) * pair.image, passes * tokens)
 

@@ -26,6 +26,7 @@ from typing import Any
 from stages.families import known
 
 IGNORE = -100  # the label of a token that is not trained on, as in LLaMA-Factory
+UNSEEN = "unseen"  # of a feature: no text attends to its images
 
 # Tokens that go to the head together. With a vocabulary of 151,936 a chunk's logits take 156 MB in
 # float32, and the head is as fast as with all tokens at once.
@@ -94,7 +95,7 @@ def pack(
 
     Args:
         features: LLaMA-Factory's pairwise features: ``chosen_input_ids``, ``chosen_labels``, the
-            same for rejected, and ``images``, their paths.
+            same for rejected, ``images``, their paths, and perhaps ``UNSEEN``.
         process_images: makes ``pixel_values`` and ``image_grid_thw`` of a list of images; it is
             given each distinct image of the batch once.
         always_look: an image that the vision tower sees, to no effect, when the batch has none:
@@ -116,7 +117,7 @@ def pack(
     body, image_token = plain(model).model, plain(model).config.image_token_id
     apart = why_apart(model)
     if apart:
-        features = [one for feature in features for one in _one_by_one(feature)]
+        features = [one for feature in features for one in one_by_one(feature)]
     names = [list(feature.get("images") or []) for feature in features]
     distinct = list(dict.fromkeys(name for of_pair in names for name in of_pair))
     seen = distinct or ([] if always_look is None else [always_look])
@@ -158,7 +159,7 @@ def pack(
     return batch
 
 
-def _one_by_one(feature: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def one_by_one(feature: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A pair as two, of one answer each: the other side is the prompt alone."""
     length = shared_length(feature)
     for other in ("rejected", "chosen"):
@@ -210,6 +211,8 @@ def _row(
     positions += [end + torch.arange(len(ids)) for ids, _ in suffixes]
     sizes = torch.tensor([length, len(suffixes[0][0]), len(suffixes[1][0])])
     segments = torch.tensor([PROMPT, CHOSEN, REJECTED]).repeat_interleave(sizes)
+    if feature.get(UNSEEN):
+        segments[tokens == image_token] = PADDING
 
     predicted = []
     start = length

@@ -37,7 +37,8 @@ UNREAD = {
         r"(\w+_)?history": "earlier turns apart from the messages",
         r"(\w+_)?(hint|context|passage|instruction)s?|input|lecture": "more of the question",
         r"(question|prompt|answer)_(prefix|suffix)|few_shot|examples": "more of the question",
-        r"media|attachments": "media in a column of their own",
+        r"media|attachments|points?|depth(_map)?|ocr(_\w+)?": "more of what is to be seen",
+        r"(is_)?(swapped|flipped)": "that the answers are the other way round",
         r"(multi_)?(choices?|options?)|(choice|option)s?_?\w|[A-D]": "choices of the question",
     }.items()
 }

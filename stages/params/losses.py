@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# What mdpo shows in place of a pair's image (``tuning/views.py``).
+VIEWS = ("masked", "cropped", "blank", "other")
 WORDS = ("words", "tag", "paper")  # fields that no number depends on
 
 
@@ -20,6 +22,7 @@ class Loss:
     stock: whether LLaMA-Factory's own trainer computes it: to TRL it does not pass the name on, and
         trains sigmoid.
     smoothed: whether ``train.dpo_label_smoothing`` goes with it.
+    view: whether it also takes chosen with something else to look at, ``train.view``.
     options: LLaMA-Factory's options that make it, whatever ``train`` says of them; without any,
         LLaMA-Factory knows it by its name.
     words: for the page and the card.
@@ -34,6 +37,7 @@ class Loss:
     mean: bool = False
     stock: bool = True
     smoothed: bool = False
+    view: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,5 +83,14 @@ LOSSES = {
         tag="mpo",
         paper="2411.10442",
         options={"pref_loss": "sigmoid", "pref_bco_weight": 0.25, "pref_ftx": 1.0},
+    ),
+    # sigmoid - log_sigmoid(β·(r(w) - r'(w))) - log_sigmoid(β·r(w)), r' with another view
+    "mdpo": Loss(
+        words="conditional preference optimization on images (mDPO)",
+        tag="mdpo",
+        paper="2406.11839",
+        stock=False,
+        view=True,
+        options={"pref_loss": "sigmoid"},
     ),
 }

@@ -32,7 +32,7 @@ from ruamel.yaml.error import YAMLError
 from stages.core.errors import UserError, did_you_mean, shown
 from stages.families import known
 from stages.params import arguments
-from stages.params.losses import LOSSES
+from stages.params.losses import LOSSES, VIEWS
 from stages.sources.kinds import KINDS
 from stages.sources.source import Section, SourceSection
 
@@ -46,9 +46,11 @@ if TYPE_CHECKING:
     DataSource: TypeAlias = SourceSection
     ModelSource: TypeAlias = SourceSection
     LossName: TypeAlias = str
+    View: TypeAlias = str
     Template: TypeAlias = str
 else:  # one of the kinds of sources that are registered, told apart by ``kind``
     LossName = Literal[tuple(LOSSES)]
+    View = Literal[VIEWS]
     DataSource = Union[tuple(kind.section for kind in KINDS.values())]  # noqa: UP007
     ModelSource = Union[tuple(k.model_section for k in KINDS.values() if k.model_section)]  # noqa: UP007
     Template = Literal[tuple(name for family in known.FAMILIES for name in family.templates)]
@@ -151,6 +153,7 @@ class Train(Section):
 
     beta: Annotated[float, Field(gt=0)]
     loss: LossName
+    view: View
     gpus: Annotated[int, Field(ge=0)]
     portable: bool
     shared_prefix: bool
@@ -175,6 +178,8 @@ class Train(Section):
             )
         if self.passed_through.get("dpo_label_smoothing") and not LOSSES[self.loss].smoothed:
             problems.append(f"loss: {self.loss} takes no dpo_label_smoothing; remove it")
+        if self.passed_through.get("ld_alpha") and LOSSES[self.loss].view:
+            problems.append(f"loss: {self.loss} takes no ld_alpha; remove it")
         if problems:
             raise ValueError("; ".join(problems))
         return self

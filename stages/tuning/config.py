@@ -24,7 +24,7 @@ WORKSPACE = Path("models/training")  # a folder for each fingerprint; DVC leaves
 INSIDE = Path(__file__).parent / "inside"
 # Our code in every training process, and what is there besides where prompts are shared.
 CODE = ("tuning/inside/sitecustomize.py",)
-SHARED_CODE = ("tuning/trainer.py", "model/prefix.py")
+SHARED_CODE = ("tuning/trainer.py", "tuning/views.py", "model/prefix.py")
 
 # Packages whose version decides what a training computes.
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
@@ -111,6 +111,11 @@ def starts_at_reference(p: Params) -> bool:
     return LOSSES[p.train.loss].reference and not noise
 
 
+def view(p: Params) -> str | None:
+    """What the loss shows in place of a pair's image; None where it takes the pair alone."""
+    return p.train.view if LOSSES[p.train.loss].view else None
+
+
 def dtype(p: Params) -> str:
     """The precision of the base model in training (``llamafactory/hparams/parser.py``)."""
     given = p.train.passed_through
@@ -162,6 +167,7 @@ def fingerprint(
         "packages": {package: version(package) for package in PACKAGES},
         "inside": inside,
         "shared_prefix": p.train.shared_prefix,
+        "view": view(p),
         "portable": p.train.portable and p.train.gpus == 0,
         "reference": sorted(reference_logps.by_pair(cached).items()) if cached else None,
     }

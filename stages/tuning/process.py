@@ -18,7 +18,7 @@ from stages.core.errors import UserError
 from stages.core.processes import ended_with_the_stage
 from stages.tuning.config import INSIDE, sha256
 from stages.tuning.history import STATE
-from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, STEPS
+from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, STEPS, VIEW
 
 KILLED = "Signal 9 (SIGKILL)"  # as torchrun tells of a process, which most often lacked memory
 FIXES = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
@@ -114,12 +114,18 @@ def inside(events: Path, base: Mapping[str, str]) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path), EVENTS: str(events.absolute())}
 
 
-def with_shared_prefix(base: Mapping[str, str], cached: Path | None) -> dict[str, str]:
+def with_shared_prefix(
+    base: Mapping[str, str], cached: Path | None, view: str | None
+) -> dict[str, str]:
     """What the environment ``base`` needs for the training to use the trainer on shared prompts,
-    with the reference's log-probs where they are ``cached``.
+    with the reference's log-probs where they are ``cached``, and with a loss on a ``view``.
     """
-    project = str(Path(__file__).parents[2])
-    return {**base, PROJECT: project} | ({REFERENCE: str(cached.absolute())} if cached else {})
+    given = {PROJECT: str(Path(__file__).parents[2])}
+    if cached:
+        given[REFERENCE] = str(cached.absolute())
+    if view:
+        given[VIEW] = view
+    return {**base, **given}
 
 
 def new_lines(path: Path) -> Iterator[list[dict[str, Any]]]:

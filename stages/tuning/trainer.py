@@ -14,6 +14,7 @@ the validation pairs are means over pairs, not over batches.
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from PIL import Image
 from stages.core.errors import UserError
 from stages.model import prefix, reference_logps
 from stages.params.losses import LOSSES
-from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE
+from stages.tuning import views
+from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE, VIEW
 
 SIDES = ("chosen_logps", "rejected_logps")
 
@@ -38,10 +40,14 @@ logger = get_logger(__name__)
 
 class SharedPrefixTrainer(CustomDPOTrainer):
     """``reference``: summed log-probs (chosen, rejected) of the reference by ``pair_key``; without
-    it the reference is computed in each step, as in stock.
+    it the reference is computed in each step, as in stock. ``view``: what mDPO shows in place of a
+    pair's image; its rows follow those of the pairs in a batch. ``under_view``: log-probs (n,) of
+    chosen there, of the batch that went through last: by the policy, and by the reference.
     """
 
     reference: Mapping[str, tuple[float, float]] | None = None
+    view: str | None = None
+    under_view: dict[str, Any]
     data_collator: Any
     pairs = 0  # of the batch that the model saw last
 
@@ -51,6 +57,9 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         super().__init__(model=model, ref_model=ref_model, finetuning_args=finetuning_args, **more)
         # Dropout is off by now.
         self.stock_because = prefix.why_not(model) or self._untried()
+        self.view, self.under_view = self.view or os.environ.get(VIEW), {}
+        if self.view and (reason := self.stock_because or prefix.why_apart(model)):
+            raise UserError(f"train.loss: mdpo needs both answers in one row, but {reason}")
         if self.stock_because:
             logger.warning_rank0(f"Training the stock way: {self.stock_because}.")
             return
@@ -62,7 +71,12 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             self.data_collator,
             reference=self.reference,
             with_placeholder=self.accelerator.num_processes > 1,
+            view=self.view,
+            paths=self._paths() if self.view == "other" else (),
         )
+
+    def _paths(self) -> Sequence[str]:
+        return sorted({path for images in self.train_dataset["images"] for path in images or []})
 
     def _untried(self) -> str | None:
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
@@ -112,7 +126,12 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         logps = per_token.sum(dim=-1)
         if LOSSES[self.loss_type].mean:
             logps = logps / lengths
-        chosen, rejected = logps
+        if self.view:
+            (chosen, under_view), (rejected, _) = (side.chunk(2) for side in logps)
+            self.under_view["reference" if is_ref_model else "policy"] = under_view
+            lengths = lengths[:, : len(chosen)]
+        else:
+            chosen, rejected = logps
         self.pairs = len(chosen)
         return {
             "chosen_logps": chosen,
@@ -139,10 +158,35 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if "reference" not in batch:
             found: tuple[Any, Any] = super().compute_reference_log_probs(model, batch)
             return found
+        if self.view:
+            self.under_view["reference"] = self._reference_under_view(model, batch)
         logps = batch["reference"]
         if LOSSES[self.loss_type].mean:
             logps = logps / (batch["targets"] != prefix.IGNORE).sum(dim=-1)
         return logps[0], logps[1]
+
+    def _reference_under_view(self, model: Any, batch: dict[str, Any]) -> Any:
+        """The reference's log-probs (n,) of chosen under the view."""
+        import torch
+
+        without = self.accelerator.unwrap_model(model).disable_adapter
+        with torch.no_grad(), nullcontext() if self.ref_model else without():
+            output = (self.ref_model or model)(**views.half(batch))
+        return output["logps"][0].sum(dim=-1)
+
+    def compute_preference_loss(self, *logps: Any) -> tuple[Any, Any, Any]:
+        """Losses (n,) and rewards; with a view, mDPO's two other terms are added (equations 3 and 4
+        of arXiv 2406.11839, with an anchor of 0 as in its code).
+        """
+        from torch.nn.functional import logsigmoid
+
+        losses, *rewards = super().compute_preference_loss(*logps)
+        if self.view:
+            chosen, _, base_chosen, _ = logps
+            seen = chosen - base_chosen
+            unseen = self.under_view["policy"] - self.under_view["reference"]
+            losses = losses - logsigmoid(self.beta * (seen - unseen)) - logsigmoid(self.beta * seen)
+        return losses, *rewards
 
     def dpo_loss(self, *logps: Any, **more: Any) -> Any:
         """The loss that was asked for: LLaMA-Factory 0.9.5 calls TRL 0.24 without its name, and
@@ -211,17 +255,23 @@ class SharedPrefixCollator:
         *,
         reference: Mapping[str, tuple[float, float]] | None = None,
         with_placeholder: bool = False,
+        view: str | None = None,
+        paths: Sequence[str] = (),
     ) -> None:
         self.stock = stock
         self.reference = reference
+        self.view, self.paths = view, paths
         # As in stock: every process looks at an image, so that none waits for the others.
         self.placeholder = Image.new("RGB", (64, 64), "white") if with_placeholder else None
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         import torch
 
-        images = partial(prefix.process_images, self.stock.template, self.stock.processor)
-        batch = prefix.pack(features, self.stock.model, images, always_look=self.placeholder)
+        images = partial(views.process, self.stock.template, self.stock.processor)
+        rows = list(features)
+        if self.view:
+            rows += [views.row(feature, self.view, self.paths) for feature in features]
+        batch = prefix.pack(rows, self.stock.model, images, always_look=self.placeholder)
         if self.reference is not None:
             logps = [self.reference.get(prefix.pair_key(feature)) for feature in features]
             if None in logps:

@@ -1,0 +1,88 @@
+"""A pair with something else to look at, for losses that ask whether the image matters.
+
+mDPO (arXiv 2406.11839, section 3.2) compares chosen with the image m against chosen with an image
+m' that lacks what it needs. The paper crops; the code that its authors published
+(``luka-group/mDPO``, ``mdpo_trainer.py``) masks all visual tokens, which is ``masked`` here: no
+token of the text attends to one.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from PIL import Image
+
+from stages.model import prefix
+
+GREY = (128, 128, 128)
+KEPT = 0.2  # of an image's area, at most, in a crop (section 4.1 of the paper)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown in place of the image at ``path``; ``other`` is the path of another one."""
+
+    view: str
+    path: str
+    other: str
+
+
+def row(feature: Mapping[str, Any], view: str, paths: Sequence[str]) -> dict[str, Any]:
+    """LLaMA-Factory's feature of a pair with chosen alone, under a view.
+
+    ``paths``: images of training, for the view ``other``; the same one stands in for an image each
+    time.
+    """
+    alone = next(prefix.one_by_one(feature))
+    if view == "masked":
+        return alone | {prefix.UNSEEN: True}
+    shown = [Shown(view, path, another(path, paths)) for path in feature.get("images") or []]
+    return alone | {"images": shown}
+
+
+def another(path: str, paths: Sequence[str]) -> str:
+    """One of the paths that is not this one, by its name; itself where there is no other."""
+    others = [each for each in paths if each != path]
+    return others[int(digest(path)[:12], 16) % len(others)] if others else path
+
+
+def image(shown: Shown) -> Image.Image:
+    """The substitute, of the size of the image, so that the number of its tokens stays."""
+    with Image.open(shown.path) as opened:
+        own = opened.convert("RGB")
+    if shown.view == "blank":
+        return Image.new("RGB", own.size, GREY)
+    if shown.view == "other":
+        with Image.open(shown.other) as opened:
+            return opened.convert("RGB").resize(own.size, Image.Resampling.BICUBIC)
+    share, left, top = (int(digest(shown.path)[i : i + 8], 16) / 16**8 for i in (0, 8, 16))
+    width, height = (max(1, round(side * (KEPT * share) ** 0.5)) for side in own.size)
+    x, y = round(left * (own.width - width)), round(top * (own.height - height))
+    return own.crop((x, y, x + width, y + height)).resize(own.size, Image.Resampling.BICUBIC)
+
+
+def digest(path: str) -> str:
+    """Of the file's name, which names its content."""
+    return hashlib.sha256(PurePath(path).name.encode()).hexdigest()
+
+
+def process(template: Any, processor: Any, images: list[Any]) -> dict[str, Any]:
+    """``prefix.process_images`` of paths, images, and what is shown in their place."""
+    drawn = [image(each) if isinstance(each, Shown) else each for each in images]
+    return prefix.process_images(template, processor, drawn)
+
+
+def half(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a batch of ``prefix.pack`` with n pairs and then their n views, the views."""
+    count, width = batch["input_ids"].shape
+    n = count // 2
+    rows = {name: batch[name][n:] for name in ("input_ids", "segments")}
+    rows |= {"position_ids": batch["position_ids"][:, n:], "targets": batch["targets"][:, n:]}
+    rows |= {"predictors": (batch["predictors"][:, n:] - n * width).clamp(min=0)}
+    if "pixel_values" in batch:
+        order = batch["image_order"]
+        rows |= {name: batch[name] for name in ("pixel_values", "image_grid_thw")}
+        rows |= {"image_order": order[len(order) // 2 :]}
+    return rows
