@@ -28,6 +28,7 @@ OUT_OF_RANGE = {
     "scoring.dtype": ("float", "bf16"),
     "train.beta": (0, -1, math.inf, math.nan, "0.1"),
     "train.loss": ("dpo", "kto_pair"),
+    "train.view": ("whole",),
     "train.gpus": (-1, 1.5, True),
     "train.shared_prefix": ("no", 1, 0),
     "train.portable": ("no", 1),

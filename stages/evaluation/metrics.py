@@ -225,7 +225,7 @@ def _ordered(values: Mapping[str, float]) -> dict[str, float]:
     Raises ``KeyError`` for a metric that the catalogue does not explain.
     """
     if unknown := values.keys() - set(catalogue.KEYS):
-        raise KeyError(f"{min(unknown)} has no entry in evaluation/catalogue.py")
+        raise KeyError(f"{min(unknown)} has no entry in evaluation/catalogue.yaml")
     return {
         key: float(f"{values[key]:.6g}") if isinstance(values[key], float) else values[key]
         for key in catalogue.KEYS
