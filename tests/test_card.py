@@ -194,14 +194,6 @@ def test_figures_have_their_intervals():
     assert all(METRICS[key].title for key in card.INDEXED)
 
 
-def test_a_run_without_questions_controls_and_tasks_has_a_card():
-    text = rendered(metrics=LEAST)
-    assert headings(text)[1:] == HEADINGS
-    assert "None were measured." in text
-    assert "**Right answers**" not in text
-    assert "lm-eval" not in text
-
-
 def test_a_card_of_several_sources_describes_each_and_takes_the_strictest_licence():
     mine = replace(EASY_VQA, kind="path", name="mine", repo=None, commit=None)
     text = four_b(data=[TOPICS, EASY_VQA, mine])

@@ -13,7 +13,6 @@ from ruamel.yaml import YAML
 
 from benchmarks import tables
 from stages import fetch
-from stages.commands.plan import per_step
 from stages.evaluation.catalogue import KEYS, METRICS
 from stages.params import params
 from stages.sources import kinds
@@ -27,15 +26,12 @@ from tests.contracts import (
     is_passed_on,
     key_of,
     source_of,
-    table_under,
     text_of,
     tracked_files,
-    yaml_of,
 )
 
 RESULTS = ROOT / "reports" / "results" / "metrics.json"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EVALUATION = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 # results
 
@@ -177,19 +173,6 @@ def test_every_parameter_in_the_documents_exists_and_takes_the_value(tmp_path):
                 params.load(tmp_path / "params.yaml")
                 assert key_of(key.split(".")) == key or is_passed_on(key), f"{document}: {key}"
     assert seen >= 3
-
-
-def test_the_table_of_machines_counts_the_pairs_of_a_step():
-    text = (ROOT / "docs/scaling.md").read_text()
-    rows = table_under(text, "A step takes `per_device_train_batch_size`")
-    for machines, preset, settings, pairs in rows:
-        document = yaml_of(f"params/{preset.strip('`')}.yaml")
-        train = dict(document["train"])
-        for key, value in re.findall(r"train\.(\w+)=(\d+)", settings):
-            train[key] = int(value)
-        p = params.checked({**document, "train": train}, "params.yaml")
-        assert [int(n) for n in re.findall(r"\d+", machines)] == [p.train.gpus]
-        assert int(pairs) == per_step(p)
 
 
 def test_readme_counts_the_steps_of_the_4b_preset():

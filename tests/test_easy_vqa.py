@@ -99,17 +99,6 @@ def test_rejected_differs_in_one_topic_and_in_nothing_else(pairs: list[Record]):
         assert len(different) == 1, pair
 
 
-def test_every_word_is_about_as_often_chosen_as_rejected(pairs: list[Record]):
-    chosen: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
-    for pair in pairs:
-        chosen.update(words(pair.chosen) - words(pair.rejected))
-        rejected.update(words(pair.rejected) - words(pair.chosen))
-    for word in chosen | rejected:
-        share = chosen[word] / (chosen[word] + rejected[word])
-        assert 0.45 < share < 0.55, (word, chosen[word], rejected[word])
-
-
 def test_a_rule_that_only_reads_the_two_answers_wins_about_half(pairs: list[Record]):
     # The best such rule knows, for each unordered pair of answers, which one is more often chosen.
     # It is learned on even images and judged on odd ones.

@@ -133,19 +133,6 @@ def test_the_stage_writes_the_same_bytes_again_and_says_when_nothing_fits(format
         run(**{"format.cutoff_len": 20})
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("llamafactory")
-def test_the_stage_says_last_of_all_that_every_row_was_altered(pairs_dir, run, tmp_path, capsys):
-    shutil.copytree(pairs_dir, tmp_path / "pairs")
-    table = pd.read_parquet(pairs_dir / "pairs.parquet")
-    table["question"] = "<video>\n" + table["question"]
-    table.to_parquet(tmp_path / "pairs" / "pairs.parquet", index=False)
-    folder = run(pairs=tmp_path / "pairs", **{"format.cutoff_len": 1000})
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith(f"ALTERED: {len(table)} of {len(table)} rows")
-    assert json.loads((folder / "r.json").read_text())["altered"] == last
-
-
 # A base model that does not work, found by one prompt and one image
 
 

@@ -1,8 +1,5 @@
 """The gallery shows extremes of all pairs, each once, with own answers where there are any."""
 
-import pandas as pd
-import pytest
-
 from stages.evaluation.catalogue import LOG_PROB
 from stages.reporting import page
 from stages.reporting.markup import rows_of
@@ -25,19 +22,6 @@ def test_the_gallery_shows_extremes_and_flips_each_pair_once():
     assert (changed["base_margin"] * changed["tuned_margin"] < 0).all()
     change = (changed["tuned_margin"] - changed["base_margin"]).abs()
     assert change.is_monotonic_decreasing
-
-
-@pytest.mark.parametrize(("asked", "questions"), [(5, 16), (0, 16), (0, 0)])
-def test_which_pairs_were_answered_does_not_decide_which_are_shown(tmp_path, asked, questions):
-    answers = answer_table(asked, questions).reindex(columns=answer_table().columns)
-    answers.to_parquet(tmp_path / "answers.parquet")  # as the stage reads it: types may differ
-    some = page.extremes(score_table(), pd.read_parquet(tmp_path / "answers.parquet"), 6)
-    for found, expected in zip(some, page.extremes(score_table(), answer_table(), 6), strict=True):
-        assert len(found)
-        assert list(found["id"]) == list(expected["id"])
-    shown = pd.concat(some)
-    answered = shown["base_answer"].notna()
-    assert set(shown["id"][answered]) == set(shown["id"]) & set(answer_table(asked)["id"][:asked])
 
 
 def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():

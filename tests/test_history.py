@@ -69,9 +69,3 @@ def test_curves_are_split_by_what_was_measured_and_the_summary_is_none(tmp_path)
         ],
         "validation": [{"step": 2, "epoch": 0.1, "loss": 0.6, "reward_margin": 0.1}],
     }
-
-
-def test_a_training_without_validation_still_names_the_columns_of_its_plots():
-    validation = history.curves([STEP_1])["validation"]
-    assert validation.empty
-    assert {"step", "loss", "reward_margin", "reward_accuracy"} <= set(validation.columns)

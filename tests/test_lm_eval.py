@@ -15,7 +15,6 @@ from stages.core.errors import UserError
 from stages.evaluation import paired, statistics
 from stages.model import formatted, scoring
 from stages.model.checkpoint import Checkpoint
-from tasks.published.grades import ratio
 from tests.experiment import ROOT
 from tests.test_metrics import SETTINGS
 from tests.test_published import module
@@ -272,18 +271,6 @@ def test_the_change_of_a_ratio_has_the_interval_of_its_mean_by_image():
         assert found[f"lm_eval/t/chair/{what}"] == pytest.approx(found[f"lm_eval/t/mean/{what}"])
     assert found["lm_eval/t/chair/change"] == pytest.approx(-40 / 4 / 80)
     assert found["lm_eval/t/chair/change_high"] < 0
-
-
-def test_a_ratios_linear_values_have_the_spread_of_its_bootstrap():
-    """With wholes that differ, against resampling of the ratio itself."""
-    random = np.random.default_rng(0)
-    wholes = random.integers(1, 9, 400)
-    pairs = [(float(random.binomial(of, 0.3)), float(of)) for of in wholes]
-    values = np.array(task_results.linear([list(pair) for pair in pairs]))
-    assert values.mean() == pytest.approx(ratio(pairs))
-    assert ratio([(0, 0)]) == ratio([]) == 0
-    drawn = [ratio([pairs[i] for i in random.integers(0, 400, 400)]) for _ in range(400)]
-    assert values.std() / 20 == pytest.approx(np.std(drawn), rel=0.1)
 
 
 def test_documents_without_images_are_each_their_own_cluster_and_no_number_is_left_out():

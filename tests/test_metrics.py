@@ -97,13 +97,6 @@ def test_length_controls_by_hand():
     assert found["win_rate_without_length"] == 0.5  # every remainder is a tie
 
 
-@pytest.mark.parametrize("differences", [[1] * 20, [1, 2] * 10, [-3, -1] * 10, [-1, 0, 1] * 3])
-def test_what_happens_at_equal_length_is_not_guessed_from_afar_or_from_few_images(differences):
-    n = len(differences)
-    found = metrics.of_length(many(n, differences, [1.0] * n), SETTINGS)
-    assert "win_rate_without_length" not in found
-
-
 def test_rates_of_few_images_and_rates_of_one_have_wilsons_interval(scores):
     found = metrics.of_pairs(scores, SETTINGS)
     expected = statistics.wilson_interval(0.625 * 3, 3)  # each image one trial

@@ -255,14 +255,6 @@ def test_the_funnel_accounts_for_every_row():
     assert told in Page(render(inputs)).text
 
 
-def test_parameters_are_printed_without_paths_of_this_machine():
-    model = {"kind": "path", "path": "/opt/someone/secret/my-model", "licence": None}
-    text = Page(render(inputs_with({"train.beta": 0.7, "model.source": model}))).text
-    assert "beta: 0.7" in text
-    assert "path: my-model" in text
-    assert "secret" not in text
-
-
 @pytest.mark.parametrize(
     ("path", "name"), [("demo/model", "demo/model"), ("/opt/secret/m", "m"), ("../up/m", "m")]
 )

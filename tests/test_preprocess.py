@@ -10,7 +10,6 @@ import os
 import random
 import weakref
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ from stages.pairs.refusals import Refusal
 from stages.sources.kinds import KINDS
 
 SOURCE: dict[str, Any] = dict.fromkeys(("repo", "revision", "commit", "licence")) | {"files": []}
-PROJECT = Path(__file__).parent.parent
 SETTINGS = {
     "split_key": "k",
     "validation": 0.2,

@@ -72,24 +72,6 @@ def test_whatever_users_say_a_prompt_has_as_many_places_as_images(asked, count):
 # names, groups and splits
 
 
-def record(**changes):
-    fields = {"images": (b"i",), "question": "q?", "chosen": "yes", "rejected": "no"} | changes
-    return Record("row 1", **fields)
-
-
-def test_a_pair_is_named_by_all_that_it_says():
-    same = record()
-    others = [
-        record(system="s"),
-        record(history=(("s", ""),)),
-        record(history=(("", "s"),)),
-        record(question="q"),
-    ]
-    names = [pairs.pair_id(each, ["a.jpg"]) for each in (same, *others)]
-    names += [pairs.pair_id(same, []), pairs.pair_id(same, ["a.jpg", "b.jpg"])]
-    assert len(set(names)) == len(names)
-
-
 shown = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3), max_size=12)
 
 

@@ -71,13 +71,6 @@ def first(trainer, count=4):
     return [dict(trainer.train_dataset[i]) for i in range(count)]
 
 
-def test_it_is_used_here(trainers):
-    from stages.tuning.trainer import SharedPrefixCollator
-
-    assert trainers[1].stock_because is None
-    assert isinstance(trainers[1].data_collator, SharedPrefixCollator)
-
-
 @pytest.mark.parametrize(
     ("loss", "more"),
     [

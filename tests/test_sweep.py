@@ -53,11 +53,6 @@ def test_what_dvc_would_not_read_is_refused_in_one_sentence(sets):
     assert "\n" not in str(refused.value)
 
 
-def test_on_one_device_the_commands_of_dvc_are_named():
-    with pytest.raises(UserError, match=r"dvc exp run --queue -S 'a=1,2' -S 'b=3' && dvc queue st"):
-        sweep.main("a=1,2 b=3")
-
-
 def measured(win_rate, accuracy, test):
     values = {"val_win_rate": win_rate, "val_tuned_accuracy": accuracy, "win_rate": test}
     return values | {"win_rate_low": test - 0.02, "win_rate_high": test + 0.01}

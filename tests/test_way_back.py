@@ -8,10 +8,8 @@ import re
 import pytest
 from ruamel.yaml import YAML
 
-from stages.commands import seeds
 from tests.contracts import ROOT
 from tests.repository import REPORTED, STAGES, attempt, call, clone, commit_and_push, hashes, make
-from tests.test_compare import experiment
 from tests.test_secrets import PLANTED, leaks
 
 pytestmark = pytest.mark.slow
@@ -119,18 +117,3 @@ def test_what_the_working_folder_holds_is_logged_later_and_once(logged, tracked,
     (here / "params.yaml").write_text(text.replace("beta: 0.1", "beta: 0.7"))
     done = attempt(*log, folder=here, **store)
     assert "results of something else: evaluate, report, train would run again" in done.stderr
-
-
-def test_the_seeds_of_a_setting_are_found_by_their_parameters(tracked, monkeypatch):
-    monkeypatch.chdir(tracked[0])
-    refs = call("git", "for-each-ref", "--format", "%(refname)", "refs/exps", folder=tracked[0])
-
-    def load(name):
-        revision = next((ref for ref in refs.split() if ref.endswith(f"/{name}")), name)
-        text = call("git", "show", f"{revision}:params.yaml", folder=tracked[0])
-        return experiment(name, parameters=YAML(typ="safe").load(text))
-
-    monkeypatch.setattr(seeds, "load", load)
-    found = seeds.seeds_of("copy")
-    head = call("git", "rev-parse", "HEAD", folder=tracked[0]).strip()
-    assert {one.name for one in found} == {"copy", "queued", head}
