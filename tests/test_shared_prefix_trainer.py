@@ -134,7 +134,7 @@ def test_mpo_is_its_three_terms_as_trl_computes_them(trainers):
             torch.testing.assert_close(found, expected)
 
 
-def seen_by_stock(stock, features, view):
+def seen_by_stock(stock, features, view, paths):
     """Log-probs of chosen under a view by the policy and by the reference, a row at a time."""
     import torch
     from llamafactory.train.trainer_utils import get_batch_logps
@@ -142,7 +142,7 @@ def seen_by_stock(stock, features, view):
     features = copy.deepcopy(features)
     if view != "masked":
         for feature in features:
-            shown = views.row(feature, view, paths_of(stock))["images"]
+            shown = views.row(feature, view, paths)["images"]
             feature["images"] = [views.image(each) for each in shown]
     batch = stock._prepare_inputs(stock.data_collator(features))
     labels = batch.pop("labels")
@@ -159,10 +159,6 @@ def seen_by_stock(stock, features, view):
     return found
 
 
-def paths_of(trainer):
-    return sorted({path for images in trainer.train_dataset["images"] for path in images or []})
-
-
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("view", VIEWS)
 def test_mdpo_is_its_three_terms_as_its_authors_compute_them(trainers, view, cached):
@@ -177,7 +173,7 @@ def test_mdpo_is_its_three_terms_as_its_authors_compute_them(trainers, view, cac
         output = stock.concatenated_forward(stock.model, dict(batch))
         base = stock.compute_reference_log_probs(stock.model, dict(batch))
     chosen, rejected = output["chosen_logps"], output["rejected_logps"]
-    imageless, base_imageless = seen_by_stock(stock, features, view)
+    imageless, base_imageless = seen_by_stock(stock, features, view, ours._paths())
     assert (imageless - chosen).abs().max() > 0.01
     expected = (
         -logsigmoid(ours.beta * ((chosen - rejected) - (base[0] - base[1])))
@@ -189,7 +185,7 @@ def test_mdpo_is_its_three_terms_as_its_authors_compute_them(trainers, view, cac
         patch.setattr(ours, "view", view)
         patch.setattr(ours, "under_view", {})
         patch.setattr(ours.data_collator, "view", view)
-        patch.setattr(ours.data_collator, "paths", paths_of(ours))
+        patch.setattr(ours.data_collator, "paths", ours._paths())
         if cached:
             logps = torch.stack(base).T.tolist()
             cache = {pair_key(f): tuple(c) for f, c in zip(features, logps, strict=True)}

@@ -105,17 +105,17 @@ UNITS = {
     "tokens": TOKENS,
     "p_value": P_VALUE,
 }
+ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
+WAYS = ("blank", "shuffled")  # what the control pairs show in place of their image
 NEEDS = {  # what a run must have for some metrics to be there
     "": "",
     "images": "at least two images",
-    "lengths": "10 images, and differences in length on both sides of 0 or at 0",
+    "lengths": f"{ENOUGH_IMAGES} images, and differences in length on both sides of 0 or at 0",
     "validation": "validation pairs",
     "controls": "`evaluate.controls` above 0",
     "answers": "`evaluate.generation.prompts` above 0",
     "questions": "a data set with known answers, `evaluate.generation.questions` above 0",
 }
-ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
-WAYS = ("blank", "shuffled")  # what the control pairs show in place of their image
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """A pair with something else to look at, for losses that ask whether the image matters.
 
 mDPO (arXiv 2406.11839, section 3.2) compares chosen with the image m against chosen with an image
-m' that lacks what it needs. The paper crops; the code that its authors published
-(``luka-group/mDPO``, ``mdpo_trainer.py``) masks all visual tokens, which is ``masked`` here: no
-token of the text attends to one.
+m' that lacks what it needs. The paper crops, and so does its authors' code, where an option called
+``mask_visual_tokens`` asks for it (``luka-group/mDPO``, ``bunny/modeling_bunny_phi.py``): a new
+crop each time, of another shape, which here is one for each image and keeps its shape. ``masked``
+is this project's own: no token of the text attends to one of the image.
 """
 
 import hashlib
