@@ -1,9 +1,11 @@
 """A pair with something else to look at, for losses that ask whether the image matters.
 
 mDPO (arXiv 2406.11839, section 3.2) compares chosen with the image m against chosen with an image
-m' that lacks what it needs. The paper crops; the code that its authors published
-(``luka-group/mDPO``, ``mdpo_trainer.py``) masks all visual tokens, which is ``masked`` here: no
-token of the text attends to one.
+m' that lacks what it needs. The paper crops, and so does the code that its authors published: in
+``luka-group/mDPO`` what ``mdpo_trainer.py`` calls ``mask_visual_tokens`` is a
+``RandomResizedCrop(scale=(0.01, 0.2))`` (``bunny/modeling_bunny_phi.py``), another one in each
+forward. Here an image has one crop, the same for the policy and the reference. With ``masked``,
+which is ours, no token of the text attends to a visual one.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from PIL import Image
 from stages.model import prefix
 
 GREY = (128, 128, 128)
-KEPT = 0.2  # of an image's area, at most, in a crop (section 4.1 of the paper)
+KEPT = 0.01, 0.2  # of an image's area, least and most, in a crop (as in the authors' code)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def image(shown: Shown) -> Image.Image:
         with Image.open(shown.other) as opened:
             return opened.convert("RGB").resize(own.size, Image.Resampling.BICUBIC)
     share, left, top = (int(digest(shown.path)[i : i + 8], 16) / 16**8 for i in (0, 8, 16))
-    width, height = (max(1, round(side * (KEPT * share) ** 0.5)) for side in own.size)
+    kept = KEPT[0] + (KEPT[1] - KEPT[0]) * share
+    width, height = (max(1, round(side * kept**0.5)) for side in own.size)
     x, y = round(left * (own.width - width)), round(top * (own.height - height))
     return own.crop((x, y, x + width, y + height)).resize(own.size, Image.Resampling.BICUBIC)
 
