@@ -18,7 +18,7 @@ from PIL import Image
 from stages.model import prefix
 
 GREY = (128, 128, 128)
-KEPT = 0.2  # of an image's area, at most, in a crop (section 4.1 of the paper)
+KEPT = 0.01, 0.2  # of an image's area, least and most, in a crop (as in the authors' code)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def image(shown: Shown) -> Image.Image:
         with Image.open(shown.other) as opened:
             return opened.convert("RGB").resize(own.size, Image.Resampling.BICUBIC)
     share, left, top = (int(digest(shown.path)[i : i + 8], 16) / 16**8 for i in (0, 8, 16))
-    width, height = (max(1, round(side * (KEPT * share) ** 0.5)) for side in own.size)
+    kept = KEPT[0] + (KEPT[1] - KEPT[0]) * share
+    width, height = (max(1, round(side * kept**0.5)) for side in own.size)
     x, y = round(left * (own.width - width)), round(top * (own.height - height))
     return own.crop((x, y, x + width, y + height)).resize(own.size, Image.Resampling.BICUBIC)
 
