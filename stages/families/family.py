@@ -30,7 +30,6 @@ class Family:
     published: dimensions of its models by repository, as their config.json has them.
     image_token: the token that stands in a prompt for a piece of an image.
     builds_prompts: a pattern of the tokens that the templates build prompts of.
-    apart: why a row can't hold both answers of a pair; empty where it can.
     """
 
     name: str
@@ -43,7 +42,6 @@ class Family:
     published: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(compare=False)
     image_token: str = "<|image_pad|>"
     builds_prompts: str = r"<\|(im|vision|image|video)_\w+\|>|<\|endoftext\|>"
-    apart: str = ""
 
     @property
     def fingerprint(self) -> dict[str, str]:

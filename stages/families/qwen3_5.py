@@ -2,8 +2,7 @@
 
 Patches of 16 pixels, so a token is 32 by 32; time, row and column are interleaved over a quarter of
 a head's rotary frequencies. Three of four layers are Gated DeltaNet: a convolution of four tokens
-and a recurrence, whose state holds all that was read. No attention mask can let two answers
-continue from one state, so each answer has a row with its prompt.
+and a recurrence, whose state holds all that was read (``model/recurrence.py``).
 
 The chat template of its makers ends a prompt without thinking by an empty thought, which
 LLaMA-Factory 0.9.5's ``qwen3_5_nothink`` leaves out.
@@ -16,7 +15,6 @@ FAMILY = Family(
     model_types=("qwen3_5",),
     templates=("qwen3_5_nothink", "qwen3_5"),  # the second is for answers with thoughts
     token_side=32,
-    apart="Gated DeltaNet layers are a recurrence, which no mask lets two answers continue",
     example="Qwen/Qwen3.5-4B",
     tag="qwen3.5",
     paper="qwen3.5",
