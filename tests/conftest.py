@@ -29,6 +29,11 @@ os.environ["WITHOUT_GPU"] = "1"  # presets for a GPU are fetched by tests on any
 COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
 
 
+# Nothing of an experiment or a server that the tests run in.
+for name in [n for n in os.environ if n.startswith(("DVC_", "GIT_", "MLFLOW_"))]:
+    if name not in ("DVC_NO_ANALYTICS", "MLFLOW_DISABLE_TELEMETRY"):
+        del os.environ[name]
+
 # Before any test imports torch.
 os.environ |= portable.environment(portable=True)
 

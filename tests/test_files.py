@@ -1,16 +1,15 @@
 """Which file a row means, and which image a cell: fetch copies it, and preprocess reads it."""
 
 import base64
-import io
 
 import pytest
-from PIL import Image
 from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
 from stages.pairs import files, tables
 from stages.pairs.formats import Unreadable
 from stages.pairs.layouts import Odd
+from tests.pictures import picture
 from tests.test_inputs import CASES
 
 NAMES = YAML(typ="safe").load((CASES / "names.yaml").read_text(encoding="utf-8"))
@@ -62,19 +61,13 @@ def test_the_hubs_own_cache_may_link_to_its_blobs(tmp_path):
 # Cells
 
 
-def picture(kind):
-    file = io.BytesIO()
-    Image.new("RGB", (40, 30), "red").save(file, kind)
-    return file.getvalue()
-
-
 def cell_of(cell, path="no such file"):
     return tables.image_of(cell, lambda name: path)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_base64_of_an_image_is_the_image(kind):
-    data = picture(kind)
+    data = picture(0, kind=kind)
     plain = base64.b64encode(data).decode()
     lines = "\n".join(plain[i : i + 76] for i in range(0, len(plain), 76))
     for text in (plain, lines, plain.rstrip("="), base64.urlsafe_b64encode(data).decode()):

@@ -1,12 +1,9 @@
 """The formatted data set: nothing in the data can break a prompt, and reading back is checked."""
 
-import unicodedata
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.model import formatted
-from tests import tiny_models
 
 MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<image>", "<video>")
 pieces = st.sampled_from(
@@ -25,40 +22,12 @@ def test_only_spaces_are_added_where_there_are_markers(text):
         assert once == text
 
 
-def test_a_marker_inside_another_is_broken_too():
-    # Breaking the outer one of "<|im_<image>end|>" must not leave "<image>" or make a new marker.
-    text = formatted.neutralised("<|im_<image>end|> a<image>b", MARKERS)
-    assert text == "<|im_< image>end|> a< image>b"
-
-
 def test_a_marker_that_can_not_be_broken_is_no_endless_loop():
     """Breaking " x" by a space after its first character gives " x" again."""
     assert formatted.neutralised("a<image>b", ("a", "", "<image>")) == "a< image>b"
     markers = (" ", "  ", "\n\n", " x>", "<y ", "a b", "  z")
     text = formatted.neutralised("  <y  x> a b <y x>  z  \n\n", markers)
     assert not any(marker in text for marker in ("<y ", "x>", "a b"))
-
-
-def test_a_marker_that_shows_once_characters_are_composed_is_broken():
-    """Qwen's tokenizer normalises to NFC: U+212A, the Kelvin sign, becomes the letter K."""
-    text = formatted.neutralised("<|O\u212a|>", ["<|OK|>"])
-    assert text == "< |OK|>"
-
-
-qwen = st.lists(
-    st.sampled_from([*tiny_models.QWEN_TOKENS, *formatted.PLACEHOLDERS])
-    | st.sampled_from(["<", "<|", "|>", "im_end", "think>", "</", "\u0338", "\u212a"])
-    | st.text(max_size=3),
-    max_size=12,
-).map("".join)
-
-
-@given(qwen)
-def test_no_token_of_qwens_survives_or_comes_back(text):
-    markers = [*tiny_models.QWEN_TOKENS, *formatted.PLACEHOLDERS]
-    once = formatted.neutralised(text, markers)
-    assert not any(marker in unicodedata.normalize("NFC", once) for marker in markers)
-    assert formatted.neutralised(once, markers) == once
 
 
 ids = st.lists(st.text(max_size=8), unique=True, max_size=30)

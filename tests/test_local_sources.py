@@ -15,7 +15,6 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from stages.core.errors import UserError
 from stages.pairs.pairs import Record
@@ -23,16 +22,11 @@ from stages.sources import easyvqa, kinds, local, source
 from stages.sources.local import PathData
 from tests.copies import copied_data, copied_model
 from tests.hub_server import DEMO, Repo, serve
+from tests.pictures import picture
 from tests.repository import call
 from tests.run_stages import fresh_clone
 
 COLAB = "/content/drive/MyDrive/dpo/images/"
-
-
-def picture(number: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (40, 40 + number), (3 * number, 90, 100)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def plain(number: int, image: Any) -> dict[str, Any]:

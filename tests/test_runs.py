@@ -37,9 +37,6 @@ CURVES = {
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "DVC_")):
-            monkeypatch.delenv(name)
     # What is set where there is nothing must not outlive the test.
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "")
