@@ -394,6 +394,7 @@ def each_here(work, items, **_):
     return True
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_two_processes_give_the_file_of_one(

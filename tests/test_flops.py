@@ -42,6 +42,7 @@ def test_torch_counts_the_products_of_a_forward_as_the_formula_does(model_dir):
         )
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("way", memory.WAYS)
 def test_the_memory_that_is_planned_is_what_a_step_holds(way, llamafactory):
     how, p = memory.WAYS[way], preset_of(ROOT / "params" / "qwen3-vl-4b.yaml")

@@ -17,6 +17,7 @@ def test_the_parts_take_12_minutes_at_most():
     assert sum(part.limit for part in gpu.parts("4b", "cuda", "bfloat16", "")) <= 12 * 60
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [part for part in TINY if "--size" in part.words])
 def test_every_measurement_prints_its_table(

@@ -136,6 +136,7 @@ def test_own_data_are_copied_and_every_row_has_its_image(made, tmp_path):
     assert str(tmp_path) not in (tmp_path / "raw" / "mine" / "SOURCE.json").read_text()
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_a_file_from_https_or_s3_is_imported_by_dvc_and_read(tmp_path, s3):
     """The guide's lines, from a server of this machine."""

@@ -22,6 +22,7 @@ def one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("dtype", parity.DTYPES)
 def test_every_switch_keeps_its_bounds(dtype):
     which = parity.ways()
@@ -31,6 +32,7 @@ def test_every_switch_keeps_its_bounds(dtype):
     assert all(len(found[name].steps) == steps for name, way in which.items() if way.gradients)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.parametrize("dtype", parity.DTYPES)
 def test_an_answer_that_sees_the_other_breaks_them(dtype, monkeypatch):
     monkeypatch.setattr(prefix, "attention_mask", unmasked)

@@ -1,23 +1,21 @@
 """The 4B preset through every stage, as a user with a GPU runs it, in miniature."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks.pipeline import set_parameters
 from stages.params import params
 from stages.sources.hub import HubModel
+from tests import run_stages
 from tests.hub_server import preset_repos, serve
 from tests.run_stages import ROOT, fresh_clone
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
-def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
+def test_the_4b_preset_runs_through_every_stage(hub, llamafactory, tmp_path, monkeypatch):
     """The Hub replaced by a local server, the model by the small one, the GPU by the CPU."""
     clone = fresh_clone(tmp_path)
     preset = clone / "params.yaml"
@@ -43,21 +41,10 @@ def test_the_4b_preset_runs_through_every_stage(tmp_path: Path):
     }
     set_parameters(preset, on_cpu | shorter)
     with serve(preset_repos(p, ROOT / "demo" / "model", rows=120)) as url:
-        there = {
-            "HF_ENDPOINT": url,
-            "NO_PROXY": "127.0.0.1,localhost",
-            "HF_HOME": str(tmp_path / "hf"),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.run_stages"],
-            cwd=clone,
-            env=os.environ | there | {"MLFLOW_TRACKING_URI": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 0, done.stdout[-5000:]
+        hub(monkeypatch, tmp_path / "home", url)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+        monkeypatch.chdir(clone)
+        run_stages.main()
     source = json.loads((clone / "data" / "raw" / name / "SOURCE.json").read_text())
     assert source["commit"] == data.revision
     found = json.loads((clone / "reports" / "results" / "metrics.json").read_text())

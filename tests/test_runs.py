@@ -374,6 +374,7 @@ def points(database) -> list[Any]:
         return look.execute("select key, step from metrics order by step, key").fetchall()
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back_loses_nothing_and_leaks_nothing(
     project, made_at_once, monkeypatch, capfd

@@ -21,7 +21,7 @@ from tests.test_runs import (
     outcome,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rehearsal]
 pytest.importorskip("flask_wtf", reason="Flask-WTF is not installed: make extras")
 
 _own_environment, project = test_runs._own_environment, test_runs.project

@@ -83,6 +83,7 @@ def words(sets, gpus="0+1"):
     return ("python", "-m", "stages.commands.sweep", "--sets", sets, "--gpus", gpus)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_experiments_run_side_by_side_each_on_its_gpu_and_only_what_is_missing(project):
     here, log = project
@@ -106,6 +107,7 @@ def test_experiments_run_side_by_side_each_on_its_gpu_and_only_what_is_missing(p
     assert eval((log / "train-0.4").read_text())[0] == "0,1"
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_uncommitted_edits_are_refused_and_an_interruption_leaves_no_process(project):
     here, log = project
