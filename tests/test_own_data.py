@@ -3,7 +3,6 @@
 The demo and the 4B preset are of Qwen3-VL.
 """
 
-import io
 import json
 import zipfile
 
@@ -11,29 +10,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageDraw
 
 from stages.commands import ask, export
 from stages.model import formatted
 from stages.pairs.pairs import SPLITS
 from tests import run_stages
+from tests.pictures import picture
 from tests.test_families import OTHERS
 
 pytestmark = pytest.mark.slow
 
-COLOURS = ("red", "green", "blue", "teal")
-
-
-def picture(number):
-    image = Image.new("RGB", (56 + number, 60), "white")
-    ImageDraw.Draw(image).rectangle((8, 8, 20 + number % 12, 26), fill=COLOURS[number % 4])
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
 
 def answers(number):
-    colour, other = (COLOURS[(number + k) % 4] for k in (0, 1))
+    colour, other = (("red", "green", "blue", "teal")[(number + k) % 4] for k in (0, 1))
     return f"The shape is {colour}.", f"The shape is {other}."
 
 
@@ -44,7 +33,7 @@ def sharegpt_zip(folder):
     rows = []
     with zipfile.ZipFile(folder / "dpo.zip", "w") as archive:
         for number in range(30):
-            archive.writestr(f"dataset/pictures/{number}.png", picture(number))
+            archive.writestr(f"dataset/pictures/{number}.png", picture(number, (56 + number, 60)))
             chosen, rejected = answers(number)
             before = [
                 {"from": "human", "value": "<image>\nIs there a shape?"},
@@ -71,7 +60,7 @@ def rlaif_parquet(folder):
     rows = []
     for number in range(30, 60):
         chosen, rejected = answers(number)
-        image = {"bytes": picture(number), "path": f"{number}.png"}
+        image = {"bytes": picture(number, (56 + number, 60)), "path": f"{number}.png"}
         rows.append(
             {
                 "ds_name": "RLAIF-V",

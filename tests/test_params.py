@@ -4,8 +4,6 @@ right, and all mistakes at once.
 
 import importlib
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -236,15 +234,3 @@ def test_every_stage_refuses_wrong_parameters_before_it_looks_at_anything(
     given = {n: Path("none") if t == "Path" else "data" for n, t in types_of(module).items()}
     with pytest.raises(UserError, match=r"params\.yaml: 'train\.lora_rank' = 0: input should be"):
         main(**given)
-
-
-def test_checking_loads_nothing_that_takes_seconds():
-    heavy = ("torch", "transformers", "llamafactory", "pandas", "pyarrow", "datasets")
-    code = (
-        "import sys; from stages.params import params; params.load(); "
-        f"print(set(sys.modules) & set({heavy!r}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "set()"

@@ -82,18 +82,7 @@ def test_a_run_says_which_parameters_changed(project, monkeypatch):
     assert tracking.provenance()["changed"] == "train.beta=0.2, train.seed=1"
 
 
-def test_provenance_works_in_a_project_below_the_repository_and_without_one(tmp_path, monkeypatch):
-    origin = tmp_path / "repository"
-    (origin / "sub").mkdir(parents=True)
-    (origin / "sub" / "params.yaml").write_text("beta: 0.1\n")
-    committed(origin)
-    copy = origin / "sub" / ".dvc" / "tmp" / "exps" / "tmp1"
-    call("git", "clone", "-q", str(origin), str(copy), folder=tmp_path)
-    (copy / "sub" / "params.yaml").write_text("beta: 0.2\n")
-    there, here = tracking.provenance(copy / "sub"), tracking.provenance(origin / "sub")
-    assert there["git.commit"] == here["git.commit"]
-    assert there["git.state"] == "dirty: params.yaml"
-    assert here["git.state"] == "clean"
+def test_provenance_without_a_repository_is_what_is_known(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert tracking.provenance(tmp_path) == {"mlflow.source.type": "LOCAL"}
     assert tracking.experiment_name(tmp_path) == "workspace-uncommitted"
