@@ -41,12 +41,8 @@ os.environ |= portable.environment(portable=True)
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
-LONGEST = (
-    "test_end_to_end.py",
-    "test_preset_4b.py",
-    "test_train.py",
-    "test_families.py",
-)  # minutes each
+# These files wait the longest.
+LONGEST = ("end_to_end", "train", "own_data", "way_back", "sweep", "examples", "faults", "runs")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -66,7 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("rehearsal"):
                 item.add_marker(pytest.mark.skip(reason=told))
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else 9)
+    names = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else 9)
 
 
 @pytest.fixture(scope="session", autouse=True)

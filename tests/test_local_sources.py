@@ -305,9 +305,3 @@ def test_a_model_in_the_hugging_face_cache_can_be_named_by_its_snapshot_folder(
     brought = copied_model(Path(path), tmp_path / "base")
     assert "model.safetensors" in {file.path for file in brought.files}
     assert not any(path.is_symlink() for path in (tmp_path / "base").iterdir())
-
-
-def test_easy_vqa_is_copied_from_its_package_as_published(tmp_path):
-    brought = easyvqa.fetch_data(easyvqa.EasyVqaSource(kind="easy-vqa"), tmp_path / "raw")
-    assert len(brought.files) == 5003
-    assert (brought.kind, brought.commit, brought.licence) == ("easy-vqa", "1.0", "MIT")

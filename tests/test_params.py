@@ -129,10 +129,7 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
         ),
         ({"data.sources.mine": {}}, "key 'data.sources.mine.kind' is missing"),
         ({"data.sources.mine": {"kind": "easyvqa"}}, "did you mean 'easy-vqa'?"),
-        (
-            {"data.sources.mine": TABLE | {"licens": 1}},
-            "unknown key 'data.sources.mine.licens'",
-        ),
+        ({"data.sources.mine": TABLE | {"licens": 1}}, "unknown key 'data.sources.mine.licens'"),
         (
             {"data.sources.mine": TABLE | {"columns": {"chosen": "rejected"}}},
             "image, question, chosen and rejected must name four columns",

@@ -272,22 +272,6 @@ def test_equal_adapters_are_equal_files(tmp_path):
     assert json.loads(published[0]["adapter_config.json"])["target_modules"] == ["k", "q", "v"]
 
 
-def test_an_adapter_is_known_by_its_fingerprint_and_its_bytes(tmp_path):
-    folder, out = trained(tmp_path / "f"), tmp_path / "adapter"
-    (folder / "checkpoint-10").mkdir()
-    assert not training.holds(folder, "f")
-    training.finish(folder)
-    assert training.holds(folder, "f")
-    assert not list(folder.glob("checkpoint-*"))
-    training.publish(folder, out)
-    assert training.holds(out, "f")
-    assert not training.holds(out, "other")
-    (out / "adapter_model.safetensors").write_bytes(b"weight$")
-    assert not training.holds(out, "f")
-    (out / "fingerprint.json").write_text("[")
-    assert not training.holds(out, "f")
-
-
 # What a training logs: its curves, and the signs that it can't be right
 
 
