@@ -26,50 +26,8 @@ def tiny(model_dir):
     from transformers import Qwen3VLForConditionalGeneration
 
     qwen3 = Qwen3VLForConditionalGeneration.from_pretrained(model_dir, attn_implementation="sdpa")
-    others = {"qwen2_5_vl": tiny_qwen2_5(), "qwen3_5": tiny_models.random_qwen3_5()}
+    others = {"qwen2_5_vl": tiny_models.random_qwen2_5(), "qwen3_5": tiny_models.random_qwen3_5()}
     return {name: adapted(model) for name, model in {"qwen3_vl": qwen3, **others}.items()}
-
-
-def tiny_qwen2_5(**text):
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 369,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 1024,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [2, 3, 3],
-            },
-            "initializer_range": 0.1,  # attention that tells positions apart
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            **text,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "patch_size": 14,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-        },
-        image_token_id=IMAGE,
-        video_token_id=7,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-    )
-    return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
 
 
 def adapted(model):

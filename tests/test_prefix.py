@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.model import prefix, recurrence
+from tests import tiny_models
 from tests.one_by_one import (
     CLOSE,
     END,
@@ -31,7 +32,6 @@ from tests.one_by_one import (
     shared,
     summed,
     tiny,
-    tiny_qwen2_5,
     unmasked,
 )
 
@@ -352,7 +352,9 @@ def test_why_not_tells_the_reason_in_a_sentence(models, model_dir):
     flash = copy.deepcopy(qwen3)
     flash.model.language_model.config._attn_implementation = "flash_attention_2"
     assert "flash_attention_2 has no mask" in reason(flash)
-    sliding = tiny_qwen2_5(use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    sliding = tiny_models.random_qwen2_5(
+        use_sliding_window=True, sliding_window=8, max_window_layers=1
+    )
     assert "sliding window" in reason(sliding)
     noisy = copy.deepcopy(models["qwen3_vl"])
     noisy.add_module("noise", torch.nn.Dropout(0.1))
