@@ -203,7 +203,7 @@ def test_a_card_of_several_sources_describes_each_and_takes_the_strictest_licenc
     assert "| source | `helehan/topic-overwrite` on the Hugging Face Hub |" in text
     assert "| source | `easy-vqa`, the PyPI package |" in text
     assert "| source | `mine`, local files (0, 0 bytes), of unknown origin" in text
-    assert all(note in text for note in card.NOTES.values())
+    assert all(card.KNOWN[each.repo]["note"] in text for each in (TOPICS, EASY_VQA))
     assert measured(text)["Preference accuracy"][1]["name"] == (
         "helehan/topic-overwrite, easy-vqa, local files"
     )
@@ -213,7 +213,7 @@ def test_the_data_of_every_preset_are_known():
     for preset in sorted((ROOT / "params").glob("*.yaml")):
         for source in preset_of(preset).data.sources.values():
             if source.kind != "path":  # one's own, of which nothing is known
-                assert getattr(source, "repo", source.kind) in card.NOTES
+                assert getattr(source, "repo", source.kind) in card.KNOWN
 
 
 # texts that others wrote, and what must not be in it
