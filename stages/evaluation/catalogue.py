@@ -107,15 +107,6 @@ UNITS = {
 }
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
 WAYS = ("blank", "shuffled")  # what the control pairs show in place of their image
-NEEDS = {  # what a run must have for some metrics to be there
-    "": "",
-    "images": "at least two images",
-    "lengths": f"{ENOUGH_IMAGES} images, and differences in length on both sides of 0 or at 0",
-    "validation": "validation pairs",
-    "controls": "`evaluate.controls` above 0",
-    "answers": "`evaluate.generation.prompts` above 0",
-    "questions": "a data set with known answers, `evaluate.generation.questions` above 0",
-}
 
 
 @dataclass(frozen=True)
@@ -125,7 +116,8 @@ class Metric:
     ``null``: its value where training changed nothing. ``needs``: what a run must have for the key
     to be there. ``rows``: the key that counts what it is a mean or a count of. ``p_value``: the key
     of its McNemar test. ``alarm``: for a control, what value would be bad and what it would show.
-    ``title``: its name for people, where it is shown large.
+    ``warning``: what is said where it got worse, with a place for the figure. ``title``: its name
+    for people, where it is shown large.
     """
 
     key: str
@@ -138,6 +130,7 @@ class Metric:
     rows: str = "pairs"
     p_value: str = ""
     alarm: str = ""
+    warning: str = ""
     title: str = ""
 
 
@@ -153,6 +146,7 @@ class Both:
     p_value: str = ""
     needs: str = ""
     rows: str = "pairs"
+    warning: str = ""
 
     @property
     def base(self) -> str:
@@ -171,17 +165,18 @@ class Both:
         by = "pair" if self.rows == "pairs" else "question"
         difference = f"{self.tuned} - {self.base}, {by} by {by}"
         base, tuned = (self.meaning.format(model=m) for m in ("the base", "the tuned model"))
+        judged = partial(mean, p_value=self.p_value, warning=self.warning)
         return (
             mean(self.base, base, self.unit),
             mean(self.tuned, tuned, self.unit, title=self.title),
-            mean(self.change, difference, self.unit.difference, p_value=self.p_value),
+            judged(self.change, difference, self.unit.difference),
         )
 
 
-def _entry(key: str, *, both: bool = False, unit: str = "", needs: str = "", **said: Any) -> Any:
+def _entry(key: str, *, both: bool = False, unit: str = "", **said: Any) -> Any:
     """An entry of the table, which is a ``Metric`` or ``Both``."""
     kind, usual = (Both, "share") if both else (Metric, "count")
-    return kind(key, unit=UNITS[unit or usual], needs=NEEDS[needs], **said)
+    return kind(key, unit=UNITS[unit or usual], **said)
 
 
 _TABLE = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from stages.evaluation import catalogue, paired, statistics
-from stages.evaluation.catalogue import ACCURACY, CORRECT, METRICS, is_known, shown, with_interval
+from stages.evaluation.catalogue import ACCURACY, METRICS, is_known, shown, with_interval
 from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
 from stages.evaluation.statistics import LEVEL
 from stages.reporting.markup import rows_of
@@ -34,20 +34,6 @@ JUDGES = {
         "a judge that knows which words the answers have",
     ),
     "base_accuracy_blank": ("", "the base with a blank image"),
-}
-# What may get worse, and its warning, with a place for the figure.
-WARNINGS = {
-    ACCURACY.change: "Preference accuracy fell: {}.",
-    CORRECT.change: "Right answers became fewer: {}.",
-    "chosen_logps_change": "Chosen answers lost probability: {} nats on average. DPO can widen the "
-    "margin that way too; train.pref_ftx holds chosen up.",
-    catalogue.REPETITION.change: "Answers repeat themselves more: {}.",
-    catalogue.UNFINISHED.change: "More answers are unfinished: {}.",
-    **{
-        f"win_rate_{way}": f"Some pairs are won without looking: with {image} the win rate is "
-        "still {}."
-        for way, image in IMAGES.items()
-    },
 }
 
 
@@ -90,8 +76,9 @@ class Member:
 def family(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> list[Member]:
     """All that may get worse and has an interval."""
     found = [
-        _member(values, key, key, warning.format(with_interval(values, key)))
-        for key, warning in WARNINGS.items()
+        _member(values, key, key, metric.warning.format(with_interval(values, key)))
+        for key, metric in METRICS.items()
+        if metric.warning
     ]
     for row in rows_of(slices):
         told = (
