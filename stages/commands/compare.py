@@ -263,7 +263,7 @@ def table(measures: Iterable[Measure], confidence: str) -> str:
                 unit.difference.text(change.difference),
                 unit.difference.interval(change.low, change.high) or "none",
                 *(("", "", "") if change.p_value is None else tested),
-                change.direction,
+                statistics.direction(change.low, change.high, change.p_value),
             )
         )
     aligned = ("left", *["right"] * len(header))

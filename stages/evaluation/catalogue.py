@@ -93,17 +93,8 @@ P_VALUE = Unit("p-value", digits=3, least=0.001)
 _NAME = "as lm-eval prints it"
 FIGURE = Unit(_NAME, digits=3, change=Unit(_NAME, digits=3, signed=True))
 
-
 UNITS = {
-    "count": COUNT,
-    "points": POINTS,
-    "share": SHARE,
-    "fraction": FRACTION,
-    "nats": NATS,
-    "log_prob": LOG_PROB,
-    "margin": MARGIN,
-    "tokens": TOKENS,
-    "p_value": P_VALUE,
+    unit.name: unit for unit in (COUNT, POINTS, SHARE, FRACTION, NATS, MARGIN, TOKENS, P_VALUE)
 }
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
 WAYS = ("blank", "shuffled")  # what the control pairs show in place of their image
@@ -135,30 +126,20 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Both:
+class Both(Metric):
     """What is measured of base and of tuned; ``meaning`` has a place for ``{model}``."""
-
-    stem: str
-    meaning: str
-    unit: Unit
-    title: str
-    better: Better | None = None
-    p_value: str = ""
-    needs: str = ""
-    rows: str = "pairs"
-    warning: str = ""
 
     @property
     def base(self) -> str:
-        return f"base_{self.stem}"
+        return f"base_{self.key}"
 
     @property
     def tuned(self) -> str:
-        return f"tuned_{self.stem}"
+        return f"tuned_{self.key}"
 
     @property
     def change(self) -> str:
-        return f"{self.stem}_change"
+        return f"{self.key}_change"
 
     def metrics(self) -> tuple[Metric, ...]:
         mean = partial(Metric, interval=True, better=self.better, needs=self.needs, rows=self.rows)
