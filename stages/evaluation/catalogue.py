@@ -107,8 +107,9 @@ class Metric:
     ``null``: its value where training changed nothing. ``needs``: what a run must have for the key
     to be there. ``rows``: the key that counts what it is a mean or a count of. ``p_value``: the key
     of its McNemar test. ``alarm``: for a control, what value would be bad and what it would show.
-    ``warning``: what is said where it got worse, with a place for the figure. ``title``: its name
-    for people, where it is shown large.
+    ``shortcut``: who tells so many pairs apart without the image. ``warning``: what is said where
+    it got worse, with a place for the figure. ``title``: its name for people, where it is shown
+    large.
     """
 
     key: str
@@ -121,6 +122,7 @@ class Metric:
     rows: str = "pairs"
     p_value: str = ""
     alarm: str = ""
+    shortcut: str = ""
     warning: str = ""
     title: str = ""
 

@@ -23,18 +23,6 @@ SHORTCUT = 0.6  # share of pairs that a judge without the image may tell apart
 MORE_UNFINISHED = 0.05  # rise of the share of answers that hit max_new_tokens
 MOST = 0.5  # of the win rate's lead over one half; of the pairs
 IMAGES = {"blank": "a blank image", "shuffled": "another pair's image"}
-# Of shortcuts, what the title calls them, if it does, and the notes.
-JUDGES = {
-    "first_words_wins": (
-        "a judge of words alone",
-        "a judge that knows the answers' first three words",
-    ),
-    "bag_of_words_wins": (
-        "a judge of words alone",
-        "a judge that knows which words the answers have",
-    ),
-    "base_accuracy_blank": ("", "the base with a blank image"),
-}
 
 
 # one figure
@@ -172,38 +160,30 @@ def _shortcuts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{shown('longer_wins', max(longer, 1 - longer))} of the pairs. Part of the wins may "
             "be length.",
         )
-    for key, (name, judge) in JUDGES.items():
-        if is_known(share := values.get(key)) and share > SHORTCUT:
+    for key, metric in METRICS.items():
+        if metric.shortcut and is_known(share := values.get(key)) and share > SHORTCUT:
             yield (
-                name,
-                f"A shortcut: {judge} is right in {with_interval(values, key)} of the pairs. Part "
-                "of the wins may need no image.",
+                "a judge of words alone" if metric.rows == "pairs" else "",
+                f"A shortcut: {metric.shortcut} is right in {with_interval(values, key)} of the "
+                "pairs. Part of the wins may need no image.",
             )
 
 
 # warnings and notes
 
 
-@dataclass(frozen=True)
-class Concern:
-    """Something that a reader should know before quoting the headline."""
-
-    warning: bool  # else a note
-    text: str
-
-
 def concerns(
     values: Mapping[str, Any], slices: pd.DataFrame | None = None, confidence: float = LEVEL
-) -> list[Concern]:
-    """Warnings, then notes, by the ``RULES``; the intervals are at ``confidence``."""
+) -> list[tuple[Literal["warning", "note"], str]]:
+    """What a reader should know before quoting the headline: warnings, then notes, by the page's
+    rules; the intervals are at ``confidence``."""
     members = family(values, slices)
     told = judged(members, confidence)
     warnings = [one.warning for one in members if told[one.name] == "worse"]
     warnings += _image_warnings(values, told)
-    notes = _notes(values, told)
     return [
-        *(Concern(True, text) for text in warnings),
-        *(Concern(False, text) for text in notes),
+        *(("warning", text) for text in warnings),
+        *(("note", text) for text in _notes(values, told)),
     ]
 
 
