@@ -92,7 +92,8 @@ def kept_pairs(found: Iterable[tuple[Record, Outcomes]], held_out: set[str]) -> 
     for row, outcome in found:
         if not isinstance(outcome, Refusal):
             names = [image.name for image in outcome]
-            name = pairs.pair_id(row, names)
+            asked = pairs.prompt(row)
+            name = pairs.row_id(*names, *asked, str(row.chosen), str(row.rejected))
             used = held_out.intersection(names)
             if not used and name not in kept:
                 texts = ("system", "question", "chosen", "rejected", "origin", "kind", "ended")
@@ -102,7 +103,7 @@ def kept_pairs(found: Iterable[tuple[Record, Outcomes]], held_out: set[str]) -> 
                     "widths": [image.width for image in outcome],
                     "heights": [image.height for image in outcome],
                     "history": [{"user": u, "assistant": a} for u, a in row.history],
-                    "shown": [n.removesuffix(".jpg") for n in names] or [pairs.prompt_id(row)],
+                    "shown": [n.removesuffix(".jpg") for n in names] or [pairs.row_id(*asked)],
                     "published": row.split,
                     **{part: getattr(row, part) for part in texts},
                 }

@@ -27,27 +27,14 @@ MOST_CHARACTERS = 2**20  # of a question or an answer: ten times what any model 
 
 _TABLES = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 KNOWN = _TABLES["known"]
+ROLES = _TABLES["roles"]
 UNREAD = {re.compile(names, re.IGNORECASE): what for names, what in _TABLES["unread"].items()}
 OWN = "the columns of its entry"  # the layout that params.yaml describes
 _IMAGES = ("image", "images", "image_path", "img_path", "img")
-ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "chatbot"), "assistant"),
-    "system": "system",
-}
 _PARTS = ("image", "question", "chosen", "rejected")  # that params.yaml names columns for
-# Where a text says that an image, or else a video or a sound, belongs, in any tool's spelling.
-_IMAGE_MARKS = re.compile(
-    r"<img>\s*(?P<name>[^<>\n]{1,1000}?)\s*</img>|(<\|vision_start\|>)?(<\|image_pad\|>)+"
-    r"(<\|vision_end\|>)?|\(<image>\./</image>\)|\[im(g|age)\]"
-    r"|<im(g|age)[ _]?(?P<n>\d*)>|<\|image(_(?P<m>\d+))?\|>"
-    r"|<image_placeholder>|<imagehere>|<start_of_image>|<img_context>"
-    r"|(<im_start>)?(<im_patch>)+(<im_end>)?",
-    re.IGNORECASE,
-)
-_NAMED = re.compile(r"!\[[^\]\n]*\]\([^)\n]+\)|<img\s[^>]*src=", re.IGNORECASE)  # Markdown, HTML
-_OTHER_MARKS = re.compile(
-    r"<(video|audio|speech|sound)(_?\d+)?>|<\|(video|audio)(_pad|_\d+)?\|>", re.IGNORECASE
+_IMAGE_MARKS, _OTHER_MARKS, _NAMED = (
+    re.compile("|".join(_TABLES["marks"][kind]), re.IGNORECASE)
+    for kind in ("image", "other", "named")
 )
 _NOTHING = {"", "none", "null", "nan", "[]", "{}", "false"}  # ways to say nothing
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>")  # of an assistant's turn
