@@ -170,7 +170,7 @@ def pair_card(
     """
     said = {side: pair[side]["content"] if pair else "" for side in ("chosen", "rejected")}
     question = formatted.question(pair) if pair else ""
-    own = {model: _own_answer(row[f"{model}_answer"]) for model in ("base", "tuned")}
+    own = {model: row[f"{model}_answer"] for model in ("base", "tuned")}
     return {
         "id": row["id"],
         "question": question,
@@ -185,17 +185,13 @@ def pair_card(
             )
             for side, text in said.items()
         ],
-        "own": list(own.items()),
+        "own": [(model, said if isinstance(said, str) else None) for model, said in own.items()],
         "margin": MARGIN.text(row["reward_margin"]),
         "won": row["reward_margin"] > 0,
         "kind": text_of(row.get("kind")),
         "alt": alt_text(question, said["chosen"]),
         "picture": picture(image(pair["images"][0])) if pair and pair["images"] else None,
     }
-
-
-def _own_answer(answer: Any) -> str | None:
-    return None if answer is None or answer != answer else str(answer)
 
 
 def alt_text(question: str, answer: str) -> str:
