@@ -61,10 +61,6 @@ class Licence:
     identifier: str
     name: str | None = None
 
-    @property
-    def shown(self) -> str:
-        return self.name or self.identifier
-
 
 def render(inputs: Inputs, family: Family) -> str:
     """The card. ``family`` is the base's. Groups of metrics that a run lacks are left out."""

@@ -30,11 +30,9 @@ IMAGES = {"blank": "a blank image", "shuffled": "another pair's image"}
 
 def verdict(values: Mapping[str, Any], key: str) -> Verdict:
     """What the interval of one metric says alone, as of the win rate, which the page is about."""
-    metric = METRICS[key]
-    low, high = (values.get(f"{key}_{end}") for end in catalogue.ENDS)
-    if not (is_known(low) and is_known(high)):
+    if (one := _member(values, key, key, "")) is None:
         return "unclear"
-    return _judged(statistics.direction(low, high, null=metric.null), metric.better)
+    return _judged(statistics.direction(one.low, one.high, null=one.null), one.better)
 
 
 def _judged(found: statistics.Direction, better: catalogue.Better | None) -> Verdict:
