@@ -70,7 +70,7 @@ def render(inputs: Inputs) -> str:
         gallery=gallery(inputs),
         asked=questions(inputs.answers, inputs.image, QUESTIONS),
         grades=grades(inputs.answers),
-        text=folded,
+        longest=LONG_TEXT,
         funnel=funnel(inputs.preprocess, inputs.format),
         splits=SPLITS,
         per_image=inputs.preprocess["rows_kept"] / max(1, inputs.preprocess["unique_images"]),
@@ -189,15 +189,8 @@ def pair_card(
         "margin": MARGIN.text(row["reward_margin"]),
         "won": row["reward_margin"] > 0,
         "kind": text_of(row.get("kind")),
-        "alt": alt_text(question, said["chosen"]),
         "picture": picture(image(pair["images"][0])) if pair and pair["images"] else None,
     }
-
-
-def alt_text(question: str, answer: str) -> str:
-    """What is read out where the image can't be seen; at most some 200 characters."""
-    short = [text if len(text) <= 90 else f"{text[:89]}…" for text in (question, answer)]
-    return f"Image of the question “{short[0]}”. Chosen answer: “{short[1]}”"
 
 
 def picture(content: bytes | None) -> dict[str, Any] | None:
@@ -221,13 +214,6 @@ def picture(content: bytes | None) -> dict[str, Any] | None:
     encoded = base64.b64encode(content).decode("ascii")
     uri = f"data:image/{kind.lower()};base64,{encoded}"
     return {"uri": uri, "width": size[0], "height": size[1], "small": max(size) <= SMALL_SIDE}
-
-
-def folded(text: str) -> tuple[str, str]:
-    """A text's beginning and all of it, where it is too long to show; else the text and nothing."""
-    if len(text) <= LONG_TEXT:
-        return text, ""
-    return f"{text[: LONG_TEXT // 2].rstrip()}…", text
 
 
 # questions with known answers
@@ -257,7 +243,6 @@ def questions(
             "answers": [
                 (row[f"{model}_answer"], row[f"{model}_correct"]) for model in ("base", "tuned")
             ],
-            "alt": alt_text(row["question"], row["truth"]),
             "picture": picture(image(str(row["image"]))),
         }
         for grade, rows in _graded(answers)
