@@ -107,9 +107,7 @@ class Metric:
     ``null``: its value where training changed nothing. ``needs``: what a run must have for the key
     to be there. ``rows``: the key that counts what it is a mean or a count of. ``p_value``: the key
     of its McNemar test. ``alarm``: for a control, what value would be bad and what it would show.
-    ``shortcut``: who tells so many pairs apart without the image. ``warning``: what is said where
-    it got worse, with a place for the figure. ``title``: its name for people, where it is shown
-    large.
+    ``title``: its name for people, where it is shown large.
     """
 
     key: str
@@ -122,8 +120,6 @@ class Metric:
     rows: str = "pairs"
     p_value: str = ""
     alarm: str = ""
-    shortcut: str = ""
-    warning: str = ""
     title: str = ""
 
 
@@ -148,11 +144,10 @@ class Both(Metric):
         by = "pair" if self.rows == "pairs" else "question"
         difference = f"{self.tuned} - {self.base}, {by} by {by}"
         base, tuned = (self.meaning.format(model=m) for m in ("the base", "the tuned model"))
-        judged = partial(mean, p_value=self.p_value, warning=self.warning)
         return (
             mean(self.base, base, self.unit),
             mean(self.tuned, tuned, self.unit, title=self.title),
-            judged(self.change, difference, self.unit.difference),
+            mean(self.change, difference, self.unit.difference, p_value=self.p_value),
         )
 
 

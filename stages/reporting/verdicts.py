@@ -5,9 +5,11 @@ Metrics are those of ``results/metrics.json``; any of them may be missing.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from ruamel.yaml import YAML
 
 from stages.evaluation import catalogue, paired, statistics
 from stages.evaluation.catalogue import ACCURACY, METRICS, is_known, shown, with_interval
@@ -16,6 +18,8 @@ from stages.evaluation.statistics import LEVEL
 from stages.reporting.markup import rows_of
 
 Verdict = Literal["better", "worse", "unclear"]
+
+_WORDS = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 
 # The rules' numbers.
 HIGH_BASE = 0.9  # base_accuracy from which there was little to learn
@@ -62,9 +66,8 @@ class Member:
 def family(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> list[Member]:
     """All that may get worse and has an interval."""
     found = [
-        _member(values, key, key, metric.warning.format(with_interval(values, key)))
-        for key, metric in METRICS.items()
-        if metric.warning
+        _member(values, key, key, warning.format(with_interval(values, key)))
+        for key, warning in _WORDS["warnings"].items()
     ]
     for row in rows_of(slices):
         told = (
@@ -158,12 +161,12 @@ def _shortcuts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{shown('longer_wins', max(longer, 1 - longer))} of the pairs. Part of the wins may "
             "be length.",
         )
-    for key, metric in METRICS.items():
-        if metric.shortcut and is_known(share := values.get(key)) and share > SHORTCUT:
+    for key, (name, judge) in _WORDS["judges"].items():
+        if is_known(share := values.get(key)) and share > SHORTCUT:
             yield (
-                "a judge of words alone" if metric.rows == "pairs" else "",
-                f"A shortcut: {metric.shortcut} is right in {with_interval(values, key)} of the "
-                "pairs. Part of the wins may need no image.",
+                name,
+                f"A shortcut: {judge} is right in {with_interval(values, key)} of the pairs. Part "
+                "of the wins may need no image.",
             )
 
 
