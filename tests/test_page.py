@@ -189,7 +189,7 @@ def test_every_metric_is_on_the_page_with_its_documented_meaning():
     counted = {"control_pairs", "audited_pairs", "audited_images"}
     both = {key for one in BOTH for key in (one.base, one.tuned, one.change)}
     for one in BOTH:
-        assert " ".join(one.meaning.format(model="the model").split()) in text, one.stem
+        assert " ".join(one.meaning.format(model="the model").split()) in text, one.key
     for key, metric in METRICS.items():
         if key in values and key not in counted:
             assert catalogue.shown(key, values[key]) in text, key
