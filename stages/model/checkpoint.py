@@ -27,7 +27,7 @@ from stages.core.errors import UserError
 from stages.core.meaning import code
 from stages.core.processes import do_each
 from stages.families import known
-from stages.model import reference_logps, scoring
+from stages.model import engine, reference_logps, scoring
 from stages.params.params import Params
 
 KEPT = Path("models", "kept")
@@ -198,18 +198,25 @@ class Checkpoint:
             for part in parts
         }
         with console.bar(len(rows), label, "answers"):
-            self.side_by_side(work, pieces, label)
+            if not engine.made_with(self.p):  # vLLM answers on one GPU
+                self.side_by_side(work, pieces, label)
             return pd.concat([work(part) for part in parts], ignore_index=True)
 
     def _answers(
         self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
     ) -> pd.DataFrame:
         """``answers`` of some prompts, kept as one piece."""
+        by_vllm = engine.made_with(self.p)
 
         def given() -> pd.DataFrame:
             batch_tokens = self.p.scoring.batch_tokens
             options = {"max_new_tokens": max_new_tokens, "batch_tokens": batch_tokens}
-            said = scoring.answer(self.policy, rows, images, **options, label=label) if rows else []
+            if not rows:
+                said = []
+            elif by_vllm:
+                said = engine.answer(self.model, self.p, self.adapter, rows, images)
+            else:
+                said = scoring.answer(self.policy, rows, images, **options, label=label)
             return pd.DataFrame(
                 {
                     "id": pd.Series([row["id"] for row in rows], dtype="str"),
@@ -219,9 +226,8 @@ class Checkpoint:
                 }
             )
 
-        return self.kept_table(
-            "answers", given, label=label, rows=decisive(rows), max_new_tokens=max_new_tokens
-        )
+        decides = {"rows": decisive(rows), "max_new_tokens": max_new_tokens, **by_vllm}
+        return self.kept_table("answers", given, label=label, **decides)
 
     def cost(self) -> dict[str, Any]:
         """For the diary: the device, and pairs/s of what was computed now."""

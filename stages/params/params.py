@@ -189,6 +189,7 @@ class Generation(Section):
     prompts: Annotated[int, Field(ge=0)]
     questions: Annotated[int, Field(ge=0)]
     max_new_tokens: Positive
+    engine: Literal["transformers", "vllm"]
 
 
 class Evaluate(Section):
@@ -266,6 +267,12 @@ def checked(document: Any, name: str) -> Params:
     if found.train.gpus == 0 and any(on_gpus.values()):
         key = next(key for key, value in on_gpus.items() if value)
         raise UserError(f"{name}: '{key}' needs a GPU, but train.gpus is 0")
+    tower = passed.get("freeze_vision_tower") is False
+    if found.evaluate.generation.engine == "vllm" and (tower or found.model.quantization_bit):
+        raise UserError(
+            f"{name}: vLLM would leave out a trained vision tower, and it has not LLaMA-Factory's "
+            "4 and 8 bits; set 'evaluate.generation.engine' to transformers"
+        )
     return found
 
 
