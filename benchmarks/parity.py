@@ -416,9 +416,7 @@ def run(training: Training, configuration: dict[str, Any], folder: Path) -> None
     if training.processes > 1:
         environment |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(training.processes)}
     if training.ours:
-        environment = process.with_shared_prefix(
-            environment, REFERENCE if training.cached else None, None
-        )
+        environment |= process.shared_prefix(REFERENCE if training.cached else None)
     process.launch(
         ["train", str(file), f"output_dir={folder}"], folder, environment, lambda entry: None
     )

@@ -51,7 +51,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         model_dir = Path(model or folder, "model")
         make_model(model_dir, SIZES[size], device_name, dtype)
-        stock, ours = trainers(model_dir, Path(folder, "output"), image_tokens, device_name, dtype)
+        stock, ours, view = trainers(
+            model_dir, Path(folder, "output"), image_tokens, device_name, dtype
+        )
         rows = make_pairs(
             Path(folder), stock.processing_class, batch_size, answer_tokens, side_of(image_tokens)
         )
@@ -63,6 +65,8 @@ def main(
         with torch.no_grad():
             reference = torch.stack(ours.compute_reference_log_probs(ours.model, one_row))
         cached = one_row | {"reference": reference}
+        viewed = view._prepare_inputs(view.data_collator(features))
+        viewed["reference"] = torch.cat([reference, reference[:1]])
         found = side_by_side(
             {
                 "LLaMA-Factory": partial(step, stock, two_rows),
@@ -71,6 +75,7 @@ def main(
                 "prompt shared, reference cached": partial(step, ours, cached),
                 "the same, all logits": partial(with_all_logits, ours, cached),
                 "the same, no checkpointing": partial(without_checkpointing, ours, cached),
+                "mDPO, prompt shared, reference cached": partial(step, view, viewed),
             },
             repeats,
         )
@@ -111,8 +116,10 @@ def side_of(image_tokens: int) -> int:
 
 def trainers(
     model_dir: Path, output: Path, image_tokens: int, device_name: str, dtype: str
-) -> tuple[Any, Any]:
-    """LLaMA-Factory's DPO trainer and the one on shared prompts, of one model with an adapter."""
+) -> tuple[Any, Any, Any]:
+    """LLaMA-Factory's DPO trainer, the one on shared prompts, and that with mDPO's loss, of one
+    model with an adapter.
+    """
     from llamafactory.data import PairwiseDataCollatorWithPadding, get_template_and_fix_tokenizer
     from llamafactory.extras.constants import IGNORE_INDEX
     from llamafactory.hparams import get_train_args
@@ -164,7 +171,10 @@ def trainers(
         made.data_args = data_args
         return made
 
-    return build(CustomDPOTrainer), build(SharedPrefixTrainer)
+    class Mdpo(SharedPrefixTrainer):
+        view = "cropped"
+
+    return build(CustomDPOTrainer), build(SharedPrefixTrainer), build(Mdpo)
 
 
 def encode(trainer: Any, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:

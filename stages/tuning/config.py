@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import portable
+from stages.core.command import project_root
 from stages.core.errors import UserError, did_you_mean
 from stages.core.meaning import code
 from stages.families import known
@@ -156,8 +157,7 @@ def fingerprint(
     """
     inside = code(*CODE)
     if p.train.shared_prefix:
-        inside |= code(*SHARED_CODE) | code("params/losses.py", without=losses.WORDS)
-        inside |= known.of_model(model).fingerprint
+        inside |= shared_code(model) | code("params/losses.py", without=losses.WORDS)
     data = ("train.json", "validation.json", "dataset_info.json")
     parts = {
         "config": {key: value for key, value in config.items() if key != "output_dir"},
@@ -171,6 +171,31 @@ def fingerprint(
         "portable": p.train.portable and p.train.gpus == 0,
         "reference": sorted(reference_logps.by_pair(cached).items()) if cached else None,
     }
+    return digest(parts)
+
+
+def under_view(p: Params, formatted: Path, model: Path, cached: Path | None) -> Path | None:
+    """The file in which trainings keep what the reference gives chosen under the loss's view, one
+    for all that decides it; None where there is no view, or no reference ``cached``.
+    """
+    if not cached or not view(p):
+        return None
+    parts = {
+        "view": view(p),
+        "reference": sorted(reference_logps.by_pair(cached).items()),
+        "data": sha256(formatted / "train.json"),
+        "inside": shared_code(model),
+    }
+    return project_root() / WORKSPACE / f"under-view-{digest(parts)}.json"
+
+
+def shared_code(model: Path) -> dict[str, str]:
+    """Fingerprints of the code that computes log-probs where prompts are shared."""
+    return code(*SHARED_CODE) | dict(known.of_model(model).fingerprint)
+
+
+def digest(parts: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of JSON values by name."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -8,9 +8,11 @@ is this project's own: no token of the text attends to one of the image.
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from PIL import Image
@@ -18,7 +20,7 @@ from PIL import Image
 from stages.model import prefix
 
 GREY = (128, 128, 128)
-KEPT = 0.2  # of an image's area, at most, in a crop (section 4.1 of the paper)
+KEPT = 0.01, 0.2  # of an image's area, least and most, in a crop (as in the authors' code)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def image(shown: Shown) -> Image.Image:
         with Image.open(shown.other) as opened:
             return opened.convert("RGB").resize(own.size, Image.Resampling.BICUBIC)
     share, left, top = (int(digest(shown.path)[i : i + 8], 16) / 16**8 for i in (0, 8, 16))
-    width, height = (max(1, round(side * (KEPT * share) ** 0.5)) for side in own.size)
+    kept = KEPT[0] + (KEPT[1] - KEPT[0]) * share
+    width, height = (max(1, round(side * kept**0.5)) for side in own.size)
     x, y = round(left * (own.width - width)), round(top * (own.height - height))
     return own.crop((x, y, x + width, y + height)).resize(own.size, Image.Resampling.BICUBIC)
 
@@ -75,15 +78,17 @@ def process(template: Any, processor: Any, images: list[Any]) -> dict[str, Any]:
     return prefix.process_images(template, processor, drawn)
 
 
-def half(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a batch of ``prefix.pack`` with n pairs and then their n views, the views."""
-    count, width = batch["input_ids"].shape
-    n = count // 2
-    rows = {name: batch[name][n:] for name in ("input_ids", "segments")}
-    rows |= {"position_ids": batch["position_ids"][:, n:], "targets": batch["targets"][:, n:]}
-    rows |= {"predictors": (batch["predictors"][:, n:] - n * width).clamp(min=0)}
-    if "pixel_values" in batch:
-        order = batch["image_order"]
-        rows |= {name: batch[name] for name in ("pixel_values", "image_grid_thw")}
-        rows |= {"image_order": order[len(order) // 2 :]}
-    return rows
+def kept(file: Path) -> dict[str, float]:
+    """Log-probs by ``prefix.pair_key`` that ``keep`` wrote; none where there is no whole file."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def keep(logps: Mapping[str, float], file: Path) -> None:
+    """All of it or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    unfinished.write_text(json.dumps(logps), encoding="utf-8")
+    unfinished.replace(file)
