@@ -7,10 +7,11 @@ from functools import partial
 import pytest
 
 from stages.core.errors import UserError
+from stages.model import prefix
 from stages.model.prefix import pair_key
 from stages.params.losses import LOSSES, VIEWS
+from stages.tuning import attention, views
 from stages.tuning import config as tuning
-from stages.tuning import views
 from stages.tuning.inside import sitecustomize
 from tests.trainer import dpo_trainer
 
@@ -269,6 +270,23 @@ def test_what_is_not_exact_goes_the_stock_way_and_says_so(built, trainers):
     assert isinstance(trainer.data_collator, PairwiseDataCollatorWithPadding)
     expected = step(trainers[0], first(trainers[0]))
     assert step(trainer, first(trainer))[0] == expected[0]
+
+
+def test_attention_is_chosen_once_among_the_ways_that_work(trainers, monkeypatch):
+    ours = trainers[1]
+    choose = partial(attention.choose, ours, first(ours), allowed=1e-3)
+    batch = ours._prepare_inputs(ours.data_collator(first(ours)))
+    text = prefix.plain(ours.model).model.language_model.config
+    seconds = attention.measured(ours, batch, allowed=1e-3)
+    assert 0 < seconds["sdpa"] < seconds["flex_attention"] == float("inf")  # it has no backward
+    prefix.attend(ours.model, "sdpa")
+    assert attention.measured(ours, batch, allowed=-1)["sdpa"] == float("inf")
+    prefix.attend(ours.model, "sdpa")
+    assert choose(told={}) == {}  # as on every CPU
+    assert choose(told={"attention": "flex_attention"})["attention"] == "flex_attention"
+    assert text._attn_implementation == "flex_attention"
+    monkeypatch.setenv(attention.ATTENTION, "sdpa")
+    assert choose(told={})["attention"] == text._attn_implementation == "sdpa"
 
 
 def test_eight_steps_have_the_losses_of_stock(

@@ -34,6 +34,10 @@ CHUNK = 256
 
 PADDING, PROMPT, CHOSEN, REJECTED = range(-1, 3)  # what a token is part of
 
+# Ways to attend with a mask of ours, by transformers' names. The second is FlexAttention, which has
+# no backward on a CPU.
+ATTENTIONS = SDPA, FLEX = ("sdpa", "flex_attention")
+
 
 def why_not(model: Any) -> str | None:
     """One sentence on why a row can't hold both answers for this model; None where it can.
@@ -48,7 +52,7 @@ def why_not(model: Any) -> str | None:
         return f"a shared prompt is exact for {' and '.join(exact)}, and this model is {family}"
     text = inner.model.language_model.config
     attention = text._attn_implementation
-    if attention != "sdpa":
+    if attention not in ATTENTIONS:
         return f"{attention} has no mask that hides one answer from the other; sdpa has one"
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         return "with a sliding window, rejected would lose sight of the prompt behind chosen"
@@ -66,6 +70,13 @@ def why_apart(model: Any) -> str:
     sees an image once, and the head answers alone, in either case.
     """
     return known.of_type(plain(model).config.model_type, name="the model").apart
+
+
+def attend(model: Any, way: str) -> None:
+    """Let the text attend by one of ``ATTENTIONS``. transformers' own way to ask for that is not
+    open to FlexAttention for these families, though its interface has it.
+    """
+    plain(model).model.language_model.config._attn_implementation = way
 
 
 def plain(model: Any) -> Any:
@@ -313,16 +324,21 @@ def forward(
     embeds = body.get_input_embeddings()(input_ids)
     visual: dict[str, Any] = {}
     if pixel_values is not None:
-        mask = input_ids == inner.config.image_token_id
+        image = input_ids == inner.config.image_token_id
         features, deepstack = _seen(body, pixel_values, image_grid_thw, image_order.tolist())
-        embeds = embeds.masked_scatter(mask[..., None], features.to(embeds.device, embeds.dtype))
+        embeds = embeds.masked_scatter(image[..., None], features.to(embeds.device, embeds.dtype))
         if deepstack:
-            visual = {"visual_pos_masks": mask, "deepstack_visual_embeds": deepstack}
-    apart = why_apart(inner)
+            visual = {"visual_pos_masks": image, "deepstack_visual_embeds": deepstack}
+    if why_apart(inner):
+        mask = (segments != PADDING).long()
+    elif body.language_model.config._attn_implementation == FLEX:
+        mask = block_mask(segments)
+    else:
+        mask = attention_mask(segments)
     hidden = body.language_model(
         inputs_embeds=embeds,
         position_ids=position_ids,
-        attention_mask=(segments != PADDING).long() if apart else attention_mask(segments),
+        attention_mask=mask,
         use_cache=False,
         **visual,
     ).last_hidden_state
@@ -362,6 +378,18 @@ def attention_mask(segments: Any) -> Any:
     before = torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
     sees = ((other == mine) | ((other == PROMPT) & (mine != PADDING))) & before
     return sees[:, None]
+
+
+def block_mask(segments: Any) -> Any:
+    """``attention_mask`` for FlexAttention, which skips blocks of 128 by 128 that nobody sees."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(row: Any, _: Any, query: Any, key: Any) -> Any:
+        mine, other = segments[row, query], segments[row, key]
+        return ((other == mine) | ((other == PROMPT) & (mine != PADDING))) & (query >= key)
+
+    rows, width = segments.shape
+    return create_block_mask(sees, rows, None, width, width, device=segments.device)
 
 
 # The head
