@@ -176,6 +176,12 @@ class Train(Section):
                 f"loss is {self.loss}, but LLaMA-Factory's own trainer would train sigmoid under "
                 "that name; set shared_prefix: true"
             )
+        sampling = self.passed_through.get("train_sampling_strategy")
+        if sampling == "group_by_length" and not self.shared_prefix:
+            problems.append(
+                "train_sampling_strategy: LLaMA-Factory's own trainer can't group pairs by length; "
+                "set shared_prefix: true"
+            )
         if self.passed_through.get("dpo_label_smoothing") and not LOSSES[self.loss].smoothed:
             problems.append(f"loss: {self.loss} takes no dpo_label_smoothing; remove it")
         if self.passed_through.get("ld_alpha") and LOSSES[self.loss].view:

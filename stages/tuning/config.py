@@ -26,7 +26,7 @@ INSIDE = Path(__file__).parent / "inside"
 # Our code in every training process, and what is there besides where prompts are shared.
 CODE = ("tuning/inside/sitecustomize.py",)
 SHARED_CODE = (
-    *("tuning/trainer.py", "tuning/views.py", "tuning/attention.py"),
+    *("tuning/trainer.py", "tuning/views.py", "tuning/attention.py", "tuning/sampler.py"),
     "model/prefix.py",
 )
 

@@ -25,7 +25,7 @@ from PIL import Image
 from stages.core.errors import UserError
 from stages.model import prefix, reference_logps
 from stages.params.losses import LOSSES
-from stages.tuning import attention, views
+from stages.tuning import attention, sampler, views
 from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE, UNDER_VIEW, VIEW
 
 SIDES = ("chosen_logps", "rejected_logps")
@@ -54,6 +54,8 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if prefix.why_not(model) is None:
             prefix.install(model)  # before accelerate wraps it
         super().__init__(model=model, ref_model=ref_model, finetuning_args=finetuning_args, **more)
+        self.like_lengths = self.args.train_sampling_strategy == sampler.STRATEGY
+        self.args.train_sampling_strategy = "random"  # which says where validation pairs lie, too
         # Dropout is off by now.
         self.stock_because = prefix.why_not(model) or self._untried()
         self.view, self.under_view = self.view or os.environ.get(VIEW), {}
@@ -82,6 +84,11 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
             return "parameters are sharded, and a shared prompt was not tried with that"
         return None
+
+    def _get_train_sampler(self, *arguments: Any, **more: Any) -> Any:
+        if self.like_lengths:
+            return sampler.LikeLengths(self)
+        return super()._get_train_sampler(*arguments, **more)
 
     def train(self, *arguments: Any, **more: Any) -> Any:
         """Compare the first pairs with stock, then train.
