@@ -27,7 +27,7 @@ from stages.core.errors import UserError
 from stages.core.meaning import code
 from stages.core.processes import do_each
 from stages.families import known
-from stages.model import engine, reference_logps, scoring
+from stages.model import reference_logps, scoring
 from stages.params.params import Params
 
 KEPT = Path("models", "kept")
@@ -187,10 +187,7 @@ class Checkpoint:
     def answers(
         self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
     ) -> pd.DataFrame:
-        """Greedy answers to formatted prompts, in their order: ``id``, ``answer``, its ``tokens``,
-        and whether it ``finished``.
-        """
-
+        """Greedy answers to formatted prompts, in their order (``as_table``)."""
         parts = [rows[start : start + ANSWERS] for start in range(0, len(rows), ANSWERS)] or [[]]
         work = partial(self._answers, images=images, max_new_tokens=max_new_tokens, label=label)
         pieces = {
@@ -198,36 +195,23 @@ class Checkpoint:
             for part in parts
         }
         with console.bar(len(rows), label, "answers"):
-            if not engine.made_with(self.p):  # vLLM answers on one GPU
-                self.side_by_side(work, pieces, label)
+            self.side_by_side(work, pieces, label)
             return pd.concat([work(part) for part in parts], ignore_index=True)
 
     def _answers(
         self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
     ) -> pd.DataFrame:
         """``answers`` of some prompts, kept as one piece."""
-        by_vllm = engine.made_with(self.p)
 
         def given() -> pd.DataFrame:
             batch_tokens = self.p.scoring.batch_tokens
             options = {"max_new_tokens": max_new_tokens, "batch_tokens": batch_tokens}
-            if not rows:
-                said = []
-            elif by_vllm:
-                said = engine.answer(self.model, self.p, self.adapter, rows, images)
-            else:
-                said = scoring.answer(self.policy, rows, images, **options, label=label)
-            return pd.DataFrame(
-                {
-                    "id": pd.Series([row["id"] for row in rows], dtype="str"),
-                    "answer": pd.Series([answer.text for answer in said], dtype="str"),
-                    "tokens": pd.Series([answer.tokens for answer in said], dtype="int64"),
-                    "finished": pd.Series([answer.finished for answer in said], dtype="bool"),
-                }
-            )
+            said = scoring.answer(self.policy, rows, images, **options, label=label) if rows else []
+            return as_table(rows, said)
 
-        decides = {"rows": decisive(rows), "max_new_tokens": max_new_tokens, **by_vllm}
-        return self.kept_table("answers", given, label=label, **decides)
+        return self.kept_table(
+            "answers", given, label=label, rows=decisive(rows), max_new_tokens=max_new_tokens
+        )
 
     def cost(self) -> dict[str, Any]:
         """For the diary: the device, and pairs/s of what was computed now."""
@@ -248,6 +232,18 @@ def processes(p: Params) -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def as_table(rows: Sequence[Mapping[str, Any]], said: Sequence[scoring.Answer]) -> pd.DataFrame:
+    """Answers to formatted prompts: ``id``, ``answer``, its ``tokens``, whether it ``finished``."""
+    return pd.DataFrame(
+        {
+            "id": pd.Series([row["id"] for row in rows], dtype="str"),
+            "answer": pd.Series([answer.text for answer in said], dtype="str"),
+            "tokens": pd.Series([answer.tokens for answer in said], dtype="int64"),
+            "finished": pd.Series([answer.finished for answer in said], dtype="bool"),
+        }
+    )
 
 
 def digest(**parts: Any) -> str:

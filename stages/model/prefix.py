@@ -73,9 +73,7 @@ def why_apart(model: Any) -> str:
 
 
 def attend(model: Any, way: str) -> None:
-    """Let the text attend by one of ``ATTENTIONS``. transformers' own way to ask for that is not
-    open to FlexAttention for these families, though its interface has it.
-    """
+    """Let the text attend by one of ``ATTENTIONS``; transformers has no public way to for these."""
     plain(model).model.language_model.config._attn_implementation = way
 
 

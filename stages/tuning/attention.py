@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from stages.model import prefix
@@ -30,61 +31,49 @@ def choose(
         told: what the start of a training that is resumed found; it stays.
         allowed: nats by which an answer's log-prob may differ between the ways.
     """
-    if prefix.why_apart(trainer.model):
-        return {}
-    seconds: dict[str, float] = {}
     way = told.get("attention") or os.environ.get(ATTENTION)
+    found: dict[str, Any] = {}
+    if prefix.why_apart(trainer.model) or not (way or trainer.model.device.type == "cuda"):
+        return found
     if not way:
-        if trainer.model.device.type != "cuda":
-            return {}
         batch = trainer._prepare_inputs(trainer.data_collator(features))
         if batch["input_ids"].shape[1] < WIDE:
-            return {}
+            return found
         seconds = measured(trainer, batch, allowed)
         way = min(seconds, key=seconds.__getitem__)
+        found["attention_seconds"] = {each: t for each, t in seconds.items() if t < math.inf}
     prefix.attend(trainer.model, way)
-    finite = {each: taken for each, taken in seconds.items() if taken < math.inf}
-    return {"attention": way, "attention_seconds": finite}
+    return found | {"attention": way}
 
 
 def measured(trainer: Any, batch: Mapping[str, Any], allowed: float) -> dict[str, float]:
-    """Seconds of forward and backward by each way, the mean over processes; infinity where it fails
-    or gives other log-probs or gradients than the first.
+    """Seconds of forward and backward by each way: the median after a first step, which compiles,
+    and the mean over processes. Infinity: it fails, or its log-probs or gradients are not sdpa's.
     """
     import torch
 
-    first, seconds = None, {}
+    model, first, seconds = trainer.model, None, {}
+    inputs = {name: tensor for name, tensor in batch.items() if name != "reference"}
     for way in prefix.ATTENTIONS:
-        prefix.attend(trainer.model, way)
+        prefix.attend(model, way)
         try:
-            taken, logps, norm = _steps(trainer, batch)
-            first = first or (logps, norm)
-            apart = float((logps - first[0]).abs().max())
+            times = [time.perf_counter()]
+            for _ in range(STEPS + 1):
+                with trainer.compute_loss_context_manager():
+                    logps = model(**inputs)["logps"].sum(dim=-1)
+                logps.sum().backward()
+                norms = [each.grad.norm() for each in model.parameters() if each.grad is not None]
+                norm = float(torch.stack(norms).norm())  # waits for a GPU
+                model.zero_grad()
+                times.append(time.perf_counter())
+            first = first or (logps.detach(), norm)
+            apart = float((logps.detach() - first[0]).abs().max())
             agree = apart <= allowed and abs(norm / first[1] - 1) <= GRADIENTS
+            taken = statistics.median(b - a for a, b in pairwise(times[1:]))
         except Exception as error:  # of many kinds: a compiler's, the driver's, too little memory
             print(f"{way} can't be used: {' '.join(str(error).split())[:300]}", flush=True)
             taken, agree = math.inf, False
         # The mean with infinity is infinity: a way that fails in one process is none for all.
-        here = torch.tensor(taken if agree else math.inf, device=trainer.model.device)
+        here = torch.tensor(taken if agree else math.inf, device=model.device)
         seconds[way] = round(float(trainer.accelerator.reduce(here, "mean")), 4)
     return seconds
-
-
-def _steps(trainer: Any, batch: Mapping[str, Any]) -> tuple[float, Any, float]:
-    """Median seconds of forward and backward after a first one, which compiles; the log-probs
-    (2, n) of the answers; the norm of the gradients.
-    """
-    import torch
-
-    inputs = {name: tensor for name, tensor in batch.items() if name != "reference"}
-    taken = []
-    for _ in range(STEPS + 1):
-        start = time.perf_counter()
-        with trainer.compute_loss_context_manager():
-            logps = trainer.model(**inputs)["logps"].sum(dim=-1)
-        logps.sum().backward()
-        norms = [each.grad.norm() for each in trainer.model.parameters() if each.grad is not None]
-        norm = float(torch.stack(norms).norm())  # waits for a GPU
-        trainer.model.zero_grad()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:]), logps.detach(), norm
