@@ -95,6 +95,7 @@ def prepared(
     (out / "dataset_info.json").write_text(json.dumps(dataset_info(system_prompts=False)))
     (folder / "params.yaml").write_text(DEMO.read_text(encoding="utf-8"))
     generation = {"prompts": prompted, "questions": questions, "max_new_tokens": 48}
+    generation |= {"engine": "transformers"}
     changed = {"evaluate.generation": generation, "train.num_train_epochs": 1.0}
     changed |= {"train.eval_strategy": "no", "train.save_strategy": "no"}
     set_parameters(folder / "params.yaml", changed)
