@@ -133,8 +133,11 @@ def test_vllm_gives_the_answers_of_transformers(
     pytest.importorskip("vllm")
     checkpoint = Checkpoint(model_dir, params_with(), adapter_dir if tunes else None)
     given = by_vllm.given(checkpoint, pairs, images, 16)
-    options = {"max_new_tokens": 16, "batch_tokens": 999, "label": "test"}
-    assert given == scoring.answer(tuned if tunes else base, pairs, images, **options)
+    policy, label = tuned if tunes else base, "test"
+    expected = scoring.answer(
+        policy, pairs, images, max_new_tokens=16, batch_tokens=999, label=label
+    )
+    assert given == expected
 
 
 def test_an_answer_says_how_long_it_is_and_whether_it_ended(base, pairs, images):
