@@ -161,6 +161,29 @@ def seen_by_stock(stock, features, view, paths):
     return found
 
 
+def test_the_mean_of_rewards_is_of_training_alone_and_survives_a_resume(trainers, tmp_path):
+    import torch
+    from transformers import Trainer
+    from trl.trainer.utils import RunningMoments
+
+    ours, logps = trainers[1], [torch.tensor([float(-n)]) for n in range(4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "running", RunningMoments(ours.accelerator), raising=False)
+        for name in ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler"):
+            patch.setattr(Trainer, name, lambda *_: None)
+        ours.model.train()
+        ours.bco_loss(*logps)
+        mean = ours.running.mean
+        assert mean == pytest.approx(2 * ours.beta)
+        ours._save_optimizer_and_scheduler(str(tmp_path))
+        ours.model.eval()
+        ours.bco_loss(logps[3], *logps[1:])
+        assert ours.running.mean == mean
+        ours.running = RunningMoments(ours.accelerator)
+        ours._load_optimizer_and_scheduler(str(tmp_path))
+        assert ours.running.mean == mean
+
+
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("view", VIEWS)
 def test_mdpo_is_its_three_terms_as_its_authors_compute_them(trainers, view, cached, tmp_path):

@@ -6,15 +6,16 @@ It runs inside ``llamafactory-cli``, where ``inside/sitecustomize.py`` puts it i
 optimizer, accumulation, evaluation, checkpoints and callbacks are LLaMA-Factory 0.9.5's own. Where
 the shared prompt is not exact or was not tried, the trainer says why and goes the stock way.
 
-Three things are otherwise than in stock, on purpose: ``train.loss`` reaches the loss
-(``dpo_loss``); there are no means of logits, which in stock depend on the padding; and figures of
-the validation pairs are means over pairs, not over batches.
+Otherwise than in stock, on purpose: ``train.loss`` reaches the loss (``dpo_loss``); there are no
+means of logits, which in stock depend on the padding; figures of the validation pairs are means
+over pairs, not over batches; and BCO's mean of rewards is of training alone and survives a resume.
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from stages.params.losses import LOSSES
 from stages.tuning import attention, sampler, views
 from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE, UNDER_VIEW, VIEW
 
+RUNNING = "running.json"  # of a checkpoint: the mean of all rewards so far (BCO)
 SIDES = ("chosen_logps", "rejected_logps")
 
 # Larger differences from stock than rounding makes, as a share of the log-probs: float32 has 24
@@ -48,6 +50,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
     view: str | None = None
     under_view: dict[str, Any]
     data_collator: Any
+    running: Any  # BCO's mean of rewards, where the loss has it
     pairs = 0  # of the batch that the model saw last
 
     def __init__(self, model: Any, ref_model: Any, finetuning_args: Any, **more: Any) -> None:
@@ -239,6 +242,25 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         """
         losses, *rewards = super().dpo_loss(*logps, **{"loss_type": self.loss_type, **more})
         return losses.clone(), *rewards
+
+    def bco_loss(self, *logps: Any) -> Any:
+        """LLaMA-Factory's, but validation does not move the mean of rewards, as in TRL's BCO."""
+        before = replace(self.running)
+        losses = super().bco_loss(*logps)
+        if not self.model.training:
+            self.running = before
+        return losses
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if running := getattr(self, "running", None):
+            running.save_to_json(Path(output_dir, RUNNING))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """And the rewards' mean of BCO, which LLaMA-Factory starts afresh."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and hasattr(self, "running"):
+            self.running = self.running.load_from_json(self.accelerator, Path(checkpoint, RUNNING))
 
     def compared_with_stock(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The largest differences (nats) of log-probs between this way and stock on these pairs:
