@@ -6,6 +6,7 @@ Random weights, one row for both answers, no reference. A way that fails, or tha
 log-probs than sdpa, has no figure.
 """
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -31,13 +32,15 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         model_dir = Path(model or folder, "model")
         make_model(model_dir, SIZES[size], device_name, dtype)
-        _, ours, *_ = trainers(model_dir, Path(folder, "output"), image_tokens, device_name, dtype)
+        stock, ours, *_ = trainers(
+            model_dir, Path(folder, "output"), image_tokens, device_name, dtype
+        )
         rows = make_pairs(
             Path(folder), ours.processing_class, batch_size, answer_tokens, side_of(image_tokens)
         )
         for row in rows:
             row["messages"][0]["content"] = QUESTION
-        features = encode(ours, rows, Path(folder))
+        features = encode(stock, rows, Path(folder))
         batch = ours._prepare_inputs(ours.data_collator(features))
         attention.STEPS = repeats
         nats = 12 * answer_tokens  # of an answer, as the weights are random: ln 151,936 a token
@@ -47,7 +50,7 @@ def main(
         "| way to attend | pairs/s |\n|---|---|"
     )
     for way, taken in seconds.items():
-        print(f"| {way} | {batch_size / taken:.3f} |")
+        print(f"| {way} | {f'{batch_size / taken:.3f}' if taken < math.inf else 'none'} |")
 
 
 if __name__ == "__main__":
