@@ -218,7 +218,8 @@ def base(llamafactory: None, model_dir: Path, params_with: Callable[..., Params]
 @pytest.fixture(scope="session")
 def checkpoint_of(model_dir: Path) -> Callable[..., Any]:
     """``checkpoint_of(policy, p)``: a checkpoint with that policy loaded, which keeps nothing."""
-    from stages.model.checkpoint import Checkpoint, digest
+    from stages.core.meaning import digest
+    from stages.model.checkpoint import Checkpoint
 
     class Unkept(Checkpoint):
         def place(self, kind: str, **decides: Any) -> Path:

@@ -3,21 +3,22 @@ for each answer and the logits of all positions, as in LLaMA-Factory.
 """
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from stages.model import prefix
 from tests import tiny_models
 
 START, END, IMAGE = 3, 4, 6  # the demo's token ids, which the tiny Qwen2.5-VL takes over
 PATCH = {"qwen3_vl": 16, "qwen2_5_vl": 14, "qwen3_5": 16}
-SHARED = ("qwen3_vl", "qwen2_5_vl")  # a row holds both answers
-# transformers computes Qwen3.5's recurrence in float32.
-CLOSE = {"qwen3_vl": 1e-9, "qwen2_5_vl": 1e-9, "qwen3_5": 1e-5}
+CLOSE = 1e-9
 BETA = 0.3
+WIDE = {"float32": torch.float64}
 
 
 def tiny(model_dir):
@@ -36,7 +37,7 @@ def adapted(model):
     config = LoraConfig(
         r=4,
         lora_dropout=0.0,
-        target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)",
+        target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj|in_proj_qkv|in_proj_a)",
         init_lora_weights=False,
         task_type="CAUSAL_LM",
     )
@@ -56,6 +57,8 @@ def in_float64(model):
     norms = {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}
     norms = {kind for kind in norms if not kind.__name__.startswith("Qwen3_5")}  # of other form
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(modeling_qwen3_5, "torch", SimpleNamespace(**vars(torch) | WIDE))
         for kind in norms:
             patch.setattr(kind, "forward", norm)
         yield

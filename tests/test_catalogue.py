@@ -53,6 +53,8 @@ def test_what_an_entry_refers_to_exists():
         assert "|" not in metric.meaning + metric.needs + metric.alarm
     for both in BOTH:
         assert {both.base, both.tuned, both.change} <= METRICS.keys()
+    need = METRICS["win_rate_without_length"].needs
+    assert need.startswith(f"{catalogue.ENOUGH_IMAGES} images")
     assert set(HEADLINE.values()) <= set(KEYS)
     assert len(HEADLINE) <= 8
     assert all(len(short) <= 12 for short in HEADLINE)

@@ -138,9 +138,6 @@ def test_own_data_go_through_every_stage_and_the_model_is_asked_and_exported(
     assert "## " in (project / "reports" / "model_card.md").read_text()
     first = json.loads((project / "reports" / "curves" / "first_batch.json").read_text())
     assert first["reference"] == "cached"
-    assert ("recurrence" in first.get("apart_because", "")) is (family == "Qwen3.5")
-    page = (project / "reports" / "report.html").read_text()
-    assert ("a row for each answer (Gated DeltaNet" in page) is (family == "Qwen3.5")
     if family != "Qwen3.5":
         return
     image = next((project / "data" / "pairs" / "images").iterdir())
