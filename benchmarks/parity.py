@@ -139,7 +139,7 @@ def random_batches(count: int, longest: int) -> list[Batch]:
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 
-    from tests.one_by_one import SHARED as FAMILIES
+    from tests.one_by_one import PATCH as FAMILIES
     from tests.one_by_one import pairs
 
     found: list[Batch] = []

@@ -1,6 +1,7 @@
 """A training step with each switch for speed, against LLaMA-Factory's, side by side.
 
     python -m benchmarks.train
+    python -m benchmarks.train --size 100m-3.5        # Qwen3.5's architecture
     python -m benchmarks.train --size 4b --device-name cuda --dtype bfloat16 --image-tokens 576
 
 Random weights with the shapes and the vocabulary of a real model, as in ``benchmarks.throughput``:
@@ -28,8 +29,8 @@ from benchmarks.peer import peak_memory
 from benchmarks.pipeline import stack
 from benchmarks.throughput import SIZES, make_model, make_pairs
 from stages.core import command
+from stages.families import known
 from stages.model import prefix, scoring
-from stages.params import params
 
 QUESTION = "<image>What is the shape in the image, and which color does it have? Say both."
 TOKEN_SIDE = 32  # pixels
@@ -129,13 +130,12 @@ def trainers(
     from stages.tuning.trainer import SharedPrefixTrainer
 
     pixels = side_of(image_tokens) ** 2
-    p = params.load(Path("params/demo.yaml"))
     model_args, data_args, training_args, finetuning_args, _ = get_train_args(
         {
             "stage": "dpo",
             "do_train": True,
             "model_name_or_path": str(model_dir),
-            "template": p.model.template,
+            "template": known.of_model(model_dir).templates[0],
             "dataset": "none",
             "cutoff_len": 4096,
             "image_max_pixels": pixels,

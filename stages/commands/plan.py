@@ -247,8 +247,8 @@ def step(p: Params, size: Size, pair: Pair) -> float:
 
 
 def row_tokens(p: Params, pair: Pair) -> int:
-    """Tokens of a pair in scoring and in training; answers apart have a prompt each."""
-    return (2 if family(p).apart else 1) * pair.prompt + 2 * pair.answer
+    """Tokens of a pair in scoring and in training."""
+    return pair.prompt + 2 * pair.answer
 
 
 def family(p: Params) -> Family:
@@ -332,7 +332,7 @@ def memory(p: Params, size: Size, dtype: str) -> dict[str, float]:
     batch = int(options.get("per_device_train_batch_size", 8))
     prompt = Pair(image_tokens(p)).prompt
     answered = batch * 2 * max(1, p.format.cutoff_len - prompt)
-    tokens = batch * (1 if ours and not family(p).apart else 2) * prompt + answered
+    tokens = batch * (1 if ours else 2) * prompt + answered
     # Of a layer, by measure (benchmarks.memory); in 16 bits what adapters read is kept twice.
     inside = 8 * text["hidden_size"] + (8 if width == 2 else 5) * text["intermediate_size"]
     all_kept = options.get("disable_gradient_checkpointing", False)

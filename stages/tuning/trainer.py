@@ -62,8 +62,8 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         # Dropout is off by now.
         self.stock_because = prefix.why_not(model) or self._untried()
         self.view, self.under_view = self.view or os.environ.get(VIEW), {}
-        if self.view and (reason := self.stock_because or prefix.why_apart(model)):
-            raise UserError(f"train.loss: mdpo needs both answers in one row, but {reason}")
+        if self.view and self.stock_because:
+            raise UserError(f"train.loss: mdpo needs shared prompts, but {self.stock_because}")
         if self.stock_because:
             logger.warning_rank0(f"Training the stock way: {self.stock_because}.")
             return
@@ -112,8 +112,6 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
             compared |= attention.choose(self, features, told=told, allowed=allowed(compared))
             compared["reference"] = "computed" if self.reference is None else "cached"
-            if reason := prefix.why_apart(self.model):
-                compared["apart_because"] = reason
         # A resumed training keeps what its start found.
         if self.is_world_process_zero() and not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,9 @@ def row(feature: Mapping[str, Any], view: str, paths: Sequence[str]) -> dict[str
     ``paths``: images of training, for the view ``other``; the same one stands in for an image each
     time.
     """
-    alone = next(prefix.one_by_one(feature))
+    length = prefix.shared_length(feature)
+    names = ("rejected_input_ids", "rejected_labels")
+    alone = {**feature, **{name: feature[name][:length] for name in names}}
     if view == "masked":
         return alone | {prefix.UNSEEN: True}
     shown = [Shown(view, path, another(path, paths)) for path in feature.get("images") or []]
