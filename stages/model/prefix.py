@@ -66,8 +66,13 @@ def why_not(model: Any) -> str | None:
     return None
 
 
+def attentions(model: Any) -> Sequence[str]:
+    """The ways to attend that go with the model: recurrent layers want a mask of tokens."""
+    return ATTENTIONS[:1] if recurrence.layers(plain(model).model.language_model) else ATTENTIONS
+
+
 def attend(model: Any, way: str) -> None:
-    """Let the text attend by one of ``ATTENTIONS``; transformers has no public way to for these."""
+    """Let the text attend by one of ``attentions``; transformers has no public way to for these."""
     plain(model).model.language_model.config._attn_implementation = way
 
 
@@ -302,9 +307,12 @@ def forward(
         embeds = embeds.masked_scatter(image[..., None], features.to(embeds.device, embeds.dtype))
         if deepstack:
             visual = {"visual_pos_masks": image, "deepstack_visual_embeds": deepstack}
-    flex = body.language_model.config._attn_implementation == FLEX
-    mask = (block_mask if flex else attention_mask)(segments)
-    if recurrence.install(body.language_model):
+    if body.language_model.config._attn_implementation == FLEX:
+        mask = block_mask(segments)
+    else:
+        mask = attention_mask(segments)
+    if nets := recurrence.layers(body.language_model):
+        recurrence.install(nets)
         fork = recurrence.parts(segments, PROMPT), recurrence.parts(segments, CHOSEN, REJECTED)
         setattr(mask, recurrence.FORK, fork)
     hidden = body.language_model(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from stages.model import prefix, recurrence
+from stages.model import prefix
 
 ATTENTION = "TRAINING_ATTENTION"  # in the environment: the way to take, without measuring
 WIDE = 1024  # tokens of a row; below, attention is less of a step than compiling would cost
@@ -33,9 +33,9 @@ def choose(
     """
     way = told.get("attention") or os.environ.get(ATTENTION)
     found: dict[str, Any] = {}
-    recurrent = recurrence.install(prefix.plain(trainer.model).model.language_model)
-    if recurrent or not (way or trainer.model.device.type == "cuda"):
-        return found  # with layers that recur, transformers compares the mask with a number
+    ways = prefix.attentions(trainer.model)
+    if len(ways) < 2 or not (way or trainer.model.device.type == "cuda"):
+        return found
     if not way:
         batch = trainer._prepare_inputs(trainer.data_collator(features))
         if batch["input_ids"].shape[1] < WIDE:
