@@ -25,7 +25,7 @@ INSIDE = Path(__file__).parent / "inside"
 # Our code in every training process, and what is there besides where prompts are shared.
 CODE = ("tuning/inside/sitecustomize.py",)
 SHARED_CODE = (
-    *("tuning/trainer.py", "tuning/views.py", "tuning/attention.py", "tuning/sampler.py"),
+    *("tuning/trainer.py", "tuning/views.py", "tuning/attention.py"),
     "model/prefix.py",
 )
 
