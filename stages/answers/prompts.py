@@ -34,8 +34,10 @@ def answers(
     checkpoint: Checkpoint, asked: Sequence[dict[str, Any]], images: Path, *, label: str
 ) -> pd.DataFrame:
     """``Checkpoint.answers``, one row a prompt, with ``of``."""
-    most = checkpoint.p.evaluate.generation.max_new_tokens
-    table = checkpoint.answers(asked, images, max_new_tokens=most, label=label)
+    wanted = checkpoint.p.evaluate.generation
+    table = checkpoint.answers(
+        asked, images, max_new_tokens=wanted.max_new_tokens, engine=wanted.engine, label=label
+    )
     table.insert(1, "of", pd.Series([row["of"] for row in asked], dtype="str"))
     return table
 

@@ -80,22 +80,13 @@ class Unit:
         return text.replace("-", "\N{MINUS SIGN}")
 
 
-COUNT = Unit("count", digits=0)
-POINTS = Unit("points", digits=1, signed=True, factor=100, suffix=" points")
-SHARE = Unit("share", digits=1, factor=100, suffix="%", change=POINTS)  # of rows
-FRACTION = Unit("fraction", digits=1, factor=100, suffix="%", change=POINTS)  # of something else
-NATS = Unit("nats", signed=True)
-LOG_PROB = Unit("nats", change=NATS)
-MARGIN = Unit("nats times beta", signed=True)
-TOKENS = Unit("tokens", change=Unit("tokens", signed=True))
-P_VALUE = Unit("p-value", digits=3, least=0.001)
-# Of lm-eval's metrics only their authors know the unit.
-_NAME = "as lm-eval prints it"
-FIGURE = Unit(_NAME, digits=3, change=Unit(_NAME, digits=3, signed=True))
+def _unit(name: str, change: Mapping[str, Any] | None = None, **said: Any) -> Unit:
+    return Unit(name, **said, change=_unit(**{"name": name, **change}) if change else None)
 
-UNITS = {
-    unit.name: unit for unit in (COUNT, POINTS, SHARE, FRACTION, NATS, MARGIN, TOKENS, P_VALUE)
-}
+
+_UNITS, HEADLINE, _TABLE = YAML(typ="safe").load(Path(__file__).with_suffix(".yaml")).values()
+UNITS = {name: _unit(**{"name": name, **said}) for name, said in _UNITS.items()}
+COUNT, POINTS, SHARE, FRACTION, NATS, LOG_PROB, MARGIN, TOKENS, P_VALUE, FIGURE = UNITS.values()
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
 WAYS = ("blank", "shuffled")  # what the control pairs show in place of their image
 
@@ -157,7 +148,6 @@ def _entry(key: str, *, both: bool = False, unit: str = "", **said: Any) -> Any:
     return kind(key, unit=UNITS[unit or usual], **said)
 
 
-_TABLE = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 _ENTRIES = [_entry(key, **said) for key, said in _TABLE.items()]
 BOTH = tuple(entry for entry in _ENTRIES if isinstance(entry, Both))
 ACCURACY, ANSWER_TOKENS, REPETITION, UNFINISHED, CORRECT = BOTH
@@ -172,19 +162,6 @@ KEYS = tuple(
     for metric in METRICS.values()
     for key in (metric.key, *(f"{metric.key}_{end}" for end in ENDS if metric.interval))
 )
-
-# DVC's metrics: at most eight, under names so short that `dvc exp show` fits 120 columns. First
-# what settings are chosen by, then what is reported of the chosen one.
-HEADLINE = {
-    "val_win_rate": "val_win_rate",
-    "val_acc": "val_tuned_accuracy",
-    "win_rate": "win_rate",
-    "base_acc": ACCURACY.base,
-    "tuned_acc": ACCURACY.tuned,
-    "correct": CORRECT.tuned,  # else what lm-eval's first task gives, see metrics.headline
-    "chosen_logps": "chosen_logps_change",
-    "margin": "reward_margin",
-}
 
 
 def of_both_models(values: Mapping[str, Any]) -> list[Both]:

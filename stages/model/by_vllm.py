@@ -22,21 +22,23 @@ MEMORY = 0.5  # of a GPU's; the model that scores lies there too
 
 
 def answer(
-    model: Path,
-    p: Params,
-    adapter: Path | None,
-    rows: Sequence[dict[str, Any]],
-    images: Path,
-    most: int,
+    model: Path, p: Params, adapter: Path | None, rows: Sequence[Any], images: Path, most: int
 ) -> list[scoring.Answer]:
     """``scoring.answer`` of up to ``most`` tokens by vLLM."""
-    loaded = tokens.load(model, p)
+    loaded, bounds = tokens.load(model, p), ("image_max_pixels", "image_min_pixels")
     plugin, template = copy.copy(loaded.template.mm_plugin), copy.copy(loaded.template)
     plugin.expand_mm_tokens, template.mm_plugin = False, plugin  # vLLM expands an image's token
-    asked = functools.partial(scoring.prompt_tokens, replace(loaded, template=template))
-    # As LLaMA-Factory resizes an image before the processor sees it.
-    bounds = {name: getattr(p.format, name) for name in ("image_max_pixels", "image_min_pixels")}
-    seen = functools.partial(plugin._regularize_images, **bounds)
+    bare = replace(loaded, template=template)
+
+    def request(row: dict[str, Any]) -> dict[str, Any]:
+        files = [str(images / name) for name in row["images"]]
+        # As LLaMA-Factory resizes an image before the processor sees it.
+        seen = plugin._regularize_images(
+            files, **{name: getattr(p.format, name) for name in bounds}
+        )
+        ids = scoring.prompt_tokens(bare, row, images)
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": seen["images"]}}
+
     side = round(p.format.image_max_pixels**0.5)
     llm = _engine(model, p.scoring.dtype, p.format.cutoff_len + most, side)
     from vllm import SamplingParams
@@ -45,15 +47,7 @@ def answer(
     stops = loaded.template.get_stop_token_ids(loaded.tokenizer)
     options = {"temperature": 0, "max_tokens": most, "ignore_eos": True, "detokenize": False}
     outputs = llm.generate(
-        [
-            {
-                "prompt_token_ids": asked(row, images),
-                "multi_modal_data": {
-                    "image": seen([str(images / name) for name in row["images"]])["images"]
-                },
-            }
-            for row in rows
-        ],
+        [request(row) for row in rows],
         SamplingParams(stop_token_ids=stops, **options),
         lora_request=LoRARequest(str(adapter), 1, str(adapter)) if adapter else None,
         use_tqdm=False,

@@ -184,13 +184,19 @@ class Checkpoint:
         return table
 
     def answers(
-        self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
+        self,
+        rows: Sequence[dict[str, Any]],
+        images: Path,
+        *,
+        max_new_tokens: int,
+        label: str,
+        engine: str = "transformers",
     ) -> pd.DataFrame:
         """Greedy answers to formatted prompts, in their order: ``id``, ``answer``, its ``tokens``,
-        and whether it ``finished``. vLLM takes all GPUs' work itself.
+        and whether it ``finished``. ``engine``: transformers, or vllm, which has one GPU.
         """
         parts = [rows[start : start + ANSWERS] for start in range(0, len(rows), ANSWERS)] or [[]]
-        by = by_vllm.decides() if self.by_vllm else {}
+        by = by_vllm.decides() if engine == "vllm" else {}
         decides = {"max_new_tokens": max_new_tokens, "by": by}
         work = partial(self._answers, images=images, decides=decides, label=label)
         pieces = {self.place("answers", rows=decisive(part), **decides): part for part in parts}
@@ -198,10 +204,6 @@ class Checkpoint:
             if not by:
                 self.side_by_side(work, pieces, label)
             return pd.concat([work(part) for part in parts], ignore_index=True)
-
-    @property
-    def by_vllm(self) -> bool:
-        return self.p.evaluate.generation.engine == "vllm"
 
     def _answers(
         self, rows: Sequence[dict[str, Any]], images: Path, *, decides: dict[str, Any], label: str
@@ -212,7 +214,7 @@ class Checkpoint:
         def given() -> pd.DataFrame:
             if not rows:
                 said = []
-            elif self.by_vllm:
+            elif decides["by"]:
                 said = by_vllm.answer(self.model, self.p, self.adapter, rows, images, most)
             else:
                 options = {"max_new_tokens": most, "batch_tokens": self.p.scoring.batch_tokens}

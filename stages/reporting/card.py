@@ -36,7 +36,7 @@ INDEXED = {"win_rate": "win_rate", "tuned_accuracy": "accuracy", "tuned_correct"
 
 
 # Published data sets by repository: a note for readers, and the terms that bind their answers.
-KNOWN = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
+LICENCES, KNOWN = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml")).values()
 
 
 def terms_of(repos: Iterable[str | None]) -> list[tuple[str, str, bool]]:
@@ -100,15 +100,6 @@ def citations(papers: Sequence[str]) -> str:
     entries = Path(__file__).with_suffix(".bib").read_text(encoding="utf-8").split("\n\n")
     found = {paper: entry.strip() for paper in papers for entry in entries if paper in entry}
     return "\n\n".join(found[paper] for paper in papers)
-
-
-# Licences by the Hub's names, each more restrictive than those before it: what is made from works
-# under both may be passed on under the later one. Others (share-alike alone, no derivatives, a
-# model's own licence) fit into no such order: next to a different one, both are named.
-LICENCES = (
-    *("cc0-1.0", "unlicense", "mit", "bsd-2-clause", "bsd-3-clause", "apache-2.0", "cc-by-4.0"),
-    *("cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
-)
 
 
 def licence_of(*parts: str | None) -> Licence:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from ruamel.yaml import YAML
 
 from stages.core.command import project_root
 from stages.core.console import show
@@ -43,22 +44,7 @@ DESCRIPTION = "mlflow.note.content"
 NEWEST = ["attributes.start_time DESC"]
 PROBE_SECONDS, FLUSH_SECONDS, RETRY_SECONDS, CLOSE_SECONDS = 4.0, 2.0, 60.0, 90.0
 
-# Here MLflow's own message is a request's path and a server's page.
-REFUSED = {
-    "401": "the server does not know this user and password: set MLFLOW_TRACKING_USERNAME and "
-    "MLFLOW_TRACKING_PASSWORD",
-    "403": "this user may not write to the server's experiment: whoever made it, or the server's "
-    "admin, has to grant EDIT",
-}
-
-# MLflow retries for four minutes by default, and reports its use to its makers.
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
+QUIET, REFUSED = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml")).values()
 
 
 def tracking_uri() -> str:
