@@ -41,7 +41,7 @@ repro: setup ## Run the pipeline: every stage whose inputs changed
 back: setup ## Go back to the last commit; edits that are not committed are lost
 	$(IN_VENV) python -m stages back
 
-test: lint ## Lint, check types, run all tests (three processes)
+test: lint ## Lint, check types, run the tests; CI=1 adds rehearsals of rare set-ups
 	$(TESTS)
 
 check: lint ## Lint, check types, run the fast tests (under a minute)

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.peer import peak_memory
 from benchmarks.throughput import SIZES
 from stages.commands import step_memory
-from stages.commands.dimensions import GIGA, VOCABULARY, Pair, Size, batch, family, image_tokens
+from stages.commands.dimensions import GIGA, VOCABULARY, Pair, Size, batch, image_tokens
 from stages.core import command
 from stages.model.prefix import CHUNK
 from stages.params.params import Params
@@ -52,7 +52,7 @@ def arithmetic(p: Params, size: Size, pair: Pair, *, kept: bool) -> float:
     text, ours = size["text"], p.train.shared_prefix
     width = getattr(torch, config.dtype(p)).itemsize
     answered = batch(p) * 2 * pair.answer
-    tokens = batch(p) * (1 if ours and not family(p).apart else 2) * pair.prompt + answered
+    tokens = batch(p) * (1 if ours else 2) * pair.prompt + answered
     # In 16 bits what adapters read is kept twice.
     inside = 8 * text["hidden_size"] + (8 if width == 2 else 5) * text["intermediate_size"]
     layers = text["num_hidden_layers"] * (inside if kept else text["hidden_size"]) + inside

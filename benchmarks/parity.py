@@ -132,7 +132,7 @@ def random_batches(count: int, longest: int) -> list[Batch]:
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 
-    from tests.one_by_one import SHARED as FAMILIES
+    from tests.one_by_one import PATCH as FAMILIES
     from tests.one_by_one import pairs
 
     found: list[Batch] = []
@@ -315,15 +315,15 @@ class Training:
     ours: bool = True
     cached: bool = False
     resumed: str | None = None
+    loss: str = "sigmoid"
 
 
 STEPS, SHORT = 50, {"per_device_train_batch_size": 4}
+SAVED = {"save_strategy": "steps", "save_steps": STEPS // 2, "save_total_limit": 2}
 ACCUMULATED = SHORT | {"gradient_accumulation_steps": 2}
 TRAININGS = {
     "LLaMA-Factory": Training(ours=False),
-    "prompt shared": Training(
-        {"save_strategy": "steps", "save_steps": STEPS // 2, "save_total_limit": 2}
-    ),
+    "prompt shared": Training(SAVED),
     "cached": Training(cached=True),
     "resumed": Training(resumed="prompt shared"),
     "LLaMA-Factory, two processes": Training(SHORT, processes=2, ours=False),
@@ -334,6 +334,12 @@ TRAININGS = {
     "LLaMA-Factory, bfloat16": Training({"bf16": True}, ours=False),
     "LLaMA-Factory, bfloat16, accumulation": Training(ACCUMULATED | {"bf16": True}, ours=False),
     "bfloat16": Training({"bf16": True}),
+    "LLaMA-Factory, mpo": Training(loss="mpo", ours=False),
+    "mpo": Training(SAVED, loss="mpo", cached=True),
+    "mpo, resumed": Training(loss="mpo", cached=True, resumed="mpo"),
+    "mdpo": Training(SAVED, loss="mdpo"),
+    "mdpo, cached": Training(loss="mdpo", cached=True),
+    "mdpo, resumed": Training(loss="mdpo", resumed="mdpo"),
 }
 
 # What is held against what, and how much the loss may differ at any step; None: as the two rows
@@ -352,15 +358,25 @@ SAME = (
         None,
     ),
     ("bfloat16", "bfloat16", "LLaMA-Factory, bfloat16", None),
+    ("mpo, cached reference", "mpo", "LLaMA-Factory, mpo", 1e-4),
+    ("mpo, resumed, against uninterrupted", "mpo, resumed", "mpo", 0.0),
+    ("mdpo, cached reference, against computed", "mdpo, cached", "mdpo", 1e-4),
+    ("mdpo, resumed, against uninterrupted", "mdpo, resumed", "mdpo", 0.0),
 )
 
 
 DATA, MODEL, REFERENCE = Path("data/formatted"), Path("models/base"), Path("data/reference")
 
 
+def settings(training: Training) -> params.Params:
+    p = params.load(Path("params/demo.yaml"))
+    given = {"loss": training.loss, "shared_prefix": training.ours}
+    return p.model_copy(update={"train": p.train.model_copy(update=given)})
+
+
 def configured(training: Training) -> tuple[dict[str, Any], Path]:
     """The configuration of a training, and its folder, which is named by all that decides it."""
-    p = params.load(Path("params/demo.yaml"))
+    p = settings(training)
     configuration = config.dpo_config(
         p,
         model=MODEL,
@@ -377,13 +393,7 @@ def configured(training: Training) -> tuple[dict[str, Any], Path]:
         "save_strategy": "no",
         **training.options,
     }
-    name = config.fingerprint(
-        configuration,
-        p.model_copy(update={"train": p.train.model_copy(update={"shared_prefix": training.ours})}),
-        DATA,
-        MODEL,
-        REFERENCE if training.cached else None,
-    )
+    name = config.fingerprint(configuration, p, DATA, MODEL, REFERENCE if training.cached else None)
     name += f"-{training.processes}"
     return configuration, RUNS / (name + "-resumed" * bool(training.resumed))
 
@@ -416,9 +426,9 @@ def run(training: Training, configuration: dict[str, Any], folder: Path) -> None
     if training.processes > 1:
         environment |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(training.processes)}
     if training.ours:
-        environment = process.with_shared_prefix(
-            environment, REFERENCE if training.cached else None, None
-        )
+        p, cached = settings(training), REFERENCE if training.cached else None
+        under_view = config.under_view(p, DATA, MODEL, cached)
+        environment |= process.shared_prefix(cached, config.view(p), under_view)
     process.launch(
         ["train", str(file), f"output_dir={folder}"], folder, environment, lambda entry: None
     )

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 LEARNING_RATE = 1e-5
+TRL_LOSSES = {  # by our names
+    "sigmoid": {},
+    "mpo": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
+}
 
 
 def main(given: dict[str, Any]) -> None:
@@ -81,6 +85,8 @@ def turns(tell: Callable[..., None]) -> Any:
 def llamafactory(given: dict[str, Any], shared: dict[str, Any], callback: Any) -> None:
     from llamafactory.train.tuner import run_exp
 
+    from stages.params.losses import LOSSES
+
     run_exp(
         {
             "stage": "dpo",
@@ -97,6 +103,7 @@ def llamafactory(given: dict[str, Any], shared: dict[str, Any], callback: Any) -
             "lora_alpha": 2 * given["rank"],
             "lora_target": "all",
             "pref_beta": given["beta"],
+            **LOSSES[given["loss"]].options,
             **shared,
         },
         callbacks=[callback],
@@ -132,6 +139,7 @@ def trl(given: dict[str, Any], shared: dict[str, Any], callback: Any) -> None:
         given["model"],
         args=DPOConfig(
             **shared,
+            **TRL_LOSSES[given["loss"]],
             beta=given["beta"],
             max_length=None,
             train_sampling_strategy="sequential",

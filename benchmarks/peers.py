@@ -2,6 +2,7 @@
 
     python -m benchmarks.peers
     python -m benchmarks.peers --size 4b --device-name cuda --dtype bfloat16 --image-tokens 576
+    python -m benchmarks.peers --loss mpo          # without ms-swift
 
 Each peer gets an environment of its own below ``benchmarks/.peers``, made by uv with the versions
 below; what computes (``SAME``) has this project's version in all. Weights, pairs, LoRA and batch
@@ -96,7 +97,10 @@ def main(
     image_tokens: int = 256,
     answer_tokens: int = 120,
     repeats: int = 3,
+    loss: str = "sigmoid",
 ) -> None:
+    if loss == "mpo":
+        del PEERS["ms-swift"], TRAINERS["ms-swift"]
     for peer, requirements in PEERS.items():
         install(peer, requirements)
     with tempfile.TemporaryDirectory() as name:
@@ -111,6 +115,7 @@ def main(
             "batch_size": batch_size,
             "rank": RANK,
             "beta": BETA,
+            "loss": loss,
             "options": {},
         }
         said = {
@@ -122,7 +127,7 @@ def main(
     print(
         f"\ncommand: python -m benchmarks.peers --size {size} --device-name {device_name} "
         f"--dtype {dtype} --batch-size {batch_size} --image-tokens {image_tokens} "
-        f"--answer-tokens {answer_tokens} --repeats {repeats}\n"
+        f"--answer-tokens {answer_tokens} --repeats {repeats} --loss {loss}\n"
         f"{stack()}; in environments of their own: "
         f"{', '.join(' '.join(requirements) for requirements in PEERS.values())}\n\n"
         "| training | pairs/s | times LLaMA-Factory | the same, processor time | memory, GB "

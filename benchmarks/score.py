@@ -40,7 +40,7 @@ def main(
         folder = Path(name)
         model_dir = Path(model or folder, "model")
         make_model(model_dir, SIZES[size], device_name, dtype)
-        stock, _ = trainers(model_dir, folder / "output", image_tokens, device_name, dtype)
+        stock, *_ = trainers(model_dir, folder / "output", image_tokens, device_name, dtype)
         stock.model.save_pretrained(folder / "adapter")
         base = scoring.load(model_dir, p)
         tuned = scoring.load(model_dir, p, folder / "adapter")

@@ -76,6 +76,17 @@ SIZES: dict[str, Size] = {
         },
     },
 }
+# Qwen3.5's architecture: three of four layers are recurrent.
+SIZES["100m-3.5"] = {
+    "text": {
+        **{k: v for k, v in SIZES["100m"]["text"].items() if k != "mrope_section"},
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 8,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+    },
+    "vision": {**SIZES["100m"]["vision"], "deepstack_visual_indexes": []},
+}
 
 
 def main(
@@ -162,7 +173,7 @@ def make_model(
     if folder.exists():
         return
     import torch
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
@@ -170,9 +181,8 @@ def make_model(
     (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     torch.manual_seed(0)
     with torch.device(device_name):
-        model = Qwen3VLForConditionalGeneration._from_config(
-            Qwen3VLConfig(**config_of(size)), dtype=getattr(torch, dtype)
-        )
+        config = AutoConfig.for_model(**config_of(size))
+        model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
     model.save_pretrained(folder, max_shard_size=largest_shard)
 
 
@@ -180,6 +190,11 @@ def config_of(size: Size) -> dict[str, Any]:
     """The demo's config.json with those dimensions."""
     config: dict[str, Any] = json.loads((DEMO / "config.json").read_text(encoding="utf-8"))
     text = dict(size["text"])
+    if "linear_num_key_heads" in text:
+        ids = {name: value for name, value in config.items() if name.endswith("token_id")}
+        text |= {"vocab_size": VOCABULARY, "eos_token_id": config["text_config"]["eos_token_id"]}
+        vision = {k: v for k, v in size["vision"].items() if k != "deepstack_visual_indexes"}
+        return {"model_type": "qwen3_5", "text_config": text, "vision_config": vision, **ids}
     config["text_config"]["rope_parameters"]["mrope_section"] = text.pop("mrope_section")
     config["text_config"] |= {"vocab_size": VOCABULARY, "max_position_embeddings": 8192} | text
     config["vision_config"] |= size["vision"]

@@ -1,6 +1,7 @@
 """A training step with each switch for speed, against LLaMA-Factory's, side by side.
 
     python -m benchmarks.train
+    python -m benchmarks.train --size 100m-3.5        # Qwen3.5's architecture
     python -m benchmarks.train --size 4b --device-name cuda --dtype bfloat16 --image-tokens 576
 
 Random weights with the shapes and the vocabulary of a real model, as in ``benchmarks.throughput``:
@@ -28,8 +29,8 @@ from benchmarks.peer import peak_memory
 from benchmarks.pipeline import stack
 from benchmarks.throughput import SIZES, make_model, make_pairs
 from stages.core import command
+from stages.families import known
 from stages.model import prefix, scoring
-from stages.params import params
 
 QUESTION = "<image>What is the shape in the image, and which color does it have? Say both."
 TOKEN_SIDE = 32  # pixels
@@ -51,7 +52,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         model_dir = Path(model or folder, "model")
         make_model(model_dir, SIZES[size], device_name, dtype)
-        stock, ours = trainers(model_dir, Path(folder, "output"), image_tokens, device_name, dtype)
+        stock, ours, view = trainers(
+            model_dir, Path(folder, "output"), image_tokens, device_name, dtype
+        )
         rows = make_pairs(
             Path(folder), stock.processing_class, batch_size, answer_tokens, side_of(image_tokens)
         )
@@ -63,6 +66,8 @@ def main(
         with torch.no_grad():
             reference = torch.stack(ours.compute_reference_log_probs(ours.model, one_row))
         cached = one_row | {"reference": reference}
+        viewed = view._prepare_inputs(view.data_collator(features))
+        viewed["reference"] = torch.cat([reference, reference[:1]])
         found = side_by_side(
             {
                 "LLaMA-Factory": partial(step, stock, two_rows),
@@ -71,6 +76,7 @@ def main(
                 "prompt shared, reference cached": partial(step, ours, cached),
                 "the same, all logits": partial(with_all_logits, ours, cached),
                 "the same, no checkpointing": partial(without_checkpointing, ours, cached),
+                "mDPO, prompt shared, reference cached": partial(step, view, viewed),
             },
             repeats,
         )
@@ -111,8 +117,10 @@ def side_of(image_tokens: int) -> int:
 
 def trainers(
     model_dir: Path, output: Path, image_tokens: int, device_name: str, dtype: str
-) -> tuple[Any, Any]:
-    """LLaMA-Factory's DPO trainer and the one on shared prompts, of one model with an adapter."""
+) -> tuple[Any, Any, Any]:
+    """LLaMA-Factory's DPO trainer, the one on shared prompts, and that with mDPO's loss, of one
+    model with an adapter.
+    """
     from llamafactory.data import PairwiseDataCollatorWithPadding, get_template_and_fix_tokenizer
     from llamafactory.extras.constants import IGNORE_INDEX
     from llamafactory.hparams import get_train_args
@@ -122,13 +130,12 @@ def trainers(
     from stages.tuning.trainer import SharedPrefixTrainer
 
     pixels = side_of(image_tokens) ** 2
-    p = params.load(Path("params/demo.yaml"))
     model_args, data_args, training_args, finetuning_args, _ = get_train_args(
         {
             "stage": "dpo",
             "do_train": True,
             "model_name_or_path": str(model_dir),
-            "template": p.model.template,
+            "template": known.of_model(model_dir).templates[0],
             "dataset": "none",
             "cutoff_len": 4096,
             "image_max_pixels": pixels,
@@ -164,7 +171,10 @@ def trainers(
         made.data_args = data_args
         return made
 
-    return build(CustomDPOTrainer), build(SharedPrefixTrainer)
+    class Mdpo(SharedPrefixTrainer):
+        view = "cropped"
+
+    return build(CustomDPOTrainer), build(SharedPrefixTrainer), build(Mdpo)
 
 
 def encode(trainer: Any, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:

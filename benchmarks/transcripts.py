@@ -4,7 +4,7 @@
 
 In: this checkout with its edits. Everything runs in a clone in a temporary folder, from the
 beginning; nothing here changes but the document. ``settled`` replaces what differs between two
-runs. tests/test_transcripts.py runs the blocks that ``HELD`` names again and compares.
+runs. tests/test_documents.py runs the blocks that ``HELD`` names again and compares.
 """
 
 import re

@@ -3,7 +3,7 @@
 before it:
 
     core        errors, the command line, where the project is: plumbing only
-    families    what differs between families of models, a file for each
+    families    what differs between families of models, an entry for each
     pairs       tables, images and the processes that decode them
     sources     where data sets and base models come from, a file for each kind
     params      ``params.yaml`` as checked models, and what LLaMA-Factory accepts

@@ -34,8 +34,9 @@ def main(item: str, out: Path) -> None:
         with of(name):
             fetched = KINDS[asked.kind].fetch_data(asked, out)
     commit = f"{fetched.repo} at {fetched.commit}, " if fetched.commit else ""
+    size = readable(sum(file.size for file in fetched.files))
     print(
-        f"{item}: {len(fetched.files):,} files, {readable(fetched.size)}, {commit}"
+        f"{item}: {len(fetched.files):,} files, {size}, {commit}"
         f"licence {fetched.licence or 'unknown'}"
     )
 

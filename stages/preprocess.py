@@ -13,14 +13,14 @@ workers there are; a run that fails or is interrupted leaves nothing behind. Mem
 of all pairs, and the images of a few rows for each worker.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stages.core import command, console
 from stages.pairs import images, output, pairs, refusals
-from stages.pairs.images import Outcomes
+from stages.pairs.images import Outcomes, Stored
 from stages.pairs.pairs import Question, Record
 from stages.pairs.refusals import Refusal
 from stages.params import params
@@ -28,6 +28,8 @@ from stages.sources import source
 from stages.sources.kinds import read
 
 Rows = list[dict[str, Any]]
+Made = dict[str, Any] | Refusal  # of a row
+Entry = Callable[[Any, Sequence[Stored]], Made]
 
 
 def main(raw: Path, out: Path, report: Path) -> None:
@@ -53,65 +55,61 @@ def fill(
     work = partial(images.store, folder=folder / "images", limits=chosen)
     decode = partial(images.decode, work=work, workers=chosen.workers)
 
-    asked, not_asked = kept_questions(decode(questions, refusals.text_refusal))
+    asked, not_asked = kept(decode(questions, refusals.text_refusal), of_question)
     refuse = partial(refusals.refusal, wanted=chosen.wanted, patterns=chosen.refuse)
-    kept, left_out = kept_pairs(decode(rows, refuse), {question["image"] for question in asked})
-    set_splits(kept, chosen)
+    held_out = {question["image"] for question in asked}
+    made, left_out = kept(decode(rows, refuse), partial(of_pair, held_out=held_out))
+    set_splits(made, chosen)
 
-    output.write(kept, folder / "pairs.parquet", output.PAIRS)
+    output.write(made, folder / "pairs.parquet", output.PAIRS)
     output.write(asked, folder / "questions.parquet", output.QUESTIONS)
     output.write([*not_asked, *left_out], folder / "left_out.parquet", output.LEFT_OUT)
-    return output.counts(kept, left_out, asked, not_asked, chosen.refuse)
+    return output.counts(made, left_out, asked, not_asked, chosen.refuse)
 
 
-def kept_questions(found: Iterable[tuple[Question, Outcomes]]) -> tuple[Rows, Rows]:
-    """Held-out questions, and those left out."""
-    kept: dict[str, dict[str, Any]] = {}
-    left_out = []
-    for question, outcome in found:
-        if not isinstance(outcome, Refusal):
-            (image,) = outcome
-            name = pairs.row_id(image.name, question.question, question.answer)
-            if name not in kept:
-                texts = {part: getattr(question, part) for part in ("question", "answer", "kind")}
-                kept[name] = {"id": name, "image": image.name, **texts}
-                continue
-            outcome = Refusal("exact_duplicate", f"id {name}")
-        left_out.append(output.left_out(question.where, outcome))
-    return list(kept.values()), left_out
-
-
-def kept_pairs(found: Iterable[tuple[Record, Outcomes]], held_out: set[str]) -> tuple[Rows, Rows]:
-    """Pairs that show no image of the ``held_out`` ones, and the rows left out.
-
-    Beside the columns of the table a pair has ``shown``, what it shares with the pairs of its
-    group, ``published``, the split it was published in, and ``ended`` as in ``Record``.
-    """
-    kept: dict[str, dict[str, Any]] = {}
+def kept(found: Iterable[tuple[Any, Outcomes]], entry: Entry) -> tuple[Rows, Rows]:
+    """Each ``entry`` of a row and its images once, by its id, and the rows left out."""
+    rows: dict[str, dict[str, Any]] = {}
     left_out = []
     for row, outcome in found:
-        if not isinstance(outcome, Refusal):
-            names = [image.name for image in outcome]
-            name = pairs.pair_id(row, names)
-            used = held_out.intersection(names)
-            if not used and name not in kept:
-                texts = ("system", "question", "chosen", "rejected", "origin", "kind", "ended")
-                kept[name] = {
-                    "id": name,
-                    "images": names,
-                    "widths": [image.width for image in outcome],
-                    "heights": [image.height for image in outcome],
-                    "history": [{"user": u, "assistant": a} for u, a in row.history],
-                    "shown": [n.removesuffix(".jpg") for n in names] or [pairs.prompt_id(row)],
-                    "published": row.split,
-                    **{part: getattr(row, part) for part in texts},
-                }
-                continue
-            outcome = Refusal("exact_duplicate", f"id {name}")
-            if used:
-                outcome = Refusal("image_in_held_out_questions", min(used))
-        left_out.append(output.left_out(row.where, outcome))
-    return list(kept.values()), left_out
+        made = outcome if isinstance(outcome, Refusal) else entry(row, outcome)
+        if not isinstance(made, Refusal) and made["id"] in rows:
+            made = Refusal("exact_duplicate", f"id {made['id']}")
+        if isinstance(made, Refusal):
+            left_out.append(output.left_out(row.where, made))
+        else:
+            rows[made["id"]] = made
+    return list(rows.values()), left_out
+
+
+def of_question(question: Question, images: Sequence[Stored]) -> dict[str, Any]:
+    (image,) = images
+    name = pairs.row_id(image.name, question.question, question.answer)
+    texts = {part: getattr(question, part) for part in ("question", "answer", "kind")}
+    return {"id": name, "image": image.name, **texts}
+
+
+def of_pair(row: Record, images: Sequence[Stored], *, held_out: set[str]) -> Made:
+    """A pair, unless it shows an image of the ``held_out`` ones.
+
+    Beside the columns of the table it has ``shown``, what it shares with the pairs of its group,
+    ``published``, the split it was published in, and ``ended`` as in ``Record``.
+    """
+    names = [image.name for image in images]
+    if used := held_out.intersection(names):
+        return Refusal("image_in_held_out_questions", min(used))
+    asked = pairs.prompt(row)
+    texts = ("system", "question", "chosen", "rejected", "origin", "kind", "ended")
+    return {
+        "id": pairs.row_id(*names, *asked, str(row.chosen), str(row.rejected)),
+        "images": names,
+        "widths": [image.width for image in images],
+        "heights": [image.height for image in images],
+        "history": [{"user": u, "assistant": a} for u, a in row.history],
+        "shown": [name.removesuffix(".jpg") for name in names] or [pairs.row_id(*asked)],
+        "published": row.split,
+        **{part: getattr(row, part) for part in texts},
+    }
 
 
 def set_splits(kept: Rows, chosen: params.Preprocess) -> None:

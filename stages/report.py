@@ -59,8 +59,8 @@ def main(
     )
     page.write_text(report.render(given), encoding="utf-8")
     card.write_text(model_card.render(given, known.of_model(model)), encoding="utf-8")
-    for concern in verdicts.concerns(given.metrics, given.slices, p.evaluate.confidence):
-        print(f"{'warning' if concern.warning else 'note'}: {concern.text}")
+    for kind, text in verdicts.concerns(given.metrics, given.slices, p.evaluate.confidence):
+        print(f"{kind}: {text}")
     print(f"{page}: open it in a browser; {card}: the adapter's model card")
     runs.complete_run(results, curves, adapter, (page, card))
 

@@ -41,19 +41,23 @@ def main(
     )
     cached = config.cached_reference(p, reference, model)
     fingerprint = config.fingerprint(configuration, p, formatted_data, model, cached)
+    shared = {}
+    if p.train.shared_prefix:
+        under_view = config.under_view(p, formatted_data, model, cached)
+        shared = process.shared_prefix(cached, config.view(p), under_view)
     # Experiments in DVC's temporary copies keep their checkpoints in the real project.
     folder = Path(os.path.relpath(project_root() / WORKSPACE / fingerprint))
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Experiments side by side may share a training: the second then uses what the first made.
     with FileLock(folder.parent / f".{fingerprint}.lock"):
-        return trained_once(p, configuration, folder, cached, out, curves)
+        return trained_once(p, configuration, folder, shared, out, curves)
 
 
 def trained_once(
     p: params.Params,
     configuration: dict[str, Any],
     folder: Path,
-    cached: Path | None,
+    shared: dict[str, str],
     out: Path,
     curves: Path,
 ) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def trained_once(
     if is_there and not is_forced():
         print(f"training {fingerprint}: finished in an earlier experiment, in {folder}")
     else:
-        facts = train(p, configuration, folder, cached)
+        facts = train(p, configuration, folder, shared)
         process.finish(folder)
     process.publish(folder, out)
     history.write_curves(folder, curves)
@@ -80,11 +84,11 @@ def trained_once(
 
 
 def train(
-    p: params.Params, configuration: dict[str, Any], folder: Path, cached: Path | None
+    p: params.Params, configuration: dict[str, Any], folder: Path, shared: dict[str, str]
 ) -> dict[str, Any]:
     """Train in ``folder``, with live curves in MLflow; the facts for the diary.
 
-    ``cached``: where the reference's log-probs are, if this training may use them.
+    ``shared``: the environment of the trainer on shared prompts, if it is to be used.
 
     Raises:
         UserError: the training failed, or what it logs can't be right; the latter ends it there.
@@ -108,12 +112,10 @@ def train(
                 live.log(entry["step"], *measured)
 
         environment = config.environment(p.train.gpus, os.environ, is_portable=p.train.portable)
-        if p.train.shared_prefix:
-            environment = process.with_shared_prefix(environment, cached, config.view(p))
         words = ["train", str(file), f"output_dir={folder}"]
         if machine.on_ray():
             words.append(f"ray_num_workers={p.train.processes}")
-        process.launch(words, folder, environment, watch)
+        process.launch(words, folder, environment | shared, watch)
 
     if p.train.shared_prefix:
         history.require_first_batch(folder)

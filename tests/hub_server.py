@@ -156,7 +156,7 @@ def topic_overwrite_repo(
             {**row, "image": {"bytes": row["image"], "path": row["image_path"]}}
             for row in rows[shard * size : (shard + 1) * size]
         ]
-        files[f"TPO-Dataset_{shard:03d}-{len(part)}.parquet"] = _parquet(part)
+        files[f"TPO-Dataset_{shard:03d}-{len(part)}.parquet"] = parquet(part)
     usual = {"name": "helehan/topic-overwrite", "type": "dataset", "licence": "cc-by-nc-4.0"}
     return Repo(files=files, **(usual | options))
 
@@ -179,7 +179,7 @@ def pope_repo(images: int = 3, **options: Any) -> Repo:
             }
             for i in range(6 * images)
         ]
-        files[f"Full/{category}-00000-of-00001.parquet"] = _parquet(rows)
+        files[f"Full/{category}-00000-of-00001.parquet"] = parquet(rows)
     usual = {"name": "lmms-lab/POPE", "type": "dataset", "licence": None}
     return Repo(files=files, **(usual | options))
 
@@ -208,14 +208,15 @@ def _jpeg(width: int, height: int, colour: Any) -> bytes:
     return stream.getvalue()
 
 
-def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A file of texts and an image column, described as the Hub's are."""
+def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A file of texts, numbers and an image column, described as the Hub's are."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    types = {name: image if name == "image" else pa.string() for name in rows[0]}
-    features: dict[str, Any] = {name: {"dtype": "string", "_type": "Value"} for name in types}
+    found = pa.Table.from_pylist([dict(row) for row in rows]).schema
+    types = {n: image if n == "image" else found.field(n).type for n in rows[0]}
+    features: dict[str, Any] = {n: {"dtype": str(t), "_type": "Value"} for n, t in types.items()}
     about = json.dumps({"info": {"features": features | {"image": {"_type": "Image"}}}})
     schema = pa.schema(list(types.items()), {"huggingface": about})
     stream = io.BytesIO()

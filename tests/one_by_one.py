@@ -3,21 +3,22 @@ for each answer and the logits of all positions, as in LLaMA-Factory.
 """
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
+from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from stages.model import prefix
 from tests import tiny_models
 
 START, END, IMAGE = 3, 4, 6  # the demo's token ids, which the tiny Qwen2.5-VL takes over
 PATCH = {"qwen3_vl": 16, "qwen2_5_vl": 14, "qwen3_5": 16}
-SHARED = ("qwen3_vl", "qwen2_5_vl")  # a row holds both answers
-# transformers computes Qwen3.5's recurrence in float32.
-CLOSE = {"qwen3_vl": 1e-9, "qwen2_5_vl": 1e-9, "qwen3_5": 1e-5}
+CLOSE = 1e-9
 BETA = 0.3
+WIDE = {"float32": torch.float64}
 
 
 def tiny(model_dir):
@@ -25,50 +26,8 @@ def tiny(model_dir):
     from transformers import Qwen3VLForConditionalGeneration
 
     qwen3 = Qwen3VLForConditionalGeneration.from_pretrained(model_dir, attn_implementation="sdpa")
-    others = {"qwen2_5_vl": tiny_qwen2_5(), "qwen3_5": tiny_models.random_qwen3_5()}
+    others = {"qwen2_5_vl": tiny_models.random_qwen2_5(), "qwen3_5": tiny_models.random_qwen3_5()}
     return {name: adapted(model) for name, model in {"qwen3_vl": qwen3, **others}.items()}
-
-
-def tiny_qwen2_5(**text):
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    torch.manual_seed(0)
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 369,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 1024,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [2, 3, 3],
-            },
-            "initializer_range": 0.1,  # attention that tells positions apart
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            **text,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "patch_size": 14,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-        },
-        image_token_id=IMAGE,
-        video_token_id=7,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-    )
-    return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
 
 
 def adapted(model):
@@ -78,7 +37,7 @@ def adapted(model):
     config = LoraConfig(
         r=4,
         lora_dropout=0.0,
-        target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)",
+        target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj|in_proj_qkv|in_proj_a)",
         init_lora_weights=False,
         task_type="CAUSAL_LM",
     )
@@ -98,6 +57,8 @@ def in_float64(model):
     norms = {type(m) for m in model.modules() if type(m).__name__.endswith("RMSNorm")}
     norms = {kind for kind in norms if not kind.__name__.startswith("Qwen3_5")}  # of other form
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(modeling_qwen3_5, "torch", SimpleNamespace(**vars(torch) | WIDE))
         for kind in norms:
             patch.setattr(kind, "forward", norm)
         yield

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,8 @@ p = YAML(typ="safe", pure=True).load(pathlib.Path("params.yaml").read_text())
 
 
 def environment(**more: str) -> dict[str, str]:
-    """That of the tests, less what a `dvc exp run` around them would have set."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "GIT_"))}
-    return inherited | {
+    """That of the tests, with this environment's tools and an author of commits."""
+    return os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "DVC_NO_ANALYTICS": "1",
         **{f"GIT_{who}_{what}": "test@example.org"
@@ -128,6 +127,27 @@ REPORTED = (
 )
 
 
+def with_dvc(folder: Path) -> None:
+    """What ``dvc init`` makes, without starting DVC again."""
+    from dvc.repo import Repo
+
+    Repo.init(str(folder)).close()
+
+
+def begun(folder: Path, files: Mapping[str, str]) -> Path:
+    """A repository with these files, whose pipeline was run and committed on ``main``."""
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    call("git", "init", "-q", "-b", "main", folder=folder)
+    with_dvc(folder)
+    call("dvc", "repro", "-q", folder=folder)
+    for key in ("user.name", "user.email"):
+        call("git", "config", key, "test@example.org", folder=folder)
+    call("git", "add", "-A", folder=folder)
+    call("git", "commit", "-qm", "begun", folder=folder)
+    return folder
+
+
 def make(folder: Path, stage: str, pipeline: str = PIPELINE) -> Path:
     """``folder/project``, a project that was not run yet, with ``origin.git`` and ``storage``."""
     origin, project = folder / "origin.git", folder / "project"
@@ -140,9 +160,9 @@ def make(folder: Path, stage: str, pipeline: str = PIPELINE) -> Path:
         "data: {sources: {}}\npreprocess: 1\ntrain: {beta: 0.1, seed: 42}\n"
     )
     (project / ".gitignore").write_text("mlflow.db*\n/mlartifacts/\n__pycache__/\n")
-    call("dvc", "init", "--quiet", folder=project)
-    storage = str(folder / "storage")
-    call("dvc", "remote", "add", "--quiet", "-d", "storage", storage, folder=project)
+    with_dvc(project)
+    remote = f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {folder}/storage\n"
+    (project / ".dvc" / "config").write_text(remote, encoding="utf-8")
     return project
 
 

@@ -22,7 +22,7 @@ OPTIONS = arguments.options().model_fields
 TABLES: dict[str, Any] = {
     "SET_ELSEWHERE": arguments.SET_ELSEWHERE,
     "REFUSED": arguments.REFUSED,
-    "BOUNDS": [name for names in arguments.BOUNDS for name in names],
+    "BOUNDS": [name for names, _ in arguments.BOUNDS for name in names],
     "PACKAGES": arguments.PACKAGES,
     "PARTNERS": [*arguments.PARTNERS, *arguments.PARTNERS.values()],
     "FILES": arguments.FILES,

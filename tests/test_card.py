@@ -11,7 +11,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from stages.evaluation.catalogue import METRICS
-from stages.families import known, qwen2_5_vl, qwen3_vl
+from stages.families import known
 from stages.params.losses import LOSSES
 from stages.reporting import card, page
 from stages.reporting.card import Licence
@@ -32,7 +32,7 @@ HEADINGS = [
 LEAST = {key: 1 for key in ("pairs", "images")} | around("win_rate", 0.95, 0.03)
 
 
-def rendered(parameters: Any = None, family: Any = qwen3_vl.FAMILY, **changed: Any) -> str:
+def rendered(parameters: Any = None, family: Any = known.FAMILIES[0], **changed: Any) -> str:
     """The demo's card with other inputs."""
     return card.render(inputs_with(parameters, **changed), family)
 
@@ -203,7 +203,7 @@ def test_a_card_of_several_sources_describes_each_and_takes_the_strictest_licenc
     assert "| source | `helehan/topic-overwrite` on the Hugging Face Hub |" in text
     assert "| source | `easy-vqa`, the PyPI package |" in text
     assert "| source | `mine`, local files (0, 0 bytes), of unknown origin" in text
-    assert all(note in text for note in card.NOTES.values())
+    assert all(card.KNOWN[each.repo]["note"] in text for each in (TOPICS, EASY_VQA))
     assert measured(text)["Preference accuracy"][1]["name"] == (
         "helehan/topic-overwrite, easy-vqa, local files"
     )
@@ -213,7 +213,7 @@ def test_the_data_of_every_preset_are_known():
     for preset in sorted((ROOT / "params").glob("*.yaml")):
         for source in preset_of(preset).data.sources.values():
             if source.kind != "path":  # one's own, of which nothing is known
-                assert getattr(source, "repo", source.kind) in card.NOTES
+                assert getattr(source, "repo", source.kind) in card.KNOWN
 
 
 # texts that others wrote, and what must not be in it
@@ -280,8 +280,8 @@ def test_citations_are_those_of_the_citation_file_and_of_what_was_used():
         assert f"author = {{{authors}}}" in entry
     assert "2411.17265" in four_b()
     assert "2411.17265" not in rendered()
-    other = rendered(family=qwen2_5_vl.FAMILY)
-    assert qwen2_5_vl.FAMILY.tag in metadata(other)["tags"]
+    other = rendered(family=known.FAMILIES[1])
+    assert known.FAMILIES[1].tag in metadata(other)["tags"]
     assert "qwen3-vl" not in metadata(other)["tags"]
     assert "2502.13923" in other
     assert "2511.21631" not in other

@@ -1,20 +1,13 @@
 """The command that shows what preprocess would make of a source."""
 
-import io
 import json
 import os
 
 import pytest
-from PIL import Image
 
 from stages.commands import check
 from stages.core.errors import UserError
-
-
-def png(number):
-    file = io.BytesIO()
-    Image.new("RGB", (40 + number, 32), (number, 99, 99)).save(file, "PNG")
-    return file.getvalue()
+from tests.pictures import picture
 
 
 @pytest.fixture
@@ -24,7 +17,7 @@ def source(tmp_path, monkeypatch, write_params):
     def source(rows, **values):
         (tmp_path / "mine").mkdir()
         for i in range(20):
-            (tmp_path / "mine" / f"{i}.png").write_bytes(png(i))
+            (tmp_path / "mine" / f"{i}.png").write_bytes(picture(i))
         (tmp_path / "mine" / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         path = {"kind": "path", "path": "mine", "licence": None}
         values = {"data.sources": {"mine": path}} | values

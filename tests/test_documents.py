@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from benchmarks import tables
+from benchmarks import tables, transcripts
+from benchmarks.tables import between_markers
 from stages import fetch
 from stages.evaluation.catalogue import KEYS, METRICS
+from stages.pairs import formats, images, layouts
 from stages.params import params
 from stages.sources import kinds
 from tests.contracts import (
@@ -245,3 +247,69 @@ def test_no_tracked_file_holds_a_path_of_one_machine():
     for name in tracked_files():
         found = re.search(rf"(?<![\w.~\]])/(?:{folders})/", text_of(name))
         assert not found, f"{name} holds {found[0] if found else ''}"
+
+
+# docs/reliability.md: each promise names tests that exist, and limits are as the code has them
+
+
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+PROMISES = (
+    "No row is wrong in silence",
+    "Nothing that was fetched runs",
+    "Nothing outside the project's folders is written or read",
+    "No secret is kept or sent elsewhere",
+    "Memory is bounded by stated limits",
+    "A kill loses minutes",
+    "The same inputs give the same bits",
+)
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_a_promise_names_tests_that_exist(promise):
+    (section,) = re.findall(rf"(?ms)^## {promise}\n(.+?)(?=^## |\Z)", RELIABILITY)
+    named = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", section)
+    assert named
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8") or not test, test
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("JSON value above 67 MB", formats.MOST_LINE / 1e6),
+        ("more than 10,000 columns", formats.MOST_COLUMNS),
+        ("image file above 134 MB", formats.MOST_BYTES / 1e6),
+        ("text above 1,048,576 characters", layouts.MOST_CHARACTERS),
+        ("more than 100 scans", images.MOST_SCANS),
+    ],
+)
+def test_limits_are_as_the_code_has_them(text, number):
+    assert text in " ".join(RELIABILITY.split())
+    (said,) = re.findall(r"[\d,.]*\d", text)
+    assert float(said.replace(",", "")) == pytest.approx(number, rel=0.03)
+
+
+# docs/transcripts.md: what commands print, by running them again
+
+
+TRANSCRIPTS = (ROOT / transcripts.DOCUMENT).read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    return between_markers(TRANSCRIPTS, name).removeprefix("```text\n").removesuffix("```\n")
+
+
+@pytest.mark.slow
+def test_commands_print_what_the_document_shows(tmp_path):
+    clone = transcripts.cloned(tmp_path.resolve())
+    if not transcripts.with_outputs(clone):
+        pytest.skip("DVC's cache lacks the demo's adapter; `make repro` makes it")
+    for name in transcripts.HELD:
+        text = transcripts.transcript(transcripts.BLOCKS[name], clone)
+        assert transcripts.same(block(name), text), f"{name}:\n{text}\nnot as in the document"
+
+
+@pytest.mark.parametrize("name", transcripts.BLOCKS)
+def test_a_block_of_the_document_has_its_commands(name):
+    for line in transcripts.BLOCKS[name]:
+        assert f"$ {line}\n" in block(name)

@@ -177,6 +177,7 @@ def machine(prepared):
     return prepared
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_a_slurm_job_at_its_end_is_interrupted_and_the_next_completes_and_pushes(machine, tmp_path):
     job = ("sbatch", str(SLURM))
@@ -191,6 +192,7 @@ def test_a_slurm_job_at_its_end_is_interrupted_and_the_next_completes_and_pushes
     assert machine.beta_elsewhere("first", tmp_path) == 0.4
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("ray"), reason="ray is one of the extras")
 def test_a_slurm_job_of_two_nodes_trains_on_both_and_leaves_none(machine, tmp_path):
@@ -201,6 +203,7 @@ def test_a_slurm_job_of_two_nodes_trains_on_both_and_leaves_none(machine, tmp_pa
     assert machine.beta_elsewhere("both", tmp_path) == 0.4
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_a_slurm_job_of_several_experiments_pushes_them_all(machine, tmp_path):
     settings = {"SET": "train.beta=0.5,0.6", "GPUS": "0,1", "PRESET": "big", "NAME": "warm"}
@@ -209,6 +212,7 @@ def test_a_slurm_job_of_several_experiments_pushes_them_all(machine, tmp_path):
     assert machine.beta_elsewhere("warm-beta-0.6", tmp_path) == 0.6
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_the_skypilot_task_sets_up_a_clean_machine_runs_and_pushes(machine, tmp_path):
     task = YAML(typ="safe").load(SKY.read_text())

@@ -9,7 +9,7 @@ import pytest
 
 from stages.evaluation.catalogue import HEADLINE
 from tests.contracts import ROOT
-from tests.repository import PARAMS, PUT, call
+from tests.repository import PARAMS, PUT, begun, call
 
 STAGE = (
     PUT
@@ -34,9 +34,7 @@ SHOWN = [key for key in HEADLINE if key != "base_acc"]  # the base stays the sam
 @pytest.mark.slow
 def test_the_headline_is_there_after_the_first_run_and_where_experiments_tie(tmp_path: Path):
     shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
-    (tmp_path / "evaluate.py").write_text(STAGE)
-    (tmp_path / "dvc.yaml").write_text(PIPELINE)
-    (tmp_path / "params.yaml").write_text(json.dumps({"train": {"beta": 0.1}}))
+    parameters = json.dumps({"train": {"beta": 0.1}})
 
     def exps(*settings: str) -> tuple[list[str], list[str]]:
         """The table's columns, and the first words of its rows."""
@@ -50,11 +48,7 @@ def test_the_headline_is_there_after_the_first_run_and_where_experiments_tie(tmp
         _, head, _, *rows, _ = table.strip("\n").splitlines()
         return head.split(), [re.sub(r"^\W+", "", row).split("  ")[0] for row in rows]
 
-    call("git", "init", "-q", "-b", "main", folder=tmp_path)
-    call("dvc", "init", "-q", folder=tmp_path)
-    call("dvc", "repro", "-q", folder=tmp_path)
-    call("git", "add", "-A", folder=tmp_path)
-    call("git", "commit", "-q", "-m", "main", folder=tmp_path)
+    begun(tmp_path, {"evaluate.py": STAGE, "dvc.yaml": PIPELINE, "params.yaml": parameters})
     first = call("git", "rev-parse", "--short=7", "HEAD", folder=tmp_path).strip()
     assert exps() == (["Experiment", *SHOWN], ["workspace", "main"])
     call("dvc", "exp", "run", "-q", "-n", "tied", "-S", "train.beta=0.2", folder=tmp_path)

@@ -287,6 +287,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "cut": ({"short": ["rows.jsonl"]}, {}, "rows.jsonl does not have|arrived incomplete"),
     "offline": ({}, {"offline": True}, "HF_HUB_OFFLINE is set"),
     "no network": ({}, {"url": "http://no-such-host.invalid"}, "can't be reached"),
+    "no answer": ({}, {"url": closed_port().replace("//", "//user:s3cret@")}, "can't be reached"),
     "no address": ({}, {"url": "localhost/hub"}, "check the network, the proxy and HF_ENDPOINT"),
 }
 
@@ -300,12 +301,9 @@ def test_each_failure_of_the_hub_is_one_sentence_with_the_fix(refusal, what, mon
     assert re.search(told, text), text
 
 
-def test_no_network_no_answer_and_no_hub_are_told_apart(refusal, monkeypatch):
-    address = closed_port().replace("http://", "http://user:s3cret@")
-    assert "can't be reached" in refusal(table(), url=address)
-    with monkeypatch.context() as patch:
-        patch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: json.loads("<html>"))
-        assert "does not answer as a Hugging Face Hub does" in refusal(table())
+def test_what_does_not_answer_as_a_hub_is_told(refusal, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: json.loads("<html>"))
+    assert "does not answer as a Hugging Face Hub does" in refusal(table())
 
 
 def test_too_little_room_is_said_before_anything_is_downloaded(refusal, monkeypatch):

@@ -38,6 +38,7 @@ HAS_NAMESPACES = (
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.rehearsal,
     pytest.mark.skipif(not HAS_NAMESPACES, reason="this machine allows no mount namespace"),
 ]
 

@@ -24,7 +24,7 @@ class Limits:
 
 
 LIMITS = Limits()
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
 def halves(size=(80, 40), left=RED, right=BLUE, mode="RGB"):
@@ -117,11 +117,6 @@ def grey16(kind):
     return encoded(Image.fromarray(samples), kind)
 
 
-def moving(kind):
-    frames = [Image.new("RGB", (80, 40), colour) for colour in (GREEN, RED, BLUE)]
-    return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-
-
 PALETTE = halves(left=0, right=1, mode="P")
 PALETTE.putpalette([*RED, *BLUE])
 RGB16 = b"\0" + struct.pack(">HHH", 65535, 32768, 0) * 80
@@ -133,7 +128,6 @@ SHOWN = {
         {10: RED, 70: WHITE},
     ),
     "half alpha": (encoded(Image.new("RGBA", (80, 40), (0, 0, 0, 128))), {10: (127, 127, 127)}),
-    "palette": (encoded(PALETTE), {10: RED, 70: BLUE}),
     "palette with alpha": (encoded(PALETTE, transparency=b"\xff\0"), {10: RED, 70: WHITE}),
     "a transparent colour": (encoded(halves(), transparency=BLUE), {10: RED, 70: WHITE}),
     "grey with alpha": (
@@ -142,14 +136,6 @@ SHOWN = {
     ),
     **{f"16-bit grey {kind}": (grey16(kind), GREYS) for kind in ("PNG", "TIFF", "PPM")},
     "16-bit RGB": (png(80, 40, zlib.compress(RGB16 * 40), depth=16), {20: (255, 128, 0)}),
-    **{
-        f"the first frame of {kind}": (moving(kind), {20: GREEN})
-        for kind in ("GIF", "WEBP", "TIFF")
-    },
-    "the first picture of MPO": (
-        encoded(halves(), "MPO", save_all=True, append_images=[Image.new("RGB", (80, 40), GREEN)]),
-        {10: RED},
-    ),
 }
 
 

@@ -193,7 +193,7 @@ def test_the_trainer_that_is_wanted_takes_the_place_of_stock_or_the_training_end
     write(ours, "SharedPrefixTrainer = 'ours'")
     events = tmp_path / "events"
     assert python(RUN, packages, events) == ("trained by stock\n", "")
-    wanted = process.with_shared_prefix({}, None, None)
+    wanted = process.shared_prefix(None)
     wanted[sitecustomize.PROJECT] = str(tmp_path / "project")
     assert python(RUN, packages, events, **wanted) == ("trained by ours\n", "")
     ours.unlink()

@@ -15,7 +15,6 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from stages.core.errors import UserError
 from stages.pairs.pairs import Record
@@ -23,16 +22,11 @@ from stages.sources import easyvqa, kinds, local, source
 from stages.sources.local import PathData
 from tests.copies import copied_data, copied_model
 from tests.hub_server import DEMO, Repo, serve
+from tests.pictures import picture
 from tests.repository import call
 from tests.run_stages import fresh_clone
 
 COLAB = "/content/drive/MyDrive/dpo/images/"
-
-
-def picture(number: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (40, 40 + number), (3 * number, 90, 100)).save(stream, "PNG")
-    return stream.getvalue()
 
 
 def plain(number: int, image: Any) -> dict[str, Any]:
@@ -142,6 +136,7 @@ def test_own_data_are_copied_and_every_row_has_its_image(made, tmp_path):
     assert str(tmp_path) not in (tmp_path / "raw" / "mine" / "SOURCE.json").read_text()
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_a_file_from_https_or_s3_is_imported_by_dvc_and_read(tmp_path, s3):
     """The guide's lines, from a server of this machine."""
@@ -310,9 +305,3 @@ def test_a_model_in_the_hugging_face_cache_can_be_named_by_its_snapshot_folder(
     brought = copied_model(Path(path), tmp_path / "base")
     assert "model.safetensors" in {file.path for file in brought.files}
     assert not any(path.is_symlink() for path in (tmp_path / "base").iterdir())
-
-
-def test_easy_vqa_is_copied_from_its_package_as_published(tmp_path):
-    brought = easyvqa.fetch_data(easyvqa.EasyVqaSource(kind="easy-vqa"), tmp_path / "raw")
-    assert len(brought.files) == 5003
-    assert (brought.kind, brought.commit, brought.licence) == ("easy-vqa", "1.0", "MIT")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from stages.core.errors import UserError
-from tests import tiny_models
 from tests.copies import copied_model
 from tests.hub_server import DEMO
 
@@ -46,16 +45,6 @@ def edit(path: Path, changes: Mapping[str, Any]) -> None:
             place = place[section]
         place[name] = value
     path.write_text(json.dumps(document))
-
-
-def test_the_demos_model_is_accepted(model, tmp_path):
-    assert copied_model(model, tmp_path / "base").files
-
-
-@pytest.mark.slow
-def test_a_model_laid_out_as_qwen2_5_vl_is_on_the_hub_is_accepted(tmp_path):
-    folder = tiny_models.qwen2_5_vl(tmp_path / "tiny")
-    assert copied_model(folder, tmp_path / "base").files
 
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [

@@ -17,11 +17,12 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from stages.evaluation import catalogue
-from stages.evaluation.catalogue import BOTH, METRICS
+from stages.evaluation.catalogue import BOTH, LOG_PROB, METRICS
 from stages.pairs.refusals import REASONS
 from stages.params.losses import LOSSES
-from stages.reporting import card
+from stages.reporting import card, page
 from stages.reporting.inputs import folder_name, origin, parameter_count
+from stages.reporting.markup import rows_of
 from stages.reporting.page import LONGEST_SIDE, funnel, picture, render
 from tests.experiment import (
     DEMO,
@@ -34,6 +35,7 @@ from tests.experiment import (
     metrics_of,
     pair_rows,
     picture_of,
+    score_table,
     slice_table,
 )
 
@@ -187,7 +189,7 @@ def test_every_metric_is_on_the_page_with_its_documented_meaning():
     counted = {"control_pairs", "audited_pairs", "audited_images"}
     both = {key for one in BOTH for key in (one.base, one.tuned, one.change)}
     for one in BOTH:
-        assert " ".join(one.meaning.format(model="the model").split()) in text, one.stem
+        assert " ".join(one.meaning.format(model="the model").split()) in text, one.key
     for key, metric in METRICS.items():
         if key in values and key not in counted:
             assert catalogue.shown(key, values[key]) in text, key
@@ -230,7 +232,6 @@ COMPARED = {"pairs": 16, "policy_difference": 3.1e-6, "largest_logps": 41.2}
     [
         (COMPARED, "differ by at most 3e-06 nats from LLaMA-Factory's own (the largest log-prob"),
         (COMPARED | {"reference_difference": 0.0002}, "looked up, by at most 0.0002 (the largest"),
-        (COMPARED | {"apart_because": "why"}, "a row for each answer (why); on the first 16 pairs"),
         ({"stock_because": "why"}, "Forward pass LLaMA-Factory's own: why Test"),
         ({}, "Forward pass LLaMA-Factory's own Test"),
     ],
@@ -267,3 +268,47 @@ def test_a_model_of_a_folder_has_its_name_and_no_place_on_this_machine(tmp_path,
     assert (found.name, found.parameters, found.size) == (name, 13, "2.9 MB")
     assert found.weights == DEMO.files[1]
     assert parameter_count(tmp_path / "none") is None
+
+
+# The gallery: extremes of all pairs, each once, with own answers where there are any
+
+
+def card_of(row, inputs):
+    by_id = {pair["id"]: pair for pair in inputs.test_pairs}
+    return page.pair_card(row, by_id[row["id"]], inputs.image)
+
+
+def test_the_gallery_shows_extremes_and_flips_each_pair_once():
+    scores = score_table()
+    won, lost, changed = page.extremes(scores, answer_table(), 6)
+    assert list(won["reward_margin"]) == sorted(scores["reward_margin"], reverse=True)[:6]
+    assert list(lost["reward_margin"]) == [m for m in sorted(scores["reward_margin"]) if m < 0][:6]
+    assert len(changed) == 6
+    ids = [*won["id"], *lost["id"], *changed["id"]]
+    assert len(ids) == len(set(ids))
+    assert (changed["base_margin"] * changed["tuned_margin"] < 0).all()
+    change = (changed["tuned_margin"] - changed["base_margin"]).abs()
+    assert change.is_monotonic_decreasing
+
+
+def test_a_card_gives_log_probs_per_token_and_says_which_answer_was_given():
+    inputs = inputs_with()
+    (row,) = rows_of(page.extremes(inputs.scores, inputs.answers, 1)[0])
+    card = card_of(row, inputs)
+    side, _, logps = card["answers"][0]
+    assert side == "chosen"
+    assert logps == [LOG_PROB.text(row[f"{of}_chosen_logps"] / 8) for of in ("reference", "policy")]
+    (pair,) = [pair for pair in inputs.test_pairs if pair["id"] == row["id"]]
+    said = {"base": pair["rejected"]["content"], "tuned": pair["chosen"]["content"]}
+    assert dict(card["own"]) == said
+    assert card["margin"] == f"+{row['reward_margin']:.2f}"
+
+
+def test_questions_show_each_grade_and_mark_right_and_wrong_in_words():
+    asked = page.questions(answer_table(), lambda _: None, 2)
+    grades = ("newly right", "newly wrong", "both wrong", "both right")
+    assert [row["grade"] for row in asked] == [grade for grade in grades for _ in range(2)]
+    assert asked[0]["answers"][1][0].startswith("The shape is ")
+    marks = [tuple(right for _, right in row["answers"]) for row in asked]
+    assert marks[::2] == [(False, True), (True, False), (False, False), (True, True)]
+    assert dict(page.grades(answer_table())) == dict.fromkeys(grades, 4)

@@ -69,21 +69,9 @@ def test_rows_have_the_same_id_only_if_all_fields_are_equal(a, b):
         ({"chosen": "no \n", "rejected": " no"}, "identical_answers", "no"),
         ({"chosen": "caf\u00e9", "rejected": "cafe\u0301"}, "identical_answers", "caf\u00e9"),
         ({"chosen": "no", "rejected": "No"}, None, ""),
-        (
-            {"chosen": "\ud800 yes"},
-            "missing_field",
-            "chosen is not valid Unicode text",
-        ),
-        (
-            {"origin": "\udfff"},
-            "missing_field",
-            "origin is not valid Unicode text",
-        ),
-        (
-            {"question": "q\0"},
-            "missing_field",
-            "question is not valid Unicode text",
-        ),
+        ({"chosen": "\ud800 yes"}, "missing_field", "chosen is not valid Unicode text"),
+        ({"origin": "\udfff"}, "missing_field", "origin is not valid Unicode text"),
+        ({"question": "q\0"}, "missing_field", "question is not valid Unicode text"),
         (
             dict.fromkeys(("images", "question", "chosen", "rejected"))
             | {"note": "it holds a video", "reason": "not_read"},

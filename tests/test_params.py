@@ -4,8 +4,6 @@ right, and all mistakes at once.
 
 import importlib
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +129,7 @@ def test_a_key_that_is_wrong_missing_or_misspelt_is_refused_by_its_name(key):
         ),
         ({"data.sources.mine": {}}, "key 'data.sources.mine.kind' is missing"),
         ({"data.sources.mine": {"kind": "easyvqa"}}, "did you mean 'easy-vqa'?"),
-        (
-            {"data.sources.mine": TABLE | {"licens": 1}},
-            "unknown key 'data.sources.mine.licens'",
-        ),
+        ({"data.sources.mine": TABLE | {"licens": 1}}, "unknown key 'data.sources.mine.licens'"),
         (
             {"data.sources.mine": TABLE | {"columns": {"chosen": "rejected"}}},
             "image, question, chosen and rejected must name four columns",
@@ -236,15 +231,3 @@ def test_every_stage_refuses_wrong_parameters_before_it_looks_at_anything(
     given = {n: Path("none") if t == "Path" else "data" for n, t in types_of(module).items()}
     with pytest.raises(UserError, match=r"params\.yaml: 'train\.lora_rank' = 0: input should be"):
         main(**given)
-
-
-def test_checking_loads_nothing_that_takes_seconds():
-    heavy = ("torch", "transformers", "llamafactory", "pandas", "pyarrow", "datasets")
-    code = (
-        "import sys; from stages.params import params; params.load(); "
-        f"print(set(sys.modules) & set({heavy!r}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "set()"

@@ -145,7 +145,7 @@ def test_the_first_command_refuses_a_machine_without_the_gpu_before_it_fetches(
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """``project(preset)``: a folder with its parameters, the tasks and nothing else. What a step
-    holds is not measured, which takes torch and half a minute (tests/test_flops.py).
+    holds is not measured, which takes torch and half a minute (tests/test_benchmarks.py).
     """
     step = SimpleNamespace(of_process=lambda *_, kept: {"weights": 9, "step": 50 if kept else 4})
     monkeypatch.setattr(stages.commands, "step_memory", step, raising=False)

@@ -15,23 +15,8 @@ from tests.contracts import ROOT
 @pytest.mark.slow
 @pytest.mark.skipif(machine() != "x86_64", reason="other processors round otherwise")
 def test_this_machine_rounds_as_all_that_were_tried():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.rounding"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "5"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split()[-1] == rounding.COMMITTED, (
-        f"{rounding.cpu()} rounds otherwise than the CPUs in benchmarks/PARITY.md"
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(machine() != "x86_64", reason="other processors round otherwise")
-def test_a_process_that_scores_computes_as_one_that_was_started_to(tmp_path):
-    """Threads are set by torch in the one, by the environment in the other."""
+    """In a process that scores, which sets its threads by torch; test_end_to_end.py trains in one
+    that was started with them."""
     code = (
         "from stages.model import scoring; from stages.params import params; "
         "scoring.device_of(params.load()); from tests import rounding; rounding.main(); "
@@ -46,7 +31,9 @@ def test_a_process_that_scores_computes_as_one_that_was_started_to(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split()[-2:] == [rounding.COMMITTED, "2"]
+    assert done.stdout.split()[-2:] == [rounding.COMMITTED, "2"], (
+        f"{rounding.cpu()} rounds otherwise than the CPUs in benchmarks/PARITY.md"
+    )
 
 
 @pytest.mark.parametrize(

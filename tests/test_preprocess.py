@@ -12,7 +12,6 @@ import weakref
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +25,7 @@ from stages.pairs import images, output, pairs, refusals
 from stages.pairs.pairs import Question, Record, split_of
 from stages.pairs.refusals import Refusal
 from stages.sources.kinds import KINDS
+from tests.pictures import picture
 
 SOURCE: dict[str, Any] = dict.fromkeys(("repo", "revision", "commit", "licence")) | {"files": []}
 SETTINGS = {
@@ -39,17 +39,9 @@ SETTINGS = {
 }
 
 
-def picture(number, kind="PNG", size=(40, 32)):
-    """A small image of its own for each number."""
-    pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize(size).save(file, kind)
-    return file.getvalue()
-
-
 def row(number, **changes):
     return {
-        "image": picture(number, "JPEG" if number % 2 else "PNG"),
+        "image": picture(number, kind="JPEG" if number % 2 else "PNG"),
         "question": f"question {number}?",
         "chosen": "yes",
         "rejected": "no",
@@ -110,7 +102,7 @@ def awkward_rows():
         "missing_field": row(50, chosen=None),
         "empty_answer": row(51, rejected=" "),
         "identical_answers": row(52, chosen="no"),
-        "undecodable_image": row(53, image=picture(53, "JPEG")[:-300]),
+        "undecodable_image": row(53, image=picture(53, kind="JPEG")[:-300]),
         "image_too_large": row(54, image=picture(54, size=(400, 300))),
         "image_too_small": row(55, image=picture(55, size=(400, 20))),
         "exact_duplicate": row(7, origin_dataset="elsewhere"),

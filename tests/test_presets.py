@@ -1,7 +1,6 @@
 """Presets are valid and explained, and ``use`` writes them whole, with their comments."""
 
 import shutil
-import subprocess
 
 import pytest
 from ruamel.yaml import YAML
@@ -11,6 +10,7 @@ from stages.commands import use
 from stages.core.errors import UserError
 from stages.params import params
 from tests.contracts import PRESETS, ROOT, agree, is_passed_on, key_lines, preset_of
+from tests.repository import call
 
 
 @pytest.fixture
@@ -19,18 +19,10 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "params", "params")
     shutil.copy("params/demo.yaml", "params.yaml")
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", ".")
-    commit(tmp_path)
+    call("git", "init", "-q", folder=tmp_path)
+    call("git", "add", ".", folder=tmp_path)
+    call("git", "commit", "-qm", "presets", folder=tmp_path)
     return tmp_path
-
-
-def git(folder, *words):
-    subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True)
-
-
-def commit(folder):
-    git(folder, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-a", "-m", "edit")
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
@@ -126,7 +118,7 @@ def test_use_never_overwrites_edits_unless_they_are_committed_or_it_is_forced(pr
     assert path.read_text() == edited
     use.main("own-data", "1")
     path.write_text(edited)
-    commit(project)
+    call("git", "commit", "-qam", "edit", folder=project)
     use.main("own-data")
     assert YAML(typ="safe").load(path)["data"]["sources"]["mine"]["kind"] == "path"
     assert capsys.readouterr().out.count("params.yaml is now the preset") == 4

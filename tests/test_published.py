@@ -13,17 +13,15 @@ import zipfile
 from types import SimpleNamespace
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from stages.answers import lm_eval, task_results
 from stages.core.errors import UserError
 from stages.model import formatted
 from tasks.published import data_sets
 from tests.contracts import ROOT, table_under, yaml_of
-from tests.hub_server import TASKS, Repo, closed_port, pope_repo, serve
+from tests.hub_server import TASKS, Repo, closed_port, parquet, pope_repo, serve
+from tests.pictures import picture
 
 REVISIONS = {
     "_amber_yaml": "d520903109074cdcc174e499b02e4e31b50382f8",
@@ -34,30 +32,8 @@ REVISIONS = {
 }
 
 
-def picture(number):
-    stream = io.BytesIO()
-    Image.new("RGB", (56 + 8 * number, 48), (60 * number % 255, 90, 150)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def parquet(rows):
-    """Rows with an ``image`` as the Hub's parquet files hold it."""
-    held = [row | {"image": {"bytes": row["image"], "path": None}} for row in rows]
-    table = pa.Table.from_pylist(held)
-    features = {name: {"dtype": "string", "_type": "Value"} for name in table.column_names}
-    features = {"image": {"_type": "Image"}} | {
-        name: {"dtype": str(table.schema.field(name).type), "_type": "Value"}
-        for name in features
-        if name != "image"
-    }
-    stream = io.BytesIO()
-    pq.write_table(
-        table.replace_schema_metadata(
-            {"huggingface": json.dumps({"info": {"features": features}})}
-        ),
-        stream,
-    )
-    return stream.getvalue()
+def shown(number):
+    return picture(number, (56 + 8 * number, 48))
 
 
 def module(path):
@@ -243,22 +219,6 @@ def test_every_task_of_the_4b_preset_is_documented():
     assert yaml_of("params/qwen3-vl-4b.yaml")["evaluate"]["lm_eval"].keys() <= named
 
 
-def test_what_decides_a_task_are_the_files_next_to_it(tmp_path):
-    shutil.copytree(TASKS, tmp_path, dirs_exist_ok=True)
-
-    def decides(*homes):
-        return lm_eval._decides(tmp_path, [tmp_path / home for home in homes], [])
-
-    shared = {"data_sets.py", "grades.py"}
-    before, others = decides("mmstar"), decides("chair", "pope")
-    assert {path.partition("/")[0] for path in before["files"]} == {"mmstar", *shared}
-    assert {path.partition("/")[0] for path in others["files"]} == {"chair", "pope", *shared}
-    with (tmp_path / "mmstar" / "mmstar.py").open("a") as file:
-        file.write("# changed\n")
-    assert decides("chair", "pope") == others
-    assert decides("mmstar") != before
-
-
 # files that are pinned
 
 
@@ -352,7 +312,7 @@ def amber_repos():
     rows = [
         {
             "index": at,
-            "image": base64.b64encode(picture(1 + at % 3)).decode(),
+            "image": base64.b64encode(shown(1 + at % 3)).decode(),
             "question": question,
             "answer": answer.capitalize() if at % 2 else answer,
             "category": category,
@@ -369,7 +329,7 @@ def hallusion_repo():
     columns = ("category", "subcategory", "set_id", "figure_id", "question_id", "gt_answer")
     rows = [
         dict(zip(columns, row[:6], strict=True))
-        | {"question": asked(row), "image": picture(int(row[3]) + 3 * (row[0] == "VS"))}
+        | {"question": asked(row), "image": {"bytes": shown(int(row[3]) + 3 * (row[0] == "VS"))}}
         for row in HALLUSION
     ]
     parts = {"image": parquet(rows), "non_image": parquet(rows[:1])}
@@ -383,7 +343,12 @@ def asked(row):
 def mmstar_repo():
     options = "\nOptions: A: one, B: two, C: three, D: four"
     rows = [
-        {"index": at, "question": f"Which {at}?{options}", "image": picture(at), "answer": answer}
+        {
+            "index": at,
+            "question": f"Which {at}?{options}",
+            "image": {"bytes": shown(at)},
+            "answer": answer,
+        }
         for at, (answer, _) in enumerate(MMSTAR)
     ]
     return data_repo("Lin-Chen/MMStar", "mmstar.yaml", {"val": parquet(rows)})

@@ -50,11 +50,7 @@ def otherwise(written, base, p, **more):
         ({"model.quantization_bit": 4}, {}, ["model.quantization_bit"]),
         ({"format.image_max_pixels": 32768}, {}, ["format.image_max_pixels"]),
         ({"format.image_min_pixels": 1024}, {}, ["format.image_min_pixels"]),
-        (
-            {"model.trust": {"pickle": False, "remote_code": True}},
-            {},
-            ["model.trust.remote_code"],
-        ),
+        ({"model.trust": {"pickle": False, "remote_code": True}}, {}, ["model.trust.remote_code"]),
         ({}, {"dtype": "bfloat16"}, ["dtype"]),
         ({}, {"train.fp8": True}, ["train.fp8"]),
     ],

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from stages.sources import source
-from stages.sources.kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
 MADE_UP = """
@@ -85,14 +84,3 @@ def test_a_new_kind_goes_through_params_fetch_and_preprocess(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["rows_kept"], report["questions_kept"]) == (60, 1)
     assert source.read(tmp_path / "raw" / "mine").kind == "colours"
-
-
-def test_a_new_kind_has_its_own_keys_and_is_no_model_unless_it_says_so(tmp_path):
-    done = run(tmp_path, preset("kind: colours", "numbr: 60"))
-    assert "unknown key 'data.sources.mine.numbr'; did you mean 'number'?" in done.stderr
-    done = run(tmp_path, preset("kind: colour", "number: 60"))
-    assert f"{', '.join(KINDS)}, colours; did you mean 'colours'?" in done.stderr
-    wrong = preset("kind: colours", "number: 60").replace("    kind: path ", "    kind: colours ")
-    assert (
-        "'model.source.kind' = 'colours': must be one of hub, path" in run(tmp_path, wrong).stderr
-    )

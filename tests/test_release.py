@@ -18,7 +18,7 @@ from tests.contracts import ROOT
 from tests.hub_server import Repo, serve
 from tests.repository import REPORTED, STAGES, attempt, call, commit_and_push, make
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rehearsal]
 
 GUIDE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 WEIGHTS = "adapter_model.safetensors"

@@ -1,7 +1,6 @@
 """Revisions of a real Git and DVC repository: what is read of them, and what is refused."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -76,9 +75,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(project)
-    for name in list(os.environ):
-        if name.startswith("DVC_"):
-            monkeypatch.delenv(name)
     return project
 
 

@@ -3,6 +3,7 @@
 Tests that need MLflow itself are marked slow: importing it and making a database take 20 s.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +40,6 @@ CURVES = {
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "DVC_")):
-            monkeypatch.delenv(name)
     # What is set where there is nothing must not outlive the test.
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "")
@@ -377,6 +377,7 @@ def points(database) -> list[Any]:
         return look.execute("select key, step from metrics order by step, key").fetchall()
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back_loses_nothing_and_leaks_nothing(
     project, made_at_once, monkeypatch, capfd
@@ -414,3 +415,86 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing_and_leaks_nothing(
     assert f"http://127.0.0.1:{port}/#/experiments/" in said
     assert PASSWORD not in said
     assert PASSWORD.encode() not in database.read_bytes()
+
+
+# a server as a team runs it, with MLflow's own accounts
+
+ADMIN, ANN, BOB = "the-admins-own-1", "the-password-of-ann", "the-password-of-bob"
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory):
+    """The address of a server in which ann and bob have accounts."""
+    folder, port = tmp_path_factory.mktemp("team"), free_port()
+    accounts = f"default_permission = READ\ndatabase_uri = sqlite:///{folder}/accounts.db\n"
+    accounts += "auth_cache_ttl_seconds = 60\n"  # else each request costs a third of a second
+    (folder / "accounts.ini").write_text(f"[mlflow]\n{accounts}")
+    settings = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "accounts.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "signs the forms of this test",
+    }
+    address, files = f"http://127.0.0.1:{port}", folder / "files"
+    with server(f"sqlite:///{folder}/runs.db", port, files, "--app-name", "basic-auth", **settings):
+        for name, password in (("ann", ANN), ("bob", BOB)):
+            tell(address, "2.0/mlflow/users/create", username=name, password=password)
+        yield address
+
+
+def tell(address, what, **values):
+    """Post what only MLflow's admin may ask for."""
+    request = urllib.request.Request(
+        f"{address}/api/{what}",
+        json.dumps(values).encode(),
+        {
+            "Content-Type": "application/json",
+            "Authorization": f"Basic {base64.b64encode(f'admin:{ADMIN}'.encode()).decode()}",
+        },
+    )
+    urllib.request.urlopen(request).close()
+
+
+@pytest.fixture
+def log_in(team, project, monkeypatch):
+    """``log_in(name, password)`` as this process, in an empty project."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", team)
+
+    def log_in(name, password):
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+    return log_in
+
+
+def run_of(name):
+    (run,) = (run for run in logged() if run.info.run_name == name)
+    return run
+
+
+@pytest.mark.rehearsal
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("flask_wtf"), reason="Flask-WTF is one of the extras")
+def test_who_is_refused_is_told_once_and_logs_later(team, log_in, capfd):
+    log_in("ann", "not-the-password")
+    with runs.Live(FINGERPRINT, "brave-cat") as live:
+        live.log(1, "train", {"loss": 0.69})
+    runs.complete_run(*outcome())
+    said = "".join(capfd.readouterr())
+    assert said.count("set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") == 2
+    assert len(said.splitlines()) == 2  # of the curves, and of the run
+    log_in("ann", ANN)
+    complete("brave-cat")
+    assert curves(run_of("brave-cat")) == CURVES
+    _, experiment = runs.connect()  # whoever makes it may write to it, and nobody else
+    log_in("bob", BOB)
+    bobs = outcome(metrics={"win_rate": 0.5})
+    runs.complete_run(*bobs)
+    said += capfd.readouterr().err
+    assert "has to grant EDIT" in said
+    grant = {"resource_type": "experiment", "resource_id": experiment, "permission": "EDIT"}
+    tell(team, "3.0/mlflow/users/permissions/grant", username="bob", **grant)
+    runs.log_outcome(*bobs, name="calm-dog")
+    assert run_of("calm-dog").info.status == "FINISHED"
+    said += "".join(capfd.readouterr())
+    assert not any(secret in said for secret in (ADMIN, ANN, BOB, "not-the-password"))

@@ -285,10 +285,6 @@ def post(at: str, body: bytes, timeout: float = 60) -> httpx.Response:
     return httpx.post(at + PATH, content=body, headers=key, timeout=timeout, trust_env=False)
 
 
-def ask(at: str, request: dict[str, Any], timeout: float = 60) -> int:
-    return post(at, json.dumps(request).encode(), timeout).status_code
-
-
 # Requests as clients get them right and wrong, the same ones each time.
 TEXTS = st.text(max_size=40) | st.sampled_from(["<image>", "<|image_pad|>", "<|im_end|>"])
 URLS = [url(png()), url(png((1, 2, 3, 4), "RGBA", 600)), url(png()[:70]), "http://host.invalid/x"]
@@ -343,22 +339,16 @@ def test_two_hundred_random_requests_twenty_at_a_time_are_each_answered_or_refus
 
 
 @pytest.mark.slow
-def test_a_server_lives_through_parallel_requests_and_clients_that_leave_and_ends_at_once(server):
+def test_a_server_is_for_this_machine_and_for_who_has_the_key_and_ends_at_once(server):
     process, at = server
     here = psutil.Process(process.pid)
     listening = [c.laddr.ip for c in here.net_connections("inet") if c.status == "LISTEN"]
     assert listening == ["127.0.0.1"]
     assert not here.children()  # nothing stays behind if it is killed
     assert httpx.post(at + PATH, json=asked("hello"), trust_env=False).status_code == 401
-    with ThreadPoolExecutor(20) as clients:
-        requests = [asked(RED, f"what is {i}?") for i in range(20)]
-        assert set(clients.map(lambda request: ask(at, request), requests)) == {200}
-    with pytest.raises(httpx.TimeoutException):
-        ask(at, asked(RED, "what?"), timeout=0.001)
-    assert ask(at, asked("hello")) == 200
     assert here.memory_info().rss < 2e9
     busy = asked(*[picture(url(png(0, "1", 9900)))] * 8)  # ten seconds of decoding
-    threading.Thread(target=lambda: ask(at, busy), daemon=True).start()
+    threading.Thread(target=lambda: post(at, json.dumps(busy).encode()), daemon=True).start()
     time.sleep(2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(8) == 0

@@ -3,7 +3,6 @@ a source to the log-probs of LLaMA-Factory's own trainer.
 """
 
 import functools
-import io
 from collections import Counter
 
 import numpy as np
@@ -18,6 +17,7 @@ from stages.model import formatted, prefix, scoring, tokens
 from stages.pairs import pairs
 from stages.pairs.pairs import Record, joined, sides, split_of
 from stages.params import params
+from tests.pictures import picture
 from tests.trainer import dpo_trainer, trainers_log_probs
 
 ALL = {"text_only": True, "images": 3, "turns": 3, "system_prompt": True}
@@ -116,13 +116,6 @@ def test_a_side_that_was_not_published_is_drawn_from_train():
 
 
 # through preprocess
-
-
-def picture(number, size=(64, 48)):
-    pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize(size).save(file, "PNG")
-    return file.getvalue()
 
 
 def records():

@@ -11,6 +11,7 @@ from stages.model.prefix import pair_key
 from stages.params.losses import LOSSES, VIEWS
 from stages.tuning import config as tuning
 from stages.tuning import views
+from stages.tuning.inside import sitecustomize
 from tests.trainer import dpo_trainer
 
 pytestmark = pytest.mark.slow
@@ -159,9 +160,32 @@ def seen_by_stock(stock, features, view, paths):
     return found
 
 
+def test_the_mean_of_rewards_is_of_training_alone_and_survives_a_resume(trainers, tmp_path):
+    import torch
+    from transformers import Trainer
+    from trl.trainer.utils import RunningMoments
+
+    ours, logps = trainers[1], [torch.tensor([float(-n)]) for n in range(4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ours, "running", RunningMoments(ours.accelerator), raising=False)
+        for name in ("_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler"):
+            patch.setattr(Trainer, name, lambda *_: None)
+        ours.model.train()
+        ours.bco_loss(*logps)
+        mean = ours.running.mean
+        assert mean == pytest.approx(2 * ours.beta)
+        ours._save_optimizer_and_scheduler(str(tmp_path))
+        ours.model.eval()
+        ours.bco_loss(logps[3], *logps[1:])
+        assert ours.running.mean == mean
+        ours.running = RunningMoments(ours.accelerator)
+        ours._load_optimizer_and_scheduler(str(tmp_path))
+        assert ours.running.mean == mean
+
+
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("view", VIEWS)
-def test_mdpo_is_its_three_terms_as_its_authors_compute_them(trainers, view, cached):
+def test_mdpo_is_its_three_terms_as_its_authors_compute_them(trainers, view, cached, tmp_path):
     """``dpo_loss`` of luka-group/mDPO, ``mdpo_trainer.py``, on log-probs of plain forwards."""
     import torch
     from torch.nn.functional import logsigmoid
@@ -190,6 +214,14 @@ def test_mdpo_is_its_three_terms_as_its_authors_compute_them(trainers, view, cac
             logps = torch.stack(base).T.tolist()
             cache = {pair_key(f): tuple(c) for f, c in zip(features, logps, strict=True)}
             patch.setattr(ours.data_collator, "reference", cache)
+            patch.setenv(sitecustomize.UNDER_VIEW, str(tmp_path / "logps.json"))
+            ours._look_up_view()
+            kept = ours.data_collator.seen
+            assert kept.keys() >= {pair_key(row) for row in ours.train_dataset}
+            with patch.context() as none_computed:
+                none_computed.setattr(views, "keep", None)
+                ours._look_up_view()
+            assert ours.data_collator.seen == kept
         loss, metrics, gradient = step(ours, features)
         apart = ours.compared_with_stock(features)
     assert loss == pytest.approx(expected.mean().item(), abs=1e-5)

@@ -30,8 +30,8 @@ def rate(margins):
 
 def test_a_policy_equal_to_its_reference_has_margin_exactly_0_and_ties_everywhere():
     logps = np.random.default_rng(0).normal(-50, 20, size=(2, 100)).astype(np.float32)
-    margin = statistics.reward_margin(logps[0], logps[1], logps[0], logps[1], beta=0.1)
-    assert (statistics.outcomes(margin) == 0.5).all()
+    chosen, rejected = (statistics.implicit_reward(side, side, beta=0.1) for side in logps)
+    assert (statistics.outcomes(chosen - rejected) == 0.5).all()
 
 
 def test_an_outcome_counts_a_tie_half_and_of_negated_margins_is_the_rest():
@@ -203,7 +203,7 @@ GOOD, NAN = [0.0, 1.0, 0.0], [0.0, float("nan"), 1.0]
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: statistics.reward_margin(GOOD, GOOD, GOOD, NAN, 0.1), "value 1 is nan"),
+        (lambda: statistics.implicit_reward(GOOD, NAN, 0.1), "value 1 is nan"),
         (lambda: statistics.implicit_reward(GOOD, GOOD, 0), "beta must be"),
         (lambda: statistics.preference_margin([1.0], [1.0], [0], [1]), "at least one token"),
         (lambda: statistics.preference_margin([1.0, 2], [1.0], [1], [1]), "rejected_logps: of"),

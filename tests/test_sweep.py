@@ -4,14 +4,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 
 from stages.commands import sweep
 from stages.core.errors import UserError
-from tests.repository import ROOT, attempt, call, environment, wait_for
+from tests.repository import ROOT, attempt, begun, call, environment, wait_for
 
 STAGE = """
 import json, os, pathlib, sys, time
@@ -72,20 +71,11 @@ def test_the_choice_is_made_by_validation_and_its_test_figure_allows_for_what_wa
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    folder: Path = tmp_path_factory.mktemp("sweep")
-    log = folder / "log"
-    log.mkdir()
-    here = folder / "project"
-    here.mkdir()
-    (here / "stage.py").write_text(STAGE)
-    (here / "dvc.yaml").write_text(PIPELINE.format(log=log))
+    here, log = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("log")
+    files = {"stage.py": STAGE, "dvc.yaml": PIPELINE.format(log=log), ".gitignore": "/reports/\n"}
+    begun(here, files | {"params.yaml": "train: {beta: 0.1, seconds: 0.0}\n"})
     (here / "params.yaml").write_text("train: {beta: 0.1, seconds: 10.0}\n")
-    (here / ".gitignore").write_text("/reports/diary/\n")
-    call("git", "init", "--quiet", "--initial-branch", "main", folder=here)
-    call("dvc", "init", "--quiet", folder=here)
-    call("dvc", "repro", "--quiet", folder=here)
-    call("git", "add", ".", folder=here)
-    call("git", "commit", "--quiet", "-m", "Run", folder=here)
+    call("git", "commit", "-qam", "Slower", folder=here)
     return here, log
 
 
@@ -93,6 +83,7 @@ def words(sets, gpus="0+1"):
     return ("python", "-m", "stages.commands.sweep", "--sets", sets, "--gpus", gpus)
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_experiments_run_side_by_side_each_on_its_gpu_and_only_what_is_missing(project):
     here, log = project
@@ -116,6 +107,7 @@ def test_experiments_run_side_by_side_each_on_its_gpu_and_only_what_is_missing(p
     assert eval((log / "train-0.4").read_text())[0] == "0,1"
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 def test_uncommitted_edits_are_refused_and_an_interruption_leaves_no_process(project):
     here, log = project

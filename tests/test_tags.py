@@ -1,22 +1,13 @@
 """Provenance: what a result came from, and nothing that must not be shown."""
 
 import json
-import os
-import subprocess
 
 import pytest
 
-from stages.core.command import project_root
 from stages.tracking import tags as tracking
+from tests.repository import call
 
 PASSWORD = "hunter2-and-more"
-
-
-@pytest.fixture(autouse=True)
-def _no_experiment(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("DVC_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -26,19 +17,12 @@ def project(tmp_path, monkeypatch):
     return tmp_path / "project"
 
 
-def git(folder, *arguments):
-    subprocess.run(
-        ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments],
-        check=True,
-        capture_output=True,
-    )
-
-
 def committed(folder):
-    git(folder, "init", "-q", "-b", "main")
-    git(folder, "remote", "add", "origin", f"https://me:{PASSWORD}@host/us/pairs.git")
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "first")
+    call("git", "init", "-q", "-b", "main", folder=folder)
+    address = f"https://me:{PASSWORD}@host/us/pairs.git"
+    call("git", "remote", "add", "origin", address, folder=folder)
+    call("git", "add", ".", folder=folder)
+    call("git", "commit", "-qm", "first", folder=folder)
 
 
 def test_nothing_secret_and_no_home_path_is_shown(monkeypatch, tmp_path):
@@ -82,7 +66,7 @@ def test_provenance_says_what_a_result_came_from(project, monkeypatch):
     (project / "params.yaml").write_text("beta: 0.2\n")
     assert tracking.provenance()["git.state"] == "dirty: params.yaml"
     # The repository's index may say otherwise, as it does in DVC's temporary copies.
-    git(project, "update-index", "--assume-unchanged", "params.yaml")
+    call("git", "update-index", "--assume-unchanged", "params.yaml", folder=project)
     assert tracking.provenance()["git.state"] == "dirty: params.yaml"
     assert tracking.experiment_name() == "brave-cat"
     monkeypatch.delenv("DVC_EXP_NAME")
@@ -98,24 +82,7 @@ def test_a_run_says_which_parameters_changed(project, monkeypatch):
     assert tracking.provenance()["changed"] == "train.beta=0.2, train.seed=1"
 
 
-def test_provenance_works_in_a_project_below_the_repository_and_without_one(tmp_path, monkeypatch):
-    origin = tmp_path / "repository"
-    (origin / "sub").mkdir(parents=True)
-    (origin / "sub" / "params.yaml").write_text("beta: 0.1\n")
-    committed(origin)
-    copy = origin / "sub" / ".dvc" / "tmp" / "exps" / "tmp1"
-    git(tmp_path, "clone", "-q", str(origin), str(copy))
-    (copy / "sub" / "params.yaml").write_text("beta: 0.2\n")
-    there, here = tracking.provenance(copy / "sub"), tracking.provenance(origin / "sub")
-    assert there["git.commit"] == here["git.commit"]
-    assert there["git.state"] == "dirty: params.yaml"
-    assert here["git.state"] == "clean"
+def test_provenance_without_a_repository_is_what_is_known(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert tracking.provenance(tmp_path) == {"mlflow.source.type": "LOCAL"}
     assert tracking.experiment_name(tmp_path) == "workspace-uncommitted"
-
-
-def test_a_project_that_lives_below_some_dvc_folder_is_its_own_root(tmp_path):
-    folder = tmp_path / ".dvc" / "tmp"
-    folder.mkdir(parents=True)
-    assert project_root(folder) == folder.resolve()

@@ -384,6 +384,7 @@ def test_it_ends_with_the_bytes_of_one_that_nothing_interrupted(resumed, killed,
     assert curves[0].read_bytes() == curves[1].read_bytes()
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("ray"), reason="ray is one of the extras")
 def test_two_workers_of_ray_have_the_curve_of_one_process_and_leave_no_process(
@@ -404,6 +405,7 @@ def test_two_workers_of_ray_have_the_curve_of_one_process_and_leave_no_process(
     assert (curves[0]["loss"] - curves[1]["loss"]).abs().max() < 1e-4
 
 
+@pytest.mark.rehearsal
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_NAMESPACES, reason="this machine allows no mount namespace")
 def test_a_full_disk_ends_it_after_its_first_checkpoint_and_with_room_it_resumes(

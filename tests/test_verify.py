@@ -15,6 +15,7 @@ from stages.commands import back, verify
 from stages.commands.verify import DIFFERENT, ROUNDING, SAME
 from stages.core.errors import UserError
 from stages.tracking import tags
+from tests.repository import begun
 
 ACCURACY = "reward_margin,reward_accuracy\n"
 
@@ -112,21 +113,10 @@ open(out, "w").write(json.dumps(value))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A repository whose stages were run and committed."""
-    root = tmp_path_factory.mktemp("repository")
-    for name, text in (("dvc.yaml", PIPELINE), ("add.py", ADD), ("start.txt", "1")):
-        (root / name).write_text(text)
-    for words in (
-        ["git", "init", "--quiet"],
-        ["git", "config", "user.email", "a@b.invalid"],
-        ["git", "config", "user.name", "a"],
-        ["dvc", "init", "--quiet"],
-        ["dvc", "repro", "--quiet"],
-        ["git", "add", "-A"],
-        ["git", "commit", "--quiet", "-m", "made"],
-    ):
-        verify.run(words, root)
-    return root
+    files = {"dvc.yaml": PIPELINE, "add.py": ADD, "start.txt": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+        return begun(tmp_path_factory.mktemp("repository"), files)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.contracts import ROOT
 from tests.repository import REPORTED, STAGES, attempt, call, clone, commit_and_push, hashes, make
 from tests.test_secrets import PLANTED, leaks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rehearsal]
 
 
 @pytest.fixture(scope="module")

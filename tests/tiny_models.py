@@ -15,21 +15,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def qwen2_5_vl(folder: Path) -> Path:
-    """Qwen2.5-VL's architecture in about 0.6 million parameters, with the demo's tokenizer.
-
-    Written as Qwen/Qwen2.5-VL-3B-Instruct is: a flat config.json, the names that its tensors had
-    before transformers 5, pixel bounds as ``min_pixels`` and ``max_pixels``.
-    """
-    import torch
-    from safetensors.torch import save_file
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
+def config_of_qwen2_5() -> dict[str, Any]:
+    """Qwen2.5-VL's architecture in about 0.6 million parameters, flat, as the Hub has it."""
     ids: dict[str, int] = {
         token["content"]: token["id"]
         for token in json.loads((DEMO / "tokenizer.json").read_text())["added_tokens"]
     }
-    config: dict[str, Any] = {
+    return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
         "bos_token_id": ids["<|endoftext|>"],
@@ -74,17 +66,35 @@ def qwen2_5_vl(folder: Path) -> Path:
             "initializer_range": 0.1,
         },
     }
+
+
+def random_qwen2_5(**more: Any) -> Any:
+    """A model of it, with other values."""
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = Qwen2_5_VLConfig(**config_of_qwen2_5() | more)
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
+        return Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+
+
+def qwen2_5_vl(folder: Path) -> Path:
+    """The same in a folder, with the demo's tokenizer.
+
+    Written as Qwen/Qwen2.5-VL-3B-Instruct is: a flat config.json, the names that its tensors had
+    before transformers 5, pixel bounds as ``min_pixels`` and ``max_pixels``.
+    """
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True)
     weights = {
         name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value
-        for name, value in model.state_dict().items()
+        for name, value in random_qwen2_5().state_dict().items()
         if name != "lm_head.weight"  # tied
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write(folder / "config.json", config)
+    write(folder / "config.json", config_of_qwen2_5())
     write(
         folder / "preprocessor_config.json",
         {

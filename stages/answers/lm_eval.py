@@ -18,9 +18,9 @@ from unittest import mock
 
 from stages.answers.task_results import Results, leaves, to_json
 from stages.core.errors import UserError, did_you_mean, of_the_hub
-from stages.core.meaning import code
+from stages.core.meaning import code, digest
 from stages.model import formatted
-from stages.model.checkpoint import Checkpoint, digest
+from stages.model.checkpoint import Checkpoint
 from stages.model.scoring import Policy
 from stages.params.params import Params
 

@@ -184,10 +184,7 @@ def measured(experiments: Sequence[Experiment]) -> tuple[dict[str, Column], list
     images, notes = tables[0]["group"].to_numpy(), []
     wins = [statistics.outcomes(reward_margins(table)) for table in tables]
     order = [statistics.outcomes(table["tuned_margin"]) for table in tables]
-    changes = [
-        statistics.implicit_reward(t["policy_chosen_logps"], t["reference_chosen_logps"], 1.0)
-        for t in tables
-    ]
+    changes = [changes_of(table, "chosen") for table in tables]
     found = {
         WIN_RATE: Column(SHARE, wins, images),
         PREFERENCE: Column(SHARE, order, images),
@@ -240,9 +237,13 @@ def by_id(table: pd.DataFrame) -> pd.DataFrame:
 def reward_margins(scores: pd.DataFrame) -> Floats:
     """Reward margins without beta, in nats: beta scales them and cannot change a sign, so they
     compare whatever the two betas are."""
-    columns = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
-    logps = {column: scores[f"{column}_logps"] for column in columns}
-    return statistics.reward_margin(**logps, beta=1.0)
+    return changes_of(scores, "chosen") - changes_of(scores, "rejected")
+
+
+def changes_of(scores: pd.DataFrame, side: str) -> Floats:
+    """By how many nats training raised the log-prob of the pairs' answers of one side."""
+    policy, reference = (scores[f"{of}_{side}_logps"] for of in ("policy", "reference"))
+    return statistics.implicit_reward(policy, reference, beta=1.0)
 
 
 def table(measures: Iterable[Measure], confidence: str) -> str:
@@ -262,7 +263,7 @@ def table(measures: Iterable[Measure], confidence: str) -> str:
                 unit.difference.text(change.difference),
                 unit.difference.interval(change.low, change.high) or "none",
                 *(("", "", "") if change.p_value is None else tested),
-                change.direction,
+                statistics.direction(change.low, change.high, change.p_value),
             )
         )
     aligned = ("left", *["right"] * len(header))

@@ -167,8 +167,8 @@ def step(p: Params, size: Size, pair: Pair) -> float:
 
 
 def row_tokens(p: Params, pair: Pair) -> int:
-    """Tokens of a pair in scoring and in training; answers apart have a prompt each."""
-    return (2 if dimensions.family(p).apart else 1) * pair.prompt + 2 * pair.answer
+    """Tokens of a pair in scoring and in training."""
+    return pair.prompt + 2 * pair.answer
 
 
 def steps(p: Params, train_pairs: int) -> int:

@@ -134,7 +134,7 @@ def publish(repo: str, version: str, *, private: bool, accepted: bool = False) -
 
 
 def refuse_forbidden(parameters: Path) -> None:
-    """Refuse an adapter that a term of its data rules out (``card.TERMS``)."""
+    """Refuse an adapter that a term of its data rules out (``card.yaml``)."""
     sources = YAML(typ="safe").load(parameters.read_text(encoding="utf-8"))["data"]["sources"]
     for repo, term, forbids in terms_of(each.get("repo") for each in sources.values()):
         if forbids:

@@ -66,10 +66,9 @@ def prepared(p: Params, size: Size, pair: Pair, *, kept: bool) -> tuple[Any, Cal
     with _disable_current_modes():
         model = adapted(p, size, dtype)
         inner = prefix.plain(model)
-        features = [encoded(pair, inner.config.image_token_id)]
-        features *= batch(p) * (1 + LOSSES[p.train.loss].view)
-        if not shared:
-            features = [one for both in features for one in prefix.one_by_one(both)]
+        rows = batch(p) * (1 + LOSSES[p.train.loss].view) * (1 if shared else 2)
+        sides = (pair.answer, pair.answer if shared else 0)
+        features = [encoded(pair, inner.config.image_token_id, sides)] * rows
         grid = torch.tensor([[1, 2, 2 * pair.image]])  # four patches to a token
         looks = {"image_grid_thw": grid, "pixel_values": grid}
         packed = prefix.pack(features, inner, lambda images: looks)
@@ -128,13 +127,14 @@ def here(tensor: Any) -> Any:
     return made
 
 
-def encoded(pair: Pair, image_token: int) -> dict[str, Any]:
-    """A pair as LLaMA-Factory encodes it; what the tokens are decides nothing here."""
+def encoded(pair: Pair, image_token: int, sides: tuple[int, int]) -> dict[str, Any]:
+    """A pair as LLaMA-Factory encodes it, with so many tokens of chosen and of rejected; what the
+    tokens are decides nothing here."""
     prompt = [image_token] * pair.image + [1] * pair.question
     row: dict[str, Any] = {"images": ["one"]}
-    for token, side in ((2, "chosen"), (3, "rejected")):
-        row[f"{side}_input_ids"] = prompt + [token] * pair.answer
-        row[f"{side}_labels"] = [prefix.IGNORE] * len(prompt) + [token] * pair.answer
+    for token, side, length in zip((2, 3), ("chosen", "rejected"), sides, strict=True):
+        row[f"{side}_input_ids"] = prompt + [token] * length
+        row[f"{side}_labels"] = [prefix.IGNORE] * len(prompt) + [token] * length
     return row
 
 
@@ -174,6 +174,8 @@ class Held(TorchDispatchMode):
             args = (args[0], [places for index in args[1] for places in selected(index)])
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
         real = given and not any(isinstance(each, FakeTensor) for each in given)
+        if func is torch.ops.aten._local_scalar_dense.default and not real:
+            return False  # whether a causal mask is all ones
         with _disable_current_modes() if real else nullcontext():
             made = func(*args, **(kwargs or {}))
         for each in tree_leaves(made):

@@ -6,10 +6,17 @@ discard a night of computing for a comment.
 
 import ast
 import hashlib
+import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 STAGES = Path(__file__).parents[1]
+
+
+def digest(**parts: Any) -> str:
+    """A fingerprint: 16 hexadecimal digits of JSON values by name."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def code(*files: str, without: Collection[str] = ()) -> dict[str, str]:

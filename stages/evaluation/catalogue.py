@@ -93,29 +93,11 @@ P_VALUE = Unit("p-value", digits=3, least=0.001)
 _NAME = "as lm-eval prints it"
 FIGURE = Unit(_NAME, digits=3, change=Unit(_NAME, digits=3, signed=True))
 
-
 UNITS = {
-    "count": COUNT,
-    "points": POINTS,
-    "share": SHARE,
-    "fraction": FRACTION,
-    "nats": NATS,
-    "log_prob": LOG_PROB,
-    "margin": MARGIN,
-    "tokens": TOKENS,
-    "p_value": P_VALUE,
+    unit.name: unit for unit in (COUNT, POINTS, SHARE, FRACTION, NATS, MARGIN, TOKENS, P_VALUE)
 }
 ENOUGH_IMAGES = 10  # a group of pairs with fewer distinct images than this gets no rate
 WAYS = ("blank", "shuffled")  # what the control pairs show in place of their image
-NEEDS = {  # what a run must have for some metrics to be there
-    "": "",
-    "images": "at least two images",
-    "lengths": f"{ENOUGH_IMAGES} images, and differences in length on both sides of 0 or at 0",
-    "validation": "validation pairs",
-    "controls": "`evaluate.controls` above 0",
-    "answers": "`evaluate.generation.prompts` above 0",
-    "questions": "a data set with known answers, `evaluate.generation.questions` above 0",
-}
 
 
 @dataclass(frozen=True)
@@ -142,29 +124,20 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Both:
+class Both(Metric):
     """What is measured of base and of tuned; ``meaning`` has a place for ``{model}``."""
-
-    stem: str
-    meaning: str
-    unit: Unit
-    title: str
-    better: Better | None = None
-    p_value: str = ""
-    needs: str = ""
-    rows: str = "pairs"
 
     @property
     def base(self) -> str:
-        return f"base_{self.stem}"
+        return f"base_{self.key}"
 
     @property
     def tuned(self) -> str:
-        return f"tuned_{self.stem}"
+        return f"tuned_{self.key}"
 
     @property
     def change(self) -> str:
-        return f"{self.stem}_change"
+        return f"{self.key}_change"
 
     def metrics(self) -> tuple[Metric, ...]:
         mean = partial(Metric, interval=True, better=self.better, needs=self.needs, rows=self.rows)
@@ -178,10 +151,10 @@ class Both:
         )
 
 
-def _entry(key: str, *, both: bool = False, unit: str = "", needs: str = "", **said: Any) -> Any:
+def _entry(key: str, *, both: bool = False, unit: str = "", **said: Any) -> Any:
     """An entry of the table, which is a ``Metric`` or ``Both``."""
     kind, usual = (Both, "share") if both else (Metric, "count")
-    return kind(key, unit=UNITS[unit or usual], needs=NEEDS[needs], **said)
+    return kind(key, unit=UNITS[unit or usual], **said)
 
 
 _TABLE = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))

@@ -51,13 +51,7 @@ def score(
         table[f"{side}_reward"] = statistics.implicit_reward(
             table[f"policy_{side}_logps"], table[f"reference_{side}_logps"], beta
         )
-    table["reward_margin"] = statistics.reward_margin(
-        table["policy_chosen_logps"],
-        table["policy_rejected_logps"],
-        table["reference_chosen_logps"],
-        table["reference_rejected_logps"],
-        beta,
-    )
+    table["reward_margin"] = table["chosen_reward"] - table["rejected_reward"]
     for model, prefix in (("base", "reference"), ("tuned", "policy")):
         table[f"{model}_margin"] = statistics.preference_margin(
             table[f"{prefix}_chosen_logps"],

@@ -15,7 +15,7 @@ from stages.answers.task_results import Results
 from stages.core.errors import UserError
 from stages.evaluation import statistics
 from stages.evaluation.catalogue import Better
-from stages.evaluation.statistics import Direction, Floats
+from stages.evaluation.statistics import Floats
 from stages.params.params import Evaluate
 
 _ROUNDING = 1e-12  # an end of an interval that is nearer to 0 than this is 0, and includes it
@@ -48,10 +48,6 @@ class Change:
     gained: int | None = None
     lost: int | None = None
     p_value: float | None = None
-
-    @property
-    def direction(self) -> Direction:
-        return statistics.direction(self.low, self.high, self.p_value)
 
 
 @dataclass(frozen=True)

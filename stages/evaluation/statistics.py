@@ -49,27 +49,14 @@ class McNemar:
 def implicit_reward(policy_logps: ArrayLike, reference_logps: ArrayLike, beta: float) -> Floats:
     """DPO's implicit reward, beta · (log π(y|x) - log π_ref(y|x)), shape (n,), nats times beta.
 
-    The part that depends on the prompt alone cancels in every margin and is left out. Source:
-    Rafailov et al. 2023 (arXiv 2305.18290), equation 5.
+    The part that depends on the prompt alone cancels in every reward margin, r(chosen) -
+    r(rejected), the argument of the sigmoid in DPO's loss, and is left out. Source: Rafailov et al.
+    2023 (arXiv 2305.18290), equations 5 and 7.
     """
     if not (np.isfinite(beta) and beta > 0):
         raise ValueError(f"beta must be a finite number above 0, not {beta}")
     policy, reference = _columns(policy_logps=policy_logps, reference_logps=reference_logps)
     return beta * (policy - reference)
-
-
-def reward_margin(
-    policy_chosen: ArrayLike,
-    policy_rejected: ArrayLike,
-    reference_chosen: ArrayLike,
-    reference_rejected: ArrayLike,
-    beta: float,
-) -> Floats:
-    """r(chosen) - r(rejected) of summed log-probs, shape (n,): the argument of the sigmoid in DPO's
-    loss. Source: arXiv 2305.18290, equation 7.
-    """
-    chosen = implicit_reward(policy_chosen, reference_chosen, beta)
-    return chosen - implicit_reward(policy_rejected, reference_rejected, beta)
 
 
 def preference_margin(

@@ -7,8 +7,9 @@ there. The text behind it continues after the longer side of the image's grid of
 of 3 by 5 tokens takes 5 positions.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stages.core.meaning import code
@@ -18,10 +19,10 @@ WORDS = ("name", "example", "tag", "paper", "published")  # they decide no numbe
 
 @dataclass(frozen=True)
 class Family:
-    """A family, as far as it differs from others. One whose methods differ too is a subclass.
+    """A family, as far as it differs from others: an entry of ``known.yaml``.
 
     name: as people write it.
-    model_types: ``model_type`` in ``config.json``; the first names the family's file.
+    model_types: ``model_type`` in ``config.json``.
     templates: LLaMA-Factory's chat templates that fit; the first is for Instruct models.
     example: a repository on the Hub, for messages.
     tag: on the Hub, for the model card.
@@ -30,12 +31,11 @@ class Family:
     published: dimensions of its models by repository, as their config.json has them.
     image_token: the token that stands in a prompt for a piece of an image.
     builds_prompts: a pattern of the tokens that the templates build prompts of.
-    apart: why a row can't hold both answers of a pair; empty where it can.
     """
 
     name: str
-    model_types: tuple[str, ...]
-    templates: tuple[str, ...]
+    model_types: Sequence[str]
+    templates: Sequence[str]
     example: str
     tag: str
     paper: str
@@ -43,12 +43,12 @@ class Family:
     published: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(compare=False)
     image_token: str = "<|image_pad|>"
     builds_prompts: str = r"<\|(im|vision|image|video)_\w+\|>|<\|endoftext\|>"
-    apart: str = ""
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of the code that says how this family computes."""
-        return code("families/family.py", f"families/{self.model_types[0]}.py", without=WORDS)
+        """What decides how this family computes: a hash of the code, and its own values."""
+        values = {key: value for key, value in asdict(self).items() if key not in WORDS}
+        return code("families/family.py") | {"families/known.yaml": json.dumps(values)}
 
     def image_tokens(
         self, size: tuple[int, int], *, image_processor: Any, plugin: Any, bounds: tuple[int, int]

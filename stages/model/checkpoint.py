@@ -7,7 +7,6 @@ load the model for them. ``dvc repro -f`` computes them again.
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ import pandas as pd
 from stages.core import console, portable
 from stages.core.command import is_forced, project_root
 from stages.core.errors import UserError
-from stages.core.meaning import code
+from stages.core.meaning import code, digest
 from stages.core.processes import do_each
 from stages.families import known
 from stages.model import reference_logps, scoring
@@ -242,12 +241,6 @@ def processes(p: Params) -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def digest(**parts: Any) -> str:
-    """16 hexadecimal digits of JSON values by name."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def decisive(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@
 Chosen and rejected share image and question. A row ``[prompt | chosen | rejected]`` reads them
 once: the attention mask hides chosen from rejected, and rejected's positions start again where the
 prompt ends, so that each answer sees what it would see by itself. Prefix sharing for text is arXiv
-2410.20305; here it is exact for Qwen3-VL (deepstack, interleaved mrope, mixture of experts) and
-Qwen2.5-VL, in scoring and in training. ``why_not`` tells where it is not, ``why_apart`` where a
-batch has a row for each answer instead, as Qwen3.5 needs it.
+2410.20305; here it is exact for Qwen3-VL (deepstack, interleaved mrope, mixture of experts),
+Qwen2.5-VL and Qwen3.5 (``recurrence``), in scoring and in training. ``why_not`` tells where it is
+not.
 
 Only answer tokens reach the head, a chunk at a time: the vocabulary is 151,936 tokens wide, and the
 logits of all positions in float32 would be the largest tensors of a training.
@@ -17,13 +17,14 @@ logits of all positions in float32 would be the largest tensors of a training.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import PurePath
 from types import MethodType
 from typing import Any
 
 from stages.families import known
+from stages.model import recurrence
 
 IGNORE = -100  # the label of a token that is not trained on, as in LLaMA-Factory
 UNSEEN = "unseen"  # of a feature: no text attends to its images
@@ -61,13 +62,6 @@ def why_not(model: Any) -> str | None:
     return None
 
 
-def why_apart(model: Any) -> str:
-    """Why each answer needs a row with its own prompt; empty where one row holds both. The tower
-    sees an image once, and the head answers alone, in either case.
-    """
-    return known.of_type(plain(model).config.model_type, name="the model").apart
-
-
 def plain(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -90,8 +84,7 @@ def pack(
     *,
     always_look: Any = None,
 ) -> dict[str, Any]:
-    """A batch of n pairs, a row each, as tensors on the CPU, which ``forward`` takes by name. Where
-    answers stand apart, the 2n rows are chosen and rejected in turn.
+    """A batch of n pairs, a row each, as tensors on the CPU, which ``forward`` takes by name.
 
     Args:
         features: LLaMA-Factory's pairwise features: ``chosen_input_ids``, ``chosen_labels``, the
@@ -115,9 +108,6 @@ def pack(
     import torch
 
     body, image_token = plain(model).model, plain(model).config.image_token_id
-    apart = why_apart(model)
-    if apart:
-        features = [one for feature in features for one in one_by_one(feature)]
     names = [list(feature.get("images") or []) for feature in features]
     distinct = list(dict.fromkeys(name for of_pair in names for name in of_pair))
     seen = distinct or ([] if always_look is None else [always_look])
@@ -142,10 +132,6 @@ def pack(
         for side, (places, wanted) in enumerate(predicted):
             predictors[side, i, : len(places)] = i * width + torch.tensor(places, dtype=torch.long)
             targets[side, i, : len(places)] = torch.tensor(wanted, dtype=torch.long)
-    if apart:  # chosen has the even rows
-        predictors, targets = (
-            torch.stack([both[0, ::2], both[1, 1::2]]) for both in (predictors, targets)
-        )
     batch = {
         "input_ids": input_ids,
         "position_ids": position_ids,
@@ -157,17 +143,6 @@ def pack(
         order = [distinct.index(name) for of_pair in names for name in of_pair]
         batch |= pixels | {"image_order": torch.tensor(order, dtype=torch.long)}
     return batch
-
-
-def one_by_one(feature: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A pair as two, of one answer each: the other side is the prompt alone."""
-    length = shared_length(feature)
-    for other in ("rejected", "chosen"):
-        prompt = {
-            f"{other}_{name}": feature[f"{other}_{name}"][:length]
-            for name in ("input_ids", "labels")
-        }
-        yield {**feature, **prompt}
 
 
 def pair_key(feature: Mapping[str, Any]) -> str:
@@ -318,11 +293,14 @@ def forward(
         embeds = embeds.masked_scatter(mask[..., None], features.to(embeds.device, embeds.dtype))
         if deepstack:
             visual = {"visual_pos_masks": mask, "deepstack_visual_embeds": deepstack}
-    apart = why_apart(inner)
+    mask = attention_mask(segments)
+    if recurrence.install(body.language_model):
+        fork = recurrence.parts(segments, PROMPT), recurrence.parts(segments, CHOSEN, REJECTED)
+        setattr(mask, recurrence.FORK, fork)
     hidden = body.language_model(
         inputs_embeds=embeds,
         position_ids=position_ids,
-        attention_mask=(segments != PADDING).long() if apart else attention_mask(segments),
+        attention_mask=mask,
         use_cache=False,
         **visual,
     ).last_hidden_state

@@ -283,14 +283,10 @@ def _prepared(
     """
     process = functools.partial(prefix.process_images, policy.template, policy.processor)
     features = encode(policy, [pairs[place] for place in places], images)
-    sides = [(len(each["chosen_input_ids"]), len(each["rejected_input_ids"])) for each in features]
-    if prefix.why_apart(policy.model):
-        widths = [2 * max(both) for both in sides]
-    else:
-        widths = [
-            sum(both) - prefix.shared_length(each)
-            for both, each in zip(sides, features, strict=True)
-        ]
+    widths = [
+        len(each["chosen_input_ids"]) + len(each["rejected_input_ids"]) - prefix.shared_length(each)
+        for each in features
+    ]
     batches = []
     for batch in _of_like_length(widths, batch_tokens):
         those = [features[i] for i in batch]

@@ -94,7 +94,7 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
             **more,
         }
     )
-    module = load_tokenizer(model_args)
+    module = load_tokenizer(model_args)  # tokenizer and processor
     template = get_template_and_fix_tokenizer(module["tokenizer"], data_args)
     check_allowed(p.format.allowed_tokens, family, module["tokenizer"])
     return Tokenization(
@@ -102,10 +102,9 @@ def load(model_dir: Path, p: Params, **more: Any) -> Tokenization:
         model_args=model_args,
         data_args=data_args,
         finetuning_args=finetuning_args,
-        tokenizer=module["tokenizer"],
-        processor=module["processor"],
         template=template,
         allowed=tuple(p.format.allowed_tokens),
+        **module,
     )
 
 

@@ -1,9 +1,10 @@
 """Row layouts: which columns hold what in the files that people have, and one row as a record.
 
 ``choose`` finds the layout of a table by the names of its columns, ``record`` reads one row by it.
-The columns that params.yaml names rule where all of them are there; else a layout of ``KNOWN``
-does. What tools write beside these that changes the pair is in ``UNREAD``: a row that says any of
-it is left out. All other columns, such as ids and scores, change nothing.
+The columns that params.yaml names rule where all of them are there; else one of the ``known``
+layouts in ``layouts.yaml`` does. What tools write beside these that changes the pair is ``unread``
+there: a row that says any of it is left out. All other columns, such as ids and scores, change
+nothing.
 """
 
 import ast
@@ -13,7 +14,10 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from stages.core.errors import listed, shown
 from stages.pairs.formats import Row, Unreadable
@@ -21,59 +25,16 @@ from stages.pairs.pairs import IMAGE_PLACEHOLDER, Record
 
 MOST_CHARACTERS = 2**20  # of a question or an answer: ten times what any model here can read
 
-# Columns of a row, keys of a message and types of its parts -> what they say that is not read.
-UNREAD = {
-    re.compile(names, re.IGNORECASE): what
-    for names, what in {
-        r"(\w+_)?(videos?|clips?)(_(path|url|file|frame)s?)?|frames": "a video",
-        r"(\w+_)?(audio|speech|sound|voice)s?(_(path|url|file)s?)?": "a sound",
-        r"tools|functions|tool_calls|function_call": "tools",
-        r"(rejected_images?|images?_rejected)": "other images for the rejected answer",
-        r"(?!(num|n|has|is)_)(\w+_)?images?|(image|img|picture|photo)s?_?\d+": "more images",
-        r"objects|(\w+_)?(bbox|bboxes|boxes|regions?|crops?|masks?)": "regions of the image",
-        r"reasoning(_content)?|thinking": "reasoning beside the answer",
-        r"documents|chat_template_kwargs": "what a chat template adds",
-        r"system(_(prompt|message|instruction)s?)?": "one more system prompt",
-        r"(\w+_)?history": "earlier turns apart from the messages",
-        r"(\w+_)?(hint|context|passage|instruction)s?|input|lecture": "more of the question",
-        r"(question|prompt|answer)_(prefix|suffix)|few_shot|examples": "more of the question",
-        r"media|attachments|points?|depth(_map)?|ocr(_\w+)?": "more of what is to be seen",
-        r"(is_)?(swapped|flipped)": "that the answers are the other way round",
-        r"(multi_)?(choices?|options?)|(choice|option)s?_?\w|[A-D]": "choices of the question",
-    }.items()
-}
-# Name, columns of which one is the prompt, chosen and rejected. Without a column for the prompt it
-# is what both conversations begin with; without one for chosen it is the prompt's last turn.
-KNOWN = (
-    ("ms-swift", ("messages", "conversations"), "", "rejected_messages"),
-    ("ms-swift", ("messages", "conversations"), "", "rejected_response"),
-    ("LLaMA-Factory ranking", ("messages", "conversations"), "chosen", "rejected"),
-    ("ms-swift", ("query", "question", "prompt"), "response", "rejected_response"),
-    ("LLaMA-Factory Alpaca ranking", ("instruction",), "chosen", "rejected"),
-    ("TRL preference", ("prompt",), "chosen", "rejected"),
-    ("question, chosen, rejected", ("question",), "chosen", "rejected"),
-    ("TRL preference, implicit prompt", ("",), "chosen", "rejected"),
-)
+_TABLES = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
+KNOWN = _TABLES["known"]
+ROLES = _TABLES["roles"]
+UNREAD = {re.compile(names, re.IGNORECASE): what for names, what in _TABLES["unread"].items()}
 OWN = "the columns of its entry"  # the layout that params.yaml describes
 _IMAGES = ("image", "images", "image_path", "img_path", "img")
-ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "chatbot"), "assistant"),
-    "system": "system",
-}
 _PARTS = ("image", "question", "chosen", "rejected")  # that params.yaml names columns for
-# Where a text says that an image, or else a video or a sound, belongs, in any tool's spelling.
-_IMAGE_MARKS = re.compile(
-    r"<img>\s*(?P<name>[^<>\n]{1,1000}?)\s*</img>|(<\|vision_start\|>)?(<\|image_pad\|>)+"
-    r"(<\|vision_end\|>)?|\(<image>\./</image>\)|\[im(g|age)\]"
-    r"|<im(g|age)[ _]?(?P<n>\d*)>|<\|image(_(?P<m>\d+))?\|>"
-    r"|<image_placeholder>|<imagehere>|<start_of_image>|<img_context>"
-    r"|(<im_start>)?(<im_patch>)+(<im_end>)?",
-    re.IGNORECASE,
-)
-_NAMED = re.compile(r"!\[[^\]\n]*\]\([^)\n]+\)|<img\s[^>]*src=", re.IGNORECASE)  # Markdown, HTML
-_OTHER_MARKS = re.compile(
-    r"<(video|audio|speech|sound)(_?\d+)?>|<\|(video|audio)(_pad|_\d+)?\|>", re.IGNORECASE
+_IMAGE_MARKS, _OTHER_MARKS, _NAMED = (
+    re.compile("|".join(_TABLES["marks"][kind]), re.IGNORECASE)
+    for kind in ("image", "other", "named")
 )
 _NOTHING = {"", "none", "null", "nan", "[]", "{}", "false"}  # ways to say nothing
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>")  # of an assistant's turn
@@ -99,7 +60,7 @@ class Layout:
     ``name`` says what it is, for people. ``more`` follows the prompt; ``role`` and ``content`` are
     keys of a message, ``roles`` the words for who speaks. ``dataset`` is the origin of rows that
     name none. ``needs_image``: a row without one is no pair of text alone. ``unread`` are columns
-    as in ``UNREAD`` that have other names here.
+    as in ``unread`` that have other names here.
     """
 
     name: str

@@ -49,17 +49,7 @@ class Question:
     kind: str = ""
 
 
-def pair_id(row: Record, images: Sequence[str]) -> str:
-    """Names a pair by its content: its images, each named by theirs, and all of its texts."""
-    return row_id(*images, *_prompt(row), str(row.chosen), str(row.rejected))
-
-
-def prompt_id(row: Record) -> str:
-    """Names what a pair without images asks."""
-    return row_id(*_prompt(row))
-
-
-def _prompt(row: Record) -> list[str]:
+def prompt(row: Record) -> list[str]:
     """What a prompt says, each text before its question after the role that says it."""
     said = ["system", row.system] if row.system else []
     for user, assistant in row.history:

@@ -1,37 +1,19 @@
-"""Why a row is left out: every reason, and the checks that need no decoded image."""
+"""Why a row is left out: every reason (``refusals.yaml``), and the checks that need no decoded
+image."""
 
 import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from stages.pairs.pairs import Question, Record
 
-# Why a row can be left out, and what helps where that is the most frequent reason; in the order of
-# asking: a row counts under the first that holds.
-REASONS = {
-    "missing_field": "a field is missing or not valid text, its image can't be found, or the "
-    "question is blank; check the columns in data.sources and the images' names",
-    "not_read": "it holds a video, tools, choices, a hint or something else that changes the pair "
-    "and is not read; write it into the question, or remove the column or these rows",
-    "other_media": "its texts mark more or fewer images than it brings, or a video or a sound; "
-    "give each row as many <image> as images, or none",
-    "empty_answer": "chosen or rejected is blank; check the columns in data.sources",
-    "identical_answers": "chosen and rejected are equal, apart from white space at the ends",
-    "text_only": "it has no image; preprocess.wanted.text_only: true keeps it",
-    "too_many_images": "it has more images than preprocess.wanted.images",
-    "too_many_turns": "it has more turns than preprocess.wanted.turns",
-    "system_prompt": "it has a system prompt; preprocess.wanted.system_prompt: true keeps it",
-    "undecodable_image": "the image is truncated, damaged or in an unknown format; convert it to "
-    "PNG or JPEG",
-    "image_too_large": "its header declares more pixels than preprocess.max_input_pixels",
-    "image_too_slow": "a JPEG of more than 100 scans; save it again with fewer",
-    "image_too_small": "its shorter side is below preprocess.min_side",
-    "image_in_held_out_questions": "it belongs to the questions kept for the evaluation",
-    "exact_duplicate": "its images and texts equal those of an earlier row",
-}
-
+# What each reason means, in the order of asking.
+REASONS: dict[str, str] = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 # NUL, or half of a surrogate pair: JSON's escapes allow it, UTF-8 not.
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 

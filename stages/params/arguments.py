@@ -27,35 +27,21 @@ SOURCES = {
     ),
 }
 
-# Keys of an earlier release; options that the pipeline sets; options that undo a promise of it; and
-# what an option needs: a package, or another option.
+# Keys of an earlier release; options that the pipeline sets; options that undo a promise of it;
+# what an option needs: a package, or another option; and bounds.
 _TABLES = YAML(typ="safe", pure=True).load(Path(__file__).with_name("refused.yaml"))
 MOVED, SET_ELSEWHERE, REFUSED = (
     {name: entry["why"] for entry in _TABLES[table] for name in entry["names"]}
     for table in ("moved", "set_elsewhere", "refused")
 )
 PACKAGES, PARTNERS = _TABLES["packages"], _TABLES["partners"]
+BOUNDS = [(entry.pop("names"), entry) for entry in _TABLES["bounds"]]
 INSTALL = ".venv/bin/uv pip install --python .venv/bin/python -c requirements.txt"
 
 FILES = ("deepspeed", "fsdp_config")  # of which the value is a path, if it is a text
 
 # Names of modules, which LLaMA-Factory splits at commas, so that a list will do as well.
 MODULES = ("lora_target", "oft_target", "additional_target")
-
-# Bounds that the classes leave unsaid, for options or (with *) for several; numbers that are not
-# here are 0 or more. pydantic itself refuses what is not a finite number.
-BOUNDS: dict[tuple[str, ...], dict[str, Any]] = {
-    MODULES: {"min_length": 1},
-    ("max_steps", "local_rank", "freeze_trainable_layers"): {"ge": -1},
-    ("learning_rate", "adam_epsilon", "num_train_epochs"): {"gt": 0},
-    ("logging_steps", "eval_steps", "save_steps"): {"gt": 0},
-    ("*_batch_size", "*accumulation_steps", "early_stopping_steps", "save_total_limit"): {"ge": 1},
-    ("lora_rank", "lora_alpha", "max_samples", "preprocessing_num_workers"): {"ge": 1},
-    ("*_dropout", "adam_beta?"): {"ge": 0, "lt": 1},
-    ("dpo_label_smoothing",): {"ge": 0, "lt": 0.5},
-    ("warmup_ratio", "ld_alpha"): {"ge": 0, "le": 1},
-    ("seed", "data_seed"): {"ge": 0, "le": 2**32 - 1},  # numpy takes no larger one
-}
 
 
 def moved(key: str, value: Any) -> str | None:
@@ -161,7 +147,8 @@ def _type(name: str, annotation: str, names: dict[str, Any]) -> Any:
 
 
 def _bounds(name: str, annotation: str) -> dict[str, Any]:
-    for names, bounds in BOUNDS.items():
+    """Those of the table, else none below 0; pydantic refuses what is not a finite number."""
+    for names, bounds in BOUNDS:
         if any(fnmatchcase(name, pattern) for pattern in names):
             return bounds
     return {"ge": 0} if annotation.removesuffix(" | None") in ("int", "float") else {}

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from stages.evaluation import catalogue, paired
 from stages.evaluation.catalogue import FIGURE, METRICS, is_known
 from stages.families.family import Family
@@ -33,49 +35,14 @@ DEMO_BASE = "demo/model"  # made by demo/make_base.py, with the habits that DPO 
 INDEXED = {"win_rate": "win_rate", "tuned_accuracy": "accuracy", "tuned_correct": "accuracy"}
 
 
-# What people should know of a published data set that its SOURCE.json does not say.
-NOTES = {
-    "easy-vqa": "easy-VQA holds drawings of one shape in one colour, and questions about them; the "
-    "answers in pairs are sentences that the pipeline makes from its labels.",
-    "helehan/topic-overwrite": "Its answers come from another model (LLaVA-1.5-7B), with topics "
-    "rewritten: what that model gets wrong may be among the chosen answers.",
-}
-
-
-# Whose model made what of a data set, what that binds it to, and where it says so; and whether that
-# rules out an adapter of the models that are tuned here. Facts, not legal advice.
-TERMS: dict[str, tuple[tuple[str, bool], ...]] = {
-    "helehan/topic-overwrite": (
-        (
-            "LLaVA-1.5-7B wrote the answers: for uses that follow the licences of LLaMA, Vicuna "
-            "and ChatGPT (README of topic-overwrite/topic-level-overwrite).",
-            False,
-        ),
-        (
-            "Meta-Llama-3-8B-Instruct wrote claims and questions by which they were rewritten: its "
-            "output may not be used to improve any other large language model (Meta Llama 3 "
-            "Community License, 1.b.v; script/data_gen of the same repository).",
-            True,
-        ),
-        ("LLaVA-1.6-34B judged the claims (script/data_gen of the same repository).", False),
-    ),
-    **dict.fromkeys(
-        ("openbmb/RLAIF-V-Dataset", "HaoyeZhang/RLAIF-V-Dataset"),
-        (
-            (
-                "LLaVA and OmniLMM wrote and judged the answers: for uses that follow the licences "
-                "of LLaMA, Vicuna and ChatGPT; models trained on them should not be used outside "
-                "of research (README of RLHF-V/RLAIF-V).",
-                False,
-            ),
-        ),
-    ),
-}
+# Published data sets by repository: a note for readers, and the terms that bind their answers.
+KNOWN = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 
 
 def terms_of(repos: Iterable[str | None]) -> list[tuple[str, str, bool]]:
-    """The rows of ``TERMS`` of these repositories, each with its repository."""
-    return [(repo, *term) for repo in repos if repo for term in TERMS.get(repo, ())]
+    """The terms of these repositories: each with its repository, and whether it forbids this."""
+    known = [(repo, KNOWN[repo]["terms"]) for repo in repos if repo in KNOWN]
+    return [(str(repo), term["says"], term["forbids"]) for repo, terms in known for term in terms]
 
 
 def other_once_merged(bits: int) -> str:
@@ -93,10 +60,6 @@ class Licence:
 
     identifier: str
     name: str | None = None
-
-    @property
-    def shown(self) -> str:
-        return self.name or self.identifier
 
 
 def render(inputs: Inputs, family: Family) -> str:
@@ -117,7 +80,7 @@ def render(inputs: Inputs, family: Family) -> str:
         once_merged=other_once_merged(bits) if (bits := p.model.quantization_bit) else "",
         family=family,
         of_the_demo=base.kind == "path" and base.name == DEMO_BASE,
-        notes=[NOTES[each.repo] for each in inputs.data if each.repo in NOTES],
+        notes=[KNOWN[each.repo]["note"] for each in inputs.data if each.repo in KNOWN],
         terms=terms_of(each.repo for each in inputs.data),
         parts=[*(("data", each) for each in inputs.data), ("base model", base)],
         is_non_commercial=is_non_commercial,

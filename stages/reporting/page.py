@@ -70,7 +70,7 @@ def render(inputs: Inputs) -> str:
         gallery=gallery(inputs),
         asked=questions(inputs.answers, inputs.image, QUESTIONS),
         grades=grades(inputs.answers),
-        text=folded,
+        longest=LONG_TEXT,
         funnel=funnel(inputs.preprocess, inputs.format),
         splits=SPLITS,
         per_image=inputs.preprocess["rows_kept"] / max(1, inputs.preprocess["unique_images"]),
@@ -170,7 +170,7 @@ def pair_card(
     """
     said = {side: pair[side]["content"] if pair else "" for side in ("chosen", "rejected")}
     question = formatted.question(pair) if pair else ""
-    own = {model: _own_answer(row[f"{model}_answer"]) for model in ("base", "tuned")}
+    own = {model: row[f"{model}_answer"] for model in ("base", "tuned")}
     return {
         "id": row["id"],
         "question": question,
@@ -185,23 +185,12 @@ def pair_card(
             )
             for side, text in said.items()
         ],
-        "own": list(own.items()),
+        "own": [(model, said if isinstance(said, str) else None) for model, said in own.items()],
         "margin": MARGIN.text(row["reward_margin"]),
         "won": row["reward_margin"] > 0,
         "kind": text_of(row.get("kind")),
-        "alt": alt_text(question, said["chosen"]),
         "picture": picture(image(pair["images"][0])) if pair and pair["images"] else None,
     }
-
-
-def _own_answer(answer: Any) -> str | None:
-    return None if answer is None or answer != answer else str(answer)
-
-
-def alt_text(question: str, answer: str) -> str:
-    """What is read out where the image can't be seen; at most some 200 characters."""
-    short = [text if len(text) <= 90 else f"{text[:89]}…" for text in (question, answer)]
-    return f"Image of the question “{short[0]}”. Chosen answer: “{short[1]}”"
 
 
 def picture(content: bytes | None) -> dict[str, Any] | None:
@@ -225,13 +214,6 @@ def picture(content: bytes | None) -> dict[str, Any] | None:
     encoded = base64.b64encode(content).decode("ascii")
     uri = f"data:image/{kind.lower()};base64,{encoded}"
     return {"uri": uri, "width": size[0], "height": size[1], "small": max(size) <= SMALL_SIDE}
-
-
-def folded(text: str) -> tuple[str, str]:
-    """A text's beginning and all of it, where it is too long to show; else the text and nothing."""
-    if len(text) <= LONG_TEXT:
-        return text, ""
-    return f"{text[: LONG_TEXT // 2].rstrip()}…", text
 
 
 # questions with known answers
@@ -261,7 +243,6 @@ def questions(
             "answers": [
                 (row[f"{model}_answer"], row[f"{model}_correct"]) for model in ("base", "tuned")
             ],
-            "alt": alt_text(row["question"], row["truth"]),
             "picture": picture(image(str(row["image"]))),
         }
         for grade, rows in _graded(answers)

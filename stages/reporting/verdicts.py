@@ -5,17 +5,21 @@ Metrics are those of ``results/metrics.json``; any of them may be missing.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from ruamel.yaml import YAML
 
 from stages.evaluation import catalogue, paired, statistics
-from stages.evaluation.catalogue import ACCURACY, CORRECT, METRICS, is_known, shown, with_interval
+from stages.evaluation.catalogue import ACCURACY, METRICS, is_known, shown, with_interval
 from stages.evaluation.statistics import FEW_GROUPS as FEW_IMAGES
 from stages.evaluation.statistics import LEVEL
 from stages.reporting.markup import rows_of
 
 Verdict = Literal["better", "worse", "unclear"]
+
+_WORDS = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
 
 # The rules' numbers.
 HIGH_BASE = 0.9  # base_accuracy from which there was little to learn
@@ -23,32 +27,6 @@ SHORTCUT = 0.6  # share of pairs that a judge without the image may tell apart
 MORE_UNFINISHED = 0.05  # rise of the share of answers that hit max_new_tokens
 MOST = 0.5  # of the win rate's lead over one half; of the pairs
 IMAGES = {"blank": "a blank image", "shuffled": "another pair's image"}
-# Of shortcuts, what the title calls them, if it does, and the notes.
-JUDGES = {
-    "first_words_wins": (
-        "a judge of words alone",
-        "a judge that knows the answers' first three words",
-    ),
-    "bag_of_words_wins": (
-        "a judge of words alone",
-        "a judge that knows which words the answers have",
-    ),
-    "base_accuracy_blank": ("", "the base with a blank image"),
-}
-# What may get worse, and its warning, with a place for the figure.
-WARNINGS = {
-    ACCURACY.change: "Preference accuracy fell: {}.",
-    CORRECT.change: "Right answers became fewer: {}.",
-    "chosen_logps_change": "Chosen answers lost probability: {} nats on average. DPO can widen the "
-    "margin that way too; train.pref_ftx holds chosen up.",
-    catalogue.REPETITION.change: "Answers repeat themselves more: {}.",
-    catalogue.UNFINISHED.change: "More answers are unfinished: {}.",
-    **{
-        f"win_rate_{way}": f"Some pairs are won without looking: with {image} the win rate is "
-        "still {}."
-        for way, image in IMAGES.items()
-    },
-}
 
 
 # one figure
@@ -56,11 +34,9 @@ WARNINGS = {
 
 def verdict(values: Mapping[str, Any], key: str) -> Verdict:
     """What the interval of one metric says alone, as of the win rate, which the page is about."""
-    metric = METRICS[key]
-    low, high = (values.get(f"{key}_{end}") for end in catalogue.ENDS)
-    if not (is_known(low) and is_known(high)):
+    if (one := _member(values, key, key, "")) is None:
         return "unclear"
-    return _judged(statistics.direction(low, high, null=metric.null), metric.better)
+    return _judged(statistics.direction(one.low, one.high, null=one.null), one.better)
 
 
 def _judged(found: statistics.Direction, better: catalogue.Better | None) -> Verdict:
@@ -91,7 +67,7 @@ def family(values: Mapping[str, Any], slices: pd.DataFrame | None = None) -> lis
     """All that may get worse and has an interval."""
     found = [
         _member(values, key, key, warning.format(with_interval(values, key)))
-        for key, warning in WARNINGS.items()
+        for key, warning in _WORDS["warnings"].items()
     ]
     for row in rows_of(slices):
         told = (
@@ -185,7 +161,7 @@ def _shortcuts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{shown('longer_wins', max(longer, 1 - longer))} of the pairs. Part of the wins may "
             "be length.",
         )
-    for key, (name, judge) in JUDGES.items():
+    for key, (name, judge) in _WORDS["judges"].items():
         if is_known(share := values.get(key)) and share > SHORTCUT:
             yield (
                 name,
@@ -197,26 +173,18 @@ def _shortcuts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 # warnings and notes
 
 
-@dataclass(frozen=True)
-class Concern:
-    """Something that a reader should know before quoting the headline."""
-
-    warning: bool  # else a note
-    text: str
-
-
 def concerns(
     values: Mapping[str, Any], slices: pd.DataFrame | None = None, confidence: float = LEVEL
-) -> list[Concern]:
-    """Warnings, then notes, by the ``RULES``; the intervals are at ``confidence``."""
+) -> list[tuple[Literal["warning", "note"], str]]:
+    """What a reader should know before quoting the headline: warnings, then notes, by the page's
+    rules; the intervals are at ``confidence``."""
     members = family(values, slices)
     told = judged(members, confidence)
     warnings = [one.warning for one in members if told[one.name] == "worse"]
     warnings += _image_warnings(values, told)
-    notes = _notes(values, told)
     return [
-        *(Concern(True, text) for text in warnings),
-        *(Concern(False, text) for text in notes),
+        *(("warning", text) for text in warnings),
+        *(("note", text) for text in _notes(values, told)),
     ]
 
 

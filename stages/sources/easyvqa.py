@@ -67,8 +67,7 @@ def records(raw: Path) -> Iterator[Record]:
         asked.setdefault(number, []).append((text, answer))
     for number in sorted(asked):
         scene = scene_of(asked[number])
-        drawn = Draw(f"train/{number}")
-        pair = _pair(scene, [text for text, _ in asked[number]], drawn)
+        pair = _pair(scene, [text for text, _ in asked[number]], f"train/{number}")
         kind, question, chosen, rejected = pair or ("", None, None, None)
         yield Record(
             where=f"train image {number}",
@@ -88,50 +87,43 @@ def questions(raw: Path) -> Iterator[Question]:
         yield Question(f"test question {i}", (image,), text, answer, kind_of(text))
 
 
-class Draw:
-    """Numbers and choices that follow from a name by hashing; no random state is involved."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def number(self, purpose: str) -> int:
-        digest = hashlib.blake2b(f"{self.name}/{purpose}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big")
-
-    def choice(self, purpose: str, options: Sequence[str]) -> str:
-        return options[self.number(purpose) % len(options)]
-
-    def shuffled(self, purpose: str, options: Sequence[str]) -> list[str]:
-        return sorted(options, key=lambda option: self.number(f"{purpose}/{option}"))
+def drawn(name: str) -> int:
+    """A number that follows from a name by hashing; no random state is involved."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
-def _pair(scene: Scene, texts: Sequence[str], drawn: Draw) -> tuple[str, str, str, str] | None:
+def choice(name: str, options: Sequence[str]) -> str:
+    return options[drawn(name) % len(options)]
+
+
+def _pair(scene: Scene, texts: Sequence[str], name: str) -> tuple[str, str, str, str] | None:
     """Kind, question, chosen and rejected for an image, or ``None`` if it is asked too little."""
-    for kind in drawn.shuffled("kind", ("colour", "shape", "presence", "description")):
-        question = _question(kind, scene, texts, drawn)
+    kinds = ("colour", "shape", "presence", "description")
+    for kind in sorted(kinds, key=lambda kind: drawn(f"{name}/kind/{kind}")):
+        question = _question(kind, scene, texts, name)
         if question is not None:
-            other = _other(question, scene, drawn)
+            other = _other(question, scene, name)
             return kind, question, sentence(question, scene), sentence(question, other)
     return None
 
 
-def _question(kind: str, scene: Scene, texts: Sequence[str], drawn: Draw) -> str | None:
+def _question(kind: str, scene: Scene, texts: Sequence[str], name: str) -> str | None:
     if kind == "description":
         known = scene.colour is not None and scene.shape is not None
-        return drawn.choice("question", DESCRIBE) if known else None
+        return choice(f"{name}/question", DESCRIBE) if known else None
     options = sorted({text for text in texts if kind_of(text) == kind})
     if kind == "presence":  # the data set asks mostly for what is absent; here half and half
         present = [o for o in options if asked_topic(o) in (scene.colour, scene.shape)]
         absent = [o for o in options if asked_topic(o) in _mistakable(scene)]
-        options = (present, absent)[drawn.number("present") % 2] if present and absent else []
-    return drawn.choice("question", options) if options else None
+        options = (present, absent)[drawn(f"{name}/present") % 2] if present and absent else []
+    return choice(f"{name}/question", options) if options else None
 
 
-def _other(question: str, scene: Scene, drawn: Draw) -> Scene:
+def _other(question: str, scene: Scene, name: str) -> Scene:
     """A scene that differs in the one topic that the question is about."""
     kind = kind_of(question)
     if kind == "description":
-        kind = drawn.choice("topic", ("colour", "shape"))
+        kind = choice(f"{name}/topic", ("colour", "shape"))
     if kind == "presence":
         asked = asked_topic(question)
         if asked not in (scene.colour, scene.shape):  # what is absent is claimed to be there
@@ -140,7 +132,7 @@ def _other(question: str, scene: Scene, drawn: Draw) -> Scene:
         kind = "colour" if asked in COLOURS else "shape"
     if kind == "colour":
         return Scene(MISTAKEN[str(scene.colour)], scene.shape)
-    return Scene(scene.colour, drawn.choice("shape", [s for s in SHAPES if s != scene.shape]))
+    return Scene(scene.colour, choice(f"{name}/shape", [s for s in SHAPES if s != scene.shape]))
 
 
 def _mistakable(scene: Scene) -> set[str]:

@@ -5,7 +5,6 @@ commit once, checks the room on the disk first, leaves out what may run code, an
 against the size and digest that the Hub announced.
 """
 
-import fnmatch
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -148,13 +147,13 @@ def _look_up(asked: HubModel, repo_type: RepoType) -> tuple[str, str | None, lis
 
 def _select(asked: HubModel, files: Sequence[File], **allowed: bool) -> list[File]:
     """The files that match a pattern and may be fetched."""
-    # As huggingface_hub's allow_patterns: "*" also crosses "/", "folder/" is all of it.
-    patterns = [f"{each}*" if each.endswith("/") else each for each in asked.files]
-    matching = [
-        file
-        for file in files
-        if file.path != FETCHED and any(fnmatch.fnmatchcase(file.path, each) for each in patterns)
-    ]
+    from huggingface_hub.utils import filter_repo_objects
+
+    others = (file for file in files if file.path != FETCHED)
+    # "*" also crosses "/", "folder/" is all of it.
+    matching = list(
+        filter_repo_objects(others, allow_patterns=asked.files, key=lambda file: file.path)
+    )
     if not matching:
         raise UserError(
             f"{asked.repo}: no file matches {', '.join(asked.files)}; the repository holds "

@@ -29,12 +29,8 @@ class PathModel(SourceSection):
     licence: str | None
 
 
-class PathData(Tables):
+class PathData(PathModel, Tables):
     """A table with its images, a folder of these, or an archive of it."""
-
-    kind: Literal["path"]
-    path: Path
-    licence: str | None
 
 
 def fetch_data(asked: PathData, out: Path) -> Source:

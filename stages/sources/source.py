@@ -46,11 +46,6 @@ class Source:
     files: tuple[File, ...] = ()
     patterns: tuple[str, ...] = ()  # by which a repository's files were chosen; written if any
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files together."""
-        return sum(file.size for file in self.files)
-
 
 def read(folder: Path) -> Source:
     """The ``SOURCE.json`` of a fetched folder.

@@ -1,7 +1,6 @@
 """What a training is made of: LLaMA-Factory's configuration, its environment, its fingerprint."""
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.core import portable
+from stages.core.command import project_root
 from stages.core.errors import UserError, did_you_mean
-from stages.core.meaning import code
+from stages.core.meaning import code, digest
 from stages.families import known
 from stages.model import reference_logps
 from stages.params import losses, machine
@@ -156,22 +156,40 @@ def fingerprint(
     """
     inside = code(*CODE)
     if p.train.shared_prefix:
-        inside |= code(*SHARED_CODE) | code("params/losses.py", without=losses.WORDS)
-        inside |= known.of_model(model).fingerprint
+        inside |= shared_code(model) | code("params/losses.py", without=losses.WORDS)
     data = ("train.json", "validation.json", "dataset_info.json")
-    parts = {
-        "config": {key: value for key, value in config.items() if key != "output_dir"},
-        "processes": p.train.processes,
-        "data": {name: sha256(formatted / name) for name in data},
-        "model": sha256(model / "SOURCE.json"),
-        "packages": {package: version(package) for package in PACKAGES},
-        "inside": inside,
-        "shared_prefix": p.train.shared_prefix,
-        "view": view(p),
-        "portable": p.train.portable and p.train.gpus == 0,
-        "reference": sorted(reference_logps.by_pair(cached).items()) if cached else None,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(
+        config={key: value for key, value in config.items() if key != "output_dir"},
+        processes=p.train.processes,
+        data={name: sha256(formatted / name) for name in data},
+        model=sha256(model / "SOURCE.json"),
+        packages={package: version(package) for package in PACKAGES},
+        inside=inside,
+        shared_prefix=p.train.shared_prefix,
+        view=view(p),
+        portable=p.train.portable and p.train.gpus == 0,
+        reference=sorted(reference_logps.by_pair(cached).items()) if cached else None,
+    )
+
+
+def under_view(p: Params, formatted: Path, model: Path, cached: Path | None) -> Path | None:
+    """The file in which trainings keep what the reference gives chosen under the loss's view, one
+    for all that decides it; None where there is no view, or no reference ``cached``.
+    """
+    if not cached or not view(p):
+        return None
+    name = digest(
+        view=view(p),
+        reference=sorted(reference_logps.by_pair(cached).items()),
+        data=sha256(formatted / "train.json"),
+        inside=shared_code(model),
+    )
+    return project_root() / WORKSPACE / f"under-view-{name}.json"
+
+
+def shared_code(model: Path) -> dict[str, str]:
+    """Fingerprints of the code that computes log-probs where prompts are shared."""
+    return code(*SHARED_CODE) | dict(known.of_model(model).fingerprint)
 
 
 def environment(gpus: int, base: Mapping[str, str], *, is_portable: bool) -> dict[str, str]:

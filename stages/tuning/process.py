@@ -18,7 +18,7 @@ from stages.core.errors import UserError
 from stages.core.processes import ended_with_the_stage
 from stages.tuning.config import INSIDE, sha256
 from stages.tuning.history import STATE
-from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, STEPS, VIEW
+from stages.tuning.inside.sitecustomize import EVENTS, PROJECT, REFERENCE, STEPS, UNDER_VIEW, VIEW
 
 KILLED = "Signal 9 (SIGKILL)"  # as torchrun tells of a process, which most often lacked memory
 FIXES = YAML(typ="safe", pure=True).load(Path(__file__).with_suffix(".yaml"))
@@ -114,18 +114,21 @@ def inside(events: Path, base: Mapping[str, str]) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path), EVENTS: str(events.absolute())}
 
 
-def with_shared_prefix(
-    base: Mapping[str, str], cached: Path | None, view: str | None
+def shared_prefix(
+    cached: Path | None, view: str | None = None, under_view: Path | None = None
 ) -> dict[str, str]:
-    """What the environment ``base`` needs for the training to use the trainer on shared prompts,
-    with the reference's log-probs where they are ``cached``, and with a loss on a ``view``.
+    """What the environment needs for the training to use the trainer on shared prompts, with the
+    reference's log-probs where they are ``cached``, and with a loss on a ``view``, where the
+    reference's are kept in the file ``under_view``.
     """
     given = {PROJECT: str(Path(__file__).parents[2])}
     if cached:
         given[REFERENCE] = str(cached.absolute())
     if view:
         given[VIEW] = view
-    return {**base, **given}
+    if under_view:
+        given[UNDER_VIEW] = str(under_view)
+    return given
 
 
 def new_lines(path: Path) -> Iterator[list[dict[str, Any]]]:

@@ -6,16 +6,16 @@ It runs inside ``llamafactory-cli``, where ``inside/sitecustomize.py`` puts it i
 optimizer, accumulation, evaluation, checkpoints and callbacks are LLaMA-Factory 0.9.5's own. Where
 the shared prompt is not exact or was not tried, the trainer says why and goes the stock way.
 
-Three things are otherwise than in stock, on purpose: ``train.loss`` reaches the loss
-(``dpo_loss``); there are no means of logits, which in stock depend on the padding; and figures of
-the validation pairs are means over pairs, not over batches.
+Otherwise than in stock, on purpose: ``train.loss`` reaches the loss (``dpo_loss``); there are no
+means of logits, which in stock depend on the padding; figures of the validation pairs are means
+over pairs, not over batches; and BCO's mean of rewards is of training alone and survives a resume.
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from stages.core.errors import UserError
 from stages.model import prefix, reference_logps
 from stages.params.losses import LOSSES
 from stages.tuning import views
-from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE, VIEW
+from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE, UNDER_VIEW, VIEW
 
+RUNNING = "running.json"  # of a checkpoint: the mean of all rewards so far (BCO)
 SIDES = ("chosen_logps", "rejected_logps")
 
 # Larger differences from stock than rounding makes, as a share of the log-probs: float32 has 24
@@ -49,6 +50,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
     view: str | None = None
     under_view: dict[str, Any]
     data_collator: Any
+    running: Any  # BCO's mean of rewards, where the loss has it
     pairs = 0  # of the batch that the model saw last
 
     def __init__(self, model: Any, ref_model: Any, finetuning_args: Any, **more: Any) -> None:
@@ -58,8 +60,8 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         # Dropout is off by now.
         self.stock_because = prefix.why_not(model) or self._untried()
         self.view, self.under_view = self.view or os.environ.get(VIEW), {}
-        if self.view and (reason := self.stock_because or prefix.why_apart(model)):
-            raise UserError(f"train.loss: mdpo needs both answers in one row, but {reason}")
+        if self.view and self.stock_because:
+            raise UserError(f"train.loss: mdpo needs shared prompts, but {self.stock_because}")
         if self.stock_because:
             logger.warning_rank0(f"Training the stock way: {self.stock_because}.")
             return
@@ -94,12 +96,12 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if self.stock_because:
             compared: dict[str, Any] = {"stock_because": self.stock_because}
         else:
+            if self.view and self.reference is not None:
+                self._look_up_view()
             count = min(self.args.per_device_train_batch_size, len(self.train_dataset))
             compared = self.compared_with_stock([self.train_dataset[i] for i in range(count)])
             refuse_difference(compared)
             compared["reference"] = "computed" if self.reference is None else "cached"
-            if reason := prefix.why_apart(self.model):
-                compared["apart_because"] = reason
         # A resumed training keeps what its start found.
         if self.is_world_process_zero() and not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,21 +160,54 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if "reference" not in batch:
             found: tuple[Any, Any] = super().compute_reference_log_probs(model, batch)
             return found
-        if self.view:
-            self.under_view["reference"] = self._reference_under_view(model, batch)
         logps = batch["reference"]
+        if self.view:
+            self.under_view["reference"] = logps[2]
         if LOSSES[self.loss_type].mean:
             logps = logps / (batch["targets"] != prefix.IGNORE).sum(dim=-1)
         return logps[0], logps[1]
 
-    def _reference_under_view(self, model: Any, batch: dict[str, Any]) -> Any:
-        """The reference's log-probs (n,) of chosen under the view."""
+    def _look_up_view(self) -> None:
+        """Give the collator what the reference gives chosen under the view, of every pair: kept by
+        an earlier training, or computed now, a share by each process, and kept.
+        """
         import torch
+        from accelerate.utils import gather_object
 
-        without = self.accelerator.unwrap_model(model).disable_adapter
-        with torch.no_grad(), nullcontext() if self.ref_model else without():
-            output = (self.ref_model or model)(**views.half(batch))
-        return output["logps"][0].sum(dim=-1)
+        known = views.kept(file := Path(os.environ[UNDER_VIEW]))
+        places = {
+            prefix.pair_key(row): (rows, i)
+            for rows in self._datasets()
+            for i, row in enumerate(rows)
+        }
+        missing = sorted(places.keys() - known.keys())
+        share = missing[self.args.process_index :: self.accelerator.num_processes]
+        found: list[tuple[str, float]] = []
+        model, size = self.ref_model or self.model, self.args.per_device_eval_batch_size
+        without = nullcontext() if self.ref_model else model.disable_adapter()
+        was_training = model.training
+        model.eval()
+        with without, torch.no_grad(), self.compute_loss_context_manager():
+            for start in range(0, len(share), size):
+                keys = share[start : start + size]
+                features = [rows[i] for rows, i in map(places.__getitem__, keys)]
+                batch = self.data_collator.under_view(features)
+                logps = prefix.log_probs(model, batch)["logps"][0].sum(dim=-1)
+                found += zip(keys, logps.tolist(), strict=True)
+        model.train(was_training)
+        if missing:
+            known |= dict(gather_object(found))
+            if self.is_world_process_zero():
+                views.keep(known, file)
+        self.data_collator.seen = known
+        logger.info_rank0(
+            f"The reference under the view: {len(missing)} of {len(places)} pairs now."
+        )
+
+    def _datasets(self) -> list[Any]:
+        given = self.eval_dataset
+        more = list(given.values()) if isinstance(given, dict) else [given or []]
+        return [self.train_dataset, *more]
 
     def compute_preference_loss(self, *logps: Any) -> tuple[Any, Any, Any]:
         """Losses (n,) and rewards; with a view, mDPO's two other terms are added (equations 3 and 4
@@ -195,6 +230,25 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         """
         losses, *rewards = super().dpo_loss(*logps, **{"loss_type": self.loss_type, **more})
         return losses.clone(), *rewards
+
+    def bco_loss(self, *logps: Any) -> Any:
+        """LLaMA-Factory's, but validation does not move the mean of rewards, as in TRL's BCO."""
+        before = replace(self.running)
+        losses = super().bco_loss(*logps)
+        if not self.model.training:
+            self.running = before
+        return losses
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if running := getattr(self, "running", None):
+            running.save_to_json(Path(output_dir, RUNNING))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """And the rewards' mean of BCO, which LLaMA-Factory starts afresh."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and hasattr(self, "running"):
+            self.running = self.running.load_from_json(self.accelerator, Path(checkpoint, RUNNING))
 
     def compared_with_stock(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The largest differences (nats) of log-probs between this way and stock on these pairs:
@@ -261,23 +315,35 @@ class SharedPrefixCollator:
         self.stock = stock
         self.reference = reference
         self.view, self.paths = view, paths
+        self.seen: Mapping[str, float] = {}  # the reference's log-probs of chosen under the view
         # As in stock: every process looks at an image, so that none waits for the others.
         self.placeholder = Image.new("RGB", (64, 64), "white") if with_placeholder else None
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         import torch
 
-        images = partial(views.process, self.stock.template, self.stock.processor)
-        rows = list(features)
-        if self.view:
-            rows += [views.row(feature, self.view, self.paths) for feature in features]
-        batch = prefix.pack(rows, self.stock.model, images, always_look=self.placeholder)
+        rows = [*features, *self._other_rows(features)]
+        batch = prefix.pack(rows, self.stock.model, self._images, always_look=self.placeholder)
         if self.reference is not None:
-            logps = [self.reference.get(prefix.pair_key(feature)) for feature in features]
+            keys = [prefix.pair_key(feature) for feature in features]
+            logps: list[Any] = [self.reference.get(key) for key in keys]
             if None in logps:
                 raise UserError(
                     "data/reference lacks the log-probs of a pair that is trained on; compute them "
                     "by `dvc repro -f reference`"
                 )
+            if self.view:
+                logps = [(*both, self.seen[key]) for both, key in zip(logps, keys, strict=True)]
             batch["reference"] = torch.tensor(logps, dtype=torch.float32).T.contiguous()
         return batch
+
+    def under_view(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch of the pairs' views alone; what it says of rejected is of no answer."""
+        return prefix.pack(self._other_rows(features), self.stock.model, self._images)
+
+    def _other_rows(self, features: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        view = self.view
+        return [views.row(feature, view, self.paths) for feature in features] if view else []
+
+    def _images(self, images: list[Any]) -> dict[str, Any]:
+        return views.process(self.stock.template, self.stock.processor, images)

@@ -8,9 +8,11 @@ is this project's own: no token of the text attends to one of the image.
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from PIL import Image
@@ -36,7 +38,9 @@ def row(feature: Mapping[str, Any], view: str, paths: Sequence[str]) -> dict[str
     ``paths``: images of training, for the view ``other``; the same one stands in for an image each
     time.
     """
-    alone = next(prefix.one_by_one(feature))
+    length = prefix.shared_length(feature)
+    names = ("rejected_input_ids", "rejected_labels")
+    alone = {**feature, **{name: feature[name][:length] for name in names}}
     if view == "masked":
         return alone | {prefix.UNSEEN: True}
     shown = [Shown(view, path, another(path, paths)) for path in feature.get("images") or []]
@@ -76,15 +80,17 @@ def process(template: Any, processor: Any, images: list[Any]) -> dict[str, Any]:
     return prefix.process_images(template, processor, drawn)
 
 
-def half(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a batch of ``prefix.pack`` with n pairs and then their n views, the views."""
-    count, width = batch["input_ids"].shape
-    n = count // 2
-    rows = {name: batch[name][n:] for name in ("input_ids", "segments")}
-    rows |= {"position_ids": batch["position_ids"][:, n:], "targets": batch["targets"][:, n:]}
-    rows |= {"predictors": (batch["predictors"][:, n:] - n * width).clamp(min=0)}
-    if "pixel_values" in batch:
-        order = batch["image_order"]
-        rows |= {name: batch[name] for name in ("pixel_values", "image_grid_thw")}
-        rows |= {"image_order": order[len(order) // 2 :]}
-    return rows
+def kept(file: Path) -> dict[str, float]:
+    """Log-probs by ``prefix.pair_key`` that ``keep`` wrote; none where there is no whole file."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def keep(logps: Mapping[str, float], file: Path) -> None:
+    """All of it or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    unfinished.write_text(json.dumps(logps), encoding="utf-8")
+    unfinished.replace(file)

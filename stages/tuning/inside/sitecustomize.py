@@ -27,6 +27,7 @@ EVENTS = "TRAINING_EVENTS"  # the file to write to
 PROJECT = "TRAINING_PROJECT"  # where ``stages`` is, if its trainer is wanted
 REFERENCE = "TRAINING_REFERENCE"  # the folder of the reference's log-probs, if they are to be used
 VIEW = "TRAINING_VIEW"  # what the loss shows in place of the image, if it does
+UNDER_VIEW = "TRAINING_UNDER_VIEW"  # the file that keeps the reference's log-probs there
 FOLDER = "TRAINING_FOLDER"  # where to train, if Ray starts the processes: they begin where it began
 
 TUNER = "llamafactory.train.tuner"
