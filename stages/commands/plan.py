@@ -61,7 +61,7 @@ def main() -> None:
     free = shutil.disk_usage(Path()).free / GIGA
     pairs = (f"{counts[split]:,} {split}" for split in SPLITS)
     data = " and ".join(map(named, p.data.sources.values()))
-    print(f"{named(p.model.source)} on {data}: {', '.join(pairs)} pairs")
+    print(f"{named(p.model.source)} on {data}: {', '.join(pairs)} pairs", flush=True)
     print("\n".join(memory(p, size, longest)))
     print(f"Disk: {listed(needed)}; {free:.1f} GB are free here.\n")
     print(hours(p, size, counts, pair))

@@ -28,6 +28,7 @@ from stages.params.params import Params
 from stages.tuning import config
 
 QUANTISED = {4: 0.56, 8: 1.05}  # bytes of a number in bitsandbytes' NF4 or int8, with its scales
+SHALLOW = (4, 8)  # layers; Qwen3.5 has attention in each fourth
 CUDA_GB = 1.5  # of a process: its context, kernels and libraries (assumed)
 
 
@@ -47,8 +48,24 @@ def of_process(p: Params, size: Size, pair: Pair, *, kept: bool) -> dict[str, fl
     }
 
 
-def measured(p: Params, size: Size, pair: Pair, *, kept: bool) -> int:
-    """Bytes that a step on fake tensors holds at its peak beside the weights."""
+def measured(p: Params, size: Size, pair: Pair, *, kept: bool) -> float:
+    """Bytes that a step on fake tensors holds at its peak beside the weights. Of a deeper model two
+    shallow ones are measured: what a layer adds is the same for each (RESULTS.md).
+    """
+    layers = size["text"]["num_hidden_layers"]
+    if layers <= SHALLOW[-1]:
+        return of_all_layers(p, size, pair, kept=kept)
+    few, more = (of_all_layers(p, with_layers(size, n), pair, kept=kept) for n in SHALLOW)
+    return more + (more - few) / (SHALLOW[1] - SHALLOW[0]) * (layers - SHALLOW[1])
+
+
+def with_layers(size: Size, number: int) -> Size:
+    text = {name: value for name, value in size["text"].items() if name != "layer_types"}
+    return {"text": text | {"num_hidden_layers": number}, "vision": size["vision"]}
+
+
+def of_all_layers(p: Params, size: Size, pair: Pair, *, kept: bool) -> int:
+    """The same of a model as it is."""
     held = Held()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, step = prepared(p, size, pair, kept=kept)
