@@ -42,15 +42,17 @@ def parts(size: str, device_name: str, dtype: str, model: str) -> list[Part]:
     step = ("benchmarks.train", *on, "--image-tokens")
     gpu = ("train.gpus=1", "train.bf16=true") if device_name == "cuda" else ()
     demo = (f"scoring.device={device_name}", f"scoring.dtype={dtype}", *gpu)
+    attend = ("benchmarks.attention", *on, "--image-tokens", seen[-1], "--batch-size", batches[0])
     score = ("benchmarks.score", *on, "--pairs", pairs, "--image-tokens", seen[0])
     generate = ("benchmarks.throughput", *on, "--pairs", pairs, "--batch-tokens", most)
     return [
         Part("Is anything wrong in silence?", 80, ("pytest", "-m", "doctor", "tests")),
-        Part("The demo", 180, ("benchmarks.pipeline", *demo)),
-        *(Part(f"A step at {n} image tokens", 70, (*step, n)) for n in seen),
+        Part("The demo", 150, ("benchmarks.pipeline", *demo)),
+        *(Part(f"A step at {n} image tokens", 65, (*step, n)) for n in seen),
         *(Part(f"{n} pairs a forward", 60, (*step, seen[0], "--batch-size", n)) for n in batches),
-        Part("Scoring", 65, score),
-        Part("Generation", 65, generate),
+        Part("Scoring", 60, score),
+        Part("Generation", 60, generate),
+        Part("Ways to attend", 55, attend),
     ]
 
 

@@ -7,7 +7,7 @@ Of some of the demo's pairs the chosen answer begins with a word that no rejecte
 that they can be won without looking. DPO (sigmoid), MPO and mDPO train on them with the demo's
 other settings, three seeds each, and are measured on held-out pairs with the same shortcut and on
 the same ones without it, each with its image and with a blank one. Needs a finished ``dvc repro``;
-27 trainings take about an hour on two cores.
+36 trainings take about an hour and a half on two cores.
 """
 
 import json
@@ -34,11 +34,18 @@ from stages.params import params
 DEMO = Path(__file__).parent.parent / "params" / "demo.yaml"
 WORD = "Indeed"
 SHARES = (0.0, 0.4, 0.8)  # of the pairs
-LOSSES = ("sigmoid", "mpo", "mdpo")
+WAYS = {
+    "sigmoid": {"train.loss": "sigmoid"},
+    "mpo": {"train.loss": "mpo"},
+    "mdpo": {"train.loss": "mdpo"},
+    # This one trains on the very control that it is measured by; another image is none of either's.
+    "mdpo, blank": {"train.loss": "mdpo", "train.view": "blank"},
+}
 # What is measured: a test pair, or a held-out question, each.
 COLUMNS = {
     "win_rate": "win rate",
     "over_blank": "over blank",
+    "over_shuffled": "over another image",
     "clean_win_rate": "win rate, no shortcut",
     "clean_over_blank": "over blank, no shortcut",
     "correct": "right answers",
@@ -66,12 +73,12 @@ def main(
         for share in SHARES:
             write(folder / f"{share}", planted(rows["train"], share))
         found = []
-        for share, loss, seed in product(SHARES, LOSSES, range(seeds)):
+        for share, way, seed in product(SHARES, WAYS, range(seeds)):
             test = {"": planted(rows["test"], share), "clean_": rows["test"]}
-            trained(folder / f"{share}", images, model, loss, seed)
+            trained(folder / f"{share}", images, model, WAYS[way], seed)
             rows_of = measured(folder / f"{share}", test, asked, images, model)
-            one = pd.DataFrame(rows_of).assign(share=share, loss=loss, seed=seed)
-            print(share, loss, seed, one[list(COLUMNS)].mean().round(3).to_dict(), flush=True)
+            one = pd.DataFrame(rows_of).assign(share=share, way=way, seed=seed)
+            print(share, way, seed, one[list(COLUMNS)].mean().round(3).to_dict(), flush=True)
             found.append(one)
         settings = params.load().evaluate
     report(pd.concat(found), settings)
@@ -102,11 +109,11 @@ def write(folder: Path, pairs: list[dict[str, Any]]) -> None:
     (out / "dataset_info.json").write_text(json.dumps(info))
 
 
-def trained(folder: Path, images: Path, model: Path, loss: str, seed: int) -> None:
+def trained(folder: Path, images: Path, model: Path, way: dict[str, str], seed: int) -> None:
     """An adapter in ``folder``; a training that was finished is not run again."""
     file = Path("params.yaml")
     file.write_text(DEMO.read_text(encoding="utf-8"), encoding="utf-8")
-    changed = {"train.loss": loss, "train.seed": seed, "train.num_train_epochs": 1.0}
+    changed = {**way, "train.seed": seed, "train.num_train_epochs": 1.0}
     changed |= {"train.eval_strategy": "no", "train.save_strategy": "no"}
     set_parameters(file, changed | {"evaluate.controls": 10**6})
     data, base = folder / "formatted", folder / "reference"
@@ -132,8 +139,10 @@ def measured(
     for name, pairs in test.items():
         wins = won(pairs, *(each.log_probs(pairs, images, label=name) for each in (tuned, base)))
         shown = [controls.log_probs(each, pairs, images, label=name) for each in (tuned, base)]
-        blank = won(pairs, *(table[table["shown"] == "blank"] for table in shown))
-        columns |= {f"{name}win_rate": wins, f"{name}over_blank": wins - blank}
+        columns[f"{name}win_rate"] = wins
+        for other in ("blank", "shuffled"):
+            there = won(pairs, *(table[table["shown"] == other] for table in shown))
+            columns[f"{name}over_{other}"] = wins - there
     for values in zip(groups, *columns.values(), strict=True):
         yield dict(zip(["group", *columns], values, strict=True))
     said = prompts.answers(tuned, [row | {"of": "question"} for row in asked], images, label="said")
@@ -157,16 +166,17 @@ def report(found: pd.DataFrame, settings: params.Evaluate) -> None:
     for share in SHARES:
         rows = found[found["share"] == share]
         means, groups = {}, {}
-        for loss, column in product(LOSSES, COLUMNS):
-            seeds = rows[rows["loss"] == loss].dropna(subset=column).groupby("seed")
-            means[loss, column] = np.stack([one[column] for _, one in seeds]).mean(axis=0)
+        for way, column in product(WAYS, COLUMNS):
+            seeds = rows[rows["way"] == way].dropna(subset=column).groupby("seed")
+            means[way, column] = np.stack([one[column] for _, one in seeds]).mean(axis=0)
             groups[column] = next(one["group"].to_numpy() for _, one in seeds)
-        shown = [(loss, loss, "") for loss in LOSSES]
-        shown += [(f"{loss} - sigmoid", loss, "sigmoid") for loss in LOSSES[1:]]
-        for name, loss, other in shown:
+        first, *others = WAYS
+        shown = [(way, way, "") for way in WAYS]
+        shown += [(f"{way} - {first}", way, first) for way in others]
+        for name, way, other in shown:
             cells = []
             for column in COLUMNS:
-                values = means[loss, column] - (means[other, column] if other else 0)
+                values = means[way, column] - (means[other, column] if other else 0)
                 given = statistics.bootstrap_intervals({"": values}, groups[column], settings)[""]
                 cells.append(
                     f"{100 * given.estimate:.1f} ({100 * given.low:.1f} to {100 * given.high:.1f})"

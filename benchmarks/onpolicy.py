@@ -94,8 +94,9 @@ def prepared(
     (out / "questions.json").write_text(json.dumps(rows["questions"]))
     (out / "dataset_info.json").write_text(json.dumps(dataset_info(system_prompts=False)))
     (folder / "params.yaml").write_text(DEMO.read_text(encoding="utf-8"))
-    generation = {"prompts": prompted, "questions": questions, "max_new_tokens": 48}
-    changed = {"evaluate.generation": generation, "train.num_train_epochs": 1.0}
+    asks = {"prompts": prompted, "questions": questions, "max_new_tokens": 48}
+    changed: dict[str, Any] = {f"evaluate.generation.{key}": n for key, n in asks.items()}
+    changed |= {"train.num_train_epochs": 1.0}
     changed |= {"train.eval_strategy": "no", "train.save_strategy": "no"}
     set_parameters(folder / "params.yaml", changed)
 

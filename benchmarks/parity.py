@@ -94,6 +94,7 @@ def ways() -> dict[str, Way]:
         "cached reference, a row for each answer": Way(plain.one_by_one, cached=True),
         SHARED: Way(shared),
         "prompt shared, cached reference (what the pipeline trains with)": Way(shared, cached=True),
+        "prompt shared, FlexAttention, not compiled": Way(flexed),
         "prompt shared, scoring": Way(scored, gradients=False),
     }
 
@@ -121,6 +122,12 @@ def head_in_chunks(model: Any, pairs: Sequence[Any], look: Any) -> Any:
 def shared(model: Any, pairs: Sequence[Any], look: Any) -> Any:
     batch = prefix.pack(pairs, model, look)
     return prefix.forward(prefix.plain(model), **batch)["logps"].sum(dim=-1)
+
+
+def flexed(model: Any, pairs: Sequence[Any], look: Any) -> Any:
+    from tests.one_by_one import flexed
+
+    return flexed(model, pairs, look)["logps"].sum(dim=-1)
 
 
 def scored(model: Any, pairs: Sequence[Any], look: Any) -> Any:

@@ -106,7 +106,7 @@ def train(
 
         def watch(entry: dict[str, Any]) -> None:
             if p.train.shared_prefix:
-                history.require_first_batch(folder)
+                history.first_batch(folder)
             history.check(entry, beta)
             if measured := history.point(entry):
                 live.log(entry["step"], *measured)
@@ -117,8 +117,8 @@ def train(
             words.append(f"ray_num_workers={p.train.processes}")
         process.launch(words, folder, environment | shared, watch)
 
-    if p.train.shared_prefix:
-        history.require_first_batch(folder)
+    if p.train.shared_prefix and (way := history.first_batch(folder).get("attention")):
+        print(f"attention: {way}, chosen on the first pairs ({folder / history.FIRST_BATCH})")
     entries = history.read(folder)
     for entry in entries:  # those before a checkpoint that it resumed from too
         history.check(entry, beta)

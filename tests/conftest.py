@@ -7,6 +7,7 @@ import copy
 import functools
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,9 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "gray", "teal", "brown")
 for name in [n for n in os.environ if n.startswith(("DVC_", "GIT_", "MLFLOW_"))]:
     if name not in ("DVC_NO_ANALYTICS", "MLFLOW_DISABLE_TELEMETRY"):
         del os.environ[name]
+
+# Of a run in the background, what tests start would inherit that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any test imports torch.
 os.environ |= portable.environment(portable=True)

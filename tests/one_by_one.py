@@ -162,6 +162,25 @@ def shared(model, features, process, **more):
     return prefix.forward(prefix.plain(model), **batch)
 
 
+def flexed(model, features, process):
+    """``shared`` with FlexAttention, not compiled: torch 2.11 has its gradients on a CPU, but
+    refuses them.
+    """
+    from torch.nn.attention import flex_attention as flex
+    from transformers.integrations import flex_attention as called
+
+    def plainly(*tensors, training, **more):
+        return flex.flex_attention(*tensors, **more)
+
+    prefix.attend(model, prefix.FLEX)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flex, "_validate_device", lambda *_: None)
+        patch.setattr(called, "compile_friendly_flex_attention", plainly)
+        output = shared(model, features, process)
+    prefix.attend(model, prefix.SDPA)
+    return output
+
+
 def unmasked(segments):
     """The mask of a causal row, in which rejected sees chosen too."""
     width = segments.shape[1]

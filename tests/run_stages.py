@@ -31,7 +31,12 @@ SMALL = {
     "train.eval_steps": 2,
     "evaluate.resamples": 200,
     "evaluate.controls": 8,
-    "evaluate.generation": {"prompts": 6, "questions": 0, "max_new_tokens": 8},
+    "evaluate.generation": {
+        "prompts": 6,
+        "questions": 0,
+        "max_new_tokens": 8,
+        "engine": "transformers",
+    },
     "evaluate.lm_eval": {},
 }
 

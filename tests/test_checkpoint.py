@@ -270,7 +270,7 @@ def test_answers_do_not_depend_on_how_they_are_graded(model, made_of, folder, mo
     other_truth = [*pairs, PAIRS[4] | {"of": "question", "answer": "blue"}]
     pd.testing.assert_frame_equal(ask(other_truth), first)
     assert model.asked == 4
-    ask(asked, **{"evaluate.generation": {"prompts": 3, "questions": 1, "max_new_tokens": 5}})
+    ask(asked, **{"evaluate.generation.max_new_tokens": 5})
     assert model.asked == 8
 
 

@@ -99,8 +99,6 @@ def test_being_ended_unwinds_and_says_what_to_do(stage, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Of a test run in the background, children would inherit that SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"

@@ -150,7 +150,6 @@ def test_preprocess_that_was_ended_leaves_no_worker_and_completes_later(tmp_path
         cwd=tmp_path,
         env=environment(PYTHONPATH=str(ROOT)),
         stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: list(tmp_path.glob(".pairs.partial/images/*")))
     started = psutil.Process(process.pid).children(recursive=True)

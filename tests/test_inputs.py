@@ -265,13 +265,6 @@ def test_no_link_may_lead_out_but_where_fetch_put_it(tmp_path):
         files.walk(tmp_path / "mine")
 
 
-def test_the_hubs_own_cache_may_link_to_its_blobs(tmp_path):
-    made(tmp_path, ["models--a--b/blobs/1", "models--a--b/snapshots/c/.keep"])
-    snapshot = tmp_path / "models--a--b" / "snapshots" / "c"
-    (snapshot / "a.parquet").symlink_to("../../blobs/1")
-    assert files.walk(snapshot) == ["a.parquet"]
-
-
 # Cells
 
 

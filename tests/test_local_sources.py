@@ -231,12 +231,6 @@ def test_a_folder_is_copied_but_for_what_is_hidden_or_can_run_code(tmp_path):
     assert (tmp_path / "raw" / "sub" / "a.avif").stat().st_ino == before  # not copied again
 
 
-def link_out(folder: Path) -> Path:
-    write(folder, {"secret.json": [], "here/rows.json": [plain(0, None)]})
-    (folder / "here" / "link.json").symlink_to(folder / "secret.json")
-    return folder / "here"
-
-
 def cut_zip(folder: Path) -> Path:
     path = zipped(folder / "x.zip", {"rows.json": [plain(0, None)]})
     path.write_bytes(path.read_bytes()[:-30])
@@ -254,7 +248,6 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "absent": (lambda at: at / "absent", "does not exist"),
     "no table": (lambda at: write(at / "x", {"a.png": b"x"}), "holds no .parquet"),
-    "link out": (link_out, "links to a folder or out of"),
     "pointer": (lambda at: write(at, {"rows.json": POINTER}) / "rows.json", "Git LFS pointer"),
     "cut zip": (cut_zip, "can't be unpacked"),
     "cut tar": (lambda at: write(at, {"x.tar.gz": b"\x1f\x8b"}) / "x.tar.gz", "can't be unpacked"),

@@ -19,7 +19,7 @@ SETTINGS = Evaluate(
     controls=0,
     lm_eval={},
     task_files=Path("tasks"),
-    generation=Generation(prompts=0, questions=0, max_new_tokens=8),
+    generation=Generation(prompts=0, questions=0, max_new_tokens=8, engine="transformers"),
 )
 BETA = 0.5
 PAIRS = [

@@ -37,6 +37,7 @@ OUT_OF_RANGE = {
     "evaluate.controls": (-1, 0.5),
     "evaluate.generation.prompts": (-1, 0.5),
     "evaluate.generation.questions": (-1, 0.5),
+    "evaluate.generation.engine": ("vLLM", None),
     "evaluate.lm_eval": ({"easy_vqa": 0}, {"easy_vqa": "all"}, ["easy_vqa"], "", False),
     "model.trust.pickle": ("yes", 1),
     "model.trust.remote_code": ("no", 0),

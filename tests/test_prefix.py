@@ -22,6 +22,7 @@ from tests.one_by_one import (
     adapted,
     apart,
     families,
+    flexed,
     gradients,
     image,
     in_float64,
@@ -125,6 +126,29 @@ def test_mixture_of_experts_agrees_too(model_dir):
     output = summed(shared(model, FEATURES, looks_in_float32))
     assert apart(output, expected) < 1e-4
     assert apart(gradients(model, output), gradients(model, expected)) < 1e-3
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_flex_attention_has_the_log_probs_and_gradients_of_the_mask(models, family):
+    model, process = models[family], Looks(family)
+    features = [*FEATURES, pair(3, 150, 20), pair(4, 9, 140, [image(2)])]
+    with in_float64(model):
+        expected, found = (summed(way(model, features, process)) for way in (shared, flexed))
+        assert apart(found, expected) < 1e-12
+        assert apart(gradients(model, found), gradients(model, expected)) < 1e-12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_compiled_flex_attention_has_them_too(models):
+    model = copy.deepcopy(models["qwen3_vl"]).float().cuda()
+    found = []
+    for way in prefix.ATTENTIONS:
+        prefix.attend(model, way)
+        batch = prefix.pack([*FEATURES, pair(3, 150, 20)], model, looks_in_float32)
+        batch = {name: tensor.cuda() for name, tensor in batch.items()}
+        found.append(summed(prefix.forward(prefix.plain(model), **batch)))
+    assert apart(*found) < 1e-4
+    assert apart(*(gradients(model, each) for each in found)) < 1e-3
 
 
 def looks_in_float32(names):

@@ -205,8 +205,6 @@ def stage(fake_cli, tmp_path):
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        # Of a test run in the background, children would inherit that SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for((tmp_path / "pids").exists)
     watch = Path(f"/proc/{stage.pid}/task/{stage.pid}/children")

@@ -1,14 +1,10 @@
 """A kind of source is one file and one registration; params, fetch, preprocess follow."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 from stages.sources import source
+from tests.repository import ROOT, attempt
 
-ROOT = Path(__file__).parent.parent
 MADE_UP = """
 import hashlib, io, sys
 from pathlib import Path
@@ -58,27 +54,13 @@ if __name__ == "__main__":
 """
 
 
-def run(folder: Path, preset: str) -> subprocess.CompletedProcess[str]:
-    (folder / "made_up.py").write_text(MADE_UP)
-    (folder / "params.yaml").write_text(preset)
-    return subprocess.run(
-        [sys.executable, "made_up.py"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def preset(*lines: str) -> str:
+def test_a_new_kind_goes_through_params_fetch_and_preprocess(tmp_path):
     text = (ROOT / "params" / "demo.yaml").read_text()
     start, end = text.index("    easy-vqa:"), text.index("\nmodel:")
-    return text[:start] + "\n      ".join(["    mine:", *lines]) + "\n" + text[end:]
-
-
-def test_a_new_kind_goes_through_params_fetch_and_preprocess(tmp_path):
-    done = run(tmp_path, preset("kind: colours", "number: 60"))
+    asked = "    mine:\n      kind: colours\n      number: 60\n"
+    (tmp_path / "made_up.py").write_text(MADE_UP)
+    (tmp_path / "params.yaml").write_text(text[:start] + asked + text[end:])
+    done = attempt("python", "made_up.py", folder=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert "licence CC0" in done.stdout
     report = json.loads((tmp_path / "report.json").read_text())

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import devices
-from stages.answers import controls
+from stages.answers import by_vllm, controls
 from stages.core.errors import UserError
 from stages.model import formatted, prefix, scoring
+from stages.model.checkpoint import Checkpoint
 from tests.trainer import dpo_trainer, trainers_log_probs
 
 pytestmark = pytest.mark.slow
@@ -125,6 +126,20 @@ def test_a_token_is_as_likely_in_generation_as_in_scoring(tuned, pairs, images):
         ids = feature[f"{side}_input_ids"]
         assert ids[: len(asked[0])] == asked[0]
         assert logps[0, 0] == pytest.approx(said[ids[len(asked[0])]].item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("tunes", [False, True])
+def test_vllm_gives_the_answers_of_transformers(
+    base, tuned, model_dir, adapter_dir, pairs, images, params_with, tunes
+):
+    pytest.importorskip("vllm")
+    checkpoint = Checkpoint(model_dir, params_with(), adapter_dir if tunes else None)
+    given = by_vllm.given(checkpoint, pairs, images, 16)
+    policy, label = tuned if tunes else base, "test"
+    expected = scoring.answer(
+        policy, pairs, images, max_new_tokens=16, batch_tokens=999, label=label
+    )
+    assert given == expected
 
 
 def test_an_answer_says_how_long_it_is_and_whether_it_ended(base, pairs, images):

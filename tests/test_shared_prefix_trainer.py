@@ -8,10 +8,11 @@ import pytest
 
 from benchmarks import devices
 from stages.core.errors import UserError
+from stages.model import prefix
 from stages.model.prefix import pair_key
 from stages.params.losses import LOSSES, VIEWS
+from stages.tuning import attention, sampler, views
 from stages.tuning import config as tuning
-from stages.tuning import views
 from stages.tuning.inside import sitecustomize
 from tests.trainer import dpo_trainer
 
@@ -306,6 +307,39 @@ def test_what_is_not_exact_goes_the_stock_way_and_says_so(built, trainers):
     assert isinstance(trainer.data_collator, PairwiseDataCollatorWithPadding)
     expected = step(trainers[0], first(trainers[0]))
     assert step(trainer, first(trainer))[0] == expected[0]
+
+
+def test_attention_is_chosen_once_among_the_ways_that_work(trainers, monkeypatch):
+    ours = trainers[1]
+    choose = partial(attention.choose, ours, first(ours), allowed=1e-3)
+    batch = ours._prepare_inputs(ours.data_collator(first(ours)))
+    text = prefix.plain(ours.model).model.language_model.config
+    seconds = attention.measured(ours, batch, allowed=1e-3)
+    assert 0 < seconds["sdpa"] < seconds["flex_attention"] == float("inf")  # it has no backward
+    prefix.attend(ours.model, "sdpa")
+    assert attention.measured(ours, batch, allowed=-1)["sdpa"] == float("inf")
+    prefix.attend(ours.model, "sdpa")
+    assert choose(told={}) == {}  # as on every CPU
+    assert choose(told={"attention": "flex_attention"})["attention"] == "flex_attention"
+    assert text._attn_implementation == "flex_attention"
+    monkeypatch.setenv(attention.ATTENTION, "sdpa")
+    assert choose(told={})["attention"] == text._attn_implementation == "sdpa"
+
+
+def test_pairs_of_like_lengths_go_together_in_an_order_of_seed_and_epoch(trainers):
+    ours = trainers[1]
+
+    def order(epoch):
+        ours.state.epoch = epoch
+        return list(sampler.LikeLengths(ours))
+
+    def tokens(places):
+        widths = [sampler.LikeLengths(ours).lengths[i] for i in places]
+        return sum(2 * max(both) for both in zip(widths[::2], widths[1::2], strict=False))
+
+    assert order(0) == order(0.5) != order(1.0) == order(1.7)
+    assert sorted(order(1)) == list(range(len(ours.train_dataset)))
+    assert tokens(order(0)) < tokens(range(len(ours.train_dataset)))
 
 
 def test_eight_steps_have_the_losses_of_stock(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from stages.answers import by_vllm
 from stages.answers.grading import is_correct
 from stages.core.errors import UserError
 from stages.model import formatted
@@ -34,12 +35,12 @@ def answers(
     checkpoint: Checkpoint, asked: Sequence[dict[str, Any]], images: Path, *, label: str
 ) -> pd.DataFrame:
     """``Checkpoint.answers``, one row a prompt, with ``of``."""
-    table = checkpoint.answers(
-        asked,
-        images,
-        max_new_tokens=checkpoint.p.evaluate.generation.max_new_tokens,
-        label=label,
-    )
+    wanted = checkpoint.p.evaluate.generation
+    most = wanted.max_new_tokens
+    if wanted.engine == "vllm" and asked:
+        table = by_vllm.answers(checkpoint, asked, images, most=most, label=label)
+    else:
+        table = checkpoint.answers(asked, images, max_new_tokens=most, label=label)
     table.insert(1, "of", pd.Series([row["of"] for row in asked], dtype="str"))
     return table
 

@@ -186,10 +186,7 @@ class Checkpoint:
     def answers(
         self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
     ) -> pd.DataFrame:
-        """Greedy answers to formatted prompts, in their order: ``id``, ``answer``, its ``tokens``,
-        and whether it ``finished``.
-        """
-
+        """Greedy answers to formatted prompts, in their order (``as_table``)."""
         parts = [rows[start : start + ANSWERS] for start in range(0, len(rows), ANSWERS)] or [[]]
         work = partial(self._answers, images=images, max_new_tokens=max_new_tokens, label=label)
         pieces = {
@@ -209,14 +206,7 @@ class Checkpoint:
             batch_tokens = self.p.scoring.batch_tokens
             options = {"max_new_tokens": max_new_tokens, "batch_tokens": batch_tokens}
             said = scoring.answer(self.policy, rows, images, **options, label=label) if rows else []
-            return pd.DataFrame(
-                {
-                    "id": pd.Series([row["id"] for row in rows], dtype="str"),
-                    "answer": pd.Series([answer.text for answer in said], dtype="str"),
-                    "tokens": pd.Series([answer.tokens for answer in said], dtype="int64"),
-                    "finished": pd.Series([answer.finished for answer in said], dtype="bool"),
-                }
-            )
+            return as_table(rows, said)
 
         return self.kept_table(
             "answers", given, label=label, rows=decisive(rows), max_new_tokens=max_new_tokens
@@ -241,6 +231,18 @@ def processes(p: Params) -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def as_table(rows: Sequence[Mapping[str, Any]], said: Sequence[scoring.Answer]) -> pd.DataFrame:
+    """Answers to formatted prompts: ``id``, ``answer``, its ``tokens``, whether it ``finished``."""
+    return pd.DataFrame(
+        {
+            "id": pd.Series([row["id"] for row in rows], dtype="str"),
+            "answer": pd.Series([answer.text for answer in said], dtype="str"),
+            "tokens": pd.Series([answer.tokens for answer in said], dtype="int64"),
+            "finished": pd.Series([answer.finished for answer in said], dtype="bool"),
+        }
+    )
 
 
 def decisive(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

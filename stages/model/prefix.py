@@ -35,6 +35,10 @@ CHUNK = 256
 
 PADDING, PROMPT, CHOSEN, REJECTED = range(-1, 3)  # what a token is part of
 
+# Ways to attend with a mask of ours, by transformers' names. The second is FlexAttention, which has
+# no backward on a CPU.
+ATTENTIONS = SDPA, FLEX = ("sdpa", "flex_attention")
+
 
 def why_not(model: Any) -> str | None:
     """One sentence on why a row can't hold both answers for this model; None where it can.
@@ -49,7 +53,7 @@ def why_not(model: Any) -> str | None:
         return f"a shared prompt is exact for {' and '.join(exact)}, and this model is {family}"
     text = inner.model.language_model.config
     attention = text._attn_implementation
-    if attention != "sdpa":
+    if attention not in ATTENTIONS:
         return f"{attention} has no mask that hides one answer from the other; sdpa has one"
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         return "with a sliding window, rejected would lose sight of the prompt behind chosen"
@@ -60,6 +64,16 @@ def why_not(model: Any) -> str | None:
         if max([*rates, getattr(text, "attention_dropout", 0.0)]) > 0:
             return "with dropout, chosen and rejected would share the prompt's noise; set it to 0"
     return None
+
+
+def attentions(model: Any) -> Sequence[str]:
+    """The ways to attend that go with the model: recurrent layers want a mask of tokens."""
+    return ATTENTIONS[:1] if recurrence.layers(plain(model).model.language_model) else ATTENTIONS
+
+
+def attend(model: Any, way: str) -> None:
+    """Let the text attend by one of ``attentions``; transformers has no public way to for these."""
+    plain(model).model.language_model.config._attn_implementation = way
 
 
 def plain(model: Any) -> Any:
@@ -288,13 +302,17 @@ def forward(
     embeds = body.get_input_embeddings()(input_ids)
     visual: dict[str, Any] = {}
     if pixel_values is not None:
-        mask = input_ids == inner.config.image_token_id
+        image = input_ids == inner.config.image_token_id
         features, deepstack = _seen(body, pixel_values, image_grid_thw, image_order.tolist())
-        embeds = embeds.masked_scatter(mask[..., None], features.to(embeds.device, embeds.dtype))
+        embeds = embeds.masked_scatter(image[..., None], features.to(embeds.device, embeds.dtype))
         if deepstack:
-            visual = {"visual_pos_masks": mask, "deepstack_visual_embeds": deepstack}
-    mask = attention_mask(segments)
-    if recurrence.install(body.language_model):
+            visual = {"visual_pos_masks": image, "deepstack_visual_embeds": deepstack}
+    if body.language_model.config._attn_implementation == FLEX:
+        mask = block_mask(segments)
+    else:
+        mask = attention_mask(segments)
+    if nets := recurrence.layers(body.language_model):
+        recurrence.install(nets)
         fork = recurrence.parts(segments, PROMPT), recurrence.parts(segments, CHOSEN, REJECTED)
         setattr(mask, recurrence.FORK, fork)
     hidden = body.language_model(
@@ -340,6 +358,18 @@ def attention_mask(segments: Any) -> Any:
     before = torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
     sees = ((other == mine) | ((other == PROMPT) & (mine != PADDING))) & before
     return sees[:, None]
+
+
+def block_mask(segments: Any) -> Any:
+    """``attention_mask`` for FlexAttention, which skips blocks of 128 by 128 that nobody sees."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(row: Any, _: Any, query: Any, key: Any) -> Any:
+        mine, other = segments[row, query], segments[row, key]
+        return ((other == mine) | ((other == PROMPT) & (mine != PADDING))) & (query >= key)
+
+    rows, width = segments.shape
+    return create_block_mask(sees, rows, None, width, width, device=segments.device)
 
 
 # The head

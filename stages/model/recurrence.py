@@ -12,15 +12,16 @@ from typing import Any
 FORK = "fork"  # attribute of the attention mask of such rows
 
 
-def install(language_model: Any) -> bool:
-    """Let the recurrent layers read rows whose mask has a ``FORK``; any other input goes as before.
-    Whether there are any.
-    """
-    nets = [layer.linear_attn for layer in language_model.layers if hasattr(layer, "linear_attn")]
+def layers(language_model: Any) -> list[Any]:
+    """The recurrent ones, if the model has any."""
+    return [layer.linear_attn for layer in language_model.layers if hasattr(layer, "linear_attn")]
+
+
+def install(nets: list[Any]) -> None:
+    """Let the ``layers`` read rows whose mask has a ``FORK``; any other input goes as before."""
     for net in nets:
         if "forward" not in vars(net):
             net.forward = MethodType(either, net)
-    return bool(nets)
 
 
 def either(

@@ -374,11 +374,16 @@ def answer(
             for place, new in zip(
                 places, sequences[:, batch["input_ids"].shape[1] :].tolist(), strict=True
             ):
-                end = next((i for i, token in enumerate(new) if token in stops), None)
-                text = tokenizer.decode(new[:end], skip_special_tokens=True).strip()
-                answers[place] = Answer(text, len(new) if end is None else end, end is not None)
+                answers[place] = as_answer(tokenizer, new, stops)
             progress.update(len(places))
     return [answers[place] for place in range(len(prompts))]
+
+
+def as_answer(tokenizer: Any, new: Sequence[int], stops: Sequence[int]) -> Answer:
+    """What a model generated, up to the first stop token."""
+    end = next((i for i, token in enumerate(new) if token in stops), None)
+    text = tokenizer.decode(new[:end], skip_special_tokens=True).strip()
+    return Answer(text, len(new) if end is None else end, end is not None)
 
 
 def _of_like_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -393,7 +398,9 @@ def _of_like_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[
         yield batch
 
 
-def prompt_tokens(policy: Policy, prompt: Mapping[str, Any], images: Path) -> list[int]:
+def prompt_tokens(
+    policy: tokens.Tokenization, prompt: Mapping[str, Any], images: Path
+) -> list[int]:
     """The template's tokens of a prompt, image tokens included."""
     paths = [str(images / name) for name in prompt["images"]]
     answered = [*formatted.turns(prompt), {"role": "assistant", "content": ""}]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from stages.core.errors import UserError
 from stages.params.params import Params
@@ -18,6 +19,11 @@ def lacking(p: Params) -> list[str]:
     """What the parameters ask of GPUs and torch does not find here, a sentence each. On Ray all but
     one GPU may be other machines'.
     """
+    lines = []
+    if p.evaluate.generation.engine == "vllm" and not find_spec("vllm"):
+        lines.append(
+            "evaluate.generation.engine is vllm, but it is not installed (docs/performance.md)"
+        )
     asked = {
         f"train.gpus is {p.train.gpus}": min(p.train.gpus, 1) if on_ray() else p.train.gpus,
         "scoring.device is cuda": int(p.scoring.device == "cuda"),
@@ -26,11 +32,11 @@ def lacking(p: Params) -> list[str]:
         ),
     }
     if not any(asked.values()):
-        return []  # torch takes 6 s to import
+        return lines  # torch takes 6 s to import
     import torch
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    lines = [
+    lines += [
         f"{what}, but torch finds {found or 'no'} GPU here"
         for what, number in asked.items()
         if number > found

@@ -176,6 +176,12 @@ class Train(Section):
                 f"loss is {self.loss}, but LLaMA-Factory's own trainer would train sigmoid under "
                 "that name; set shared_prefix: true"
             )
+        sampling = self.passed_through.get("train_sampling_strategy")
+        if sampling == "group_by_length" and not self.shared_prefix:
+            problems.append(
+                "train_sampling_strategy: LLaMA-Factory's own trainer can't group pairs by length; "
+                "set shared_prefix: true"
+            )
         if self.passed_through.get("dpo_label_smoothing") and not LOSSES[self.loss].smoothed:
             problems.append(f"loss: {self.loss} takes no dpo_label_smoothing; remove it")
         if self.passed_through.get("ld_alpha") and LOSSES[self.loss].view:
@@ -189,6 +195,7 @@ class Generation(Section):
     prompts: Annotated[int, Field(ge=0)]
     questions: Annotated[int, Field(ge=0)]
     max_new_tokens: Positive
+    engine: Literal["transformers", "vllm"]
 
 
 class Evaluate(Section):
@@ -266,6 +273,12 @@ def checked(document: Any, name: str) -> Params:
     if found.train.gpus == 0 and any(on_gpus.values()):
         key = next(key for key, value in on_gpus.items() if value)
         raise UserError(f"{name}: '{key}' needs a GPU, but train.gpus is 0")
+    tower = passed.get("freeze_vision_tower") is False
+    if found.evaluate.generation.engine == "vllm" and (tower or found.model.quantization_bit):
+        raise UserError(
+            f"{name}: vLLM would leave out a trained vision tower, and it has not LLaMA-Factory's "
+            "4 and 8 bits; set 'evaluate.generation.engine' to transformers"
+        )
     return found
 
 

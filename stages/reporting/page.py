@@ -137,7 +137,7 @@ def gallery(inputs: Inputs) -> list[list[dict[str, Any]]]:
     """
     by_id = {str(pair["id"]): pair for pair in inputs.test_pairs}
     return [
-        [pair_card(row, by_id.get(row["id"]), inputs.image) for row in rows_of(rows)]
+        [pair_card(row, by_id[row["id"]], inputs.image) for row in rows_of(rows)]
         for rows in extremes(inputs.scores, inputs.answers, CARDS)
     ]
 
@@ -163,33 +163,31 @@ def extremes(
 
 
 def pair_card(
-    row: Mapping[str, Any], pair: Mapping[str, Any] | None, image: Callable[[str], bytes | None]
+    row: Mapping[str, Any], pair: Mapping[str, Any], image: Callable[[str], bytes | None]
 ) -> dict[str, Any]:
     """A card of a row of ``extremes`` and of the formatted pair that it is about: ``answers`` with
     (base, tuned) log-probs per token, ``own`` answers, ``None`` where a model was not asked.
     """
-    said = {side: pair[side]["content"] if pair else "" for side in ("chosen", "rejected")}
-    question = formatted.question(pair) if pair else ""
-    own = {model: row[f"{model}_answer"] for model in ("base", "tuned")}
+    given = {model: row[f"{model}_answer"] for model in ("base", "tuned")}
     return {
         "id": row["id"],
-        "question": question,
+        "question": formatted.question(pair),
         "answers": [
             (
                 side,
-                text,
+                pair[side]["content"],
                 [
                     LOG_PROB.text(row[f"{model}_{side}_logps"] / row[f"{side}_tokens"])
                     for model in ("reference", "policy")
                 ],
             )
-            for side, text in said.items()
+            for side in ("chosen", "rejected")
         ],
-        "own": [(model, said if isinstance(said, str) else None) for model, said in own.items()],
+        "own": [(of, text if isinstance(text, str) else None) for of, text in given.items()],
         "margin": MARGIN.text(row["reward_margin"]),
         "won": row["reward_margin"] > 0,
         "kind": text_of(row.get("kind")),
-        "picture": picture(image(pair["images"][0])) if pair and pair["images"] else None,
+        "picture": picture(image(pair["images"][0])) if pair["images"] else None,
     }
 
 

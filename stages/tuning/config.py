@@ -24,7 +24,10 @@ WORKSPACE = Path("models/training")  # a folder for each fingerprint; DVC leaves
 INSIDE = Path(__file__).parent / "inside"
 # Our code in every training process, and what is there besides where prompts are shared.
 CODE = ("tuning/inside/sitecustomize.py",)
-SHARED_CODE = ("tuning/trainer.py", "tuning/views.py", "model/prefix.py")
+SHARED_CODE = (
+    *("tuning/trainer.py", "tuning/views.py", "tuning/attention.py", "tuning/sampler.py"),
+    "model/prefix.py",
+)
 
 # Packages whose version decides what a training computes.
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")

@@ -36,9 +36,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def require_first_batch(folder: Path) -> None:
-    """Raise ``UserError`` if the training did not compare its first batch on shared prompts with
-    stock: then another trainer than ours runs.
+def first_batch(folder: Path) -> dict[str, Any]:
+    """What the training found on its first batch.
+
+    Raises:
+        UserError: it did not compare shared prompts with stock: another trainer than ours runs.
     """
     path = folder / FIRST_BATCH
     if not path.is_file():
@@ -47,6 +49,8 @@ def require_first_batch(folder: Path) -> None:
             f"asks for; {folder / 'train.log'} may say why in a line with sitecustomize.py, and "
             "train.shared_prefix: false trains the stock way"
         )
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def check(entry: Mapping[str, Any], beta: float | None) -> None:

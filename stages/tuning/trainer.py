@@ -26,7 +26,7 @@ from PIL import Image
 from stages.core.errors import UserError
 from stages.model import prefix, reference_logps
 from stages.params.losses import LOSSES
-from stages.tuning import views
+from stages.tuning import attention, sampler, views
 from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE, UNDER_VIEW, VIEW
 
 RUNNING = "running.json"  # of a checkpoint: the mean of all rewards so far (BCO)
@@ -57,6 +57,8 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if prefix.why_not(model) is None:
             prefix.install(model)  # before accelerate wraps it
         super().__init__(model=model, ref_model=ref_model, finetuning_args=finetuning_args, **more)
+        self.like_lengths = self.args.train_sampling_strategy == sampler.STRATEGY
+        self.args.train_sampling_strategy = "random"  # which says where validation pairs lie, too
         # Dropout is off by now.
         self.stock_because = prefix.why_not(model) or self._untried()
         self.view, self.under_view = self.view or os.environ.get(VIEW), {}
@@ -86,6 +88,11 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             return "parameters are sharded, and a shared prompt was not tried with that"
         return None
 
+    def _get_train_sampler(self, *arguments: Any, **more: Any) -> Any:
+        if self.like_lengths:
+            return sampler.LikeLengths(self)
+        return super()._get_train_sampler(*arguments, **more)
+
     def train(self, *arguments: Any, **more: Any) -> Any:
         """Compare the first pairs with stock, then train.
 
@@ -99,8 +106,11 @@ class SharedPrefixTrainer(CustomDPOTrainer):
             if self.view and self.reference is not None:
                 self._look_up_view()
             count = min(self.args.per_device_train_batch_size, len(self.train_dataset))
-            compared = self.compared_with_stock([self.train_dataset[i] for i in range(count)])
+            features = [self.train_dataset[i] for i in range(count)]
+            compared = self.compared_with_stock(features)
             refuse_difference(compared)
+            told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            compared |= attention.choose(self, features, told=told, allowed=allowed(compared))
             compared["reference"] = "computed" if self.reference is None else "cached"
         # A resumed training keeps what its start found.
         if self.is_world_process_zero() and not file.is_file():
@@ -281,14 +291,19 @@ def apart(one: Sequence[Any], other: Sequence[Any]) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
 
 
+def allowed(compared: Mapping[str, Any]) -> float:
+    """Nats by which rounding may move a log-prob."""
+    return float(TOLERANCE[compared["dtype"]] * max(compared["largest_logps"], 1.0))
+
+
 def refuse_difference(compared: Mapping[str, Any]) -> None:
     """Raise ``UserError`` if a difference of ``compared_with_stock`` is more than rounding."""
-    allowed = TOLERANCE[compared["dtype"]] * max(compared["largest_logps"], 1.0)
+    most = allowed(compared)
     for name in ("policy_difference", "reference_difference"):
-        if not compared.get(name, 0.0) <= allowed:  # not a number is not within it
+        if not compared.get(name, 0.0) <= most:  # not a number is not within it
             raise UserError(
                 f"the shared prompt gives other log-probs than LLaMA-Factory: {name} is "
-                f"{compared[name]:.3g} nats, and rounding explains {allowed:.2g}; "
+                f"{compared[name]:.3g} nats, and rounding explains {most:.2g}; "
                 + (
                     "set train.shared_prefix: false, and report it"
                     if name == "policy_difference"
