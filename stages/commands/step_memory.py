@@ -33,11 +33,8 @@ CUDA_GB = 1.5  # of a process: its context, kernels and libraries (assumed)
 
 
 def of_process(p: Params, size: Size, pair: Pair, *, kept: bool) -> dict[str, float]:
-    """GB (10^9 bytes) that a training process holds at a batch of such pairs, by part.
-
-    Args:
-        kept: activations are, without gradient checkpointing.
-    """
+    """GB (10^9 bytes) that a training process holds at a batch of such pairs, by part. Activations
+    are kept, or checkpointed."""
     numbers, bits = parameters(size), p.model.quantization_bit
     width = getattr(torch, config.dtype(p)).itemsize
     layers = numbers["layers"] * (QUANTISED[bits] if bits else width)
