@@ -11,7 +11,7 @@ from stages.core.errors import UserError
 from stages.model import prefix
 from stages.model.prefix import pair_key
 from stages.params.losses import LOSSES, VIEWS
-from stages.tuning import attention, sampler, views
+from stages.tuning import attention, views
 from stages.tuning import config as tuning
 from stages.tuning.inside import sitecustomize
 from tests.trainer import dpo_trainer
@@ -327,14 +327,16 @@ def test_attention_is_chosen_once_among_the_ways_that_work(trainers, monkeypatch
 
 
 def test_pairs_of_like_lengths_go_together_in_an_order_of_seed_and_epoch(trainers):
+    from stages.tuning.trainer import LikeLengths
+
     ours = trainers[1]
 
     def order(epoch):
         ours.state.epoch = epoch
-        return list(sampler.LikeLengths(ours))
+        return list(LikeLengths(ours))
 
     def tokens(places):
-        widths = [sampler.LikeLengths(ours).lengths[i] for i in places]
+        widths = [LikeLengths(ours).lengths[i] for i in places]
         return sum(2 * max(both) for both in zip(widths[::2], widths[1::2], strict=False))
 
     assert order(0) == order(0.5) != order(1.0) == order(1.7)

@@ -144,14 +144,10 @@ def listed(parts: Mapping[str, float]) -> str:
     return f"{sum(parts.values()):.1f} GB ({each})"
 
 
-# the arithmetic
-
-
 @cache
 def published() -> Any:
     """What ``plan.yaml`` says."""
-    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-    return YAML(typ="safe").load(text)
+    return YAML(typ="safe").load(Path(__file__).with_suffix(".yaml"))
 
 
 def step(p: Params, size: Size, pair: Pair) -> float:
@@ -161,14 +157,9 @@ def step(p: Params, size: Size, pair: Pair) -> float:
     if p.train.shared_prefix:
         rows = 1 + LOSSES[p.train.loss].view  # which also goes through the reference
         passes = (2 + again) * rows + (rows - 1)
-        return forward(size, passes * row_tokens(p, pair), pair.image, 4 * rows * pair.answer)
+        return forward(size, passes * pair.row, pair.image, 4 * rows * pair.answer)
     passes, tokens = 2 + LOSSES[p.train.loss].reference, 2 * (pair.prompt + pair.answer)
     return forward(size, (passes + again) * tokens, 2 * (passes - 1) * pair.image, passes * tokens)
-
-
-def row_tokens(p: Params, pair: Pair) -> int:
-    """Tokens of a pair in scoring and in training."""
-    return pair.prompt + 2 * pair.answer
 
 
 def steps(p: Params, train_pairs: int) -> int:
@@ -189,7 +180,7 @@ def per_step(p: Params) -> int:
 def work(p: Params, size: Size, counts: Counts, pair: Pair) -> list[Work]:
     """Of the stages that use the model. Answers are as long as they may be."""
     options, all_steps = p.train.passed_through, steps(p, counts["train"])
-    scored = forward(size, row_tokens(p, pair), pair.image, 2 * pair.answer)
+    scored = forward(size, pair.row, pair.image, 2 * pair.answer)
     every = int(options.get("eval_steps") or options.get("logging_steps") or 500)
     looks = {"steps": all_steps // every, "epoch": math.ceil(options.get("num_train_epochs", 3))}
     watched = looks.get(options.get("eval_strategy", "no"), 0) * counts["validation"]
@@ -247,9 +238,7 @@ def memory(p: Params, size: Size, longest: Pair) -> list[str]:
     options = p.train.passed_through
     here = bool(options.get("disable_gradient_checkpointing", False))
     takes = {here: step_memory.of_process(p, size, longest, kept=here)}
-    lines = [
-        f"Memory of a process at a batch of the longest pairs, measured: {listed(takes[here])}."
-    ]
+    lines = [f"Memory of a process at its longest batch, measured: {listed(takes[here])}."]
     if not p.train.gpus:
         return lines
     takes[not here] = step_memory.of_process(p, size, longest, kept=not here)

@@ -2,10 +2,8 @@
 
 The step runs on fake tensors (``torch._subclasses.FakeTensorMode``), which have shapes but no
 values, and every storage is counted from its making to its end. What runs is the model of
-transformers with PEFT's adapter, ``stages.model.prefix`` or LLaMA-Factory's ``get_batch_logps``,
-DPO's loss, its backward pass, and AdamW. Left out is the vision tower, which is frozen and done
-before the language model starts. ``benchmarks.memory`` runs the same step on real tensors.
-(torch's own ``MemTracker`` refuses frozen parameters.)
+transformers with PEFT's adapter, our log-probs or LLaMA-Factory's, DPO's loss, its backward pass
+and AdamW, without the vision tower, which is done before. ``benchmarks.memory`` has real tensors.
 """
 
 import weakref
@@ -33,8 +31,7 @@ CUDA_GB = 1.5  # of a process: its context, kernels and libraries (assumed)
 
 
 def of_process(p: Params, size: Size, pair: Pair, *, kept: bool) -> dict[str, float]:
-    """GB (10^9 bytes) that a training process holds at a batch of such pairs, by part. Activations
-    are kept, or checkpointed."""
+    """GB (10^9 bytes) of a training process at a batch of such pairs, by part."""
     numbers, bits = parameters(size), p.model.quantization_bit
     width = getattr(torch, config.dtype(p)).itemsize
     layers = numbers["layers"] * (QUANTISED[bits] if bits else width)
@@ -90,20 +87,23 @@ def prepared(p: Params, size: Size, pair: Pair, *, kept: bool) -> tuple[Any, Cal
         for tensors in (module._parameters, module._buffers):
             tensors |= {name: here(each) for name, each in tensors.items() if each is not None}
     inner.tie_weights()
+    levels = size["vision"].get("deepstack_visual_indexes", [])
     seen = torch.zeros(pair.image, size["text"]["hidden_size"], dtype=dtype)
-    levels = len(size["vision"].get("deepstack_visual_indexes", []))
     inner.model.get_image_features = lambda _, grids, **__: SimpleNamespace(
         pooler_output=[seen] * len(grids),
-        deepstack_features=[torch.cat([seen] * len(grids)) for _ in range(levels)],
+        deepstack_features=[torch.cat([seen] * len(grids)) for _ in levels],
     )
     if not kept:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    optimizer = torch.optim.AdamW(each for each in model.parameters() if each.requires_grad)
+    optimizer = torch.optim.AdamW(each for each in model.train().parameters() if each.requires_grad)
 
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            chosen, rejected = (one_row if shared else two_rows)(model.train(), packed)
+            if shared:
+                chosen, rejected = prefix.forward(inner, **packed)["logps"].sum(dim=-1)
+            else:
+                chosen, rejected = two_rows(model, packed)
             (-logsigmoid(p.train.beta * (chosen - rejected)).mean()).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -142,19 +142,13 @@ def here(tensor: Any) -> Any:
 
 
 def encoded(pair: Pair, image_token: int, sides: tuple[int, int]) -> dict[str, Any]:
-    """A pair as LLaMA-Factory encodes it, with so many tokens of chosen and of rejected; what the
-    tokens are decides nothing here."""
+    """A pair as LLaMA-Factory encodes it, with so many tokens of chosen and of rejected."""
     prompt = [image_token] * pair.image + [1] * pair.question
     row: dict[str, Any] = {"images": ["one"]}
     for token, side, length in zip((2, 3), ("chosen", "rejected"), sides, strict=True):
         row[f"{side}_input_ids"] = prompt + [token] * length
         row[f"{side}_labels"] = [prefix.IGNORE] * len(prompt) + [token] * length
     return row
-
-
-def one_row(model: Any, packed: Mapping[str, Any]) -> Any:
-    """Log-probs (2, n) by ``stages.model.prefix``."""
-    return prefix.forward(prefix.plain(model), **packed)["logps"].sum(dim=-1)
 
 
 def two_rows(model: Any, packed: Mapping[str, Any]) -> Any:

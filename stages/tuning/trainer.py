@@ -13,7 +13,7 @@ over pairs, not over batches; and BCO's mean of rewards is of training alone and
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,11 +26,12 @@ from PIL import Image
 from stages.core.errors import UserError
 from stages.model import prefix, reference_logps
 from stages.params.losses import LOSSES
-from stages.tuning import attention, sampler, views
+from stages.tuning import attention, views
 from stages.tuning.inside.sitecustomize import FIRST_BATCH, REFERENCE, UNDER_VIEW, VIEW
 
 RUNNING = "running.json"  # of a checkpoint: the mean of all rewards so far (BCO)
 SIDES = ("chosen_logps", "rejected_logps")
+BY_LENGTH = "group_by_length"  # of train_sampling_strategy: batches of rows of like lengths
 
 # Larger differences from stock than rounding makes, as a share of the log-probs: float32 has 24
 # bits, bfloat16 8, and an answer's log-prob is a sum that went through every layer.
@@ -57,7 +58,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
         if prefix.why_not(model) is None:
             prefix.install(model)  # before accelerate wraps it
         super().__init__(model=model, ref_model=ref_model, finetuning_args=finetuning_args, **more)
-        self.like_lengths = self.args.train_sampling_strategy == sampler.STRATEGY
+        self.like_lengths = self.args.train_sampling_strategy == BY_LENGTH
         self.args.train_sampling_strategy = "random"  # which says where validation pairs lie, too
         # Dropout is off by now.
         self.stock_because = prefix.why_not(model) or self._untried()
@@ -90,7 +91,7 @@ class SharedPrefixTrainer(CustomDPOTrainer):
 
     def _get_train_sampler(self, *arguments: Any, **more: Any) -> Any:
         if self.like_lengths:
-            return sampler.LikeLengths(self)
+            return LikeLengths(self)
         return super()._get_train_sampler(*arguments, **more)
 
     def train(self, *arguments: Any, **more: Any) -> Any:
@@ -362,3 +363,34 @@ class SharedPrefixCollator:
 
     def _images(self, images: list[Any]) -> dict[str, Any]:
         return views.process(self.stock.template, self.stock.processor, images)
+
+
+class LikeLengths:
+    """A sampler: pairs are shuffled, and each 50 steps' are sorted by length, longest first
+    (``get_length_grouped_indices`` of transformers). Seed and epoch decide. transformers' own looks
+    for lengths that a data set of pairs has not, and a resumed training can't repeat its order.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        args, rows = trainer.args, trainer.train_dataset
+        self.trainer = trainer
+        self.step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self.step *= args.world_size
+        names = ("chosen_input_ids", "rejected_input_ids", "chosen_labels")
+        self.lengths = [
+            len(chosen) + len(rejected) - labels.count(prefix.IGNORE)
+            for chosen, rejected, labels in zip(*(rows[name] for name in names), strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        import torch
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        generator = torch.Generator().manual_seed(seed + epoch)
+        order: list[int] = get_length_grouped_indices(self.lengths, self.step, generator=generator)
+        return iter(order)
