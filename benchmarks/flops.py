@@ -1,4 +1,4 @@
-"""How many floating-point operations a training step on one pair takes, and what memory it holds.
+"""How many floating-point operations a training step on one pair takes.
 
     python -m benchmarks.flops
     python -m benchmarks.flops --image-tokens 1024 --answer-tokens 240
@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.throughput import SIZES
-from stages.commands import plan
-from stages.commands.plan import GIGA, PATCHES, TERA, VOCABULARY, Pair, Size
+from stages.commands.dimensions import GIGA, PATCHES, VOCABULARY, Pair, Size
+from stages.commands.plan import TERA
 from stages.core import command
-from stages.tuning import config
-from tests.contracts import PRESETS, preset_of
 
 DEFAULT = Pair()
 
@@ -123,30 +121,11 @@ def table(size: str = "4b", pair: Pair = DEFAULT) -> str:
     return "\n".join(lines) + "\n"
 
 
-def memory() -> str:
-    """What a process of each large preset holds on its GPU, at a batch of the longest pairs, as a
-    Markdown table in GB of 10⁹ bytes."""
-    rows: dict[str, dict[str, float]] = {}
-    for path in PRESETS:
-        if not path.stem.startswith("qwen3-vl-4b"):
-            continue
-        p = preset_of(path)
-        stock = p.model_copy(update={"train": p.train.model_copy(update={"shared_prefix": False})})
-        for name, each in ((f"`{path.stem}`", p), (f"`{path.stem}`, LLaMA-Factory's way", stock)):
-            rows[name] = plan.memory(each, SIZES["4b"], config.dtype(each))
-    names = [*next(iter(rows.values())), "together"]
-    lines = [f"| preset, GB | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for name, parts in rows.items():
-        shown = " | ".join(f"{part:.1f}" for part in [*parts.values(), sum(parts.values())])
-        lines.append(f"| {name} | {shown} |")
-    return "\n".join(lines) + "\n"
-
-
 def main(
     size: str = "4b", image_tokens: int = 256, question_tokens: int = 40, answer_tokens: int = 120
 ) -> None:
     pair = Pair(image_tokens, question_tokens, answer_tokens)
-    print(f"{table(size, pair)}\n{memory()}")
+    print(table(size, pair))
     stock, ours = (score(SIZES[size], pair, shared=shared) for shared in (False, True))
     print(
         f"scoring one pair by one model: {stock / TERA:.2f} TFLOP in two rows, "

@@ -179,7 +179,6 @@ TABLES: dict[tuple[Path, str], Callable[[], str]] = {
     (GUIDE, "headline"): headline,
     (PERFORMANCE, "flops"): flops.table,
     (LICENCES, "licences"): licences,
-    (SCALING, "memory"): flops.memory,
     (Path("CONTRIBUTING.md"), "size"): size.table,
 }
 

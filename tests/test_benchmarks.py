@@ -9,13 +9,14 @@ import torch
 
 from benchmarks import flops, gpu, memory, parity
 from benchmarks.pipeline import set_parameters
-from benchmarks.throughput import SIZES
-from stages.commands import plan
+from stages.commands import step_memory
+from stages.commands.dimensions import Pair
+from stages.families.known import FAMILIES
 from stages.model import prefix
 from stages.params import params
 from tests import rounding
 from tests.contracts import ROOT, preset_of, text_of
-from tests.one_by_one import unmasked
+from tests.one_by_one import tiny, unmasked
 
 pytestmark = pytest.mark.slow  # the imports, too
 TINY = gpu.parts("tiny", "cpu", "float32", "weights")
@@ -72,7 +73,7 @@ def test_torch_counts_the_products_of_a_forward_as_the_formula_does(model_dir):
     from torch.utils.flop_counter import FlopCounterMode
 
     from stages.model import prefix
-    from tests.one_by_one import Looks, image, one_by_one, pair, tiny
+    from tests.one_by_one import Looks, image, one_by_one, pair
 
     adapted = tiny(model_dir)["qwen3_vl"]
     model = prefix.plain(adapted)
@@ -97,14 +98,36 @@ def test_torch_counts_the_products_of_a_forward_as_the_formula_does(model_dir):
         )
 
 
-@pytest.mark.rehearsal
-@pytest.mark.parametrize("way", memory.WAYS)
-def test_the_memory_that_is_planned_is_what_a_step_holds(way, llamafactory):
-    how, p = memory.WAYS[way], preset_of(ROOT / "params" / "qwen3-vl-4b.yaml")
-    pair = plan.Pair(256, answer=p.format.cutoff_len - plan.Pair(256).prompt)
-    _, found = memory.held(SIZES["100m"], pair, **how)
-    told = memory.by_arithmetic(p, SIZES["100m"], "bfloat16", **how)
-    assert found == pytest.approx(told, rel=0.25)  # of the 4B model 10%: RESULTS.md
+@pytest.mark.parametrize(
+    ("template", "way"),
+    [
+        ("qwen3_vl", "ours, without checkpointing"),
+        pytest.param("qwen3_vl", "ours", marks=pytest.mark.rehearsal),
+        pytest.param("qwen3_vl", "LLaMA-Factory's", marks=pytest.mark.rehearsal),
+        pytest.param("qwen2_vl", "ours", marks=pytest.mark.rehearsal),
+        pytest.param("qwen3_5", "ours", marks=pytest.mark.rehearsal),
+    ],
+)
+def test_a_step_on_fake_tensors_holds_what_torch_hands_out_for_a_real_one(
+    template, way, model_dir, llamafactory
+):
+    shared, kept = memory.WAYS[way]
+    p = memory.with_train(preset_of(ROOT / "params" / "demo.yaml"), shared_prefix=shared)
+    p = p.model_copy(update={"model": p.model.model_copy(update={"template": template})})
+    model = tiny(model_dir)[next(f for f in FAMILIES if template in f.templates).model_types[0]]
+    config = model.config.to_dict()
+    size = {part: config[f"{part}_config"] for part in ("text", "vision")}
+    size["text"].setdefault("head_dim", 32)
+    fake = step_memory.measured(p, size, Pair(36, 20, 40), kept=kept)
+    allocated, _ = memory.on_real_tensors(p, size, Pair(36, 20, 40), kept=kept)
+    assert fake == pytest.approx(allocated, rel=0.1)
+    if kept:
+        deep = step_memory.with_layers(size, 10)
+        fake, all_layers = (
+            measure(p, deep, Pair(36, 20, 40), kept=kept)
+            for measure in (step_memory.measured, step_memory.of_all_layers)
+        )
+        assert fake == pytest.approx(all_layers, rel=0.01)
 
 
 # Small versions of benchmarks.parity, and what it wrote is about the code as it is

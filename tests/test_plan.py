@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+import stages.commands
 from benchmarks import flops
 from stages.commands import plan, use
-from stages.commands.plan import Pair
+from stages.commands.dimensions import Pair, parameters
 from stages.core.errors import UserError
 from stages.families import known
 from stages.params import machine
@@ -36,7 +37,7 @@ def test_steps_are_those_that_the_trainer_took():
     ("size", "number"), [("2B", 2_127_532_032), ("4B", 4_437_815_808), ("8B", 8_767_123_696)]
 )
 def test_parameters_follow_from_the_dimensions(size, number):
-    found = plan.parameters(known.published()[f"Qwen/Qwen3-VL-{size}-Instruct"])
+    found = parameters(known.published()[f"Qwen/Qwen3-VL-{size}-Instruct"])
     assert sum(found.values()) == pytest.approx(number, rel=0.0025)
 
 
@@ -143,7 +144,11 @@ def test_the_first_command_refuses_a_machine_without_the_gpu_before_it_fetches(
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """``project(preset)``: a folder with its parameters, the tasks and nothing else."""
+    """``project(preset)``: a folder with its parameters, the tasks and nothing else. What a step
+    holds is not measured, which takes torch and half a minute (tests/test_benchmarks.py).
+    """
+    step = SimpleNamespace(of_process=lambda *_, kept: {"weights": 9, "step": 50 if kept else 4})
+    monkeypatch.setattr(stages.commands, "step_memory", step, raising=False)
     shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "stale", list)
@@ -167,6 +172,20 @@ def test_a_preset_is_planned_on_a_laptop_before_anything_is_fetched(project, her
     ):
         assert expected in text
     assert re.search(r"(Instruct|4B), [\d.]+ GB \(fetch-model\)", text)
+
+
+def test_the_largest_batch_that_fits_each_gpu_at_the_same_step_is_proposed(project, here, capsys):
+    here(0)
+    project("qwen3-vl-4b")
+    plan.main()
+    said = re.sub(r"-S \+\+train\.(\w)\w+", r"\1", capsys.readouterr().out)
+    for line in (
+        "24 GB: p=4 g=2 (17.0 GB)",  # per_device_train_batch_size, gradient_accumulation_steps
+        "40 or 48 GB: p=8 g=1 (25.0 GB)",
+        "80 GB: d=true (59.0 GB)",  # disable_gradient_checkpointing
+        "141 GB: p=4 g=2 d=true (109.0 GB)",
+    ):
+        assert f"  - {line}\n" in said
 
 
 def test_what_is_not_known_is_refused_or_said(project, here, capsys):

@@ -6,12 +6,14 @@ import copy
 import functools
 import json
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from benchmarks import devices
 from stages.answers import controls
 from stages.core.errors import UserError
 from stages.model import by_vllm, formatted, prefix, scoring
@@ -280,3 +282,38 @@ def test_a_tensor_that_transformers_would_make_up_is_refused(
     with pytest.raises(UserError, match=told):
         scoring.load(folder, params_with())
     assert vars(AutoModelForImageTextToText)["from_pretrained"] is before
+
+
+# A machine with a GPU
+
+
+@pytest.mark.parametrize(
+    ("work", "module", "left"),
+    [
+        ("scoring", None, ""),
+        ("scoring", prefix, "attention_mask"),
+        ("generation", None, ""),
+        ("generation", scoring, "_left_padded"),
+    ],
+)
+def test_a_tensor_left_on_the_cpu_is_found_without_a_gpu(
+    work, module, left, base, pairs, images, monkeypatch
+):
+    from torch.utils._pytree import tree_map
+
+    monkeypatch.setattr(scoring, "WORKERS", 0)
+    if module:
+        made = getattr(module, left)
+        planted = lambda *given: tree_map(lambda tensor: tensor.cpu(), made(*given))  # noqa: E731
+        monkeypatch.setattr(module, left, planted)
+    with (
+        pytest.raises(devices.LeftOnTheCPU) if module else nullcontext(),
+        devices.OnCuda(base.model) as run,
+    ):
+        if work == "scoring":
+            score(base, pairs[:2], images)
+        else:
+            scoring.answer(
+                base, pairs[:2], images, max_new_tokens=3, batch_tokens=512, label="test"
+            )
+    assert run.seen

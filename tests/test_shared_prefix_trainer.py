@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from benchmarks import devices
 from stages.core.errors import UserError
 from stages.model import prefix
 from stages.model.prefix import pair_key
@@ -105,6 +106,19 @@ def test_every_loss_has_the_loss_metrics_and_gradients_of_stock(trainers, loss, 
     assert ours == pytest.approx(stock, rel=1e-4)
     assert (gradient - stock_gradient).norm() < 1e-3 * stock_gradient.norm()
     assert metrics == pytest.approx(without_logits(stock_metrics), rel=1e-4, abs=1e-4)
+
+
+def test_a_tensor_of_a_batch_that_is_left_on_the_cpu_is_found_without_a_gpu(trainers, monkeypatch):
+    _, trainer = trainers
+    monkeypatch.setattr(type(trainer.args), "device", devices.CUDA)
+    monkeypatch.setattr(trainer.accelerator.state, "device", devices.CUDA)
+    with devices.OnCuda(trainer.model):
+        batch = trainer._prepare_inputs(trainer.data_collator(first(trainer)))
+        trainer.get_batch_loss_metrics(trainer.model, dict(batch))
+        for name in ("input_ids", "pixel_values", "targets"):
+            planted = batch | {name: batch[name].cpu()}
+            with pytest.raises(devices.LeftOnTheCPU):
+                trainer.get_batch_loss_metrics(trainer.model, planted)
 
 
 def test_mpo_is_its_three_terms_as_trl_computes_them(trainers):

@@ -6,16 +6,16 @@ In: params.yaml, and what is here already: the counts of ``format``, the base's 
 hours by stage on GPUs that can be rented, memory, disk, what the network must bring, what would be
 refused here, and what was assumed, on standard output.
 
-All of it is arithmetic, with ``plan.yaml`` for what is published of GPUs, data sets and tasks. A
-token takes two operations for each weight, frozen weights have no gradient, and attention is left
-out, 2% at 536 tokens (``benchmarks.flops`` counts it).
+The memory of a training step is measured (``step_memory``). The rest is arithmetic, with
+``plan.yaml`` for what is published of GPUs, data sets and tasks: a token takes two operations for
+each weight, frozen weights have no gradient, and attention is left out, 2% at 536 tokens
+(``benchmarks.flops`` counts it).
 """
 
 import json
 import math
 import shutil
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,36 +23,28 @@ from typing import Any
 from ruamel.yaml import YAML
 from tabulate import tabulate
 
-from stages.commands import BASE, FORMATTED, stale
+from stages.commands import FORMATTED, dimensions, stale
+from stages.commands.dimensions import GIGA, Pair, Size, batch, forward, named, parameters
 from stages.core import command
 from stages.core.errors import UserError
-from stages.families import known
-from stages.families.family import Family
 from stages.pairs.pairs import SPLITS
 from stages.params import machine, params
 from stages.params.losses import LOSSES
 from stages.params.params import Params
 from stages.tracking import tags
-from stages.tuning import config
 
-TERA, GIGA = 1e12, 1e9
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-QUANTISED = {4: 0.56, 8: 1.05}  # bytes of a number in bitsandbytes' NF4 or int8, with its scales
+TERA = 1e12
 UTILISATION = 0.35  # of a GPU's peak; what fine-tuning with gradient checkpointing often has
-HEAD_TOKENS = 256  # of stages.model.prefix.CHUNK
-OTHER_GB = 1.5  # CUDA's context and kernels; an adapter of rank 8, gradients, Adam's averages
+USABLE = 0.9  # of a GPU's memory; the allocator can't use all of it
 LAYER_SECONDS = 8e-4  # that transformers takes to start a layer for the next token (assumed)
 TEXT = 256  # tokens of a document of lm-eval besides its image, as stages.answers.lm_eval takes it
-PATCHES = 4  # of the vision tower, to an image token
-VOCABULARY = 151936  # Qwen's; a config.json says its own
 
-Size = Mapping[str, Mapping[str, Any]]  # "text" and "vision": dimensions as in config.json
 Counts = Mapping[str, int]  # pairs by split, and "questions" with known answers
 # Stage, what of it, operations, and tokens that are made one after the other.
 Work = tuple[str, str, float, int]
 REPORT = Path("reports/format.json")
 ASSUMED = (
-    f"{100 * UTILISATION:.0f}% of a GPU's peak",
+    f"{100 * UTILISATION:.0f}% of a GPU's peak, {100 * USABLE:.0f}% of its memory",
     "answers of the greatest length allowed, all on one GPU, though several GPUs share them",
     f"{1e3 * LAYER_SECONDS} ms a layer for each token of an answer",
     "of pairs that are not counted here: all are kept, with the largest image, 40 tokens of "
@@ -60,31 +52,17 @@ ASSUMED = (
 )
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Tokens of one pair: of its image, of the rest of its prompt, and of each answer."""
-
-    image: int = 256
-    question: int = 40
-    answer: int = 120
-
-    @property
-    def prompt(self) -> int:
-        return self.image + self.question
-
-
 def main() -> None:
     p = params.load()
     here = tags.locked(Path()).keys() - set(stale())
-    size, (counts, pair) = model_size(p, here), counted(p, here)
+    size, (counts, pair, longest) = dimensions.model_size(p, here), counted(p, here)
     data_gb = {name: announced(source)[1] / 1e3 for name, source in p.data.sources.items()}
     needed = disk(p, size, sum(data_gb.values()))
     free = shutil.disk_usage(Path()).free / GIGA
     pairs = (f"{counts[split]:,} {split}" for split in SPLITS)
     data = " and ".join(map(named, p.data.sources.values()))
-    takes = memory(p, size, config.dtype(p))
-    print(f"{named(p.model.source)} on {data}: {', '.join(pairs)} pairs")
-    print(f"Memory of a training process at a batch of the longest pairs: {listed(takes)}.")
+    print(f"{named(p.model.source)} on {data}: {', '.join(pairs)} pairs", flush=True)
+    print("\n".join(memory(p, size, longest)))
     print(f"Disk: {listed(needed)}; {free:.1f} GB are free here.\n")
     print(hours(p, size, counts, pair))
     small = ["the disk is too small"] if free < sum(needed.values()) else []
@@ -103,36 +81,8 @@ def announced(source: Any) -> tuple[int, float]:
     return pairs, mb
 
 
-def named(source: Any) -> str:
-    """A repository, a folder or a package, as params.yaml names it."""
-    return str(getattr(source, "repo", None) or getattr(source, "path", None) or source.kind)
-
-
-def model_size(p: Params, here: Set[str]) -> Size:
-    """The base's dimensions, by its config.json or as its family publishes them.
-
-    Raises:
-        UserError: neither is there.
-    """
-    name = named(p.model.source)
-    file = (BASE if "fetch-model" in here else Path(name)) / "config.json"
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        text = found.get("text_config", found)
-        head = {"head_dim": text["hidden_size"] // text["num_attention_heads"]}
-        head["tie_word_embeddings"] = found.get("tie_word_embeddings", True)
-        seen = {"deepstack_visual_indexes": [], "out_hidden_size": text["hidden_size"]}
-        return {"text": head | text, "vision": seen | found["vision_config"]}
-    if name in known.published():
-        return known.published()[name]
-    raise UserError(
-        f"model.source is {name}, whose dimensions are not known here; `dvc repro fetch-model` "
-        "fetches it, then plan again"
-    )
-
-
-def counted(p: Params, here: Set[str]) -> tuple[Counts, Pair]:
-    """Pairs and a typical one as ``format`` counted them, or else as they were published.
+def counted(p: Params, here: Set[str]) -> tuple[Counts, Pair, Pair]:
+    """Pairs, a typical one and the longest, as ``format`` counted them or as they were published.
 
     Raises:
         UserError: nothing says how many pairs there are.
@@ -140,20 +90,23 @@ def counted(p: Params, here: Set[str]) -> tuple[Counts, Pair]:
     if {"preprocess", "format"} <= here:
         report = json.loads(REPORT.read_text(encoding="utf-8"))
         parts = ("image", "prompt", "chosen", "rejected")
-        image, prompt, *answers = (report["tokens"][part]["median"] for part in parts)
+        pairs = []
+        for measure in ("median", "max"):
+            image, prompt, *answers = (report["tokens"][part][measure] for part in parts)
+            pairs.append(Pair(image, prompt - image, max(answers)))
         questions = json.loads((FORMATTED / "questions.json").read_text(encoding="utf-8"))
-        pair = Pair(image, prompt - image, max(answers))
-        return report["kept_by_split"] | {"questions": len(questions)}, pair
+        return report["kept_by_split"] | {"questions": len(questions)}, *pairs
     found = {named(source): announced(source)[0] for source in p.data.sources.values()}
     if not all(found.values()):
         raise UserError(
             f"the pairs of {' and '.join(found)} are not counted here; "
             "`WITHOUT_GPU=1 dvc repro format` counts them, then plan again"
         )
-    pairs, held_out = sum(found.values()), ("validation", "test")
-    counts = {split: round(pairs * getattr(p.preprocess, split)) for split in held_out}
-    counts |= {"train": pairs - sum(counts.values()), "questions": 0}
-    return counts, Pair(image_tokens(p))
+    number, held_out = sum(found.values()), ("validation", "test")
+    counts = {split: round(number * getattr(p.preprocess, split)) for split in held_out}
+    counts |= {"train": number - sum(counts.values()), "questions": 0}
+    pair = Pair(dimensions.image_tokens(p))
+    return counts, pair, Pair(pair.image, answer=max(1, p.format.cutoff_len - pair.prompt))
 
 
 def hours(p: Params, size: Size, counts: Counts, pair: Pair) -> str:
@@ -191,47 +144,10 @@ def listed(parts: Mapping[str, float]) -> str:
     return f"{sum(parts.values()):.1f} GB ({each})"
 
 
-# the arithmetic
-
-
 @cache
 def published() -> Any:
     """What ``plan.yaml`` says."""
-    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-    return YAML(typ="safe").load(text)
-
-
-def parameters(size: Size) -> dict[str, float]:
-    """Numbers in the weights: of the ``layers``, of the ``head``, of the ``embeddings`` where they
-    are not the head's, of the ``vision`` tower with its mergers. Norms, biases and position
-    embeddings, up to 0.2%, are left out.
-    """
-    text, vision = size["text"], size["vision"]
-    hidden, seen = text["hidden_size"], vision["hidden_size"]
-    heads = 2 * (text["num_attention_heads"] + text["num_key_value_heads"]) * text["head_dim"]
-    if "linear_num_key_heads" in text:  # Qwen3.5: gated attention in one of four layers
-        keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
-        values = text["linear_num_value_heads"] * text["linear_value_head_dim"]
-        gated = heads + text["num_attention_heads"] * text["head_dim"]
-        heads = (gated + 3 * (2 * keys + 3 * values)) / 4
-    tower = vision["depth"] * (4 * seen**2 + 2 * seen * vision["intermediate_size"])
-    mergers = 1 + len(vision["deepstack_visual_indexes"])
-    merged = PATCHES * seen * (PATCHES * seen + vision["out_hidden_size"])
-    vocabulary = hidden * text.get("vocab_size", VOCABULARY)
-    return {
-        "layers": text["num_hidden_layers"] * hidden * (heads + 3 * text["intermediate_size"]),
-        "head": vocabulary,
-        "embeddings": 0 if text.get("tie_word_embeddings", True) else vocabulary,
-        "vision": tower + mergers * merged,
-    }
-
-
-def forward(size: Size, tokens: float, images: float, predicted: float = 0) -> float:
-    """Operations of a pass over ``tokens`` and ``images`` (in tokens of the first), of which
-    ``predicted`` go through the head."""
-    numbers = parameters(size)
-    seen = PATCHES * images * numbers["vision"]
-    return 2 * (tokens * numbers["layers"] + predicted * numbers["head"] + seen)
+    return YAML(typ="safe").load(Path(__file__).with_suffix(".yaml"))
 
 
 def step(p: Params, size: Size, pair: Pair) -> float:
@@ -241,18 +157,9 @@ def step(p: Params, size: Size, pair: Pair) -> float:
     if p.train.shared_prefix:
         rows = 1 + LOSSES[p.train.loss].view  # which also goes through the reference
         passes = (2 + again) * rows + (rows - 1)
-        return forward(size, passes * row_tokens(p, pair), pair.image, 4 * rows * pair.answer)
+        return forward(size, passes * pair.row, pair.image, 4 * rows * pair.answer)
     passes, tokens = 2 + LOSSES[p.train.loss].reference, 2 * (pair.prompt + pair.answer)
     return forward(size, (passes + again) * tokens, 2 * (passes - 1) * pair.image, passes * tokens)
-
-
-def row_tokens(p: Params, pair: Pair) -> int:
-    """Tokens of a pair in scoring and in training."""
-    return pair.prompt + 2 * pair.answer
-
-
-def family(p: Params) -> Family:
-    return next(each for each in known.FAMILIES if p.model.template in each.templates)
 
 
 def steps(p: Params, train_pairs: int) -> int:
@@ -266,15 +173,14 @@ def steps(p: Params, train_pairs: int) -> int:
 
 def per_step(p: Params) -> int:
     """Pairs of an optimizer's step, over all devices."""
-    options = p.train.passed_through
-    batch = int(options.get("per_device_train_batch_size", 8))
-    return batch * int(options.get("gradient_accumulation_steps", 1)) * p.train.processes
+    accumulated = int(p.train.passed_through.get("gradient_accumulation_steps", 1))
+    return batch(p) * accumulated * p.train.processes
 
 
 def work(p: Params, size: Size, counts: Counts, pair: Pair) -> list[Work]:
     """Of the stages that use the model. Answers are as long as they may be."""
     options, all_steps = p.train.passed_through, steps(p, counts["train"])
-    scored = forward(size, row_tokens(p, pair), pair.image, 2 * pair.answer)
+    scored = forward(size, pair.row, pair.image, 2 * pair.answer)
     every = int(options.get("eval_steps") or options.get("logging_steps") or 500)
     looks = {"steps": all_steps // every, "epoch": math.ceil(options.get("num_train_epochs", 3))}
     watched = looks.get(options.get("eval_strategy", "no"), 0) * counts["validation"]
@@ -322,34 +228,40 @@ def downloads(p: Params) -> dict[str, tuple[float, float]]:
     return {name: tuple(mb / 1e3 for mb in published()["benchmarks"][name]) for name in names}
 
 
-def memory(p: Params, size: Size, dtype: str) -> dict[str, float]:
-    """GB (10^9 bytes) of a training process, at a batch of pairs as long as ``format.cutoff_len``
-    lets them be. The vision tower's activations are its own and freed."""
-    text, options = size["text"], p.train.passed_through
-    ours = p.train.shared_prefix
-    numbers, bits, width = parameters(size), p.model.quantization_bit, BYTES[dtype]
-    layers = numbers["layers"] * (QUANTISED[bits] if bits else width)
-    batch = int(options.get("per_device_train_batch_size", 8))
-    prompt = Pair(image_tokens(p)).prompt
-    answered = batch * 2 * max(1, p.format.cutoff_len - prompt)
-    tokens = batch * (1 if ours else 2) * prompt + answered
-    # Of a layer, by measure (benchmarks.memory); in 16 bits what adapters read is kept twice.
-    inside = 8 * text["hidden_size"] + (8 if width == 2 else 5) * text["intermediate_size"]
-    all_kept = options.get("disable_gradient_checkpointing", False)
-    kept = text["num_hidden_layers"] * (inside if all_kept else text["hidden_size"]) + inside
-    predicted = min(HEAD_TOKENS, answered) if ours else tokens
-    return {
-        "weights": (layers + width * (sum(numbers.values()) - numbers["layers"])) / GIGA,
-        "activations": width * tokens * kept / GIGA,
-        # float32 logits, their log-softmax and gradient
-        "logits": 3 * 4 * predicted * text.get("vocab_size", VOCABULARY) / GIGA,
-        "other": OTHER_GB if p.train.gpus else 0.0,
-    }
+def memory(p: Params, size: Size, longest: Pair) -> list[str]:
+    """What a training process holds at a batch of the longest pairs, and for each size of GPU the
+    options of the largest batch that fits at the same step, without checkpointing where that fits.
+    A step's memory grows at most in proportion to its batch (by measure).
+    """
+    from stages.commands import step_memory  # torch takes 6 s to import
 
-
-def image_tokens(p: Params) -> int:
-    """Of an image as large as it may be."""
-    return max(1, p.format.image_max_pixels // family(p).token_side ** 2)
+    options = p.train.passed_through
+    here = bool(options.get("disable_gradient_checkpointing", False))
+    takes = {here: step_memory.of_process(p, size, longest, kept=here)}
+    lines = [f"Memory of a process at its longest batch, measured: {listed(takes[here])}."]
+    if not p.train.gpus:
+        return lines
+    takes[not here] = step_memory.of_process(p, size, longest, kept=not here)
+    lines.append(f"The largest batches that fit, at the same {per_step(p)} pairs a step:")
+    rounds, found = int(options.get("gradient_accumulation_steps", 1)), dict[str, list[str]]()
+    for gpu in sorted({gb for _, gb in published()["gpus"].values()}):
+        fitting = [
+            (kept, times, gb)
+            for kept, parts in takes.items()
+            for times in range(1, rounds + 1)
+            if rounds % times == 0
+            and (gb := sum(parts.values()) + (times - 1) * parts["step"]) <= USABLE * gpu
+        ]
+        for kept, times, gb in sorted(fitting)[-1:]:
+            changed = []
+            if times > 1:
+                changed.append(f"per_device_train_batch_size={batch(p) * times}")
+                changed.append(f"gradient_accumulation_steps={rounds // times}")
+            if kept != here:
+                changed.append(f"disable_gradient_checkpointing={str(kept).lower()}")
+            told = " ".join(f"-S ++train.{option}" for option in changed)
+            found.setdefault(f"{told or 'as it is'} ({gb:.1f} GB)", []).append(str(gpu))
+    return lines + [f"  - {' or '.join(gpus)} GB: {told}" for told, gpus in found.items()]
 
 
 def disk(p: Params, size: Size, data_gb: float) -> dict[str, float]:
