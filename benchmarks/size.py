@@ -81,7 +81,7 @@ def doubled_names() -> int:
 
 MEASURES = (
     Measure("lines of Python in `stages/`", lambda: lines(files("stages/*.py")), 14_500),
-    Measure("modules in `stages/`", lambda: len(files("stages/*.py")), 85),
+    Measure("modules in `stages/`", lambda: len(files("stages/*.py")), 88),
     Measure("lines of tests", lambda: lines(files("tests/*.py")), 18_000),
     Measure("words in README, docs, CONTRIBUTING, CHANGELOG, SECURITY", words, 16_000),
     Measure("lines that `fetch` to `report` import", imported_by_the_pipeline, 11_000),

@@ -9,6 +9,7 @@ from stages.core import meaning
 from stages.core.meaning import meaning as parsed  # each time: see conftest.parsed_once
 from stages.families import known
 from stages.model.checkpoint import Checkpoint
+from stages.params.losses import LOSSES
 from stages.params.params import Params
 from stages.tuning import config
 from tests.conftest import document
@@ -23,8 +24,6 @@ def edited(text, edit):
         return text.replace('"""', '"""Said otherwise. ', 1)
     if edit == "layout":
         return text.replace("(\n", "(\n\n", 1)
-    if edit == "paper":
-        return text.replace('paper="2', 'paper="3')
     return text + edit
 
 
@@ -57,8 +56,8 @@ def training(formatted, model, shared_prefix):
         ("core/processes.py", CODE, ()),
         ("families/family.py", CODE, (SCORES, TRAINING)),
         ("families/known.py", CODE, ()),
-        ("params/losses.py", "paper", ()),
-        ("params/losses.py", CODE, (TRAINING,)),
+        ("params/losses.py", CODE, ()),  # a training's name has the loss's own values
+        ("model/recurrence.py", CODE, ()),  # of another family
         ("tuning/trainer.py", "docstring", ()),
         ("tuning/trainer.py", CODE, (TRAINING,)),
         ("tuning/inside/sitecustomize.py", COMMENT, ()),
@@ -97,10 +96,13 @@ def test_training_the_stock_way_does_not_depend_on_our_trainer(base, tmp_path, m
     assert training(tmp_path, base, shared_prefix=False) == before
 
 
-def test_words_about_a_family_discard_nothing_and_its_tokens_do():
+def test_words_about_a_family_or_a_loss_discard_nothing_and_its_tokens_do():
     for family in known.FAMILIES:
         assert replace(family, paper="another", published={}).fingerprint == family.fingerprint
         assert replace(family, image_token="another").fingerprint != family.fingerprint
+    assert "model/recurrence.py" in known.of_type("qwen3_5", name="it").fingerprint
+    assert replace(LOSSES["mpo"], paper="another").decides == LOSSES["mpo"].decides
+    assert replace(LOSSES["mpo"], options={}).decides != LOSSES["mpo"].decides
 
 
 @pytest.mark.parametrize(
@@ -120,12 +122,6 @@ def test_words_about_a_family_discard_nothing_and_its_tokens_do():
 )
 def test_what_means_the_same_has_the_same_hash(one, other, same):
     assert (meaning.meaning(one) == meaning.meaning(other)) is same
-
-
-def test_arguments_that_decide_nothing_can_be_left_out():
-    one, other = (f"A(size=2, words='{words}')" for words in ("a", "b"))
-    assert meaning.meaning(one) != meaning.meaning(other)
-    assert meaning.meaning(one, ("words",)) == meaning.meaning(other, ("words",))
 
 
 def test_what_a_newer_python_adds_to_the_tree_changes_no_hash(monkeypatch):

@@ -7,7 +7,7 @@ discard a night of computing for a comment.
 import ast
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,23 @@ def digest(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def code(*files: str, without: Collection[str] = ()) -> dict[str, str]:
+def code(*files: str) -> dict[str, str]:
     """``meaning`` of files in ``stages``, by name."""
-    return {file: meaning((STAGES / file).read_text(encoding="utf-8"), without) for file in files}
+    return {file: meaning((STAGES / file).read_text(encoding="utf-8")) for file in files}
 
 
-def meaning(source: str, without: Collection[str] = ()) -> str:
-    """SHA-256 of the syntax tree; arguments given by the names in ``without`` are left out.
+def meaning(source: str) -> str:
+    """SHA-256 of the syntax tree.
 
     Fields that are empty or 0 are left out too: those that a newer Python adds (``type_params`` in
     3.12) are so in code that runs on 3.11. So is the empty end of a format that 3.12 adds. The hash
     was the same under Python 3.10 to 3.13 for 3,973 files.
     """
     tree = ast.parse(source)
-    return hashlib.sha256("".join(_parts(tree, without)).encode()).hexdigest()
+    return hashlib.sha256("".join(_parts(tree)).encode()).hexdigest()
 
 
-def _parts(node: object, without: Collection[str]) -> Iterator[str]:
+def _parts(node: object) -> Iterator[str]:
     """A syntax tree as text, without expressions that stand alone and do nothing: docstrings."""
     if isinstance(node, ast.JoinedStr):
         node.values = [part for part in node.values if getattr(part, "value", None) != ""]
@@ -44,14 +44,12 @@ def _parts(node: object, without: Collection[str]) -> Iterator[str]:
         for name, value in ast.iter_fields(node):
             if (value or name == "value") and name != "kind":
                 yield f"{name}="
-                yield from _parts(value, without)
+                yield from _parts(value)
         yield ")"
     elif isinstance(node, list):
         for each in node:
-            alone = isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant)
-            left_out = isinstance(each, ast.keyword) and each.arg in without
-            if not alone and not left_out:
-                yield from _parts(each, without)
+            if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant)):
+                yield from _parts(each)
                 yield ","
     else:
         yield repr(node)

@@ -31,6 +31,7 @@ class Family:
     published: dimensions of its models by repository, as their config.json has them.
     image_token: the token that stands in a prompt for a piece of an image.
     builds_prompts: a pattern of the tokens that the templates build prompts of.
+    code: files of ``stages`` that compute for this family alone.
     """
 
     name: str
@@ -43,12 +44,13 @@ class Family:
     published: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(compare=False)
     image_token: str = "<|image_pad|>"
     builds_prompts: str = r"<\|(im|vision|image|video)_\w+\|>|<\|endoftext\|>"
+    code: Sequence[str] = ()
 
     @property
     def fingerprint(self) -> dict[str, str]:
         """What decides how this family computes: a hash of the code, and its own values."""
         values = {key: value for key, value in asdict(self).items() if key not in WORDS}
-        return code("families/family.py") | {"families/known.yaml": json.dumps(values)}
+        return code("families/family.py", *self.code) | {"families/known.yaml": json.dumps(values)}
 
     def image_tokens(
         self, size: tuple[int, int], *, image_processor: Any, plugin: Any, bounds: tuple[int, int]

@@ -14,7 +14,7 @@ from stages.core.errors import UserError, did_you_mean
 from stages.core.meaning import code, digest
 from stages.families import known
 from stages.model import reference_logps
-from stages.params import losses, machine
+from stages.params import machine
 from stages.params.losses import LOSSES
 from stages.params.params import Params
 from stages.tuning.inside.sitecustomize import FOLDER
@@ -159,7 +159,7 @@ def fingerprint(
     """
     inside = code(*CODE)
     if p.train.shared_prefix:
-        inside |= shared_code(model) | code("params/losses.py", without=losses.WORDS)
+        inside |= shared_code(model)
     data = ("train.json", "validation.json", "dataset_info.json")
     return digest(
         config={key: value for key, value in config.items() if key != "output_dir"},
