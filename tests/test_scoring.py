@@ -12,10 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.answers import by_vllm, controls
+from stages.answers import controls
 from stages.core.errors import UserError
-from stages.model import formatted, prefix, scoring
-from stages.model.checkpoint import Checkpoint
+from stages.model import by_vllm, formatted, prefix, scoring
 from tests.trainer import dpo_trainer, trainers_log_probs
 
 pytestmark = pytest.mark.slow
@@ -131,8 +130,8 @@ def test_vllm_gives_the_answers_of_transformers(
     base, tuned, model_dir, adapter_dir, pairs, images, params_with, tunes
 ):
     pytest.importorskip("vllm")
-    checkpoint = Checkpoint(model_dir, params_with(), adapter_dir if tunes else None)
-    given = by_vllm.given(checkpoint, pairs, images, 16)
+    adapter = adapter_dir if tunes else None
+    given = by_vllm.answer(model_dir, params_with(), adapter, pairs, images, 16)
     policy, label = tuned if tunes else base, "test"
     expected = scoring.answer(
         policy, pairs, images, max_new_tokens=16, batch_tokens=999, label=label

@@ -71,25 +71,16 @@ def shown(pairs: Sequence[dict[str, Any]], images: Path, folder: Path) -> dict[s
     order = sorted(names, key=lambda name: (sizes[name], name))
     following = dict(zip(order, [*order[1:], *order[:1]], strict=True))
 
-    def blank(name: str) -> Path:
-        path = folder / "blank-{}x{}.png".format(*sizes[name])
-        if not path.exists():
-            Image.new("RGB", sizes[name], GREY).save(path)
-        return path
+    def substitute(way: str, name: str) -> str:
+        path = folder / f"{way}-{Path(name).stem}.png"
+        with Image.open(images / following[name]) as other:
+            fitting = other.convert("RGB").resize(sizes[name], Image.Resampling.BICUBIC)
+        grey = Image.new("RGB", sizes[name], GREY)
+        (grey if way == "blank" else fitting).save(path)
+        return str(path.resolve())  # absolute, it stays what it is when it is joined to a folder
 
-    def other(name: str) -> Path:
-        if sizes[following[name]] == sizes[name]:
-            return images / following[name]
-        path = folder / f"for-{Path(name).stem}.png"
-        with Image.open(images / following[name]) as image:
-            image.convert("RGB").resize(sizes[name], Image.Resampling.BICUBIC).save(path)
-        return path
-
-    # One image can't be exchanged, and none can't be replaced.
-    ways = [("blank", blank), ("shuffled", other)][: len(names)]
     found: dict[str, list[Any]] = {}
-    for way, substitute in ways:
-        # An absolute path stays what it is when it is joined to the folder of images.
-        path = {name: str(substitute(name).resolve()) for name in names}
+    for way in ("blank", "shuffled")[: len(names)]:  # one image can't be exchanged
+        path = {name: substitute(way, name) for name in names}
         found[way] = [pair | {"images": [path[name] for name in pair["images"]]} for pair in pairs]
     return found

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from stages.answers import by_vllm
 from stages.answers.grading import is_correct
 from stages.core.errors import UserError
 from stages.model import formatted
@@ -35,12 +34,8 @@ def answers(
     checkpoint: Checkpoint, asked: Sequence[dict[str, Any]], images: Path, *, label: str
 ) -> pd.DataFrame:
     """``Checkpoint.answers``, one row a prompt, with ``of``."""
-    wanted = checkpoint.p.evaluate.generation
-    most = wanted.max_new_tokens
-    if wanted.engine == "vllm" and asked:
-        table = by_vllm.answers(checkpoint, asked, images, most=most, label=label)
-    else:
-        table = checkpoint.answers(asked, images, max_new_tokens=most, label=label)
+    most = checkpoint.p.evaluate.generation.max_new_tokens
+    table = checkpoint.answers(asked, images, max_new_tokens=most, label=label)
     table.insert(1, "of", pd.Series([row["of"] for row in asked], dtype="str"))
     return table
 

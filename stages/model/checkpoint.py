@@ -26,7 +26,7 @@ from stages.core.errors import UserError
 from stages.core.meaning import code, digest
 from stages.core.processes import do_each
 from stages.families import known
-from stages.model import reference_logps, scoring
+from stages.model import by_vllm, reference_logps, scoring
 from stages.params.params import Params
 
 KEPT = Path("models", "kept")
@@ -186,31 +186,47 @@ class Checkpoint:
     def answers(
         self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
     ) -> pd.DataFrame:
-        """Greedy answers to formatted prompts, in their order (``as_table``)."""
+        """Greedy answers to formatted prompts, in their order: ``id``, ``answer``, its ``tokens``,
+        and whether it ``finished``. vLLM takes all GPUs' work itself.
+        """
         parts = [rows[start : start + ANSWERS] for start in range(0, len(rows), ANSWERS)] or [[]]
-        work = partial(self._answers, images=images, max_new_tokens=max_new_tokens, label=label)
-        pieces = {
-            self.place("answers", rows=decisive(part), max_new_tokens=max_new_tokens): part
-            for part in parts
-        }
+        by = by_vllm.decides() if self.by_vllm else {}
+        decides = {"max_new_tokens": max_new_tokens, "by": by}
+        work = partial(self._answers, images=images, decides=decides, label=label)
+        pieces = {self.place("answers", rows=decisive(part), **decides): part for part in parts}
         with console.bar(len(rows), label, "answers"):
-            self.side_by_side(work, pieces, label)
+            if not by:
+                self.side_by_side(work, pieces, label)
             return pd.concat([work(part) for part in parts], ignore_index=True)
 
+    @property
+    def by_vllm(self) -> bool:
+        return self.p.evaluate.generation.engine == "vllm"
+
     def _answers(
-        self, rows: Sequence[dict[str, Any]], images: Path, *, max_new_tokens: int, label: str
+        self, rows: Sequence[dict[str, Any]], images: Path, *, decides: dict[str, Any], label: str
     ) -> pd.DataFrame:
         """``answers`` of some prompts, kept as one piece."""
+        most = decides["max_new_tokens"]
 
         def given() -> pd.DataFrame:
-            batch_tokens = self.p.scoring.batch_tokens
-            options = {"max_new_tokens": max_new_tokens, "batch_tokens": batch_tokens}
-            said = scoring.answer(self.policy, rows, images, **options, label=label) if rows else []
-            return as_table(rows, said)
+            if not rows:
+                said = []
+            elif self.by_vllm:
+                said = by_vllm.answer(self.model, self.p, self.adapter, rows, images, most)
+            else:
+                options = {"max_new_tokens": most, "batch_tokens": self.p.scoring.batch_tokens}
+                said = scoring.answer(self.policy, rows, images, **options, label=label)
+            return pd.DataFrame(
+                {
+                    "id": pd.Series([row["id"] for row in rows], dtype="str"),
+                    "answer": pd.Series([answer.text for answer in said], dtype="str"),
+                    "tokens": pd.Series([answer.tokens for answer in said], dtype="int64"),
+                    "finished": pd.Series([answer.finished for answer in said], dtype="bool"),
+                }
+            )
 
-        return self.kept_table(
-            "answers", given, label=label, rows=decisive(rows), max_new_tokens=max_new_tokens
-        )
+        return self.kept_table("answers", given, label=label, rows=decisive(rows), **decides)
 
     def cost(self) -> dict[str, Any]:
         """For the diary: the device, and pairs/s of what was computed now."""
@@ -231,18 +247,6 @@ def processes(p: Params) -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def as_table(rows: Sequence[Mapping[str, Any]], said: Sequence[scoring.Answer]) -> pd.DataFrame:
-    """Answers to formatted prompts: ``id``, ``answer``, its ``tokens``, whether it ``finished``."""
-    return pd.DataFrame(
-        {
-            "id": pd.Series([row["id"] for row in rows], dtype="str"),
-            "answer": pd.Series([answer.text for answer in said], dtype="str"),
-            "tokens": pd.Series([answer.tokens for answer in said], dtype="int64"),
-            "finished": pd.Series([answer.finished for answer in said], dtype="bool"),
-        }
-    )
 
 
 def decisive(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

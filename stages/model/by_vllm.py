@@ -13,37 +13,24 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from stages.core.meaning import code
 from stages.model import scoring, tokens
-from stages.model.checkpoint import Checkpoint, as_table, decisive
+from stages.params.params import Params
 
 RANK, IMAGES = 64, 8  # of an adapter, and of a prompt, at most
 MEMORY = 0.5  # of a GPU's; the model that scores lies there too
 
 
-def answers(
-    checkpoint: Checkpoint, rows: Sequence[dict[str, Any]], images: Path, *, most: int, label: str
-) -> pd.DataFrame:
-    """``Checkpoint.answers`` of up to ``most`` tokens, kept as one piece."""
-    [package, *_] = packages_distributions()["vllm"]
-    return checkpoint.kept_table(
-        "answers",
-        lambda: as_table(rows, given(checkpoint, rows, images, most)),
-        label=label,
-        rows=decisive(rows),
-        most=most,
-        by={"vllm": version(package), **code("answers/by_vllm.py")},
-    )
-
-
-def given(
-    checkpoint: Checkpoint, rows: Sequence[dict[str, Any]], images: Path, most: int
+def answer(
+    model: Path,
+    p: Params,
+    adapter: Path | None,
+    rows: Sequence[dict[str, Any]],
+    images: Path,
+    most: int,
 ) -> list[scoring.Answer]:
-    """``scoring.answer`` by vLLM."""
-    p, adapter = checkpoint.p, checkpoint.adapter
-    loaded = tokens.load(checkpoint.model, p)
+    """``scoring.answer`` of up to ``most`` tokens by vLLM."""
+    loaded = tokens.load(model, p)
     plugin, template = copy.copy(loaded.template.mm_plugin), copy.copy(loaded.template)
     plugin.expand_mm_tokens, template.mm_plugin = False, plugin  # vLLM expands an image's token
     asked = functools.partial(scoring.prompt_tokens, replace(loaded, template=template))
@@ -51,7 +38,7 @@ def given(
     bounds = {name: getattr(p.format, name) for name in ("image_max_pixels", "image_min_pixels")}
     seen = functools.partial(plugin._regularize_images, **bounds)
     side = round(p.format.image_max_pixels**0.5)
-    llm = _engine(checkpoint.model, p.scoring.dtype, p.format.cutoff_len + most, side)
+    llm = _engine(model, p.scoring.dtype, p.format.cutoff_len + most, side)
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
@@ -73,6 +60,12 @@ def given(
     )
     said = [list(output.outputs[0].token_ids) for output in outputs]
     return [scoring.as_answer(loaded.tokenizer, new, stops) for new in said]
+
+
+def decides() -> dict[str, str]:
+    """What of vLLM decides its answers."""
+    [package, *_] = packages_distributions()["vllm"]
+    return {"vllm": version(package), **code("model/by_vllm.py")}
 
 
 @functools.cache
