@@ -455,10 +455,10 @@ def main(batches: int = 16, longest: int = 120, out: Path = OUT) -> None:
         "",
         f"## {len(drawn)} random batches",
         "",
-        "Of one to four pairs on tiny models: Qwen3-VL, Qwen2.5-VL, Qwen3.5; up to two images, answers "
-        f"of 1 to {longest} tokens that may begin alike, padding. The largest difference of an "
-        "answer's log-prob (nats), the largest relative one of a batch's gradients, and, over "
-        f"{STEPS} steps of AdamW on Qwen3-VL, of the loss (relative where it is above 1). In "
+        "Of one to four pairs on tiny models: Qwen3-VL, Qwen2.5-VL, Qwen3.5; up to two images, "
+        f"answers of 1 to {longest} tokens that may begin alike, padding. The largest difference "
+        "of an answer's log-prob (nats), the largest relative one of a batch's gradients, and, "
+        f"over {STEPS} steps of AdamW on Qwen3-VL, of the loss (relative where it is above 1). In "
         "float64 from LLaMA-Factory's rows; else each row, LLaMA-Factory's too, from float64 with "
         f"the same weights. No row may be more than {SLACK:.0f} times as far as LLaMA-Factory's.",
     ]
