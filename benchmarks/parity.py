@@ -212,7 +212,7 @@ def loss(model: Any, way: Way, batch: Sequence[Any], look: Any) -> tuple[Any, An
     with torch.no_grad(), model.disable_adapter():
         reference = (scored if way.cached else way.log_probs)(model, batch, look)
     if way.cached:
-        reference = reference.float()
+        reference = reference.to(torch.float32)  # ``float`` stays in float64 there
     logps = way.log_probs(model, batch, look)
     return logps, dpo(logps - reference)
 
@@ -455,10 +455,10 @@ def main(batches: int = 16, longest: int = 120, out: Path = OUT) -> None:
         "",
         f"## {len(drawn)} random batches",
         "",
-        "Of one to four pairs on tiny models: Qwen3-VL and Qwen2.5-VL, no image to two, answers "
-        f"of 1 to {longest} tokens that may begin alike, padding. The largest difference of an "
-        "answer's log-prob (nats), the largest relative one of a batch's gradients, and, over "
-        f"{STEPS} steps of AdamW on Qwen3-VL, of the loss (relative where it is above 1). In "
+        "Of one to four pairs on tiny models: Qwen3-VL, Qwen2.5-VL, Qwen3.5; up to two images, "
+        f"answers of 1 to {longest} tokens that may begin alike, padding. The largest difference "
+        "of an answer's log-prob (nats), the largest relative one of a batch's gradients, and, "
+        f"over {STEPS} steps of AdamW on Qwen3-VL, of the loss (relative where it is above 1). In "
         "float64 from LLaMA-Factory's rows; else each row, LLaMA-Factory's too, from float64 with "
         f"the same weights. No row may be more than {SLACK:.0f} times as far as LLaMA-Factory's.",
     ]
