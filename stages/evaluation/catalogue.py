@@ -16,7 +16,6 @@ from ruamel.yaml import YAML
 
 Better = Literal["higher", "lower"]
 ENDS = ("low", "high")
-DASH = "\N{EN DASH}"
 
 
 def is_known(value: Any) -> TypeGuard[float]:
@@ -47,7 +46,7 @@ class Unit:
     def text(self, value: Any) -> str:
         """``98.4%``, ``+25.9 points``, ``1,000``; a dash for what is not known."""
         if not is_known(value):
-            return DASH
+            return "\N{EN DASH}"
         if self.least and value < self.least:
             return f"< {self.least:g}"
         return self._number(value, self.digits) + self.suffix

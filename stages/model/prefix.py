@@ -311,8 +311,7 @@ def forward(
         mask = block_mask(segments)
     else:
         mask = attention_mask(segments)
-    if nets := recurrence.layers(body.language_model):
-        recurrence.install(nets)
+    if recurrence.layers(body.language_model):
         fork = recurrence.parts(segments, PROMPT), recurrence.parts(segments, CHOSEN, REJECTED)
         setattr(mask, recurrence.FORK, fork)
     hidden = body.language_model(

@@ -13,15 +13,14 @@ FORK = "fork"  # attribute of the attention mask of such rows
 
 
 def layers(language_model: Any) -> list[Any]:
-    """The recurrent ones, if the model has any."""
-    return [layer.linear_attn for layer in language_model.layers if hasattr(layer, "linear_attn")]
-
-
-def install(nets: list[Any]) -> None:
-    """Let the ``layers`` read rows whose mask has a ``FORK``; any other input goes as before."""
+    """The recurrent layers, if the model has any. From now on they read rows whose mask has a
+    ``FORK`` as such; any other input goes as before.
+    """
+    nets = [layer.linear_attn for layer in language_model.layers if hasattr(layer, "linear_attn")]
     for net in nets:
         if "forward" not in vars(net):
             net.forward = MethodType(either, net)
+    return nets
 
 
 def either(

@@ -8,7 +8,8 @@ them, so all of that is kept beside them, and ``differences`` says what a traini
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,9 @@ from stages.params.params import Params
 TABLE = "logps.parquet"
 MADE_WITH = "made_with.json"
 
-# What makes tokens and numbers, and what prepares images; bitsandbytes quantises, where it is
-# installed.
-PACKAGES = (
-    *("llamafactory", "torch", "torchvision", "transformers", "tokenizers", "pillow"),
-    "bitsandbytes",
-)
+# What makes tokens and numbers, and what prepares images.
+PACKAGES = ("llamafactory", "torch", "torchvision", "transformers", "tokenizers", "pillow")
+QUANTISES = "bitsandbytes"  # where it is installed
 
 
 def made_with(model: Path, p: Params, *, dtype: str, **more: Any) -> dict[str, Any]:
@@ -47,7 +45,8 @@ def made_with(model: Path, p: Params, *, dtype: str, **more: Any) -> dict[str, A
         "format.image_max_pixels": p.format.image_max_pixels,
         "format.image_min_pixels": p.format.image_min_pixels,
         "dtype": dtype,
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES}
+        | {QUANTISES: version(QUANTISES) if find_spec(QUANTISES) else None},
         **more,
     }
 
@@ -72,10 +71,3 @@ def differences(folder: Path, wanted: Mapping[str, Any]) -> list[str]:
     for values in (made, here):
         values |= values.pop("packages")
     return [name for name in sorted({*made, *here}) if made.get(name) != here.get(name)]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

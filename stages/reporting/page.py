@@ -88,15 +88,11 @@ def render(inputs: Inputs) -> str:
 def tiles(values: Mapping[str, Any]) -> list[tuple[Metric, str]]:
     """At most four for the first screen: win rate, accuracy, right answers, then what chosen and
     the margin did; each with a note."""
-    notes = {
-        "win_rate": "50% if nothing was learnt",
-        **{
-            both.tuned: f"base {catalogue.shown(both.base, values.get(both.base))}"
-            for both in (catalogue.ACCURACY, catalogue.CORRECT)
-        },
-        "chosen_logps_change": "change in nats; below 0 is a loss",
-        "reward_margin": "mean; above 0 is a win",
-    }
+    notes = {"win_rate": "50% if nothing was learnt"}
+    for both in (catalogue.ACCURACY, catalogue.CORRECT):
+        notes[both.tuned] = f"base {catalogue.shown(both.base, values.get(both.base))}"
+    notes["chosen_logps_change"] = "change in nats; below 0 is a loss"
+    notes["reward_margin"] = "mean; above 0 is a win"
     return [(METRICS[key], note) for key, note in notes.items() if is_known(values.get(key))][:4]
 
 
