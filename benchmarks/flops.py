@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.throughput import SIZES
-from stages.commands.dimensions import GIGA, PATCHES, VOCABULARY, Pair, Size
 from stages.commands.plan import TERA
+from stages.commands.planning.dimensions import GIGA, PATCHES, VOCABULARY, Pair, Size
 from stages.core import command
 
 DEFAULT = Pair()

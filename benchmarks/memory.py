@@ -4,7 +4,7 @@
     python -m benchmarks.memory --size 100m --image-tokens 256 --answer-tokens 120
 
 The first line is for the presets of one GPU, at a batch of pairs as long as ``format.cutoff_len``
-allows (``stages.commands.step_memory``, as in ``make plan``). The second runs the same step on the
+allows (``planning.step_memory``, as in ``make plan``). The second runs the same step on the
 CPU in float32: *allocated* is what torch's own allocator hands out, by its profiler. *Process* is
 what the kernel counts, with libraries' work space and what the C library keeps of freed blocks;
 both were small once a first step had loaded the libraries and freed blocks went back at once.
@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.peer import peak_memory
 from benchmarks.throughput import SIZES
-from stages.commands import step_memory
-from stages.commands.dimensions import GIGA, VOCABULARY, Pair, Size, batch, image_tokens
+from stages.commands.planning import step_memory
+from stages.commands.planning.dimensions import GIGA, VOCABULARY, Pair, Size, batch, image_tokens
 from stages.core import command
 from stages.model.prefix import CHUNK
 from stages.params.params import Params

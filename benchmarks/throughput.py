@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pipeline import stack
-from stages.commands.dimensions import VOCABULARY, Size
+from stages.commands.planning.dimensions import VOCABULARY, Size
 from stages.core import command
 from stages.families import known
 from stages.model import scoring

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import flops, gpu, memory, parity
 from benchmarks.pipeline import set_parameters
-from stages.commands import step_memory
-from stages.commands.dimensions import Pair
+from stages.commands.planning import step_memory
+from stages.commands.planning.dimensions import Pair
 from stages.families.known import FAMILIES
 from stages.model import prefix
 from stages.params import params

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-import stages.commands
+import stages.commands.planning
 from benchmarks import flops
 from stages.commands import plan, use
-from stages.commands.dimensions import Pair, parameters
+from stages.commands.planning.dimensions import Pair, parameters
 from stages.core.errors import UserError
 from stages.families import known
 from stages.params import machine
@@ -148,7 +148,7 @@ def project(tmp_path, monkeypatch):
     holds is not measured, which takes torch and half a minute (tests/test_benchmarks.py).
     """
     step = SimpleNamespace(of_process=lambda *_, kept: {"weights": 9, "step": 50 if kept else 4})
-    monkeypatch.setattr(stages.commands, "step_memory", step, raising=False)
+    monkeypatch.setattr(stages.commands.planning, "step_memory", step, raising=False)
     shutil.copytree(ROOT / "tasks", tmp_path / "tasks")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "stale", list)

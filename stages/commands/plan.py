@@ -23,8 +23,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from tabulate import tabulate
 
-from stages.commands import FORMATTED, dimensions, stale
-from stages.commands.dimensions import GIGA, Pair, Size, batch, forward, named, parameters
+from stages.commands import FORMATTED, stale
+from stages.commands.planning import dimensions
+from stages.commands.planning.dimensions import GIGA, Pair, Size, batch, forward, named, parameters
 from stages.core import command
 from stages.core.errors import UserError
 from stages.pairs.pairs import SPLITS
@@ -233,7 +234,7 @@ def memory(p: Params, size: Size, longest: Pair) -> list[str]:
     options of the largest batch that fits at the same step, without checkpointing where that fits.
     A step's memory grows at most in proportion to its batch (by measure).
     """
-    from stages.commands import step_memory  # torch takes 6 s to import
+    from stages.commands.planning import step_memory  # torch takes 6 s to import
 
     options = p.train.passed_through
     here = bool(options.get("disable_gradient_checkpointing", False))

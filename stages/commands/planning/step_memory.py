@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from stages.commands.dimensions import GIGA, Pair, Size, batch, family, parameters
+from stages.commands.planning.dimensions import GIGA, Pair, Size, batch, family, parameters
 from stages.model import prefix
 from stages.params.losses import LOSSES
 from stages.params.params import Params
