@@ -146,6 +146,8 @@ def main(
             f"| {first['loss']:.6f} | {first['norm']:.5f} |"
         )
     print(*(f"\n{asked}: {words}" for asked, words in said.items()))
+    if loss == "mpo":
+        del found["TRL"]  # its BCO leaves out δ, the mean of rewards
     for value in ("loss", "norm"):
         firsts = [steps[0][value] for steps in found.values()]
         if max(firsts) - min(firsts) > TOLERANCE[dtype] * max(firsts):
