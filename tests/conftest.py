@@ -49,6 +49,9 @@ settings.load_profile("no deadline")
 LONGEST = ("end_to_end", "train", "own_data", "way_back", "sweep", "examples", "faults", "runs")
 
 
+GOES_LAST = pytest.StashKey[bool]()
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files that hold slow tests alone, and import torch, are not loaded for the fast ones."""
     if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
@@ -68,6 +71,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=told))
     names = [f"test_{name}.py" for name in LONGEST]
     items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else 9)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The run of the demo is the longest, so the processes of other tests let it go first."""
+    others = "PYTEST_XDIST_WORKER" in os.environ and item.path.name != "test_end_to_end.py"
+    if others and not item.config.stash.get(GOES_LAST, False):
+        item.config.stash[GOES_LAST] = True
+        os.nice(5)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -84,10 +84,8 @@ def rlaif_parquet(folder):
     return {"kind": "path", "path": path, "licence": None, "columns": columns}
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(each, marks=[pytest.mark.rehearsal] * (each != "Qwen3.5")) for each in OTHERS],
-)
+@pytest.mark.rehearsal
+@pytest.mark.parametrize("family", OTHERS)
 def test_own_data_go_through_every_stage_and_the_model_is_asked_and_exported(
     family, llamafactory, write_params, tmp_path, monkeypatch, capfd
 ):

@@ -144,6 +144,7 @@ def test_results_that_come_out_again_pass_and_nothing_here_changes(project, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.rehearsal
 def test_a_locked_hash_that_does_not_come_out_is_named(project, capfd):
     """Someone committed a result that the code does not make."""
     lock = project / "dvc.lock"
@@ -165,6 +166,7 @@ def test_a_locked_hash_that_does_not_come_out_is_named(project, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.rehearsal
 def test_another_machines_results_are_told_from_the_commits_and_never_taken_away(
     project, monkeypatch, capfd
 ):
