@@ -105,6 +105,14 @@ def test_words_about_a_family_or_a_loss_discard_nothing_and_its_tokens_do():
     assert replace(LOSSES["mpo"], options={}).decides != LOSSES["mpo"].decides
 
 
+def test_what_a_loss_computes_names_the_training(base, tmp_path, monkeypatch):
+    before = training(tmp_path, base, shared_prefix=True)
+    monkeypatch.setitem(LOSSES, "sigmoid", replace(LOSSES["sigmoid"], paper="another"))
+    assert training(tmp_path, base, shared_prefix=True) == before
+    monkeypatch.setitem(LOSSES, "sigmoid", replace(LOSSES["sigmoid"], mean=True))
+    assert training(tmp_path, base, shared_prefix=True) != before
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

@@ -24,10 +24,7 @@ WORKSPACE = Path("models/training")  # a folder for each fingerprint; DVC leaves
 INSIDE = Path(__file__).parent / "inside"
 # Our code in every training process, and what is there besides where prompts are shared.
 CODE = ("tuning/inside/sitecustomize.py",)
-SHARED_CODE = (
-    *("tuning/trainer.py", "tuning/views.py", "tuning/attention.py"),
-    "model/prefix.py",
-)
+SHARED_CODE = ("tuning/trainer.py", "tuning/views.py", "tuning/attention.py", "model/prefix.py")
 
 # Packages whose version decides what a training computes.
 PACKAGES = ("llamafactory", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
@@ -169,6 +166,7 @@ def fingerprint(
         packages={package: version(package) for package in PACKAGES},
         inside=inside,
         shared_prefix=p.train.shared_prefix,
+        loss=LOSSES[p.train.loss].decides,
         view=view(p),
         portable=p.train.portable and p.train.gpus == 0,
         reference=sorted(reference_logps.by_pair(cached).items()) if cached else None,
